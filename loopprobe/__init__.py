@@ -1,0 +1,52 @@
+"""loopprobe: interpretability probes for looped transformers.
+
+    from loopprobe import load
+    model = load("lr-b20-T10")
+
+Names are loaded when they are first used, so that ``import loopprobe`` is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from loopprobe.cache import LoopCache
+    from loopprobe.checkpoint import load, load_checkpoint
+    from loopprobe.config import Config, ModelConfig, TaskConfig, TrainConfig, load_config
+    from loopprobe.errors import LoopprobeError
+    from loopprobe.hooks import masked, mean_states
+    from loopprobe.model import LoopedTransformer
+    from loopprobe.tasks import Prompts, held_out, sample
+    from loopprobe.train import train
+
+_HOME = {
+    "LoopCache": "cache",
+    "load": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "Config": "config",
+    "ModelConfig": "config",
+    "TaskConfig": "config",
+    "TrainConfig": "config",
+    "load_config": "config",
+    "LoopprobeError": "errors",
+    "masked": "hooks",
+    "mean_states": "hooks",
+    "LoopedTransformer": "model",
+    "Prompts": "tasks",
+    "held_out": "tasks",
+    "sample": "tasks",
+    "train": "train",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"loopprobe.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'loopprobe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,369 @@
+"""Configuration: which model, on which task, trained how. Imports no torch, so the command line starts fast.
+
+A configuration is frozen and validated when it is made; an unknown key is an error. It comes from defaults,
+a named preset, a TOML file and ``key=value`` overrides, in this order, each over the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from loopprobe.errors import LoopprobeError
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+# What HookedTransformer can do and a looped GPT-2 block does not: a TransformerLens config that asks for it
+# is refused, never silently changed.
+_FIXED_BY_ARCHITECTURE: dict[str, tuple[Any, ...]] = {
+    "normalization_type": ("LN",),
+    "positional_embedding_type": ("standard",),
+    "attention_dir": ("causal",),
+    "attn_only": (False,),
+    "gated_mlp": (False,),
+    "parallel_attn_mlp": (False,),
+    "use_attn_scale": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "use_local_attn": (False,),
+    "use_qk_norm": (False,),
+    "final_rms": (False,),
+    "post_embedding_ln": (False,),
+    "use_normalization_before_and_after": (False,),
+    "num_experts": (None,),
+}
+
+
+@dataclass(config=_STRICT, kw_only=True)
+class ModelConfig:
+    """A looped transformer, under the field names of TransformerLens's HookedTransformerConfig.
+
+    The fields from ``n_layers`` to ``initializer_range`` are TransformerLens's; ``n_loops`` and ``injection``
+    describe the loop; ``n_dims`` and ``n_points`` the prompts. An ordinary transformer is ``n_loops = 1``.
+    Fields left at None are filled in, so a config that was made is always complete.
+    """
+
+    n_layers: PositiveInt = 1
+    d_model: PositiveInt = 64
+    n_heads: PositiveInt = 4
+    d_head: PositiveInt = None  # type: ignore[assignment]  # d_model // n_heads
+    d_mlp: PositiveInt = None  # type: ignore[assignment]  # 4 * d_model
+    n_ctx: PositiveInt = None  # type: ignore[assignment]  # tokens: 2 * n_points
+    act_fn: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
+    eps: PositiveFloat = 1e-5
+    initializer_range: PositiveFloat | None = None  # std of initial weights; None: 1 / sqrt(fan_in)
+    n_loops: PositiveInt = 20
+    injection: Literal["add", "multiply", "none"] = "add"
+    n_dims: PositiveInt = 10
+    n_points: PositiveInt = 31
+
+    # Constants of the architecture that TransformerLens's ActivationCache asks its model for.
+    normalization_type: ClassVar[str] = "LN"
+    attn_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.d_head is None:
+            if self.d_model % self.n_heads:
+                raise LoopprobeError(
+                    f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads}): "
+                    "change one of them or set d_head"
+                )
+            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
+        if self.d_mlp is None:
+            object.__setattr__(self, "d_mlp", 4 * self.d_model)
+        if self.n_ctx is None:
+            object.__setattr__(self, "n_ctx", 2 * self.n_points)
+        if self.n_ctx < 2 * self.n_points:
+            raise LoopprobeError(
+                f"n_ctx ({self.n_ctx}) must be at least 2 * n_points ({2 * self.n_points}): "
+                "every point is two tokens; raise n_ctx or lower n_points"
+            )
+
+    @classmethod
+    def from_transformer_lens(cls, cfg: Any, **loop_fields: Any) -> ModelConfig:
+        """Make a config from a TransformerLens one: TransformerBridgeConfig, legacy HookedTransformerConfig, dict.
+
+        Args:
+            cfg: the TransformerLens config, or its ``to_dict()``. Fields about tokens, devices and dtypes
+                have no meaning here and are passed over.
+            loop_fields: ``n_loops``, ``injection``, ``n_dims``, ``n_points``, or any field to override.
+
+        Raises:
+            LoopprobeError: the config asks for something that a looped GPT-2 block does not have.
+        """
+        fields = dict(cfg if isinstance(cfg, Mapping) else vars(cfg))
+        for name, allowed in _FIXED_BY_ARCHITECTURE.items():
+            if name in fields and fields[name] not in allowed:
+                raise LoopprobeError(
+                    f"{name} ({fields[name]!r}) is not supported: a looped transformer here has "
+                    f"{name} = {allowed[0]!r}; change it in the TransformerLens config"
+                )
+        shared = {"n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "act_fn", "eps"}
+        known = {name: value for name, value in fields.items() if name in shared and value not in (None, -1)}
+        if "n_ctx" in known:
+            known["n_points"] = known["n_ctx"] // 2
+        if fields.get("initializer_range", -1) > 0:
+            known["initializer_range"] = float(fields["initializer_range"])
+        return build(cls, known | loop_fields)
+
+    def to_transformer_lens(self) -> Any:
+        """The TransformerBridgeConfig of one pass through the block (imports transformer_lens)."""
+        from transformer_lens.config import TransformerBridgeConfig
+
+        shared = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "act_fn", "eps")
+        return TransformerBridgeConfig(
+            **{name: getattr(self, name) for name in shared},
+            normalization_type=self.normalization_type,
+            attn_only=self.attn_only,
+        )
+
+
+@dataclass(config=_STRICT, kw_only=True)
+class TaskConfig:
+    """A function class from which prompts are drawn."""
+
+    name: Literal["linear_regression", "noisy_linear_regression"] = "linear_regression"
+    noise_std: NonNegativeFloat | None = None  # None: 0.1 for the noisy task, 0 for the other
+
+    def __post_init__(self) -> None:
+        noisy = self.name == "noisy_linear_regression"
+        if self.noise_std is None:
+            object.__setattr__(self, "noise_std", 0.1 if noisy else 0.0)
+        elif self.noise_std > 0 and not noisy:
+            raise LoopprobeError(
+                f"noise_std ({self.noise_std}) must be 0 for task {self.name}: "
+                "set task.name to noisy_linear_regression or drop noise_std"
+            )
+
+
+@dataclass(config=_STRICT, kw_only=True)
+class Schedule:
+    """A whole number that may grow during training.
+
+    constant: always ``end``. linear: from ``start`` to ``end`` over the first ``over`` of the steps, in equal
+    stages. step: ``start``, raised by ``by`` every ``every`` steps until ``end``. An ``end`` of None means the
+    model's own number (n_dims, n_points or n_loops).
+    """
+
+    kind: Literal["constant", "linear", "step"] = "constant"
+    start: PositiveInt | None = None
+    end: PositiveInt | None = None
+    over: float | None = Field(default=None, gt=0, le=1)
+    by: PositiveInt | None = None
+    every: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        needs = {"constant": set(), "linear": {"start", "over"}, "step": {"start", "by", "every"}}[self.kind]
+        given = {name for name in ("start", "over", "by", "every") if getattr(self, name) is not None}
+        if needs != given:
+            raise LoopprobeError(
+                f"a {self.kind} schedule takes {' and '.join(sorted(needs)) or 'only end'} "
+                f"(given: {', '.join(sorted(given)) or 'none'}): change kind or these keys"
+            )
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise LoopprobeError(f"schedule start ({self.start}) must be at most end ({self.end}): lower start")
+
+    def at(self, step: int, steps: int) -> int:
+        """The value at ``step`` (from 0) of ``steps``."""
+        assert self.end is not None, "the schedule is resolved when a Config is made"
+        if self.kind == "linear":
+            assert self.start is not None
+            assert self.over is not None
+            fraction = min(1.0, step / (self.over * steps))
+            return self.start + int(fraction * (self.end - self.start))
+        if self.kind == "step":
+            assert self.start is not None
+            assert self.by is not None
+            assert self.every is not None
+            return min(self.end, self.start + self.by * (step // self.every))
+        return self.end
+
+
+def _schedule(value: Any) -> Any:
+    """A bare number is a constant schedule."""
+    return {"end": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@dataclass(config=_STRICT, kw_only=True)
+class TrainConfig:
+    """How a model is trained. The defaults are the recipe of this project; presets hold others."""
+
+    steps: PositiveInt = 2000
+    batch_size: PositiveInt = 64
+    loop_window: PositiveInt = 10  # T: the last T loops carry loss and gradient
+    dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, over=0.4))
+    points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, over=0.4))
+    loops: Schedule = Field(default_factory=Schedule)
+    optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
+    muon_lr: PositiveFloat = 1e-2
+    adam_lr: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    grad_clip: PositiveFloat | None = 1.0  # largest global gradient norm
+    warmup_steps: NonNegativeInt = 100
+    decay: float = Field(default=0.5, ge=0, le=1)  # the last part of training in which rates fall to 0
+    seed: NonNegativeInt = 0
+    device: str = "auto"  # auto: CUDA, else MPS, else CPU
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 100
+
+    _schedules = pydantic.field_validator("dims", "points", "loops", mode="before")(_schedule)
+
+
+@dataclass(config=_STRICT, kw_only=True)
+class Config:
+    """Everything that determines a trained model."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    train: TrainConfig | None = Field(default_factory=TrainConfig)  # None: trained elsewhere
+
+    def __post_init__(self) -> None:
+        if self.train is None:
+            return
+        if self.train.loop_window > self.model.n_loops:
+            raise LoopprobeError(
+                f"loop_window ({self.train.loop_window}) must be at most n_loops ({self.model.n_loops}): "
+                "lower train.loop_window or raise model.n_loops"
+            )
+        resolved = {}
+        for name, limit in (
+            ("dims", self.model.n_dims), ("points", self.model.n_points), ("loops", self.model.n_loops),
+        ):  # fmt: skip
+            schedule = getattr(self.train, name)
+            for part in ("start", "end"):
+                if (getattr(schedule, part) or 0) > limit:
+                    raise LoopprobeError(
+                        f"train.{name}.{part} ({getattr(schedule, part)}) must be at most model.n_{name} "
+                        f"({limit}): lower it or raise model.n_{name}"
+                    )
+            resolved[name] = dataclasses.replace(schedule, end=schedule.end or limit)
+        object.__setattr__(self, "train", dataclasses.replace(self.train, **resolved))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, without the fields that are off (None)."""
+        return {"train": None} | _drop_none(dataclasses.asdict(self))
+
+    @property
+    def name(self) -> str:
+        """A short name: task, layers unless one, loops b, window T, what else is special (``lr-b20-T10``)."""
+        parts = ["nlr" if self.task.name == "noisy_linear_regression" else "lr"]
+        if self.model.n_layers > 1:
+            parts.append(f"L{self.model.n_layers}")
+        if self.model.n_loops > 1:
+            parts.append(f"b{self.model.n_loops}")
+        if self.train is not None:
+            if self.model.n_loops > 1:
+                parts.append(f"T{self.train.loop_window}")
+            if self.train.loops.kind != "constant":
+                parts.append("grown")
+            if self.train.seed:
+                parts.append(f"s{self.train.seed}")
+        return "-".join(parts)
+
+
+def _drop_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _drop_none(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None
+    }
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("loopprobe") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_config(path: Path | None = None, preset: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration from a preset, a TOML file and ``section.key=value`` overrides, later over earlier.
+
+    Raises:
+        LoopprobeError: an unknown preset, file, key or value.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in preset_names():
+            raise LoopprobeError(f"unknown preset {preset!r}: choose one of {', '.join(preset_names())}")
+        text = (resources.files("loopprobe") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    if path is not None:
+        tree = _merge(tree, _read_toml(path))
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    return build(Config, tree)
+
+
+def build(cls: type, tree: Mapping[str, Any]) -> Any:
+    """Make a validated config object from nested plain data.
+
+    Raises:
+        LoopprobeError: one line that names the key, the value and what is allowed.
+    """
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(dict(tree))
+    except pydantic.ValidationError as error:
+        raise LoopprobeError(_one_line(cls, error)) from None
+
+
+def _one_line(cls: type, error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), LoopprobeError):
+        return str(cause)
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        valid = list(_keys(cls))
+        same_leaf = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        near = same_leaf or difflib.get_close_matches(key, valid, n=1) or valid
+        return f"unknown config key {key!r}: did you mean {' or '.join(near)}?"
+    return f"{key} ({first['input']!r}) is not valid: {first['msg'][0].lower() + first['msg'][1:]}"
+
+
+def _keys(cls: type, prefix: str = "") -> Iterable[str]:
+    for field in dataclasses.fields(cls):
+        nested = {"model": ModelConfig, "task": TaskConfig, "train": TrainConfig}.get(field.name)
+        if nested is not None and cls is Config:
+            yield from _keys(nested, f"{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        # A schedule of another kind replaces the old one: its keys belong together.
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and "kind" not in value
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoopprobeError(f"no config file at {path}: check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
+    except OSError as error:
+        raise LoopprobeError(f"cannot read {path} ({error.strerror}): check the path") from None
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise LoopprobeError(f"--set {text!r} must have the form section.key=value, like train.steps=500")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed

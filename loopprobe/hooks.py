@@ -1,0 +1,128 @@
+"""Interventions on the loop, as context managers that leave nothing attached, whatever is raised inside."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.hook_points import LoopHookPoint
+from loopprobe.model import LoopedTransformer
+
+Mode = Literal["first", "last"]
+Unit = Literal["point", "token"]
+Fill = Literal["initial", "zero"] | Float[Tensor, "... pos d_model"]
+
+TOKENS_PER = {"point": 2, "token": 1}
+
+
+def kept_tokens(
+    mode: Mode, n: int | Sequence[int], n_pos: int, *, unit: Unit = "point", invert: bool = False
+) -> Bool[Tensor, "n pos"]:
+    """Which tokens keep their state: the first or the last ``n`` points (of two tokens each) or tokens.
+
+    Args:
+        mode: count from the ``first`` or from the ``last`` position.
+        n: how many are kept; a sequence gives one row each.
+        n_pos: tokens of the prompt.
+        unit: what n counts.
+        invert: mask the named positions and keep the others.
+
+    Raises:
+        LoopprobeError: n is negative or above what the prompt has.
+    """
+    if mode not in ("first", "last"):
+        raise LoopprobeError(f"mode ({mode!r}) must be first or last: choose one")
+    if unit not in TOKENS_PER:
+        raise LoopprobeError(f"unit ({unit!r}) must be point or token: choose one")
+    counts = [n] if isinstance(n, int) else list(n)
+    most = n_pos // TOKENS_PER[unit]
+    for count in counts:
+        if not 0 <= count <= most:
+            raise LoopprobeError(
+                f"n ({count}) must be from 0 to the {most} {unit}s of the prompt: choose n in 0:{most}"
+            )
+    tokens = TOKENS_PER[unit] * torch.tensor(counts)[:, None]
+    position = torch.arange(n_pos)
+    named = position < tokens if mode == "first" else position >= n_pos - tokens
+    return named ^ invert
+
+
+@contextmanager
+def masked(
+    model: LoopedTransformer,
+    mode: Mode = "first",
+    n: int | Sequence[int] = 10,
+    *,
+    unit: Unit = "point",
+    invert: bool = False,
+    fill: Fill = "initial",
+    loops: Collection[int] | None = None,
+) -> Iterator[LoopedTransformer]:
+    """Keep only the first or last ``n`` points of the state: before each loop the rest is replaced by ``fill``.
+
+    The injected input is not masked, and the predictions are read from the state before it is masked. With
+    n = n_points nothing is masked; with n = 0 the whole state is reset each time.
+
+    Args:
+        model: the model to mask; use it inside the ``with`` block as usual.
+        mode, n, unit, invert: see ``kept_tokens``. A sequence of n masks the batch in equal blocks, the i-th
+            block by the i-th n, so that many masks go through together.
+        fill: ``initial`` (the state that the loop starts from), ``zero``, or a tensor [pos, d_model] or
+            [loop, pos, d_model], such as ``mean_states`` gives.
+        loops: the loops before which the state is masked; None for every loop.
+
+    Raises:
+        LoopprobeError: n does not fit the prompt, or the batch does not divide into the blocks of n.
+    """
+    if isinstance(fill, str) and fill not in ("initial", "zero"):
+        raise LoopprobeError(f"fill ({fill!r}) must be initial, zero or a tensor: for the mean give mean_states(…)")
+    kept_tokens(mode, n, model.cfg.n_ctx, unit=unit, invert=invert)
+    initial: list[Tensor] = []
+
+    def note_initial(e: Tensor, hook: LoopHookPoint) -> None:
+        initial[:] = [model.initial_state(e)]
+
+    def replacement(z: Tensor, loop: int) -> Tensor:
+        if isinstance(fill, Tensor):
+            return (fill[loop] if fill.ndim == 3 else fill).to(z)
+        return initial[0] if fill == "initial" else torch.zeros_like(z)
+
+    def mask(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
+        if loops is not None and hook.loop() not in loops:
+            return None
+        keep = kept_tokens(mode, n, z.shape[1], unit=unit, invert=invert).to(z.device)
+        if len(z) % len(keep):
+            raise LoopprobeError(
+                f"the batch ({len(z)}) must divide into {len(keep)} equal blocks, one for each n: repeat the prompts"
+            )
+        keep = keep.repeat_interleave(len(z) // len(keep), dim=0)
+        return torch.where(keep[..., None], z, replacement(z, hook.loop()))
+
+    with model.hooks(fwd_hooks=[("hook_embed", note_initial), ("hook_z_pre", mask)]):
+        yield model
+
+
+def mean_states(
+    model: LoopedTransformer, batches: Sequence[tuple[Tensor, Tensor]], n_loops: int
+) -> Float[Tensor, "loop pos d_model"]:
+    """Mean over prompts of the state that enters each loop of the clean run: the fill of a mean ablation.
+
+    Args:
+        batches: (xs, ys) pairs, of any sizes.
+        n_loops: loops to run.
+    """
+    sums: dict[int, Tensor] = {}
+
+    def add(z: Tensor, hook: LoopHookPoint) -> None:
+        sums[hook.loop()] = sums.get(hook.loop(), 0) + z.sum(0)
+
+    with torch.no_grad(), model.hooks(fwd_hooks=[("hook_z_pre", add)]):
+        for xs, ys in batches:
+            model(xs, ys, n_loops, keep_loops=1)
+    return torch.stack([sums[loop] for loop in range(n_loops)]) / sum(len(xs) for xs, _ in batches)

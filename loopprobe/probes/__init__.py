@@ -1,0 +1,1 @@
+"""One file a probe: ``run(checkpoint, prompts, config)`` returns an xarray dataset; no printing, no plots."""

@@ -1,0 +1,167 @@
+"""What the prediction needs of the state: keep the first or last n points of it, and measure the error.
+
+Before every application of the block the state outside the kept points is replaced; the injected input is not
+masked. The models were trained without the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.evaluate import chunk_size
+from loopprobe.hooks import TOKENS_PER, kept_tokens, masked, mean_states
+from loopprobe.results import stamp
+from loopprobe.statistics import bootstrap_mean
+from loopprobe.tasks import Prompts
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class MaskConfig:
+    """Which part of the state is kept, and how.
+
+    Attributes:
+        mode: keep the ``first`` or the ``last`` positions.
+        n: how many, one run each.
+        loops: iterations to run; errors after every one of them come out.
+        unit: what n counts.
+        invert: mask the named positions and keep the others.
+        fill: what replaces the state: its ``initial`` value, ``zero``, or its ``mean`` over the prompts in the
+            clean run, loop by loop.
+        once_at: mask once only, before this loop (from 0); None: before every loop.
+    """
+
+    mode: Literal["first", "last"] = "first"
+    n: tuple[NonNegativeInt, ...] = (10,)
+    loops: PositiveInt = 50
+    unit: Literal["point", "token"] = "point"
+    invert: bool = False
+    fill: Literal["initial", "zero", "mean"] = "initial"
+    once_at: NonNegativeInt | None = None
+
+    def __post_init__(self) -> None:
+        if not self.n:
+            raise LoopprobeError("n is empty: give a number, a list like 5,10 or a range like 0:31")
+        if self.once_at is not None and self.once_at >= self.loops:
+            raise LoopprobeError(
+                f"the loop to mask at ({self.once_at}) must be below loops ({self.loops}): raise --loops"
+            )
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: MaskConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Error of the clean run and of every mask, after every loop.
+
+    All masks of a chunk of prompts go through the model in one batch.
+
+    Returns:
+        A dataset with dims ``n``, ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point``
+        (in-context examples before it):
+
+        * ``error [n, loop, example]``: squared error at the query / n_dims; ``clean_error [loop, example]``
+        * ``mean``, ``low``, ``high [n, loop]`` and ``clean_mean`` …: its mean with a 95 % bootstrap interval
+        * ``error_by_point [n, loop, point]``, ``clean_error_by_point [loop, point]``: means at every point
+
+        A sentence in ``attrs["description"]`` says what was kept and what was masked.
+
+    Raises:
+        LoopprobeError: n is above what the prompts have, or the prompts do not fit the model.
+    """
+    model = checkpoint.model
+    device = next(model.parameters()).device
+    n_prompts, n_points, n_dims = prompts.xs.shape
+    check(checkpoint, config)
+    full = n_points * TOKENS_PER["point"] // TOKENS_PER[config.unit]
+    counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
+    size = max(1, chunk_size(device) // len(counts))
+    chunks = [
+        (xs.to(device), ys.to(device)) for xs, ys in zip(prompts.xs.split(size), prompts.ys.split(size), strict=True)
+    ]
+    fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
+    loops = None if config.once_at is None else [config.once_at]
+
+    errors = np.empty((len(counts), config.loops, n_prompts), np.float32)
+    by_point = np.zeros((len(counts), config.loops, n_points))
+    done = 0
+    mask = masked(model, config.mode, counts, unit=config.unit, invert=config.invert, fill=fill, loops=loops)
+    with torch.no_grad(), mask:
+        for xs, ys in progress(chunks):
+            repeats = (len(counts), 1)
+            predictions = model(xs.repeat(*repeats, 1), ys.repeat(repeats), config.loops)
+            predictions = predictions.unflatten(1, (len(counts), len(xs))).transpose(0, 1)
+            squared = ((predictions - ys).square() / n_dims).cpu().numpy()  # [n, loop, example, point]
+            errors[..., done : done + len(xs)] = squared[..., -1]
+            by_point += squared.sum(axis=2, dtype=np.float64)
+            done += len(xs)
+    by_point /= n_prompts
+
+    mean, low, high = bootstrap_mean(errors)
+    dims = ("n", "loop")
+    data = xr.Dataset(
+        {
+            "error": ((*dims, "example"), errors[:-1]),
+            "mean": (dims, mean[:-1]),
+            "low": (dims, low[:-1]),
+            "high": (dims, high[:-1]),
+            "error_by_point": ((*dims, "point"), by_point[:-1]),
+            "clean_error": (("loop", "example"), errors[-1]),
+            "clean_mean": ("loop", mean[-1]),
+            "clean_low": ("loop", low[-1]),
+            "clean_high": ("loop", high[-1]),
+            "clean_error_by_point": (("loop", "point"), by_point[-1]),
+        },
+        coords={
+            "n": list(config.n),
+            "loop": np.arange(1, config.loops + 1),
+            "point": np.arange(n_points),
+            "model": checkpoint.label,
+        },
+        attrs={
+            "description": describe(config, n_points),
+            "full": full,
+            "trained_loops": model.cfg.n_loops,
+            "zero_predictor": float((prompts.ys[:, -1].square().mean() / n_dims).item()),
+        },
+    )
+    for name in data:
+        data[name].attrs["units"] = "squared error / n_dims"
+    return stamp(data, "mask", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: MaskConfig) -> None:
+    """Raise LoopprobeError where the mask does not fit the model, before anything runs."""
+    kept_tokens(config.mode, config.n, 2 * checkpoint.config.model.n_points, unit=config.unit)
+
+
+def describe(config: MaskConfig, n_points: int) -> str:
+    """In words: what was kept and what was masked."""
+    verb = "masking" if config.invert else "keeping"
+    counts = ", ".join(map(str, config.n))
+    if len(config.n) > 2 and config.n == tuple(range(config.n[0], config.n[-1] + 1)):
+        counts = f"{config.n[0]} to {config.n[-1]}"
+    one = len(config.n) == 1
+    which = f"{config.mode} {config.n[0] if one else 'n'} of "
+    if config.unit == "point":
+        which += f"{n_points} points, {2 * config.n[0] if one else '2n'} of {2 * n_points} tokens"
+    else:
+        which += f"{2 * n_points} tokens"
+    fill = {
+        "initial": "reset to its initial value",
+        "zero": "set to zero",
+        "mean": "set to its mean over the prompts in the clean run",
+    }[config.fill]
+    when = "before every loop" if config.once_at is None else f"once, before loop {config.once_at + 1}"
+    subject = "it is" if config.invert else "the rest is"
+    series = "" if one else f" (n = {counts})"
+    return f"{verb} the state of the {which}{series}; {subject} {fill} {when}; the injected input stays"

@@ -1,0 +1,46 @@
+"""Progress bars, in one style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A function that wraps a sized iterable in a progress bar on stderr."""
+
+    def wrap(steps: Iterable[Any]) -> Iterator[Any]:
+        with _bar(TextColumn("")) as bar:
+            yield from bar.track(steps, description=description)
+
+    return wrap
+
+
+@contextmanager
+def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar with loss, error and time left, moved by rows of metrics."""
+    with _bar(TextColumn("loss {task.fields[loss]} error {task.fields[error]}")) as bar:
+        task = bar.add_task(description, total=steps, loss="–", error="–")
+
+        def report(row: dict[str, Any]) -> None:
+            bar.update(task, completed=row["step"], loss=f"{row['loss']:.3g}", error=f"{row['error']:.3g}")
+
+        yield report
+
+
+def _bar(*fields: TextColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), *fields,
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""Where an artefact comes from: the versions, the commit and the device that travel with it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+import loopprobe
+
+
+def provenance(device: torch.device | str, dtype: torch.dtype) -> dict[str, str | int | None]:
+    """Version, git commit (None outside a checkout), torch, Python, device, dtype and threads."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "loopprobe": loopprobe.__version__,
+        "git_commit": _git_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree that runs, with "-dirty" where it holds uncommitted changes."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

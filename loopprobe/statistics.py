@@ -1,0 +1,34 @@
+"""Means with their uncertainty."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+
+def bootstrap_mean(
+    values: Float[ndarray, "... sample"], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
+    """Mean over the last axis with a percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3).
+
+    All leading entries are resampled with the same draws, so differences between them stay paired.
+
+    Args:
+        values: the samples are the last axis.
+        resamples: bootstrap resamples.
+        level: coverage of the interval.
+        seed: of the resampling.
+
+    Returns:
+        mean, lower end, upper end, each without the last axis. NaN or infinity among the samples passes through.
+    """
+    n = values.shape[-1]
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    flat = values.reshape(-1, n).astype(np.float64)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    # Chunks keep [resamples, chunk] small however many leading entries there are.
+    chunks = [np.quantile((flat[i : i + 1024] @ (counts.T / n)), ends, axis=1) for i in range(0, len(flat), 1024)]
+    low, high = np.concatenate(chunks, axis=1)
+    shape = values.shape[:-1]
+    return flat.mean(axis=1).reshape(shape), low.reshape(shape), high.reshape(shape)

@@ -1,0 +1,109 @@
+"""What the terminal shows: tables and sentences from results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from loopprobe.config import Config
+from loopprobe.figures import loops_to_show
+
+
+def show_table(table: Table) -> None:
+    """Print a table; as wide as it needs where the output is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(80, Console(width=1000).measure(table).maximum))
+    console.print(table)
+
+
+def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
+    """Error / n_dims with its 95 % interval: a row for the clean run and each n, a column a loop count."""
+    table = _table(f"{data.model.item()}: {data.attrs['description']}")
+    table.caption = (
+        f"squared error at the query / n_dims, mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+    )
+    table.add_column("n", justify="right")
+    shown = loops_to_show(data, loops)
+    for loop in shown:
+        table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
+    for n in (None, *data.n.values):
+        parts = ("mean", "low", "high")
+        mean, low, high = (data[f"clean_{part}"] if n is None else data[part].sel(n=n) for part in parts)
+        cells = (f"{mean.sel(loop=t):.3g} [{low.sel(loop=t):.3g},\u00a0{high.sel(loop=t):.3g}]" for t in shown)
+        table.add_row("clean" if n is None else str(n), *cells)
+    return table
+
+
+def mask_finding(data: xr.Dataset) -> str:
+    """One sentence: what the mask costs after the last loop."""
+    last = data.isel(loop=-1)
+    clean, worst = float(last.clean_mean), last.isel(n=last["mean"].argmax("n"))
+    return (
+        f"After {int(last.loop)} loops the error is {clean:.3g} in the clean run and {float(worst['mean']):.3g} with "
+        f"n = {int(worst.n)} ({float(worst['mean']) / clean:.3g} times); predicting zero gives "
+        f"{data.attrs['zero_predictor']:.3g}."
+    )
+
+
+def checkpoint_table(rows: Iterable[tuple[str, Config, dict[str, Any]]]) -> Table:
+    """One row a checkpoint: what it is and how good."""
+    table = _table("checkpoints")
+    for name in ("name", "task", "layers", "loops b", "window T", "error at b", "error at 500", "steps"):
+        table.add_column(name, justify="left" if name in ("name", "task") else "right")
+    for name, cfg, tree in rows:
+        errors = [f"{error:.3g}" for error in (tree["evaluation"] or {}).get("error", [])]
+        at_b, far = (*errors, "–", "–")[:2]
+        window = str(cfg.train.loop_window) if cfg.train and cfg.model.n_loops > 1 else "–"
+        table.add_row(
+            name,
+            cfg.task.name,
+            str(cfg.model.n_layers),
+            str(cfg.model.n_loops),
+            window,
+            at_b,
+            far,
+            str(tree["step"]),
+        )
+    return table
+
+
+def checkpoint_summary(folder: Path, cfg: Config, tree: dict[str, Any]) -> str:
+    """Everything that is known of a checkpoint, as lines of text."""
+    lines = [f"{folder}"]
+    evaluation = tree["evaluation"]
+    if evaluation is None:
+        lines.append(f"in training: {tree['step']} steps done, {tree['wall_time_s']:.0f} s")
+    else:
+        for loop, mean, low, high in zip(
+            *(evaluation[key] for key in ("loops", "error", "error_low", "error_high")), strict=True
+        ):
+            lines.append(
+                f"error after {loop} loop{'s' * (loop > 1)}: {mean:.4g} [{low:.4g}, {high:.4g}] "
+                f"({evaluation['measure']}, {evaluation['n_prompts']} held-out prompts)"
+            )
+        lines.append(f"trained for {tree['step']} steps in {tree['wall_time_s']:.0f} s")
+    for title, part in (("model", cfg.model), ("task", cfg.task), ("train", cfg.train)):
+        if part is not None:
+            lines.append(f"\n[{title}]")
+            lines += [
+                f"{key} = {_compact(value)}" for key, value in dataclasses.asdict(part).items() if value is not None
+            ]
+    lines.append("\n[provenance]")
+    lines += [f"{key} = {value}" for key, value in tree["provenance"].items()]
+    return "\n".join(lines)
+
+
+def _compact(value: Any) -> Any:
+    return {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else value
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")
