@@ -14,10 +14,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from loopprobe.cache import LoopCache
     from loopprobe.checkpoint import load, load_checkpoint
-    from loopprobe.config import Config, ModelConfig, TaskConfig, TrainConfig, load_config
+    from loopprobe.config import Config, ModelConfig, TaskConfig, TrainConfig
     from loopprobe.errors import LoopprobeError
     from loopprobe.hooks import masked, mean_states
     from loopprobe.model import LoopedTransformer
+    from loopprobe.settings import load_config
     from loopprobe.tasks import Prompts, held_out, sample
     from loopprobe.train import train
 
@@ -29,7 +30,7 @@ _HOME = {
     "ModelConfig": "config",
     "TaskConfig": "config",
     "TrainConfig": "config",
-    "load_config": "config",
+    "load_config": "settings",
     "LoopprobeError": "errors",
     "masked": "hooks",
     "mean_states": "hooks",

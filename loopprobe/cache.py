@@ -46,9 +46,12 @@ class LoopCache:
             name = key
         else:
             loop, *rest = key
-            if len(rest) > 1 and rest[1] is not None and rest[1] < 0:
+            has_layer = len(rest) > 1 and rest[1] is not None
+            if has_layer and rest[1] < 0:
                 rest[1] += self.model.cfg.n_layers
-            name = f"loops.{loop % self.n_loops if loop < 0 else loop}.{get_act_name(*rest)}"
+            loop = loop % self.n_loops if loop < 0 else loop
+            of_loop = f"loops.{loop}.hook_{rest[0]}"  # such as the state z, which has no layer
+            name = of_loop if of_loop in self._tensors and not has_layer else f"loops.{loop}.{get_act_name(*rest)}"
         if name not in self._tensors:
             raise KeyError(f"{name} is not in this cache: it keeps loops {_ranges(self.loops)}, names {self.names()}")
         return self._tensors[name]

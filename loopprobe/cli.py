@@ -37,7 +37,9 @@ def main() -> None:
     except (LoopprobeError, _USAGE_ERROR) as error:
         if "--debug" in sys.argv:
             raise
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = str(error)
+        if isinstance(error, _USAGE_ERROR):
+            message = f"{error.format_message()} (given: {' '.join(sys.argv[1:])}; see --help)"  # type: ignore[attr-defined]
         print(f"loopprobe: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
@@ -76,7 +78,7 @@ def train(
     wandb: Annotated[bool, typer.Option("--wandb", help="Also log to wandb, offline, inside the folder.")] = False,
 ) -> None:
     """Train a looped transformer; without arguments, the model that the probes use by default."""
-    from loopprobe.config import load_config
+    from loopprobe.settings import load_config
 
     overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
     cfg = load_config(config, preset, overrides)

@@ -1,17 +1,13 @@
 """Configuration: which model, on which task, trained how. Imports no torch, so the command line starts fast.
 
-A configuration is frozen and validated when it is made; an unknown key is an error. It comes from defaults,
-a named preset, a TOML file and ``key=value`` overrides, in this order, each over the one before.
+A configuration is frozen and validated when it is made; an unknown key is an error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -206,6 +202,7 @@ class TrainConfig:
     muon_lr: PositiveFloat = 1e-2
     adam_lr: PositiveFloat = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
     grad_clip: PositiveFloat | None = 1.0  # largest global gradient norm
     warmup_steps: NonNegativeInt = 100
     decay: float = Field(default=0.5, ge=0, le=1)  # the last part of training in which rates fall to 0
@@ -276,31 +273,6 @@ def _drop_none(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    folder = resources.files("loopprobe") / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def load_config(path: Path | None = None, preset: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """The configuration from a preset, a TOML file and ``section.key=value`` overrides, later over earlier.
-
-    Raises:
-        LoopprobeError: an unknown preset, file, key or value.
-    """
-    tree: dict[str, Any] = {}
-    if preset is not None:
-        if preset not in preset_names():
-            raise LoopprobeError(f"unknown preset {preset!r}: choose one of {', '.join(preset_names())}")
-        text = (resources.files("loopprobe") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
-        tree = tomllib.loads(text)
-    if path is not None:
-        tree = _merge(tree, _read_toml(path))
-    for override in overrides:
-        tree = _merge(tree, _parse_override(override))
-    return build(Config, tree)
-
-
 def build(cls: type, tree: Mapping[str, Any]) -> Any:
     """Make a validated config object from nested plain data.
 
@@ -315,8 +287,6 @@ def build(cls: type, tree: Mapping[str, Any]) -> Any:
 
 def _one_line(cls: type, error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    if isinstance(cause := first.get("ctx", {}).get("error"), LoopprobeError):
-        return str(cause)
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "unexpected_keyword_argument":
         valid = list(_keys(cls))
@@ -333,37 +303,3 @@ def _keys(cls: type, prefix: str = "") -> Iterable[str]:
             yield from _keys(nested, f"{field.name}.")
         else:
             yield prefix + field.name
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        # A schedule of another kind replaces the old one: its keys belong together.
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and "kind" not in value
-        merged[key] = _merge(merged[key], value) if nested else value
-    return merged
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoopprobeError(f"no config file at {path}: check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
-    except OSError as error:
-        raise LoopprobeError(f"cannot read {path} ({error.strerror}): check the path") from None
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not all(key.split(".")):
-        raise LoopprobeError(f"--set {text!r} must have the form section.key=value, like train.steps=500")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return parsed

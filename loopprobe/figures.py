@@ -38,7 +38,7 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         f"by n, the {config['unit']}s {verb}" if over_n else "after the last loop, by in-context examples",
         "over the loops",
     ]
-    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.09)
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.2 if over_n else 0.1)
     shown = loops_to_show(data)
     if over_n:
         for loop, colour in zip(shown, colours(len(shown)), strict=True):
@@ -158,8 +158,8 @@ def _curve(
 
 def _style(figure: go.Figure, title: str) -> go.Figure:
     figure.update_layout(
-        template="plotly_white", title={"text": title, "x": 0.01, "font": {"size": 15}}, margin={"t": 110, "r": 20, "b": 110},
+        template="plotly_white", title={"text": title, "x": 0.01, "font": {"size": 15}}, margin={"t": 110, "r": 140},
         hovermode="x unified", font={"family": "system-ui, sans-serif"},
-        legend={"x": 0, "y": -0.2, "orientation": "h"}, legend2={"x": 0.545, "y": -0.2, "orientation": "h"},
+        legend={"x": 0.405, "y": 1}, legend2={"x": 1.005, "y": 1},
     )  # fmt: skip
     return figure

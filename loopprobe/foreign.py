@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loopprobe.config import ModelConfig
+from loopprobe.config import ModelConfig, build
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.storage import atomic
@@ -47,7 +48,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tree: Any = load_file(path)
     except (safetensors.SafetensorError, OSError):
         try:
-            tree = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # about pickles that torch did not write
+                warnings.simplefilter("ignore")
+                tree = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
             raise LoopprobeError(
                 f"{path} is neither safetensors nor a pickle of plain tensors: save a state dict with "
@@ -87,13 +90,11 @@ def read_model(path: Path, *, n_heads: int, **fields: Any) -> LoopedTransformer:
         if name not in ours or ours[name].ndim != ndim:
             raise LoopprobeError(f"{path} does not fit: {name} is missing or no matrix; it is not of this architecture")
     n_ctx, d_model = ours["W_pos"].shape
-    cfg = ModelConfig(
-        **{
-            "n_layers": len(layers), "d_model": d_model, "n_heads": n_heads, "n_ctx": n_ctx,
-            "d_mlp": ours["blocks.0.mlp.fc_in.weight"].shape[0], "n_dims": ours["read_in.weight"].shape[1],
-            "n_points": n_ctx // 2, **fields,
-        }
-    )  # fmt: skip
+    shape = {
+        "n_layers": len(layers), "d_model": d_model, "n_heads": n_heads, "n_ctx": n_ctx, "n_points": n_ctx // 2,
+        "d_mlp": ours["blocks.0.mlp.fc_in.weight"].shape[0], "n_dims": ours["read_in.weight"].shape[1],
+    }  # fmt: skip
+    cfg = build(ModelConfig, shape | fields)
     model = LoopedTransformer(cfg)
     expected = model.state_dict()
     for name in expected:

@@ -30,13 +30,18 @@ def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 @contextmanager
 def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar with loss, error and time left, moved by rows of metrics."""
-    with _bar(TextColumn("loss {task.fields[loss]} error {task.fields[error]}")) as bar:
-        task = bar.add_task(description, total=steps, loss="–", error="–")
+    bar = _bar(TextColumn("loss {task.fields[loss]} error {task.fields[error]}"))
+    task = bar.add_task(description, total=steps, loss="–", error="–")
 
-        def report(row: dict[str, Any]) -> None:
-            bar.update(task, completed=row["step"], loss=f"{row['loss']:.3g}", error=f"{row['error']:.3g}")
+    def report(row: dict[str, Any]) -> None:
+        bar.start()  # with the first row: a run that cannot start shows no bar
+        bar.update(task, completed=row["step"], loss=f"{row['loss']:.3g}", error=f"{row['error']:.3g}")
 
+    try:
         yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _bar(*fields: TextColumn) -> Progress:

@@ -57,10 +57,13 @@ def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.op
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if cfg.optimizer == "muon" else []
     chosen = {id(p) for p in matrices}
+    decay = 0.0 if matrices else cfg.weight_decay
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=cfg.adam_lr, betas=cfg.betas)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=cfg.adam_lr, betas=cfg.betas, weight_decay=decay)
+    ]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=cfg.muon_lr, weight_decay=0.0))
+        optimizers.append(torch.optim.Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

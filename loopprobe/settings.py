@@ -1,0 +1,71 @@
+"""Where a configuration comes from: a preset, a TOML file, and ``section.key=value`` overrides. Imports no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from loopprobe.config import Config, build
+from loopprobe.errors import LoopprobeError
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("loopprobe") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_config(path: Path | None = None, preset: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration from a preset, a TOML file and ``section.key=value`` overrides, later over earlier.
+
+    Raises:
+        LoopprobeError: an unknown preset, file, key or value.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in preset_names():
+            raise LoopprobeError(f"unknown preset {preset!r}: choose one of {', '.join(preset_names())}")
+        text = (resources.files("loopprobe") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    if path is not None:
+        tree = _merge(tree, _read_toml(path))
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    return build(Config, tree)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        # A schedule of another kind replaces the old one: its keys belong together.
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and "kind" not in value
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoopprobeError(f"no config file at {path}: check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
+    except OSError as error:
+        raise LoopprobeError(f"cannot read {path} ({error.strerror}): check the path") from None
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise LoopprobeError(f"--set {text!r} must have the form section.key=value, like train.steps=500")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed

@@ -1,0 +1,38 @@
+"""Tiny seeded models; no network; nothing is written outside a temporary folder."""
+
+import pytest
+import torch
+
+from loopprobe.config import ModelConfig, TaskConfig
+from loopprobe.model import LoopedTransformer
+from loopprobe.tasks import held_out
+
+torch.set_num_threads(1)  # tiny tensors: threads only cost
+
+TINY = {"n_layers": 2, "d_model": 16, "n_heads": 2, "n_dims": 3, "n_points": 6, "n_loops": 4}
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def make_model(dtype=torch.float64, **fields):
+    """A tiny model whose every parameter, biases and gains included, is random."""
+    generator = torch.Generator().manual_seed(0)
+    model = LoopedTransformer(ModelConfig(**(TINY | fields)), generator).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return model
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def prompts():
+    batch = held_out(TaskConfig(), 8, TINY["n_points"], TINY["n_dims"])
+    return type(batch)(batch.xs.double(), batch.ys.double(), batch.origin)

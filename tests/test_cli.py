@@ -1,0 +1,196 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, make_model
+
+from loopprobe import cli
+from loopprobe.checkpoint import Checkpoint, load, save
+from loopprobe.results import read_dataset
+from loopprobe.settings import load_config
+
+GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
+SETTINGS = [f"model.{key}={value}" for key, value in TINY.items()] + [
+    "train.loop_window=2",
+    "train.dims=3",
+    "train.points=6",
+]
+
+
+def run(monkeypatch, capsys, *arguments):
+    """The command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["loopprobe", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    monkeypatch.setattr("loopprobe.evaluate.FAR", 8)
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+@pytest.fixture
+def tiny():
+    folder = Path("runs/tiny")
+    folder.mkdir(parents=True)
+    save(Checkpoint(load_config(overrides=SETTINGS), make_model(torch.float32)), folder)
+    return "tiny"
+
+
+def test_mask_prints_table_and_sentence_and_paths_last(command, tiny):
+    code, out, _ = command("mask", "--ckpt", tiny, "--mode", "last", "--n", "2", "--prompts", 70, "--loops", 6)
+    assert code == 0
+    assert "keeping the state of the last 2 of 6 points, 4 of 12 tokens" in " ".join(out.split())
+    assert "6 loops" in out
+    assert out.splitlines()[-2:] == ["results/mask-last-tiny/mask.html", "results/mask-last-tiny/mask.nc"]
+    data = read_dataset(Path("results/mask-last-tiny/mask.nc"))
+    assert data.sizes["example"] == 70
+    assert command("mask", "--ckpt", tiny, "--mode", "last", "--n", "2", "--prompts", 3)[0] == 0
+    assert Path("results/mask-last-tiny-2/mask.nc").exists()
+
+
+def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
+    options = ["--n", "0:6:2,5", "--loops", "2,4", "--fill", "mean", "--invert", "--once", "--unit", "token"]
+    code, out, _ = command(
+        "mask", "--ckpt", tiny, "--ckpt", "runs/tiny", "--prompts", 5, "--at", 1, "--out", "o", *options
+    )
+    assert code == 0
+    data = read_dataset(Path("o/mask-tiny.nc"))
+    assert data.n.values.tolist() == [0, 2, 4, 5, 6]
+    config = json.loads(data.attrs["config"])
+    assert (config["fill"], config["invert"], config["once_at"], config["unit"]) == ("mean", True, 1, "token")
+    assert "2 loops" in out
+
+
+def test_train_show_list_and_export(command):
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    code, out, err = command("train", *settings, "--set", "train.steps=12", "--out", "runs/mine")
+    assert code == 0, err
+    assert "error after 4 loops" in out
+    code, out, _ = command("list")
+    assert code == 0
+    assert "mine" in out
+    code, out, _ = command("show", "mine")
+    assert "n_loops = 4" in out
+    assert "git_commit" in out
+    code, out, _ = command("export", "mine", "--out", "weights.safetensors")
+    assert code == 0
+    code, out, _ = command("import", "weights.safetensors", "--n-heads", 2, "--n-loops", 4, "--out", "runs/back")
+    assert code == 0
+    xs, ys = torch.ones(1, 6, 3), torch.ones(1, 6)
+    assert torch.equal(load("back")(xs, ys), load("mine")(xs, ys))
+
+
+def test_a_toml_file_trains(command):
+    Path("mine.toml").write_text("\n".join([*SETTINGS, "train.steps = 4"]))
+    code, _, err = command("train", "mine.toml", "--device", "cpu")
+    assert code == 0, err
+    assert Path("runs/lr-L2-b4-T2/model.safetensors").exists()
+
+
+def test_wandb_is_offline(command, monkeypatch):
+    pytest.importorskip("wandb")
+    import wandb
+
+    calls = []
+
+    class Run:
+        def log(self, row, step):
+            calls.append((step, sorted(row)))
+
+    def init(**options):
+        calls.append(options["mode"])
+        return Run()
+
+    monkeypatch.setattr(wandb, "init", init)
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    code, _, err = command("train", *settings, "--set", "train.steps=10", "--out", "runs/mine", "--wandb")
+    assert code == 0, err
+    assert calls[0] == "offline"
+    assert calls[1] == (10, ["dims", "error", "loops", "loss", "points", "seconds"])
+
+
+BAD = [
+    (["mask", "--n", "32", "--ckpt", "tiny"], "n (32)"),
+    (["mask", "--n", "x"], "--n ('x')"),
+    (["mask", "--n", "3:1"], "--n ('3:1')"),
+    (["mask", "--loops", "0", "--ckpt", "tiny"], "loops (0)"),
+    (["mask", "--mode", "middle", "--ckpt", "tiny"], "mode ('middle')"),
+    (["mask", "--fill", "one", "--ckpt", "tiny"], "fill ('one')"),
+    (["mask", "--unit", "word", "--ckpt", "tiny"], "unit ('word')"),
+    (["mask", "--at", "3"], "--once"),
+    (["mask", "--prompts", "0", "--n", "2", "--ckpt", "tiny"], "prompts (0)"),
+    (["mask", "--seed", "-1", "--n", "2", "--ckpt", "tiny"], "seed (-1)"),
+    (["mask", "--prompts", "many"], "many"),
+    (["mask", "--ckpt", "tinny"], "did you mean tiny"),
+    (["mask", "--device", "nonsense"], "'nonsense'"),
+    (["mask", "--n", "2", "--ckpt", "tiny", "--out", "full"], "--overwrite"),
+    (["mask", "--n", "2", "--ckpt", "tiny", "--out", "file/below"], "cannot write"),
+    (["mask", "--nonsense"], "--nonsense"),
+    (["nonsense"], "nonsense"),
+    (["train", "--set", "train.stps=3"], "train.stps"),
+    (["train", "--set", "train.loop_window=99"], "loop_window (99)"),
+    (["train", "--set", "train.optimizer=sgd"], "train.optimizer ('sgd')"),
+    (["train", "--preset", "nope"], "'nope'"),
+    (["train", "none.toml"], "none.toml"),
+    (["train", "--out", "full"], "--overwrite"),
+    (["train", "--resume", "--out", "none"], "no checkpoint"),
+    (["show", "nope"], "'nope'"),
+    (["import", "none.pt", "--n-heads", "2", "--n-loops", "2"], "none.pt"),
+    (["import", "file", "--n-heads", "2", "--n-loops", "2"], "neither safetensors nor"),
+    (["export", "tiny", "--out", "file"], "--overwrite"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "part"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_gets_one_line_and_code_2_and_leaves_nothing(command, tiny, arguments, part):
+    Path("full").mkdir()
+    Path("full/precious").write_text("keep me")
+    Path("file").write_text("keep me")
+    before = sorted(str(path) for path in Path().rglob("*"))
+    code, _, err = command(*arguments)
+    assert code == 2, err
+    assert part in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("loopprobe: ")
+    assert sorted(str(path) for path in Path().rglob("*")) == before
+    assert Path("full/precious").read_text() == Path("file").read_text() == "keep me"
+
+
+def test_png_without_kaleido_names_the_remedy(command, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    code, _, err = command("mask", "--ckpt", tiny, "--n", "2", "--prompts", 3, "--png")
+    assert code == 2
+    assert "loopprobe[png]" in err
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["loopprobe", "show", "nope", "--debug"])
+    with pytest.raises(cli.LoopprobeError):
+        cli.main()
+
+
+def test_help_imports_neither_torch_nor_other_heavy_packages():
+    code = (
+        "import sys; sys.argv = ['loopprobe', '--help']\n"
+        "from loopprobe.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'pydantic', 'xarray', 'plotly', 'transformer_lens'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    for verb in ("train", "list", "show", "import", "export", "mask"):
+        assert f"  {verb} " in out
+
+
+def test_version(command):
+    import loopprobe
+
+    assert command("--version") == (0, f"loopprobe {loopprobe.__version__}\n", "")

@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from conftest import TINY, make_model
+
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.figures import loops_to_show, mask_figure, write_html
+from loopprobe.hooks import masked
+from loopprobe.probes import mask as probe
+from loopprobe.results import read_dataset, write_dataset
+from loopprobe.settings import load_config
+from loopprobe.tables import mask_finding, mask_table
+from loopprobe.tasks import held_out
+
+CFG = load_config(
+    overrides=[f"model.{key}={value}" for key, value in TINY.items()]
+    + ["train.loop_window=2", "train.dims=3", "train.points=6"]
+)
+
+
+@pytest.fixture
+def checkpoint():
+    return Checkpoint(CFG, make_model(torch.float32), name="runs/tiny")
+
+
+@pytest.fixture
+def batch():
+    return held_out(CFG.task, 80, 6, 3)  # more than one chunk
+
+
+def test_every_number_is_that_of_a_run_of_its_own(checkpoint, batch):
+    data = probe.run(checkpoint, batch, probe.MaskConfig(mode="last", n=(0, 2, 5), loops=7))
+    assert data.sizes == {"n": 3, "loop": 7, "example": 80, "point": 6}
+    for n in (0, 2, 5):
+        with torch.no_grad(), masked(checkpoint.model, "last", n):
+            squared = (checkpoint.model(batch.xs, batch.ys, 7) - batch.ys).square().numpy() / 3
+        np.testing.assert_allclose(data.error.sel(n=n), squared[..., -1], atol=1e-5)
+        np.testing.assert_allclose(data.error_by_point.sel(n=n), squared.mean(1), atol=1e-5)
+        np.testing.assert_allclose(data["mean"].sel(n=n), squared[..., -1].mean(1), atol=1e-5)
+    with torch.no_grad():
+        clean = (checkpoint.model(batch.xs, batch.ys, 7) - batch.ys).square().numpy() / 3
+    np.testing.assert_allclose(data.clean_error, clean[..., -1], atol=1e-5)
+    assert (data.low <= data["mean"]).all()
+    assert (data["mean"] <= data.high).all()
+
+
+@pytest.mark.parametrize("fill", ["initial", "zero", "mean"])
+def test_all_points_kept_is_the_clean_run(checkpoint, batch, fill):
+    data = probe.run(checkpoint, batch, probe.MaskConfig(n=(6,), loops=4, fill=fill))
+    np.testing.assert_array_equal(data.error.isel(n=0), data.clean_error)
+    inverted = probe.run(checkpoint, batch, probe.MaskConfig(n=(0,), loops=4, fill=fill, invert=True))
+    np.testing.assert_array_equal(inverted.error.isel(n=0), inverted.clean_error)
+
+
+def test_masking_once_leaves_the_loops_before_alone(checkpoint, batch):
+    data = probe.run(checkpoint, batch, probe.MaskConfig(n=(2,), loops=6, once_at=4))
+    assert np.array_equal(data.error.isel(n=0)[:4], data.clean_error[:4])
+    assert not np.isclose(data.error.isel(n=0)[4], data.clean_error[4]).any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"n": (10,)}, "keeping the state of the first 10 of 31 points, 20 of 62 tokens; the rest is reset"),
+        ({"n": tuple(range(32))}, "first n of 31 points, 2n of 62 tokens (n = 0 to 31)"),
+        ({"n": (5, 10), "mode": "last", "unit": "token"}, "last n of 62 tokens (n = 5, 10)"),
+        ({"n": (3,), "invert": True, "fill": "mean"}, "masking the state of the first 3 of 31 points, 6 of 62 tokens;"),
+        ({"n": (3,), "fill": "zero", "once_at": 20}, "set to zero once, before loop 21; the injected input stays"),
+    ],
+)  # fmt: skip
+def test_words_say_what_was_kept(fields, words):
+    assert words in probe.describe(probe.MaskConfig(**fields), 31)
+
+
+def test_a_dataset_survives_the_disk_with_its_provenance(checkpoint, batch, tmp_path):
+    data = probe.run(checkpoint, batch, probe.MaskConfig(n=(2, 4), loops=3))
+    write_dataset(data, tmp_path / "mask.nc")
+    back = read_dataset(tmp_path / "mask.nc")
+    xr.testing.assert_identical(back, data)
+    assert json.loads(back.attrs["config"])["n"] == [2, 4]
+    assert json.loads(back.attrs["prompts"])["held_out_seed"] == 0
+    assert json.loads(back.attrs["checkpoint"])["config"]["model"]["d_model"] == 16
+    assert "torch" in json.loads(back.attrs["provenance"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.nc"]
+    (tmp_path / "no.nc").write_text("no")
+    with pytest.raises(LoopprobeError, match="no netCDF"):
+        read_dataset(tmp_path / "no.nc")
+
+
+def test_masks_that_do_not_fit_are_refused_before_anything_runs(checkpoint, batch):
+    with pytest.raises(LoopprobeError, match=r"n \(7\).*6 points"):
+        probe.run(checkpoint, batch, probe.MaskConfig(n=(7,)))
+    with pytest.raises(LoopprobeError, match="n is empty"):
+        probe.MaskConfig(n=())
+    with pytest.raises(LoopprobeError, match="below loops"):
+        probe.MaskConfig(once_at=50)
+
+
+@pytest.mark.parametrize("n", [(2,), tuple(range(7))])
+def test_the_figure_draws_the_numbers_of_the_dataset(checkpoint, batch, n, tmp_path):
+    data = probe.run(checkpoint, batch, probe.MaskConfig(n=n, loops=6))
+    figure = mask_figure(data)
+    lines = {trace.name: trace for trace in figure.data if trace.name and trace.mode != "none"}
+    np.testing.assert_allclose(lines["clean run"].y, data.clean_mean)
+    np.testing.assert_allclose(lines["n = 2"].y, data["mean"].sel(n=2)) if len(n) == 1 else None
+    if len(n) > 3:
+        np.testing.assert_allclose(lines["5 loops"].y, data["mean"].sel(loop=5))
+    assert all(np.isfinite(np.asarray(trace.y, float)).all() for trace in figure.data)
+    write_html(figure, tmp_path / "mask.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.html", "plotly.min.js"]
+
+
+def test_the_table_and_the_sentence_show_the_numbers_of_the_dataset(checkpoint, batch):
+    data = probe.run(checkpoint, batch, probe.MaskConfig(n=(0, 3), loops=6))
+    table = mask_table(data, [1, 6])
+    assert [column.header for column in table.columns] == ["n", "1 loop", "6 loops"]
+    last = list(table.columns[2].cells)
+    assert last[0].startswith(f"{data.clean_mean[-1].item():.3g} [{data.clean_low[-1].item():.3g},")
+    assert last[2].startswith(f"{data['mean'].sel(n=3, loop=6).item():.3g} [")
+    assert f"{data.clean_mean[-1].item():.3g} in the clean run" in mask_finding(data)
+    assert loops_to_show(data) == [1, 4, 5, 6]

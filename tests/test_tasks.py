@@ -1,0 +1,77 @@
+import hashlib
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from loopprobe.config import TaskConfig
+from loopprobe.errors import LoopprobeError
+from loopprobe.tasks import held_out, normal, sample
+
+LINEAR = TaskConfig()
+NOISY = TaskConfig(name="noisy_linear_regression", noise_std=0.5)
+
+
+def test_labels_are_linear_in_the_inputs():
+    prompts = sample(LINEAR, 16, 31, 10, torch.Generator().manual_seed(0))
+    xs, ys = prompts.xs.double(), prompts.ys.double()
+    weights = torch.linalg.lstsq(xs[:, :20], ys[:, :20, None]).solution
+    torch.testing.assert_close((xs @ weights).squeeze(-1), ys, atol=1e-5, rtol=1e-5)
+
+
+def test_noise_has_its_standard_deviation():
+    clean = sample(LINEAR, 2000, 10, 4, torch.Generator().manual_seed(0))
+    noisy = sample(NOISY, 2000, 10, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(clean.xs, noisy.xs)
+    noise = (noisy.ys - clean.ys).flatten()
+    assert abs(noise.std().item() - 0.5) < 4 * 0.5 / math.sqrt(2 * len(noise))
+
+
+def test_labels_have_variance_n_dims():
+    prompts = sample(LINEAR, 4000, 5, 10, torch.Generator().manual_seed(1))
+    assert prompts.ys.square().mean().item() / 10 == pytest.approx(1, abs=0.05)
+
+
+def test_inactive_dimensions_are_zero():
+    prompts = sample(LINEAR, 4, 5, 10, torch.Generator().manual_seed(0), active_dims=3)
+    assert prompts.xs[..., 3:].eq(0).all()
+    assert prompts.xs[..., :3].ne(0).all()
+
+
+def test_the_generator_alone_determines_the_prompts():
+    torch.manual_seed(1)
+    a = sample(LINEAR, 4, 5, 3, torch.Generator().manual_seed(7))
+    torch.manual_seed(2)
+    b = sample(LINEAR, 4, 5, 3, torch.Generator().manual_seed(7))
+    c = sample(LINEAR, 4, 5, 3, torch.Generator().manual_seed(8))
+    assert torch.equal(a.xs, b.xs)
+    assert torch.equal(a.ys, b.ys)
+    assert not torch.equal(a.xs, c.xs)
+
+
+def test_normal_numbers_are_normal():
+    scipy_free = normal((200_000,), torch.Generator().manual_seed(0))
+    for moment, expected, error in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert scipy_free.pow(moment).mean().item() == pytest.approx(expected, abs=4 * math.sqrt(error / 200_000))
+
+
+def test_held_out_prompts_are_the_same_on_every_machine():
+    prompts = held_out(LINEAR, 64, 31, 10, seed=0)
+    rounded = np.round(np.concatenate([prompts.xs.numpy().ravel(), prompts.ys.numpy().ravel()]).astype(float), 4) + 0.0
+    assert hashlib.sha256(rounded.tobytes()).hexdigest()[:16] == "a73de754a77c27fb"
+    assert torch.equal(held_out(LINEAR, 16, 31, 10, seed=0).xs, prompts.xs[:16])
+    assert not torch.equal(held_out(LINEAR, 64, 31, 10, seed=1).xs, prompts.xs)
+
+
+def test_held_out_prompts_are_not_those_of_training():
+    held = held_out(LINEAR, 4, 5, 3, seed=0)
+    trained = sample(LINEAR, 4, 5, 3, torch.Generator().manual_seed(0))
+    assert not torch.equal(held.xs, trained.xs)
+
+
+def test_bad_requests():
+    with pytest.raises(LoopprobeError, match=r"prompts \(0\)"):
+        held_out(LINEAR, 0, 5, 3)
+    with pytest.raises(LoopprobeError, match=r"seed \(-1\)"):
+        held_out(LINEAR, 1, 5, 3, seed=-1)
