@@ -13,10 +13,30 @@ import loopprobe
 PACKAGE = Path(loopprobe.__file__).parent
 # A module imports only from modules to its left.
 ORDER = [
-    "errors", "config", "settings", "tasks", "hook_points", "cache", "hooked_root", "model", "hooks", "storage",
-    "provenance", "statistics", "checkpoint", "foreign", "evaluate", "train", "tracking", "results", "probes", "figures", "progress",
-    "tables", "cli",
-]  # fmt: skip
+    "errors",
+    "config",
+    "settings",
+    "tasks",
+    "hook_points",
+    "cache",
+    "hooked_root",
+    "model",
+    "hooks",
+    "storage",
+    "provenance",
+    "statistics",
+    "checkpoint",
+    "foreign",
+    "evaluate",
+    "train",
+    "tracking",
+    "results",
+    "probes",
+    "figures",
+    "progress",
+    "tables",
+    "cli",
+]
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 
 
