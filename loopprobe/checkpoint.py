@@ -21,6 +21,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
 from loopprobe.storage import atomic, write_json
+from loopprobe.tasks import Prompts, held_out
 
 FORMAT = 1  # of config.json; raised when an older reader would misread it
 DEFAULT = "lr-b20-T10"
@@ -53,6 +54,12 @@ class Checkpoint:
     def label(self) -> str:
         """The last part of the name, for figures and files."""
         return Path(self.name).name or self.config.name
+
+    def held_out(self, n_prompts: int = 1280, seed: int = 0) -> Prompts:
+        """Prompts of the model's own task that no training saw, on the model's device: ``xs, ys = …``."""
+        model = self.config.model
+        prompts = held_out(self.config.task, n_prompts, model.n_points, model.n_dims, seed)
+        return prompts.to(next(self.model.parameters()).device)
 
 
 def shipped_folder() -> Path:

@@ -110,6 +110,40 @@ def train(
     show(str(folder))
 
 
+@app.command()
+def sweep(
+    grids: Annotated[
+        list[Path], typer.Argument(help="Grid files: [[grid]] tables of section.key = value or [values].")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the models, one folder each.")] = Path("runs"),
+    workers: Annotated[int, typer.Option(help="Models at a time; the threads are divided among them.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Train the models of a grid that are missing; go on with those that were interrupted."""
+    if workers < 1:
+        raise LoopprobeError(f"workers ({workers}) must be at least 1: raise it")
+    from loopprobe.checkpoint import read_json
+    from loopprobe.progress import sweep_progress
+    from loopprobe.sweep import plan, read_grid
+    from loopprobe.sweep import sweep as run_sweep
+    from loopprobe.tables import checkpoint_table, plan_table, show_table
+
+    read = [read_grid(path) for path in grids]
+    for note in dict.fromkeys(note for _, notes in read for note in notes):
+        print(note)
+    planned = plan(list(dict.fromkeys(config for configs, _ in read for config in configs)), out)
+    if dry_run:
+        show_table(plan_table(planned))
+        return
+    for model in planned:
+        if model.status == "differs":
+            print(f"{model.folder} was trained with another configuration: left as it is")
+    with sweep_progress({model.name: model.steps for model in planned if model.todo}) as report:
+        run_sweep(planned, workers, report)
+    there = [model for model in planned if model.status != "differs"]
+    show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
+
+
 @app.command("list")
 def list_() -> None:
     """List the checkpoints that can be given by name."""
@@ -152,7 +186,8 @@ def import_(
     points = {} if n_points is None else {"n_points": n_points}
     model = read_model(file, n_heads=n_heads, n_loops=n_loops, injection=injection, **points)
     cfg = Config(model=model.cfg, task=build(TaskConfig, {"name": task}), train=None)
-    checkpoint = Checkpoint(cfg, model, evaluation=evaluate(model, cfg))
+    checkpoint = Checkpoint(cfg, model)
+    checkpoint.evaluation = evaluate(checkpoint)
     folder = new_folder(out or Path("runs") / file.stem, overwrite)
     save(checkpoint, folder)
     show(str(folder))
@@ -213,15 +248,13 @@ def mask(
     from loopprobe.results import write_dataset
     from loopprobe.storage import fresh_folder, new_folder
     from loopprobe.tables import mask_finding, mask_table, show_table
-    from loopprobe.tasks import held_out
     from loopprobe.train import pick_device
 
     where = pick_device(device)
     checkpoints = [load_checkpoint(name, where) for name in ckpt or [DEFAULT]]
     runs = []
     for checkpoint in checkpoints:
-        cfg = checkpoint.config
-        once_at = None if every_loop else cfg.model.n_loops if at is None else at
+        once_at = None if every_loop else checkpoint.config.model.n_loops if at is None else at
         config = build(
             probe.MaskConfig,
             {
@@ -230,7 +263,7 @@ def mask(
             },
         )  # fmt: skip
         probe.check(checkpoint, config)
-        runs.append((checkpoint, config, held_out(cfg.task, prompts, cfg.model.n_points, cfg.model.n_dims, seed)))
+        runs.append((checkpoint, config, checkpoint.held_out(prompts, seed)))
     label = checkpoints[0].label if len(checkpoints) == 1 else f"{len(checkpoints)}-models"
     name = f"mask-{mode}-{label}"
     folder = fresh_folder(Path("results"), name) if out is None else new_folder(out, overwrite)

@@ -199,8 +199,8 @@ class TrainConfig:
     points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, over=0.4))
     loops: Schedule = Field(default_factory=Schedule)
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
-    muon_lr: PositiveFloat = 1e-2
-    adam_lr: PositiveFloat = 1e-3
+    muon_lr: PositiveFloat = 2e-2
+    adam_lr: PositiveFloat = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
     grad_clip: PositiveFloat | None = 1.0  # largest global gradient norm
@@ -262,6 +262,8 @@ class Config:
                 parts.append(f"T{self.train.loop_window}")
             if self.train.loops.kind != "constant":
                 parts.append("grown")
+            if self.train.steps != TrainConfig.steps:
+                parts.append(f"{self.train.steps}steps")
             if self.train.seed:
                 parts.append(f"s{self.train.seed}")
         return "-".join(parts)

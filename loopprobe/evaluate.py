@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.config import Config
+from loopprobe.checkpoint import Checkpoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.statistics import bootstrap_mean
-from loopprobe.tasks import Prompts, held_out
+from loopprobe.tasks import Prompts
 
 FAR = 500  # a loop count far beyond any in training
 
@@ -23,21 +23,20 @@ def chunk_size(device: torch.device) -> int:
 
 def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
     """Squared error at the query, divided by n_dims, after every loop: 1 is the zero predictor's on average."""
-    size = chunk_size(prompts.xs.device)
     with torch.no_grad():
         chunks = [
             (model(xs, ys, n_loops)[..., -1] - ys[:, -1]).square() / model.cfg.n_dims
-            for xs, ys in zip(prompts.xs.split(size), prompts.ys.split(size), strict=True)
+            for xs, ys in prompts.split(chunk_size(prompts.xs.device))
         ]
     return torch.cat(chunks, dim=1)
 
 
-def evaluate(model: LoopedTransformer, cfg: Config, *, n_prompts: int = 1280, seed: int = 0) -> dict[str, Any]:
+def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0) -> dict[str, Any]:
     """Query error / n_dims with its 95 % bootstrap interval, after the trained loop count and far beyond."""
-    device = next(model.parameters()).device
-    prompts = held_out(cfg.task, n_prompts, cfg.model.n_points, cfg.model.n_dims, seed).to(device)
-    loops = [cfg.model.n_loops] if cfg.model.n_loops == 1 else [cfg.model.n_loops, FAR]
-    errors = query_error(model, prompts, loops[-1])[[loop - 1 for loop in loops]]
+    trained = checkpoint.config.model.n_loops
+    loops = [trained] if trained == 1 else [trained, FAR]
+    prompts = checkpoint.held_out(n_prompts, seed)
+    errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
     return {
         "measure": "squared error at the query / n_dims",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
+from loopprobe.tasks import Prompts
 
 Mode = Literal["first", "last"]
 Unit = Literal["point", "token"]
@@ -109,12 +110,12 @@ def masked(
 
 
 def mean_states(
-    model: LoopedTransformer, batches: Sequence[tuple[Tensor, Tensor]], n_loops: int
+    model: LoopedTransformer, batches: Iterable[Prompts], n_loops: int
 ) -> Float[Tensor, "loop pos d_model"]:
     """Mean over prompts of the state that enters each loop of the clean run: the fill of a mean ablation.
 
     Args:
-        batches: (xs, ys) pairs, of any sizes.
+        batches: prompts, in batches of any sizes (``prompts.split``).
         n_loops: loops to run.
     """
     sums: dict[int, Tensor] = {}
@@ -122,7 +123,9 @@ def mean_states(
     def add(z: Tensor, hook: LoopHookPoint) -> None:
         sums[hook.loop()] = sums.get(hook.loop(), 0) + z.sum(0)
 
+    n_prompts = 0
     with torch.no_grad(), model.hooks(fwd_hooks=[("hook_z_pre", add)]):
         for xs, ys in batches:
             model(xs, ys, n_loops, keep_loops=1)
-    return torch.stack([sums[loop] for loop in range(n_loops)]) / sum(len(xs) for xs, _ in batches)
+            n_prompts += len(xs)
+    return torch.stack([sums[loop] for loop in range(n_loops)]) / n_prompts

@@ -44,6 +44,21 @@ def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[s
             bar.stop()
 
 
+@contextmanager
+def sweep_progress(steps: dict[str, int]) -> Iterator[Callable[[dict[str, dict[str, Any]]], None]]:
+    """One bar a model and one for all, moved by the last rows of metrics."""
+    with _bar(TextColumn("{task.fields[error]}")) as bar:
+        total = bar.add_task("all", total=sum(steps.values()), error="")
+        tasks = {name: bar.add_task(name, total=count, error="") for name, count in steps.items()}
+
+        def report(rows: dict[str, dict[str, Any]]) -> None:
+            for name, row in rows.items():
+                bar.update(tasks[name], completed=row["step"], error=f"error {row['error']:.3g}")
+            bar.update(total, completed=sum(row["step"] for row in rows.values()))
+
+        yield report
+
+
 def _bar(*fields: TextColumn) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), *fields,

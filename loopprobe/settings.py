@@ -31,18 +31,19 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
         text = (resources.files("loopprobe") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
         tree = tomllib.loads(text)
     if path is not None:
-        tree = _merge(tree, _read_toml(path))
+        tree = merge(tree, _read_toml(path))
     for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+        tree = merge(tree, _parse_override(override))
     return build(Config, tree)
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration tree with the values of another laid over it."""
     merged = dict(base)
     for key, value in over.items():
         # A schedule of another kind replaces the old one: its keys belong together.
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and "kind" not in value
-        merged[key] = _merge(merged[key], value) if nested else value
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and "kind" not in value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
@@ -66,6 +67,11 @@ def _parse_override(text: str) -> dict[str, Any]:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    return nested(key, parsed)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """``("train.steps", 5)`` → ``{"train": {"steps": 5}}``."""
     for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return parsed
+        value = {part: value}
+    return value

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from loopprobe.config import Config
 from loopprobe.figures import loops_to_show
+from loopprobe.sweep import Planned
 
 
 def show_table(table: Table) -> None:
@@ -72,6 +73,17 @@ def checkpoint_table(rows: Iterable[tuple[str, Config, dict[str, Any]]]) -> Tabl
             far,
             str(tree["step"]),
         )
+    return table
+
+
+def plan_table(planned: Iterable[Planned]) -> Table:
+    """What a sweep would do with each model."""
+    words = {"new": "train", "resume": "go on", "done": "is there", "differs": "is there, configured otherwise"}
+    table = _table("models of the grid")
+    for name in ("name", "steps", ""):
+        table.add_column(name)
+    for model in planned:
+        table.add_row(model.name, str(model.steps), words[model.status])
     return table
 
 

@@ -6,6 +6,7 @@ then rounded: the prompts of a seed are the same on every machine, which ``torch
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,15 @@ class Prompts:
     xs: Float[Tensor, "batch n_points n_dims"]
     ys: Float[Tensor, "batch n_points"]
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """``xs, ys = prompts``."""
+        return iter((self.xs, self.ys))
+
+    def split(self, size: int) -> list[Prompts]:
+        """The same prompts in batches of ``size``, the last one perhaps smaller."""
+        batches = zip(self.xs.split(size), self.ys.split(size), strict=True)
+        return [Prompts(xs, ys, self.origin) for xs, ys in batches]
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on another device."""

@@ -252,7 +252,7 @@ class _Run:
     def finish(self) -> Path:
         """Evaluate, write the final checkpoint and drop the training state."""
         final = self.checkpoint()
-        final.evaluation = evaluate(self.model, self.cfg)
+        final.evaluation = evaluate(final)
         save(final, self.out)
         remove_state(self.out)
         return self.out

@@ -16,7 +16,6 @@ from loopprobe.evaluate import query_error
 from loopprobe.foreign import read_model, to_transformer_lens, write_transformer_lens
 from loopprobe.settings import load_config
 from loopprobe.statistics import bootstrap_mean
-from loopprobe.tasks import held_out
 
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
 CFG = load_config(overrides=[f"model.{key}={value}" for key, value in TINY.items()] + [
@@ -51,9 +50,7 @@ def test_names_are_found_in_runs_and_among_the_shipped(saved):
 def test_shipped_checkpoints_are_as_good_as_they_say(name):
     loaded = cp.load_checkpoint(name)
     recorded = loaded.evaluation
-    n_prompts, model = 640, loaded.config.model
-    prompts = held_out(loaded.config.task, n_prompts, model.n_points, model.n_dims, recorded["seed"] + 1)
-    errors = query_error(loaded.model, prompts)[-1:].numpy()
+    errors = query_error(loaded.model, loaded.held_out(640, recorded["seed"] + 1))[-1:].numpy()
     mean, low, high = (value.item() for value in bootstrap_mean(errors, level=0.999))
     assert low <= recorded["error_high"][0], f"{mean} against {recorded['error'][0]}"
     assert high >= recorded["error_low"][0], f"{mean} against {recorded['error'][0]}"

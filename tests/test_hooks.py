@@ -87,7 +87,7 @@ def test_fills(prompts):
     with masked(model, "first", 2, fill="zero"):
         zero = model(prompts.xs, prompts.ys)
     assert torch.equal(zero, by_hand(model, prompts, keep, lambda e, loop: torch.zeros_like(e), 4))
-    means = mean_states(model, [(prompts.xs[:3], prompts.ys[:3]), (prompts.xs[3:], prompts.ys[3:])], 4)
+    means = mean_states(model, prompts.split(3), 4)
     _, cache = model.run_with_cache(prompts.xs, prompts.ys, 4, names="z_pre")
     torch.testing.assert_close(means, cache.stack("z_pre").mean(1), atol=1e-12, rtol=0)
     with masked(model, "first", 2, fill=means):

@@ -6,7 +6,6 @@ masked. The models were trained without the mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +18,9 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.hooks import TOKENS_PER, kept_tokens, masked, mean_states
-from loopprobe.results import stamp
+from loopprobe.results import Progress, stamp
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
@@ -80,14 +77,13 @@ def run(
     """
     model = checkpoint.model
     device = next(model.parameters()).device
+    prompts = prompts.to(device)
     n_prompts, n_points, n_dims = prompts.xs.shape
     check(checkpoint, config)
     full = n_points * TOKENS_PER["point"] // TOKENS_PER[config.unit]
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
     size = max(1, chunk_size(device) // len(counts))
-    chunks = [
-        (xs.to(device), ys.to(device)) for xs, ys in zip(prompts.xs.split(size), prompts.ys.split(size), strict=True)
-    ]
+    chunks = prompts.split(size)
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
     loops = None if config.once_at is None else [config.once_at]
 

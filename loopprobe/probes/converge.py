@@ -1,0 +1,88 @@
+"""Error against the number of loops, far beyond the number that the model was trained with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from loopprobe.baselines import optimum
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.evaluate import chunk_size
+from loopprobe.results import Progress, stamp
+from loopprobe.statistics import bootstrap_mean
+from loopprobe.tasks import Prompts
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class ConvergeConfig:
+    """How far the loop runs.
+
+    Attributes:
+        loops: iterations; errors after every one of them come out.
+    """
+
+    loops: PositiveInt = 500
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: ConvergeConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Squared error after every loop, with the attainable optimum.
+
+    Returns:
+        A dataset with dims ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point`` (in-context
+        examples before it):
+
+        * ``error [loop, example]``: squared error at the query / n_dims
+        * ``mean``, ``low``, ``high [loop]``: its mean with a 95 % bootstrap interval
+        * ``error_by_point [loop, point]``: means at every point
+        * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
+          task, named in ``attrs["optimum"]``
+
+    Raises:
+        LoopprobeError: the model is not looped, or the prompts do not fit it.
+    """
+    check(checkpoint, config)
+    model = checkpoint.model
+    prompts = prompts.to(next(model.parameters()).device)
+    n_prompts, n_points, n_dims = prompts.xs.shape
+    errors = np.empty((config.loops, n_prompts), np.float32)
+    by_point = np.zeros((config.loops, n_points))
+    done = 0
+    with torch.no_grad():
+        for xs, ys in progress(prompts.split(chunk_size(prompts.xs.device))):
+            squared = ((model(xs, ys, config.loops) - ys).square() / n_dims).cpu().numpy()
+            errors[:, done : done + len(xs)] = squared[..., -1]
+            by_point += squared.sum(axis=1, dtype=np.float64)
+            done += len(xs)
+    name, best = optimum(prompts, checkpoint.config.task)
+    best_error = ((best - prompts.ys).square() / n_dims).cpu().numpy()
+    mean, low, high = bootstrap_mean(errors)
+    data = xr.Dataset(
+        {
+            "error": (("loop", "example"), errors),
+            "mean": ("loop", mean),
+            "low": ("loop", low),
+            "high": ("loop", high),
+            "error_by_point": (("loop", "point"), by_point / n_prompts),
+            "optimum": ("example", best_error[:, -1]),
+            "optimum_by_point": ("point", best_error.mean(0)),
+        },
+        coords={"loop": np.arange(1, config.loops + 1), "point": np.arange(n_points), "model": checkpoint.label},
+        attrs={"trained_loops": model.cfg.n_loops, "optimum": name},
+    )
+    for variable in data:
+        data[variable].attrs["units"] = "squared error / n_dims"
+    return stamp(data, "converge", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: ConvergeConfig) -> None:
+    """Raise LoopprobeError where the loop count of the model cannot vary."""
+    if checkpoint.config.model.n_loops == 1:
+        raise LoopprobeError(
+            f"{checkpoint.label} is not looped (n_loops = 1): more loops mean nothing for it; give a looped checkpoint"
+        )
