@@ -27,15 +27,19 @@ def provenance(device: torch.device | str, dtype: torch.dtype) -> dict[str, str 
 
 
 def _git_commit() -> str | None:
-    """The commit of the source tree that runs, with "-dirty" where it holds uncommitted changes."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
+    """The commit of the source tree that runs, with "-dirty" where the package holds uncommitted changes."""
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():
         return None
-    try:
+
+    def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+            ["git", *arguments], cwd=package, capture_output=True, text=True, timeout=10, check=True
         )  # fmt: skip
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

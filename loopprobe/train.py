@@ -23,6 +23,7 @@ from loopprobe.config import Config, TrainConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import evaluate
 from loopprobe.model import LoopedTransformer
+from loopprobe.provenance import provenance
 from loopprobe.storage import new_folder
 from loopprobe.tasks import Prompts, sample
 
@@ -185,6 +186,7 @@ class _Run:
         assert cfg.train is not None
         self.out, self.cfg, self.train, self.model, self.optimizers = out, cfg, cfg.train, model, optimizers
         self.generator, self.report = generator, report
+        self.provenance = provenance(next(model.parameters()).device, torch.float32)  # of the code that trains
         self.step = 0
         self.seconds = 0.0  # of the run's earlier lives
         self.started = time.monotonic()
@@ -211,7 +213,7 @@ class _Run:
         return self.seconds + time.monotonic() - self.started
 
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.cfg, self.model, step=self.step, wall_time_s=round(self.elapsed(), 1))
+        return Checkpoint(self.cfg, self.model, self.step, round(self.elapsed(), 1), provenance=self.provenance)
 
     def record(self, loss: Tensor, error: Tensor, dims: int, points: int) -> None:
         """Note one step; read the numbers and save the state when it is time."""

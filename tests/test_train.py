@@ -66,8 +66,8 @@ def test_training_lowers_the_error(tmp_path):
         tmp_path / "run",
     )
     assert rows(folder)[0]["loss"] > 0.8  # predicting zero
-    assert rows(folder)[-1]["loss"] < 0.4
-    assert load_checkpoint(folder).evaluation["error"][0] < 0.2
+    assert rows(folder)[-1]["loss"] < 0.7
+    assert load_checkpoint(folder).evaluation["error_high"][0] < 0.6
 
 
 def test_training_is_reproducible_bit_for_bit(tmp_path):
@@ -83,8 +83,9 @@ def test_metrics_come_as_they_are_measured(tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import sys, time, torch
 import loopprobe.evaluate
+torch.set_num_threads(1)
 from loopprobe.settings import load_config
 from loopprobe.train import train
 loopprobe.evaluate.FAR = 10
