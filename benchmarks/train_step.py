@@ -201,6 +201,7 @@ def main() -> None:
     device = pick_device(args.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+    machine = provenance(device, torch.float32)
     ours, reference = load_config(), load_config(preset="reference")
 
     timed = [
@@ -226,7 +227,7 @@ def main() -> None:
     ]
     race(racers, args.target, args.budget)
     result = {
-        "machine": provenance(device, torch.float32),
+        "machine": machine,
         "step": rows,
         "target_error": args.target,
         "budget_s": args.budget,

@@ -25,7 +25,7 @@ from loopprobe.tasks import Prompts, held_out
 
 FORMAT = 1  # of config.json; raised when an older reader would misread it
 DEFAULT = "lr-b20-T10"
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.safetensors"
+WEIGHTS, CONFIG, STATE, METRICS = "model.safetensors", "config.json", "state.safetensors", "metrics.jsonl"
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Checkpoint:
         evaluation: error on held-out prompts (see ``loopprobe.evaluate``); None while it trains.
         provenance: versions, commit and device of the training.
         name: the name or path that it was loaded under.
+        folder: where it was loaded from.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Checkpoint:
     evaluation: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    folder: Path | None = None
 
     @property
     def label(self) -> str:
@@ -118,6 +120,7 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
         evaluation=tree["evaluation"],
         provenance=tree["provenance"],
         name=str(name),
+        folder=folder,
     )
 
 

@@ -21,6 +21,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        partial.chmod(0o644)  # some writers leave it to its owner alone
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -21,11 +21,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
-from loopprobe.checkpoint import CONFIG, STATE, read_json
+from loopprobe.checkpoint import CONFIG, METRICS, STATE, read_json
 from loopprobe.config import Config, build
 from loopprobe.errors import LoopprobeError
 from loopprobe.settings import merge, nested
-from loopprobe.train import METRICS, train
+from loopprobe.train import train
 
 Status = Literal["new", "resume", "done", "differs"]
 

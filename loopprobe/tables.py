@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from loopprobe.config import Config
-from loopprobe.figures import loops_to_show
+from loopprobe.figures.mask import loops_to_show
 from loopprobe.sweep import Planned
 
 
@@ -38,7 +39,7 @@ def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
     for n in (None, *data.n.values):
         parts = ("mean", "low", "high")
         mean, low, high = (data[f"clean_{part}"] if n is None else data[part].sel(n=n) for part in parts)
-        cells = (f"{mean.sel(loop=t):.3g} [{low.sel(loop=t):.3g},\u00a0{high.sel(loop=t):.3g}]" for t in shown)
+        cells = (_interval(*(part.sel(loop=t) for part in (mean, low, high))) for t in shown)
         table.add_row("clean" if n is None else str(n), *cells)
     return table
 
@@ -52,6 +53,36 @@ def mask_finding(data: xr.Dataset) -> str:
         f"n = {int(worst.n)} ({float(worst['mean']) / clean:.3g} times); predicting zero gives "
         f"{data.attrs['zero_predictor']:.3g}."
     )
+
+
+def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
+    """Error / n_dims with its 95 % interval: a row a model, a column a loop count, the optimum last."""
+    last = min(int(data.loop[-1]) for data in datasets)
+    shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last]
+    table = _error_table("error against the number of loops", datasets)
+    for loop in shown:
+        table.add_column(f"{loop} loops", justify="right")
+    table.add_column("optimum", justify="right")
+    for data in datasets:
+        cells = [_interval(*(data[part].sel(loop=t) for part in ("mean", "low", "high"))) for t in shown]
+        table.add_row(data.model.item(), *cells, f"{float(data.optimum.mean()):.3g}, {data.attrs['optimum']}")
+    return table
+
+
+def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / n_dims with its 95 % interval: a row a model and for the optimum, columns by in-context examples."""
+    points = [int(p) for p in np.unique(np.linspace(0, int(datasets[0].point[-1]), 5).round())]
+    table = _error_table("error by in-context examples", datasets)
+    table.add_column("parameters", justify="right")
+    for point in points:
+        table.add_column(f"{point} examples", justify="right")
+    for data in datasets:
+        cells = [_interval(*(data[part].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
+        table.add_row(f"{data.model.item()}, {data.attrs['loops']} loops", f"{data.attrs['parameters']:,}", *cells)
+    for name, data in {data.attrs["optimum"]: data for data in datasets}.items():
+        cells = [_interval(*(data[f"optimum_{part}"].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
+        table.add_row(name, "", *cells)
+    return table
 
 
 def checkpoint_table(rows: Iterable[tuple[str, Config, dict[str, Any]]]) -> Table:
@@ -111,6 +142,18 @@ def checkpoint_summary(folder: Path, cfg: Config, tree: dict[str, Any]) -> str:
     lines.append("\n[provenance]")
     lines += [f"{key} = {value}" for key, value in tree["provenance"].items()]
     return "\n".join(lines)
+
+
+def _error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
+    table = _table(title)
+    prompts = datasets[0].sizes["example"]
+    table.caption = f"squared error / n_dims, mean of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("model")
+    return table
+
+
+def _interval(mean: Any, low: Any, high: Any) -> str:
+    return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # breaks before the bracket only
 
 
 def _compact(value: Any) -> Any:

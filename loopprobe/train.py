@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopprobe.checkpoint import Checkpoint, read_json, read_state, remove_state, save, save_state
+from loopprobe.checkpoint import METRICS, Checkpoint, read_json, read_state, remove_state, save, save_state
 from loopprobe.config import Config, TrainConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import evaluate
@@ -28,7 +28,6 @@ from loopprobe.storage import new_folder
 from loopprobe.tasks import Prompts, sample
 
 Row = dict[str, float | int]
-METRICS = "metrics.jsonl"
 
 
 def pick_device(name: str = "auto") -> torch.device:

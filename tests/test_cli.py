@@ -64,7 +64,7 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
     data = read_dataset(Path("o/mask-tiny.nc"))
     assert data.n.values.tolist() == [0, 2, 4, 5, 6]
     config = json.loads(data.attrs["config"])
-    assert (config["fill"], config["invert"], config["once_at"], config["unit"]) == ("mean", True, 1, "token")
+    assert (config["fill"], config["invert"], config["at"], config["unit"]) == ("mean", True, 1, "token")
     assert "2 loops" in out
 
 
@@ -91,7 +91,7 @@ def test_a_toml_file_trains(command):
     Path("mine.toml").write_text("\n".join([*SETTINGS, "train.steps = 4"]))
     code, _, err = command("train", "mine.toml", "--device", "cpu")
     assert code == 0, err
-    assert Path("runs/lr-L2-b4-T2/model.safetensors").exists()
+    assert Path("runs/lr-L2-b4-T2-4steps/model.safetensors").exists()
 
 
 def test_wandb_is_offline(command, monkeypatch):

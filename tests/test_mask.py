@@ -8,7 +8,8 @@ from conftest import TINY, make_model
 
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures import loops_to_show, mask_figure, write_html
+from loopprobe.figures.mask import loops_to_show, mask_figure
+from loopprobe.figures.style import write_html
 from loopprobe.hooks import masked
 from loopprobe.probes import mask as probe
 from loopprobe.results import read_dataset, write_dataset
@@ -57,7 +58,7 @@ def test_all_points_kept_is_the_clean_run(checkpoint, batch, fill):
 
 
 def test_masking_once_leaves_the_loops_before_alone(checkpoint, batch):
-    data = probe.run(checkpoint, batch, probe.MaskConfig(n=(2,), loops=6, once_at=4))
+    data = probe.run(checkpoint, batch, probe.MaskConfig(n=(2,), loops=6, once=True, at=4))
     assert np.array_equal(data.error.isel(n=0)[:4], data.clean_error[:4])
     assert not np.isclose(data.error.isel(n=0)[4], data.clean_error[4]).any()
 
@@ -69,11 +70,11 @@ def test_masking_once_leaves_the_loops_before_alone(checkpoint, batch):
         ({"n": tuple(range(32))}, "first n of 31 points, 2n of 62 tokens (n = 0 to 31)"),
         ({"n": (5, 10), "mode": "last", "unit": "token"}, "last n of 62 tokens (n = 5, 10)"),
         ({"n": (3,), "invert": True, "fill": "mean"}, "masking the state of the first 3 of 31 points, 6 of 62 tokens;"),
-        ({"n": (3,), "fill": "zero", "once_at": 20}, "set to zero once, before loop 21; the injected input stays"),
+        ({"n": (3,), "fill": "zero", "once": True}, "set to zero once, after 20 loops; the injected input stays"),
     ],
 )  # fmt: skip
 def test_words_say_what_was_kept(fields, words):
-    assert words in probe.describe(probe.MaskConfig(**fields), 31)
+    assert words in probe.describe(probe.MaskConfig(**fields), 31, 20)
 
 
 def test_a_dataset_survives_the_disk_with_its_provenance(checkpoint, batch, tmp_path):
@@ -96,8 +97,10 @@ def test_masks_that_do_not_fit_are_refused_before_anything_runs(checkpoint, batc
         probe.run(checkpoint, batch, probe.MaskConfig(n=(7,)))
     with pytest.raises(LoopprobeError, match="n is empty"):
         probe.MaskConfig(n=())
-    with pytest.raises(LoopprobeError, match="below loops"):
-        probe.MaskConfig(once_at=50)
+    with pytest.raises(LoopprobeError, match="after 9 loops but only 8"):
+        probe.run(checkpoint, batch, probe.MaskConfig(n=(2,), loops=8, once=True, at=9))
+    with pytest.raises(LoopprobeError, match="goes with once"):
+        probe.MaskConfig(at=3)
 
 
 @pytest.mark.parametrize("n", [(2,), tuple(range(7))])

@@ -35,7 +35,8 @@ class MaskConfig:
         invert: mask the named positions and keep the others.
         fill: what replaces the state: its ``initial`` value, ``zero``, or its ``mean`` over the prompts in the
             clean run, loop by loop.
-        once_at: mask once only, before this loop (from 0); None: before every loop.
+        once: mask once only, instead of before every loop.
+        at: with ``once``, after how many loops; None: after as many as the model was trained with.
     """
 
     mode: Literal["first", "last"] = "first"
@@ -44,15 +45,14 @@ class MaskConfig:
     unit: Literal["point", "token"] = "point"
     invert: bool = False
     fill: Literal["initial", "zero", "mean"] = "initial"
-    once_at: NonNegativeInt | None = None
+    once: bool = False
+    at: NonNegativeInt | None = None
 
     def __post_init__(self) -> None:
         if not self.n:
             raise LoopprobeError("n is empty: give a number, a list like 5,10 or a range like 0:31")
-        if self.once_at is not None and self.once_at >= self.loops:
-            raise LoopprobeError(
-                f"the loop to mask at ({self.once_at}) must be below loops ({self.loops}): raise --loops"
-            )
+        if self.at is not None and not self.once:
+            raise LoopprobeError(f"at ({self.at}) goes with once: add --once or drop --at")
 
 
 def run(
@@ -85,12 +85,20 @@ def run(
     size = max(1, chunk_size(device) // len(counts))
     chunks = prompts.split(size)
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
-    loops = None if config.once_at is None else [config.once_at]
+    at = _mask_at(config, model.cfg.n_loops)
 
     errors = np.empty((len(counts), config.loops, n_prompts), np.float32)
     by_point = np.zeros((len(counts), config.loops, n_points))
     done = 0
-    mask = masked(model, config.mode, counts, unit=config.unit, invert=config.invert, fill=fill, loops=loops)
+    mask = masked(
+        model,
+        config.mode,
+        counts,
+        unit=config.unit,
+        invert=config.invert,
+        fill=fill,
+        loops=None if at is None else [at],
+    )
     with torch.no_grad(), mask:
         for xs, ys in progress(chunks):
             repeats = (len(counts), 1)
@@ -124,7 +132,7 @@ def run(
             "model": checkpoint.label,
         },
         attrs={
-            "description": describe(config, n_points),
+            "description": describe(config, n_points, model.cfg.n_loops),
             "full": full,
             "trained_loops": model.cfg.n_loops,
             "zero_predictor": float((prompts.ys[:, -1].square().mean() / n_dims).item()),
@@ -137,10 +145,21 @@ def run(
 
 def check(checkpoint: Checkpoint, config: MaskConfig) -> None:
     """Raise LoopprobeError where the mask does not fit the model, before anything runs."""
-    kept_tokens(config.mode, config.n, 2 * checkpoint.config.model.n_points, unit=config.unit)
+    model = checkpoint.config.model
+    kept_tokens(config.mode, config.n, 2 * model.n_points, unit=config.unit)
+    at = _mask_at(config, model.n_loops)
+    if at is not None and at >= config.loops:
+        raise LoopprobeError(f"the mask comes after {at} loops but only {config.loops} are run: raise --loops")
 
 
-def describe(config: MaskConfig, n_points: int) -> str:
+def _mask_at(config: MaskConfig, trained: int) -> int | None:
+    """The one loop (from 0) before which the state is masked; None for every loop."""
+    if not config.once:
+        return None
+    return trained if config.at is None else config.at
+
+
+def describe(config: MaskConfig, n_points: int, trained: int) -> str:
     """In words: what was kept and what was masked."""
     verb = "masking" if config.invert else "keeping"
     counts = ", ".join(map(str, config.n))
@@ -157,7 +176,8 @@ def describe(config: MaskConfig, n_points: int) -> str:
         "zero": "set to zero",
         "mean": "set to its mean over the prompts in the clean run",
     }[config.fill]
-    when = "before every loop" if config.once_at is None else f"once, before loop {config.once_at + 1}"
+    at = _mask_at(config, trained)
+    when = "before every loop" if at is None else f"once, after {at} loops"
     subject = "it is" if config.invert else "the rest is"
     series = "" if one else f" (n = {counts})"
     return f"{verb} the state of the {which}{series}; {subject} {fill} {when}; the injected input stays"

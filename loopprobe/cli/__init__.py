@@ -1,0 +1,61 @@
+"""The command line. Heavy imports stand inside the verbs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import loopprobe
+from loopprobe.cli import models, probes
+from loopprobe.errors import LoopprobeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train looped transformers and probe what happens in every loop.",
+)
+for name, verb in (models.VERBS | probes.VERBS).items():
+    app.command(name)(verb)
+
+# The base of what typer raises for a wrong command line; typer itself exports only this child of it.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main() -> None:
+    """Entry point: a mistake of the user is one line and exit code 2; --debug shows the traceback."""
+    try:
+        code = app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
+    except (LoopprobeError, _USAGE_ERROR) as error:
+        if "--debug" in sys.argv:
+            raise
+        message = str(error)
+        if isinstance(error, _USAGE_ERROR):
+            message = f"{error.format_message()} (given: {' '.join(sys.argv[1:])}; see --help)"  # type: ignore[attr-defined]
+        print(f"loopprobe: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"loopprobe: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"loopprobe {loopprobe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where an error would be one line.")] = False,
+) -> None:
+    pass

@@ -1,0 +1,163 @@
+"""Verbs that make models and tell of them: train, sweep, list, show, import, export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loopprobe.cli.options import Overwrite
+from loopprobe.errors import LoopprobeError
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="TOML file with [model], [task] and [train].")] = None,
+    preset: Annotated[str | None, typer.Option(help="A configuration that ships with loopprobe: reference, …")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, such as train.steps=500.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and a name.")] = None,
+    device: Annotated[str | None, typer.Option(help="Short for --set train.device=…")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Overwrite = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Also log to wandb, offline, inside the folder.")] = False,
+) -> None:
+    """Train a looped transformer (by default, lr-b20-T10)."""
+    from loopprobe.settings import load_config
+
+    overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
+    cfg = load_config(config, preset, overrides)
+    folder = out or Path("runs") / cfg.name
+    given = config is not None or preset is not None or bool(overrides)
+    from loopprobe.progress import training_progress
+    from loopprobe.train import train as run_training
+
+    steps = cfg.train.steps if cfg.train else 0
+    with training_progress(steps, f"training {folder}") as report_progress:
+        sinks = [report_progress]
+        if wandb:
+            from loopprobe.tracking import wandb_offline
+
+            sinks.append(wandb_offline(folder))
+
+        def report(row: dict[str, float]) -> None:
+            for sink in sinks:
+                sink(row)
+
+        try:
+            run_training(
+                cfg if given or not resume else None, folder, resume=resume, overwrite=overwrite,
+                report=report,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print(f"stopped and saved; go on with: loopprobe train --resume --out {folder}", file=sys.stderr)
+            raise
+    show(str(folder))
+
+
+def sweep(
+    grids: Annotated[
+        list[Path], typer.Argument(help="Grid files: [[grid]] tables of section.key = value or [values].")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the models, one folder each.")] = Path("runs"),
+    workers: Annotated[int, typer.Option(help="Models at a time; the threads are divided among them.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Train the models of a grid that are not there yet."""
+    if workers < 1:
+        raise LoopprobeError(f"workers ({workers}) must be at least 1: raise it")
+    from loopprobe.checkpoint import read_json
+    from loopprobe.progress import sweep_progress
+    from loopprobe.sweep import plan, read_grid
+    from loopprobe.sweep import sweep as run_sweep
+    from loopprobe.tables import checkpoint_table, plan_table, show_table
+
+    read = [read_grid(path) for path in grids]
+    for note in dict.fromkeys(note for _, notes in read for note in notes):
+        print(note)
+    planned = plan(list(dict.fromkeys(config for configs, _ in read for config in configs)), out)
+    if dry_run:
+        show_table(plan_table(planned))
+        return
+    for model in planned:
+        if model.status == "differs":
+            print(f"{model.folder} was trained with another configuration: left as it is")
+    with sweep_progress({model.name: model.steps for model in planned if model.todo}) as report:
+        run_sweep(planned, workers, report)
+    there = [model for model in planned if model.status != "differs"]
+    show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
+
+
+def list_() -> None:
+    """List the checkpoints that can be given by name."""
+    from loopprobe.checkpoint import names, read_json
+    from loopprobe.tables import checkpoint_table, show_table
+
+    show_table(checkpoint_table([(name, *read_json(folder)) for name, folder in names().items()]))
+
+
+def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:
+    """Show all that is known of a checkpoint."""
+    from loopprobe.checkpoint import find, read_json
+    from loopprobe.tables import checkpoint_summary
+
+    folder = find(name)
+    print(checkpoint_summary(folder, *read_json(folder)))
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="Weights in nanoGPT's layout or TransformerLens's names.")],
+    n_heads: Annotated[int, typer.Option(help="Attention heads, which no weight tells.")],
+    n_loops: Annotated[int, typer.Option(help="Loops that it was trained with; 1 for an ordinary transformer.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; by default runs/ and the file's name.")] = None,
+    injection: Annotated[str, typer.Option(help="add, multiply or none.")] = "add",
+    task: Annotated[str, typer.Option(help="Task that it was trained on.")] = "linear_regression",
+    n_points: Annotated[
+        int | None, typer.Option(help="Points of a prompt; by default what fits its positions.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Import a model that was trained elsewhere."""
+    from loopprobe.checkpoint import Checkpoint, save
+    from loopprobe.config import Config, TaskConfig, build
+    from loopprobe.evaluate import evaluate
+    from loopprobe.foreign import read_model
+    from loopprobe.storage import new_folder
+
+    points = {} if n_points is None else {"n_points": n_points}
+    model = read_model(file, n_heads=n_heads, n_loops=n_loops, injection=injection, **points)
+    cfg = Config(model=model.cfg, task=build(TaskConfig, {"name": task}), train=None)
+    checkpoint = Checkpoint(cfg, model)
+    checkpoint.evaluation = evaluate(checkpoint)
+    folder = new_folder(out or Path("runs") / file.stem, overwrite)
+    save(checkpoint, folder)
+    show(str(folder))
+
+
+def export(
+    name: Annotated[str, typer.Argument(help="Checkpoint name or path.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; by default NAME.transformer-lens.safetensors.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Export weights under TransformerLens's names."""
+    from loopprobe.checkpoint import load
+    from loopprobe.foreign import write_transformer_lens
+
+    path = out or Path(f"{Path(name).name}.transformer-lens.safetensors")
+    if path.exists() and not overwrite:
+        raise LoopprobeError(f"{path} exists: give another --out or add --overwrite")
+    write_transformer_lens(load(name), path)
+    print(path)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "sweep": sweep,
+    "list": list_,
+    "show": show,
+    "import": import_,
+    "export": export,
+}

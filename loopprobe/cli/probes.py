@@ -1,0 +1,135 @@
+"""Verbs that probe models: mask, converge, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loopprobe.cli.options import Ckpt, Device, Out, Overwrite, Png, Prompts, Seed, parse_numbers
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def mask(
+    mode: Annotated[str, typer.Option(help="Keep the first or the last positions of the state.")] = "first",
+    n: Annotated[str, typer.Option("--n", help="How many: 10, or 5,10,20, or 0:31 (both ends), or 0:30:5.")] = "10",
+    loops: Annotated[
+        str, typer.Option(help="Loop counts to show, such as 10,50; the largest is how far it runs.")
+    ] = "50",
+    ckpt: Ckpt = None,
+    prompts: Prompts = 1280,
+    seed: Seed = 0,
+    fill: Annotated[
+        str, typer.Option(help="What replaces the state: initial, zero, or mean (of the clean run).")
+    ] = "initial",
+    every_loop: Annotated[bool, typer.Option("--every-loop/--once", help="Mask before every loop, or once.")] = True,
+    at: Annotated[
+        int | None, typer.Option(help="With --once: mask after this many loops; default: as trained.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="What n counts: point (two tokens) or token.")] = "point",
+    invert: Annotated[bool, typer.Option("--invert", help="Mask the named positions and keep the others.")] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Mask the state between loops and see the error."""
+    numbers, loop_counts = parse_numbers(n, "--n"), parse_numbers(loops, "--loops")
+    options = {
+        "mode": mode, "n": tuple(numbers), "loops": max(loop_counts), "unit": unit, "invert": invert, "fill": fill,
+        "once": not every_loop, "at": at,
+    }  # fmt: skip
+    datasets, folder = _ask("mask", options, ckpt, prompts, seed, device, out, overwrite, f"mask-{mode}")
+    from loopprobe.figures.mask import mask_figure
+    from loopprobe.tables import mask_finding, mask_table, show_table
+
+    figures = {}
+    for data in datasets:
+        show_table(mask_table(data, loop_counts if len(loop_counts) > 1 else None))
+        print(mask_finding(data))
+        figures["mask" if len(datasets) == 1 else f"mask-{data.model.item()}"] = mask_figure(data)
+    _write(datasets, figures, folder, png)
+
+
+def converge(
+    loops: Annotated[str, typer.Option(help="Loop counts to show; the largest is how far it runs.")] = "500",
+    ckpt: Ckpt = None,
+    prompts: Prompts = 1280,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Loop far beyond the training; does the error stay?"""
+    loop_counts = parse_numbers(loops, "--loops")
+    options = {"loops": max(loop_counts)}
+    datasets, folder = _ask("converge", options, ckpt, prompts, seed, device, out, overwrite, "converge")
+    from loopprobe.figures.converge import converge_figure
+    from loopprobe.tables import converge_table, show_table
+
+    show_table(converge_table(datasets, loop_counts if len(loop_counts) > 1 else None))
+    _write(datasets, {"converge": converge_figure(datasets)}, folder, png)
+
+
+def compare(
+    loops: Annotated[
+        int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
+    ] = None,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 1280,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Compare models by the number of examples."""
+    datasets, folder = _ask("compare", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, "compare")
+    from loopprobe.figures.compare import compare_figure
+    from loopprobe.tables import compare_table, show_table
+
+    show_table(compare_table(datasets))
+    _write(datasets, {"compare": compare_figure(datasets)}, folder, png)
+
+
+def _ask(
+    probe: str, options: dict[str, Any], ckpt: list[str] | None, prompts: int, seed: int, device: str,
+    out: Path | None, overwrite: bool, name: str,
+) -> tuple[list[xr.Dataset], Path]:  # fmt: skip
+    """Put a probe to checkpoints; everything is checked before the output folder is made or anything runs."""
+    from loopprobe.checkpoint import DEFAULT
+    from loopprobe.config import build
+    from loopprobe.progress import track
+    from loopprobe.questions import Question, answer, prepare
+    from loopprobe.storage import fresh_folder, new_folder
+    from loopprobe.train import pick_device
+
+    tree = {"probe": probe, "checkpoints": tuple(ckpt or [DEFAULT]), "options": options}
+    prepared = prepare(build(Question, tree | {"prompts": prompts, "seed": seed}), pick_device(device))
+    label = prepared[0].checkpoint.label if len(prepared) == 1 else f"{len(prepared)}-models"
+    folder = fresh_folder(Path("results"), f"{name}-{label}") if out is None else new_folder(out, overwrite)
+    return answer(prepared, track), folder
+
+
+def _write(datasets: list[xr.Dataset], figures: dict[str, Any], folder: Path, png: bool) -> None:
+    """Write datasets and figures, and say where."""
+    from loopprobe.figures.style import write_html, write_png
+    from loopprobe.results import write_dataset
+
+    probe = datasets[0].attrs["probe"]
+    for data in datasets:
+        write_dataset(data, folder / f"{probe if len(datasets) == 1 else f'{probe}-{data.model.item()}'}.nc")
+    for stem, figure in figures.items():
+        write_html(figure, folder / f"{stem}.html")
+        if png:
+            write_png(figure, folder / f"{stem}.png")
+    for path in sorted(folder.glob(f"{probe}*")):
+        print(path)
+
+
+VERBS: dict[str, Callable[..., None]] = {"mask": mask, "converge": converge, "compare": compare}

@@ -1,0 +1,137 @@
+"""What all figures share: curves with bands, colours, axes, and how they are written."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.storage import atomic
+
+BLACK, GREY = "#000000", "#777777"
+QUERY_ERROR = "squared error at the query / n_dims"
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def colours(n: int) -> list[str]:
+    """n colours in order, from one scale that colour-blind readers and black-and-white prints keep in order."""
+    return sample_colorscale("Viridis", np.linspace(0.0, 0.85, n) if n > 1 else [0.3])
+
+
+def loop_colour(n_loops: int) -> str:
+    """The colour of a model trained with b loops, the same in every figure; ordinary transformers are black."""
+    if n_loops == 1:
+        return BLACK
+    return sample_colorscale("Viridis", [min(0.9, max(0.0, (n_loops - 5) / 25))])[0]
+
+
+def curve(
+    figure: go.Figure,
+    x: Any,
+    mean: Any,
+    interval: tuple[Any, Any] | None = None,
+    *,
+    colour: str,
+    name: str,
+    col: int = 1,
+    dash: str = "solid",
+    legend: str = "legend",
+    in_legend: bool = True,
+) -> None:
+    """A line, with its 95 % interval as a band; both answer to one legend entry.
+
+    Args:
+        figure: made by ``make_subplots``.
+        x, mean: the line.
+        interval: its lower and upper ends.
+        colour, dash: of the line.
+        name: in the legend; curves of one name and legend are toggled together.
+        col: the panel.
+        legend: which of the figure's legends.
+        in_legend: whether this curve makes the legend's entry.
+    """
+    x, mean = np.asarray(x), np.asarray(mean)
+    group = f"{legend} {name}"
+    if interval is not None:
+        low, high = (np.asarray(end) for end in interval)
+        figure.add_scatter(
+            x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]),
+            fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
+            showlegend=False, legendgroup=group, row=1, col=col,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=x, y=mean, mode="lines+markers" if len(x) <= 40 else "lines", name=name,
+        line={"color": colour, "width": 2, "dash": dash}, marker={"size": 4},
+        showlegend=in_legend, legend=legend, legendgroup=group, row=1, col=col,
+        customdata=None if interval is None else np.stack([low, high], -1),
+        hovertemplate="%{y:.4g}" + ("" if interval is None else " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]"),
+    )  # fmt: skip
+
+
+def level(figure: go.Figure, x: Any, value: float, name: str, *, col: int = 1, legend: str = "legend",
+          in_legend: bool = True, colour: str = GREY) -> None:  # fmt: skip
+    """A dotted horizontal line from one end of x to the other, with a legend entry."""
+    x = np.asarray(x)
+    figure.add_scatter(
+        x=[x.min(), x.max()], y=[value] * 2, mode="lines", name=name,
+        line={"dash": "dot", "color": colour, "width": 1.5},
+        legend=legend, legendgroup=f"{legend} {name}", showlegend=in_legend, row=1, col=col,
+        hovertemplate="%{y:.4g}",
+    )  # fmt: skip
+
+
+def trained_line(figure: go.Figure, n_loops: int, col: int) -> None:
+    """A vertical line at the loop count of the training."""
+    figure.add_vline(
+        x=n_loops, line={"dash": "dot", "color": GREY, "width": 1}, col=col,
+        annotation={"text": "trained", "font": {"size": 11, "color": GREY}},
+    )  # fmt: skip
+
+
+def log_errors(figure: go.Figure, title: str = QUERY_ERROR) -> None:
+    """Logarithmic error axes, the same in all panels."""
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power", matches="y")
+    figure.update_yaxes(title=title, col=1)
+
+
+def finish(figure: go.Figure, title: str) -> go.Figure:
+    """The common look."""
+    wrapped = "<br>".join(textwrap.wrap(title, 120))
+    figure.update_layout(
+        template="plotly_white", title={"text": wrapped, "x": 0.01, "font": {"size": 15}},
+        margin={"t": 110, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
+        legend={"x": 1.005, "y": 1},
+    )  # fmt: skip
+    return figure
+
+
+def write_html(figure: go.Figure, path: Path) -> None:
+    """An interactive page; plotly's script lies once beside all pages of the folder."""
+    figure.write_html(path, include_plotlyjs="directory", full_html=True)
+
+
+def write_png(figure: go.Figure, path: Path) -> None:
+    """A picture, through kaleido and a Chrome.
+
+    Raises:
+        LoopprobeError: kaleido or Chrome is not installed.
+    """
+    try:
+        import kaleido  # noqa: F401
+    except ImportError:
+        raise LoopprobeError("PNG needs kaleido: pip install 'loopprobe[png]'") from None
+    try:
+        picture = figure.to_image("png", width=1100, height=520, scale=2)
+    except Exception as error:  # kaleido and choreographer raise many kinds
+        if "chrome" not in str(error).lower():
+            raise
+        raise LoopprobeError(
+            "PNG needs a Chrome or Chromium: install one, or name it in the environment variable BROWSER_PATH"
+        ) from None
+    with atomic(path) as partial:
+        partial.write_bytes(picture)

@@ -1,0 +1,78 @@
+"""Error against the number of in-context examples, beside the attainable optimum; and how it was reached."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from loopprobe.baselines import optimum
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.evaluate import chunk_size
+from loopprobe.results import Progress, stamp
+from loopprobe.statistics import bootstrap_mean
+from loopprobe.tasks import Prompts
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class CompareConfig:
+    """After how many loops the models are compared.
+
+    Attributes:
+        loops: iterations; None: as many as each model was trained with.
+    """
+
+    loops: PositiveInt | None = None
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: CompareConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Squared error at every point of every prompt.
+
+    Returns:
+        A dataset with dims ``example`` (the prompt), ``point`` (in-context examples before it):
+
+        * ``error [example, point]``: squared error / n_dims
+        * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
+        * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
+          named in ``attrs["optimum"]``
+    """
+    model = checkpoint.model
+    prompts = prompts.to(next(model.parameters()).device)
+    n_dims = prompts.xs.shape[2]
+    with torch.no_grad():
+        chunks = [
+            (model(xs, ys, config.loops, keep_loops=1)[0] - ys).square() / n_dims
+            for xs, ys in progress(prompts.split(chunk_size(prompts.xs.device)))
+        ]
+    errors = torch.cat(chunks).cpu().numpy()
+    name, best = optimum(prompts, checkpoint.config.task)
+    best_errors = ((best - prompts.ys).square() / n_dims).cpu().numpy()
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+        "error": (("example", "point"), errors),
+        "optimum": (("example", "point"), best_errors),
+    }
+    for prefix, values in (("", errors), ("optimum_", best_errors)):
+        for part, value in zip(("mean", "low", "high"), bootstrap_mean(values.T), strict=True):
+            variables[prefix + part] = (("point",), value)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    data = xr.Dataset(
+        variables,
+        coords={"point": np.arange(errors.shape[1]), "model": checkpoint.label},
+        attrs={
+            "loops": config.loops or model.cfg.n_loops,
+            "trained_loops": model.cfg.n_loops,
+            "optimum": name,
+            "parameters": parameters,
+        },
+    )
+    for variable in data:
+        data[variable].attrs["units"] = "squared error / n_dims"
+    return stamp(data, "compare", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: CompareConfig) -> None:
+    """Every checkpoint can be compared."""

@@ -1,0 +1,53 @@
+"""How a model was trained: loss and error against the step, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from loopprobe.checkpoint import METRICS, Checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.results import Progress, stamp
+from loopprobe.tasks import Prompts
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class CurvesConfig:
+    """Nothing to choose: the whole training is shown."""
+
+
+def run(checkpoint: Checkpoint, prompts: Prompts, config: CurvesConfig, progress: Progress | None = None) -> xr.Dataset:
+    """The rows of metrics.jsonl.
+
+    Returns:
+        A dataset over ``step``: ``loss`` (mean squared error over points and window, of the training prompts),
+        ``error`` (at the query, divided by the active dimensions), ``dims``, ``points``, ``loops`` and ``seconds``.
+    """
+    rows = _rows(checkpoint)
+    columns: dict[str, Any] = {
+        name: ("step", np.array([row[name] for row in rows])) for name in rows[0] if name != "step"
+    }
+    data = xr.Dataset(
+        columns,
+        coords={"step": [row["step"] for row in rows], "model": checkpoint.label},
+        attrs={"trained_loops": checkpoint.config.model.n_loops},
+    )
+    return stamp(data, "curves", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: CurvesConfig) -> None:
+    """Raise LoopprobeError where the training is not recorded."""
+    _rows(checkpoint)
+
+
+def _rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    path = checkpoint.folder and checkpoint.folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+    if not lines:
+        raise LoopprobeError(f"{checkpoint.label} has no {METRICS}: its training is not known; give another checkpoint")
+    return [json.loads(line) for line in lines]

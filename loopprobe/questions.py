@@ -1,0 +1,99 @@
+"""A question is a probe put to checkpoints: what a verb of the command line asks, or a file under probes/ saves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import xarray as xr
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
+from loopprobe.config import build
+from loopprobe.errors import LoopprobeError
+from loopprobe.probes import compare, converge, curves, mask
+from loopprobe.results import Progress
+from loopprobe.tasks import Prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A probe's configuration class, and its functions."""
+
+    config: type
+    run: Callable[..., xr.Dataset]
+    check: Callable[[Checkpoint, Any], None]
+
+
+PROBES = {
+    "compare": Probe(compare.CompareConfig, compare.run, compare.check),
+    "converge": Probe(converge.ConvergeConfig, converge.run, converge.check),
+    "curves": Probe(curves.CurvesConfig, curves.run, curves.check),
+    "mask": Probe(mask.MaskConfig, mask.run, mask.check),
+}
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class Question:
+    """A probe, its options, and the checkpoints and prompts that it is put to.
+
+    Attributes:
+        probe: name of the probe.
+        checkpoints: names or paths.
+        options: fields of the probe's configuration.
+        prompts: held-out prompts of each model's own task.
+        seed: of these prompts.
+    """
+
+    probe: str
+    checkpoints: tuple[str, ...] = (DEFAULT,)
+    options: dict[str, Any] = Field(default_factory=dict)
+    prompts: int = 1280
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A probe, checked and ready to run on one checkpoint."""
+
+    probe: str
+    checkpoint: Checkpoint
+    config: Any
+    prompts: Prompts
+
+
+def prepare(question: Question, device: torch.device | str = "cpu") -> list[Prepared]:
+    """Load and check everything that a question needs.
+
+    Raises:
+        LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use.
+    """
+    if question.probe not in PROBES:
+        raise LoopprobeError(f"no probe is called {question.probe!r}: choose from {', '.join(PROBES)}")
+    probe = PROBES[question.probe]
+    config = build(probe.config, question.options)
+    checkpoints = [load_checkpoint(name, device) for name in question.checkpoints]
+    for checkpoint in checkpoints:
+        probe.check(checkpoint, config)
+    return [
+        Prepared(question.probe, checkpoint, config, checkpoint.held_out(question.prompts, question.seed))
+        for checkpoint in checkpoints
+    ]
+
+
+def answer(
+    prepared: Sequence[Prepared], progress: Callable[[str], Progress] = lambda description: lambda steps: steps
+) -> list[xr.Dataset]:
+    """One dataset a checkpoint.
+
+    Args:
+        prepared: from ``prepare``.
+        progress: makes, from a description, a wrapper for the steps of one run.
+    """
+    return [
+        PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
+        for p in prepared
+    ]

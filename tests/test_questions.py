@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_model
+
+from loopprobe.baselines import least_squares, ridge
+from loopprobe.checkpoint import Checkpoint, save
+from loopprobe.config import build
+from loopprobe.errors import LoopprobeError
+from loopprobe.figures.compare import compare_figure
+from loopprobe.figures.converge import converge_figure
+from loopprobe.figures.panels import by_window
+from loopprobe.figures.style import loop_colour
+from loopprobe.probes import compare, converge
+from loopprobe.questions import Question, answer, prepare
+from loopprobe.settings import load_config
+from loopprobe.tables import compare_table, converge_table
+
+SHAPE = [f"model.{key}={value}" for key, value in TINY.items()] + ["train.dims=3", "train.points=6"]
+
+
+def tiny(name="tiny", *overrides, **fields):
+    cfg = load_config(overrides=[*SHAPE, "train.loop_window=2", *overrides])
+    return Checkpoint(cfg, make_model(torch.float32, n_loops=cfg.model.n_loops, **fields), name=name)
+
+
+def error_of(checkpoint, prompts, loops):
+    with torch.no_grad():
+        return ((checkpoint.model(prompts.xs, prompts.ys, loops) - prompts.ys).square() / 3).numpy()
+
+
+def test_converge_measures_the_error_after_every_loop():
+    checkpoint = tiny()
+    prompts = checkpoint.held_out(70)
+    data = converge.run(checkpoint, prompts, converge.ConvergeConfig(loops=9))
+    expected = error_of(checkpoint, prompts, 9)
+    np.testing.assert_allclose(data.error, expected[..., -1], atol=1e-5)
+    np.testing.assert_allclose(data.error_by_point, expected.mean(1), atol=1e-5)
+    np.testing.assert_allclose(data["mean"], expected[..., -1].mean(1), atol=1e-5)
+    best = (least_squares(prompts) - prompts.ys).square() / 3
+    np.testing.assert_allclose(data.optimum, best[:, -1])
+    np.testing.assert_allclose(data.optimum_by_point, best.mean(0))
+
+
+def test_compare_measures_the_error_at_every_point():
+    checkpoint = tiny("noisy", "task.name=noisy_linear_regression")
+    prompts = checkpoint.held_out(70)
+    data = compare.run(checkpoint, prompts, compare.CompareConfig())
+    np.testing.assert_allclose(data.error, error_of(checkpoint, prompts, 4)[-1], atol=1e-5)
+    np.testing.assert_allclose(data["mean"], data.error.mean("example"), rtol=1e-5)
+    np.testing.assert_allclose(data.optimum, (ridge(prompts, 0.1**2) - prompts.ys).square() / 3)
+    assert data.attrs["parameters"] == sum(p.numel() for p in checkpoint.model.parameters())
+    longer = compare.run(checkpoint, prompts, compare.CompareConfig(loops=7))
+    np.testing.assert_allclose(longer.error, error_of(checkpoint, prompts, 7)[-1], atol=1e-5)
+
+
+def test_a_model_that_is_not_looped_cannot_converge():
+    ordinary = tiny("ordinary", "model.n_loops=1", "train.loop_window=1")
+    with pytest.raises(LoopprobeError, match="ordinary is not looped"):
+        converge.run(ordinary, ordinary.held_out(3), converge.ConvergeConfig())
+
+
+def test_a_question_is_checked_before_anything_runs(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    save(tiny(), tmp_path / "tiny")
+    path = str(tmp_path / "tiny")
+    good = build(Question, {"probe": "compare", "checkpoints": (path, path), "prompts": 5})
+    assert [data.sizes["example"] for data in answer(prepare(good))] == [5, 5]
+    for tree, match in [
+        ({"probe": "nope"}, "'nope'.*compare, converge, curves, mask"),
+        ({"probe": "mask", "checkpoints": (path,), "options": {"n": (7,)}}, r"n \(7\)"),
+        ({"probe": "mask", "checkpoints": (path,), "options": {"m": 3}}, "unknown config key 'm'"),
+        ({"probe": "converge", "checkpoints": (path, "nope")}, "'nope'"),
+    ]:
+        with pytest.raises(LoopprobeError, match=match):
+            prepare(build(Question, tree))
+
+
+def datasets_of(probe, config, *checkpoints):
+    return [probe.run(checkpoint, checkpoint.held_out(20), config) for checkpoint in checkpoints]
+
+
+def models():
+    return [
+        tiny("b2", "model.n_loops=2"),
+        tiny("b4-T2"),
+        tiny("b4-T4", "train.loop_window=4"),
+        tiny("ordinary", "model.n_loops=1", "train.loop_window=1"),
+    ]
+
+
+def test_a_model_stands_in_the_panel_of_its_window():
+    panels = by_window(datasets_of(compare, compare.CompareConfig(), *models()))
+    named = {title: [data.model.item() for data in inside] for title, inside in panels.items()}
+    assert named == {"T = 2": ["b2", "b4-T2", "ordinary"], "T = 4": ["b2", "b4-T4", "ordinary"]}
+
+
+def test_figures_and_tables_show_the_numbers_of_the_datasets():
+    compared = datasets_of(compare, compare.CompareConfig(), *models())
+    converged = datasets_of(converge, converge.ConvergeConfig(loops=12), *models()[:3])
+    for figure, datasets in ((compare_figure(compared), compared), (converge_figure(converged), converged)):
+        lines = {trace.name: trace for trace in figure.data if trace.name}
+        for data in datasets:
+            np.testing.assert_allclose(lines[data.model.item()].y, data["mean"])
+        entries = [trace.name for trace in figure.data if trace.showlegend]
+        assert len(entries) == len(set(entries))
+        assert all(np.isfinite(np.asarray(trace.y, float)).all() for trace in figure.data)
+        colours = {trace.name: trace.line.color for trace in figure.data if trace.name}
+        assert colours["b2"] == loop_colour(2)
+        assert colours["b4-T2"] == colours["b4-T4"] == loop_colour(4)
+    row = converge_table(converged, [4, 12])
+    assert next(iter(row.columns[1].cells)).startswith(f"{converged[0]['mean'].sel(loop=4).item():.3g} [")
+    assert len(compare_table(compared).rows) == 5  # the optimum beside the four models
