@@ -6,6 +6,7 @@ A name is looked up as a path, then in ./runs, then among the checkpoints that s
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,14 @@ class Checkpoint:
     def label(self) -> str:
         """The last part of the name, for figures and files."""
         return Path(self.name).name or self.config.name
+
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the weights: which model this is."""
+        content = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            content.update(name.encode())
+            content.update(tensor.cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
 
     def held_out(self, n_prompts: int = 1280, seed: int = 0) -> Prompts:
         """Prompts of the model's own task that no training saw, on the model's device: ``xs, ys = …``."""

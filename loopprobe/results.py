@@ -24,16 +24,22 @@ def stamp(data: xr.Dataset, probe: str, checkpoint: Checkpoint, prompts: Prompts
 
     Structured attributes are JSON text, which every netCDF reader can show.
     """
+    data.attrs |= attributes(probe, checkpoint, prompts, config)
+    return data
+
+
+def attributes(probe: str, checkpoint: Checkpoint, prompts: Prompts, config: Any) -> dict[str, str]:
+    """What ``stamp`` writes; equal attributes but for the provenance mean the same question to the same model."""
     parameter = next(checkpoint.model.parameters())
     made_by = provenance(parameter.device, parameter.dtype)
-    data.attrs |= {
+    identity = {"name": checkpoint.name, "weights": checkpoint.digest(), "config": checkpoint.config.to_dict()}
+    return {
         "probe": probe,
         "config": json.dumps(dataclasses.asdict(config)),
-        "checkpoint": json.dumps({"name": checkpoint.name, "config": checkpoint.config.to_dict()}),
+        "checkpoint": json.dumps(identity),
         "prompts": json.dumps(prompts.origin),
         "provenance": json.dumps(made_by),
     }
-    return data
 
 
 def write_dataset(data: xr.Dataset, path: Path) -> None:

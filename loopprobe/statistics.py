@@ -32,3 +32,19 @@ def bootstrap_mean(
     low, high = np.concatenate(chunks, axis=1)
     shape = values.shape[:-1]
     return flat.mean(axis=1).reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def moving_mean(
+    values: Float[ndarray, " row"], steps: Float[ndarray, " row"], width: float = 100
+) -> Float[ndarray, " row"]:
+    """At each row, the mean over the rows of the last ``width`` steps.
+
+    Args:
+        values: one a row.
+        steps: where the rows stand, rising; they need not be equally far apart.
+        width: of the window, in steps.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    first = np.searchsorted(steps, steps - width, side="right")
+    last = np.arange(1, len(values) + 1)
+    return (sums[last] - sums[first]) / (last - first)

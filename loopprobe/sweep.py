@@ -66,7 +66,7 @@ def read_grid(path: Path) -> tuple[list[Config], list[str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
     tables = tree.get("grid")
-    if not tables or set(tree) - {"grid"}:
+    if not isinstance(tables, list) or set(tree) - {"grid"}:
         raise LoopprobeError(f"{path} must hold [[grid]] tables and nothing else: see `loopprobe sweep --help`")
     configs: list[Config] = []
     notes: list[str] = []

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from loopprobe.config import Config
 from loopprobe.figures.mask import loops_to_show
+from loopprobe.statistics import moving_mean
 from loopprobe.sweep import Planned
+from loopprobe.verdicts import Verdict
 
 
 def show_table(table: Table) -> None:
@@ -82,6 +84,48 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
     for name, data in {data.attrs["optimum"]: data for data in datasets}.items():
         cells = [_interval(*(data[f"optimum_{part}"].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
         table.add_row(name, "", *cells)
+    return table
+
+
+def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / n_dims with its 95 % interval: a row a model and loop count, a column an n."""
+    first = datasets[0]
+    picked = first.n.values[np.unique(np.linspace(0, first.sizes["n"] - 1, 8).round().astype(int))]
+    table = _error_table("error by what is kept", datasets)
+    table.add_column("loops", justify="right")
+    for n in picked:
+        table.add_column(f"n = {n}", justify="right")
+    for data in datasets:
+        for loop in loops_to_show(data, (int(data.attrs["trained_loops"]), int(data.loop[-1]))):
+            at = data.sel(loop=loop)
+            cells = [_interval(*(at[part].sel(n=n) for part in ("mean", "low", "high"))) for n in picked]
+            table.add_row(data.model.item(), str(loop), *cells)
+    return table
+
+
+def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Smoothed training loss: a row a model, a column a fraction of its steps."""
+    table = _table("training loss")
+    table.caption = "squared error of the training prompts, mean over points, window and the last 100 steps"
+    for name in ("model", "steps", *(f"{percent} %" for percent in (10, 25, 50, 75, 100)), "seconds"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for data in datasets:
+        loss = moving_mean(data.loss.values, data.step.values)
+        at = [int(np.searchsorted(data.step, fraction * int(data.step[-1]))) for fraction in (0.1, 0.25, 0.5, 0.75, 1)]
+        cells = [f"{loss[i]:.3g}" for i in at]
+        table.add_row(data.model.item(), f"{int(data.step[-1]):,}", *cells, f"{float(data.seconds[-1]):.0f}")
+    return table
+
+
+def verdict_table(decided: Sequence[Verdict]) -> Table:
+    """One row a claim, with how many of its findings support it."""
+    table = _table("claims of the study")
+    for name in ("section", "claim", "verdict", "supported", "contradicted", "undecided"):
+        table.add_column(name, justify="left" if name in ("section", "claim", "verdict") else "right")
+    for verdict in decided:
+        states = [finding.status for finding in verdict.findings]
+        counts = [str(states.count(status)) for status in ("supported", "contradicted", "undecided")]
+        table.add_row(verdict.section, verdict.claim, verdict.status, *counts)
     return table
 
 

@@ -35,9 +35,14 @@ ORDER = [
     "results",
     "probes",
     "questions",
+    "saved",
     "figures",
+    "verdicts",
+    "claims",
     "progress",
     "tables",
+    "present",
+    "report",
     "cli",
 ]
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))

@@ -9,7 +9,7 @@ from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.compare import compare_figure
 from loopprobe.figures.converge import converge_figure
-from loopprobe.figures.panels import by_window
+from loopprobe.figures.panels import panels
 from loopprobe.figures.style import loop_colour
 from loopprobe.probes import compare, converge
 from loopprobe.questions import Question, answer, prepare
@@ -90,8 +90,8 @@ def models():
 
 
 def test_a_model_stands_in_the_panel_of_its_window():
-    panels = by_window(datasets_of(compare, compare.CompareConfig(), *models()))
-    named = {title: [data.model.item() for data in inside] for title, inside in panels.items()}
+    found = panels(datasets_of(compare, compare.CompareConfig(), *models()))
+    named = {title: [line.name for line in lines] for title, lines in found.items()}
     assert named == {"T = 2": ["b2", "b4-T2", "ordinary"], "T = 4": ["b2", "b4-T4", "ordinary"]}
 
 

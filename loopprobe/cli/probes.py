@@ -1,4 +1,4 @@
-"""Verbs that probe models: mask, converge, compare."""
+"""Verbs that probe models: mask, converge, compare; run and report for saved questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loopprobe.cli.options import Ckpt, Device, Out, Overwrite, Png, Prompts, Seed, parse_numbers
+from loopprobe.cli.options import Ckpt, Device, Out, Overwrite, Png, Prompts, Quick, Seed, parse_numbers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -97,6 +97,63 @@ def compare(
     _write(datasets, {"compare": compare_figure(datasets)}, folder, png)
 
 
+def run(
+    files: Annotated[list[Path], typer.Argument(help="Saved questions, such as probes/r4_last_n.toml.")],
+    quick: Quick = False,
+    out: Annotated[Path, typer.Option(help="Folder of the answers, one folder a question; reused.")] = Path("results"),
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Answer a saved question."""
+    from loopprobe.figures.style import write_html, write_png
+    from loopprobe.present import figure_of, table_of
+    from loopprobe.progress import track
+    from loopprobe.saved import answer_saved, read_saved
+    from loopprobe.tables import show_table
+    from loopprobe.train import pick_device
+
+    saved = {path.stem: read_saved(path) for path in files}
+    where = pick_device(device)
+    for name, question in saved.items():
+        folder = out / name
+        answered = answer_saved(question, folder, quick=quick, device=where, progress=track)
+        if answered.missing:
+            print(f"not trained yet, and so left out: {', '.join(answered.missing)}")
+        if not answered.datasets:
+            continue
+        show_table(table_of(question.probe, answered.datasets))
+        figure = figure_of(question.probe, answered.datasets, question.title, question.by)
+        write_html(figure, folder / "figure.html")
+        if png:
+            write_png(figure, folder / "figure.png")
+        for path in sorted(folder.glob("figure.*")):
+            print(path)
+
+
+def report(
+    questions: Annotated[Path, typer.Option(help="Folder of saved questions.")] = Path("probes"),
+    quick: Quick = False,
+    out: Annotated[Path, typer.Option(help="Folder of the report; answers in it are reused.")] = Path("report"),
+    device: Device = "auto",
+) -> None:
+    """Answer all saved questions, and judge the study's claims."""
+    from loopprobe.progress import track
+    from loopprobe.report import write_report
+    from loopprobe.saved import answer_saved, saved_questions
+    from loopprobe.tables import show_table, verdict_table
+    from loopprobe.train import pick_device
+
+    saved, where = saved_questions(questions), pick_device(device)
+    data = out / ("data-quick" if quick else "data")
+    answers = {
+        name: answer_saved(question, data / name, quick=quick, device=where, progress=track)
+        for name, question in saved.items()
+    }
+    show_table(verdict_table(write_report(answers, out)))
+    print(out / "report.json")
+    print(out / "index.html")
+
+
 def _ask(
     probe: str, options: dict[str, Any], ckpt: list[str] | None, prompts: int, seed: int, device: str,
     out: Path | None, overwrite: bool, name: str,
@@ -132,4 +189,10 @@ def _write(datasets: list[xr.Dataset], figures: dict[str, Any], folder: Path, pn
         print(path)
 
 
-VERBS: dict[str, Callable[..., None]] = {"mask": mask, "converge": converge, "compare": compare}
+VERBS: dict[str, Callable[..., None]] = {
+    "mask": mask,
+    "converge": converge,
+    "compare": compare,
+    "run": run,
+    "report": report,
+}

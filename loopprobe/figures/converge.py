@@ -7,34 +7,29 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from loopprobe.figures.panels import by_window, look, window_panels
-from loopprobe.figures.style import BLACK, QUERY_ERROR, curve, finish, level, log_errors
+from loopprobe.figures.panels import By, draw, panels
+from loopprobe.figures.style import BLACK, QUERY_ERROR, finish, level, log_errors
 
 
-def converge_figure(datasets: Sequence[xr.Dataset], title: str = "error against the number of loops") -> go.Figure:
-    """Error against the loop, one panel a window T, one curve a model.
+def converge_figure(
+    datasets: Sequence[xr.Dataset], title: str = "error against the number of loops", by: By = "window"
+) -> go.Figure:
+    """Error against the loop, one curve a model, with the optimum where it is not zero.
 
     Args:
         datasets: of the converge probe, one a model.
         title: of the figure.
+        by: what makes a panel, see ``panels``.
     """
-    panels, looks = by_window(datasets), look(datasets)
-    figure = window_panels(panels)
+    found = panels(datasets, by)
+    figure = draw(found, "loop", lambda data: data["mean"], lambda data: (data.low, data.high))
     shown: set[str] = set()
-    for col, inside in enumerate(panels.values(), 1):
-        for data in inside:
-            name = data.model.item()
-            curve(
-                figure, data.loop, data["mean"], (data.low, data.high), **looks[name], name=name, col=col,
-                in_legend=name not in shown,
-            )  # fmt: skip
-            shown.add(name)
-        best = {data.attrs["optimum"]: data for data in inside if float(data.optimum.mean()) > 1e-8}
-        for name, data in best.items():  # exact least squares is 0, which no logarithmic axis shows
-            level(
-                figure, data.loop, float(data.optimum.mean()), name, col=col, colour=BLACK, in_legend=name not in shown
-            )
-            shown.add(name)
+    for col, lines in enumerate(found.values(), 1):
+        for data in {line.datasets[0].attrs["optimum"]: line.datasets[0] for line in lines}.values():
+            best, name = float(data.optimum.mean()), data.attrs["optimum"]
+            if best > 1e-8:  # exact least squares is 0, which no logarithmic axis shows
+                level(figure, data.loop, best, name, col=col, colour=BLACK, in_legend=name not in shown)
+                shown.add(name)
     figure.update_xaxes(title="loops", type="log")
     log_errors(figure, QUERY_ERROR)
     return finish(figure, title)

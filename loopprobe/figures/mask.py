@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.figures.panels import By, Line, draw, panels
 from loopprobe.figures.style import BLACK, QUERY_ERROR, colours, curve, finish, level, log_errors, trained_line
 
 
@@ -31,7 +32,8 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         "over the loops",
     ]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.2 if over_n else 0.1)
-    picked = n if len(n) <= 6 else n[np.unique(np.linspace(0, len(n) - 1, 6).round().astype(int))]
+    masking = n[n != (0 if config["invert"] else data.attrs["full"])]  # the others are the clean run
+    picked = masking if len(masking) <= 6 else masking[np.linspace(0, len(masking) - 1, 6).round().astype(int)]
     if over_n:
         shown = loops_to_show(data)
         for loop, colour in zip(shown, colours(len(shown)), strict=True):
@@ -63,6 +65,39 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     figure.update_layout(legend2={"x": 1.005, "y": 1})
     finish(figure, f"{data.model.item()}: {data.attrs['description']}")
     return figure.update_layout(legend={"x": 0.405, "y": 1})
+
+
+def mask_models_figure(
+    datasets: Sequence[xr.Dataset], title: str = "error by what is kept", by: By = "window"
+) -> go.Figure:
+    """Error against n, one curve a model and loop count: as trained, and (dotted) after the last loop.
+
+    Args:
+        datasets: of the mask probe, one a model, with the same n.
+        title: of the figure.
+        by: what makes a panel, see ``panels``.
+    """
+    config = json.loads(datasets[0].attrs["config"])
+    found = {
+        panel: [
+            Line(f"{line.name}, {loop} loops", tuple(data.sel(loop=loop) for data in line.datasets), line.colour, dash)
+            for line in lines
+            for loop, dash in _two_loops(line.datasets[0])
+        ]
+        for panel, lines in panels(datasets, by).items()
+    }
+    figure = draw(found, "n", lambda data: data["mean"], lambda data: (data.low, data.high))
+    zeros = [lines[0].datasets[0].attrs["zero_predictor"] for lines in found.values()]
+    for col, zero in enumerate(zeros, 1):
+        level(figure, datasets[0].n, zero, "predicting zero", col=col, in_legend=col == 1)
+    figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
+    log_errors(figure, QUERY_ERROR)
+    return finish(figure, title)
+
+
+def _two_loops(data: xr.Dataset) -> list[tuple[int, str]]:
+    trained, last = int(data.attrs["trained_loops"]), int(data.loop[-1])
+    return [(trained, "solid"), (last, "dot")] if last > trained else [(last, "solid")]
 
 
 def loops_to_show(data: xr.Dataset, wanted: Sequence[int] | None = None) -> list[int]:

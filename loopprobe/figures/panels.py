@@ -1,16 +1,36 @@
-"""Which model stands in which panel: figures show one panel a window T, as the study does."""
+"""Which model stands in which panel, as which line: one panel a window T, or one a loop count and window."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.figures.style import DASHES, loop_colour
+from loopprobe.figures.style import DASHES, colours, curve, loop_colour
+
+By = Literal["window", "layers"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel: the seeds of a model together.
+
+    Attributes:
+        name: in the legend.
+        datasets: one a seed.
+        colour, dash: the look.
+    """
+
+    name: str
+    datasets: tuple[xr.Dataset, ...]
+    colour: str
+    dash: str
 
 
 def model_config(data: xr.Dataset) -> dict[str, Any]:
@@ -18,37 +38,100 @@ def model_config(data: xr.Dataset) -> dict[str, Any]:
     return json.loads(data.attrs["checkpoint"])["config"]
 
 
-def by_window(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:
-    """Datasets by panel. A window above the loop count is the loop count, so a model may stand in several panels;
-    ordinary models stand in all, and models that were trained elsewhere share one panel.
+def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[Line]]:
+    """Lines by panel.
+
+    With ``window``: one panel a task and window T. A window above the loop count is the loop count, so a model
+    may stand in several panels, and ordinary models stand in all; colour is b, the same everywhere. With
+    ``layers``: one panel a loop count and window, colour is the number of layers.
     """
+    if by == "layers":
+        return _by_layers(datasets)
+    found: dict[str, list[Line]] = {}
+    for task in dict.fromkeys(_task(data) for data in datasets):
+        of_task = [data for data in datasets if _task(data) == task]
+        most = max(_loops(data) for data in of_task)
+        for t in sorted({_window(data) for data in of_task if _loops(data) == most}):
+            inside = [data for data in of_task if _window(data) == (min(t, _loops(data)) if t else 0)]
+            noisy = "noisy, " if task.startswith("noisy") else ""
+            title = f"{noisy}T = {t}" if t else f"{noisy}trained elsewhere"
+            found[title] = _lines(inside, lambda data: loop_colour(_loops(data)))
+    return found
 
-    def loops(data: xr.Dataset) -> int:
-        return model_config(data)["model"]["n_loops"]
 
-    def window(data: xr.Dataset) -> int:
-        return (model_config(data)["train"] or {}).get("loop_window", 0)
-
-    most = max(loops(data) for data in datasets)
-    windows = sorted({window(data) for data in datasets if loops(data) == most})
+def _by_layers(datasets: Sequence[xr.Dataset]) -> dict[str, list[Line]]:
+    layers = sorted({_layers(data) for data in datasets})
+    colour = dict(zip(layers, colours(len(layers)), strict=True))
+    found: dict[str, list[xr.Dataset]] = {}
+    for data in sorted(datasets, key=lambda data: (_loops(data), _window(data), _layers(data))):
+        found.setdefault(f"b = {_loops(data)}, T = {_window(data)}", []).append(data)
     return {
-        f"T = {t}" if t else "": [data for data in datasets if window(data) == (min(t, loops(data)) if t else 0)]
-        for t in windows
+        title: _lines(inside, lambda data: colour[_layers(data)], lambda data: f"L = {_layers(data)}")
+        for title, inside in found.items()
     }
 
 
-def window_panels(panels: dict[str, list[xr.Dataset]]) -> go.Figure:
-    """An empty figure with one panel each, side by side, that share the y axis."""
-    return make_subplots(
-        rows=1, cols=len(panels), subplot_titles=list(panels), shared_yaxes=True, horizontal_spacing=0.04
-    )
-
-
-def look(datasets: Sequence[xr.Dataset]) -> dict[str, dict[str, str]]:
-    """Colour and dash by model: colour is b, the same everywhere; dash tells models of one b apart."""
-    looks: dict[str, dict[str, str]] = {}
+def _lines(
+    datasets: Sequence[xr.Dataset],
+    colour: Callable[[xr.Dataset], str],
+    name: Callable[[xr.Dataset], str] = lambda data: _without_seed(data),
+) -> list[Line]:
+    seeds: dict[str, list[xr.Dataset]] = {}
     for data in datasets:
-        colour = loop_colour(model_config(data)["model"]["n_loops"])
-        before = sum(look["colour"] == colour for look in looks.values())
-        looks.setdefault(data.model.item(), {"colour": colour, "dash": DASHES[before % len(DASHES)]})
-    return looks
+        seeds.setdefault(name(data), []).append(data)
+    lines: list[Line] = []
+    for label, own in seeds.items():
+        look = colour(own[0])
+        dash = DASHES[sum(line.colour == look for line in lines) % len(DASHES)]
+        lines.append(Line(label, tuple(own), look, dash))
+    return lines
+
+
+def draw(
+    found: dict[str, list[Line]],
+    x: str,
+    value: Callable[[xr.Dataset], Any],
+    interval: Callable[[xr.Dataset], Any] | None = None,
+) -> go.Figure:
+    """A figure with one panel each, side by side, that share the y axis.
+
+    Args:
+        found: from ``panels``.
+        x: the coordinate along x.
+        value: the line of one dataset.
+        interval: its ends. Of several seeds the mean is drawn, with the range of the seeds as band.
+    """
+    titles = list(found)
+    figure = make_subplots(rows=1, cols=len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
+    shown: set[str] = set()
+    for col, lines in enumerate(found.values(), 1):
+        for line in lines:
+            rows = np.stack([np.asarray(value(data)) for data in line.datasets])
+            band = (rows.min(0), rows.max(0)) if len(rows) > 1 else interval and interval(line.datasets[0])
+            curve(
+                figure, line.datasets[0][x], rows.mean(0), band, colour=line.colour, dash=line.dash, name=line.name,
+                col=col, in_legend=line.name not in shown,
+            )  # fmt: skip
+            shown.add(line.name)
+    return figure
+
+
+def _task(data: xr.Dataset) -> str:
+    return model_config(data)["task"]["name"]
+
+
+def _loops(data: xr.Dataset) -> int:
+    return model_config(data)["model"]["n_loops"]
+
+
+def _layers(data: xr.Dataset) -> int:
+    return model_config(data)["model"]["n_layers"]
+
+
+def _window(data: xr.Dataset) -> int:
+    return (model_config(data)["train"] or {}).get("loop_window", 0)
+
+
+def _without_seed(data: xr.Dataset) -> str:
+    seed = (model_config(data)["train"] or {}).get("seed", 0)
+    return data.model.item().removesuffix(f"-s{seed}")

@@ -1,0 +1,292 @@
+"""The claims of the study, each as a predicate on the results of its section (see docs/study.md for the study).
+
+A claim reads the datasets of the saved questions by name (``r4_last_n``) and returns findings; with none, because
+its models are not there, it is undecided.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from numpy import ndarray
+
+from loopprobe.statistics import moving_mean
+from loopprobe.verdicts import (
+    Finding,
+    Rule,
+    Verdict,
+    about_equal,
+    above,
+    below,
+    bootstrap,
+    conclude,
+    decide,
+    hold_ratio,
+    ratio_of_spreads,
+)
+
+Evidence = Mapping[str, Sequence[xr.Dataset]]
+STAYS = 1.2  # an error stays at its level while it is below this multiple of it
+EQUAL = 1.25  # two errors are about equal within this factor
+KEPT = (10, 15, 20, 25)  # values of n at which masks are compared
+
+
+@dataclass(frozen=True, order=True)
+class Kind:
+    """A model without its seed."""
+
+    task: str
+    layers: int
+    loops: int
+    window: int
+    grown: bool
+    steps: int
+
+    def __str__(self) -> str:
+        parts = ["noisy"] if self.task.startswith("noisy") else []
+        parts += [f"L {self.layers}"] if self.layers > 1 else []
+        parts += ["b grown"] if self.grown else [f"b {self.loops}"]
+        parts += [f"T {self.window}"]
+        parts += [f"{self.steps} steps"] if self.steps != 2000 else []
+        return ", ".join(parts)
+
+
+def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
+    """Datasets by kind, seeds together and in order."""
+    found: dict[Kind, list[tuple[int, xr.Dataset]]] = {}
+    for data in datasets:
+        cfg = json.loads(data.attrs["checkpoint"])["config"]
+        train: dict[str, Any] = cfg["train"] or {}
+        kind = Kind(
+            cfg["task"]["name"], cfg["model"]["n_layers"], cfg["model"]["n_loops"], train.get("loop_window", 0),
+            train.get("loops", {}).get("kind", "constant") != "constant", train.get("steps", 0),
+        )  # fmt: skip
+        found.setdefault(kind, []).append((train.get("seed", 0), data))
+    return {
+        kind: [data for _, data in sorted(pairs, key=lambda pair: pair[0])] for kind, pairs in sorted(found.items())
+    }
+
+
+def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Float[ndarray, "seed example"]:
+    """Query errors after ``loop`` loops; None: the last."""
+    at = [data.error.isel(loop=-1) if loop is None else data.error.sel(loop=loop) for data in datasets]
+    return np.stack([errors.values for errors in at])
+
+
+def by_loops(found: Mapping[Kind, Any], window: int) -> dict[int, Kind]:
+    """Kinds of one study window T, by b: a window above the loop count is the loop count."""
+    return {k.loops: k for k in found if k.loops > 1 and not k.grown and k.window == min(window, k.loops)}
+
+
+def successive(
+    found: Mapping[Kind, Sequence[xr.Dataset]], values: Callable[[Sequence[xr.Dataset]], ndarray], what: str
+) -> Iterator[Finding]:
+    """More loops in training against fewer, one finding a pair of neighbours, a task and a window."""
+    seen = set()
+    for task in sorted({kind.task for kind in found}):
+        of_task = {kind: data for kind, data in found.items() if kind.task == task}
+        for window in (10, 20):
+            row = by_loops(of_task, window)
+            loops = sorted(row)
+            for fewer, more in itertools.pairwise(loops):
+                pair = row[more], row[fewer]
+                if pair not in seen:
+                    seen.add(pair)
+                    ratio = f"{what}: {pair[0]} over {pair[1]}"
+                    yield hold_ratio(ratio, values(of_task[pair[0]]), values(of_task[pair[1]]), below(1))
+
+
+def r1_larger_b(evidence: Evidence) -> Iterator[Finding]:
+    found = kinds(evidence.get("r1_compare", ()))
+    yield from successive(found, lambda data: np.stack([d.error.mean("point").values for d in data]), "loss")
+
+
+def r1_does_well(evidence: Evidence) -> Iterator[Finding]:
+    found = kinds(evidence.get("r1_compare", ()))
+    ordinary = [data for kind, data in found.items() if kind.loops == 1]
+    for window in (10, 20):
+        looped = by_loops(found, window)
+        if ordinary and looped:
+            best = looped[max(looped)]
+            query = [np.stack([d.error.isel(point=-1).values for d in data]) for data in (found[best], ordinary[0])]
+            yield hold_ratio(f"error at the query: {best} over ordinary", query[0], query[1], below(2))
+
+
+def r2_stays(evidence: Evidence) -> Iterator[Finding]:
+    for kind, data in kinds(evidence.get("r2_converge", ())).items():
+        if kind.loops > 5:
+            last = int(data[0].loop[-1])
+            ratio = f"{kind}: error after {last} loops over that after {kind.loops}"
+            yield hold_ratio(ratio, far(data), far(data, kind.loops), below(STAYS))
+
+
+def r2_larger_b(evidence: Evidence) -> Iterator[Finding]:
+    found = kinds(evidence.get("r2_converge", ()))
+    yield from successive(found, far, "error after the last loop")
+
+
+def _grown_over_fixed(
+    evidence: Evidence, window: int, rule: Rule, what: str = "error after the last loop", **statistic: Any
+) -> Iterator[Finding]:
+    found = kinds(evidence.get("r3_converge", ()))
+    for grown in (kind for kind in found if kind.grown and kind.window == window):
+        of_steps = {kind: data for kind, data in found.items() if kind.steps == grown.steps}
+        for fixed in by_loops(of_steps, window).values():
+            yield hold_ratio(f"{what}: {grown} over {fixed}", far(found[grown]), far(found[fixed]), rule, **statistic)
+
+
+def r3_lower_at_20(evidence: Evidence) -> Iterator[Finding]:
+    yield from _grown_over_fixed(evidence, 20, below(1))
+
+
+def r3_same_at_10(evidence: Evidence) -> Iterator[Finding]:
+    yield from _grown_over_fixed(evidence, 10, about_equal(EQUAL))
+
+
+def r3_spread(evidence: Evidence) -> Iterator[Finding]:
+    for window in (10, 20):
+        yield from _grown_over_fixed(evidence, window, above(1.5), "spread of errors", statistic=ratio_of_spreads)
+
+
+def _masks(evidence: Evidence, name: str) -> dict[Kind, xr.Dataset]:
+    return {kind: data[0] for kind, data in kinds(evidence.get(name, ())).items()}
+
+
+def _grows(evidence: Evidence, name: str) -> Iterator[Finding]:
+    for kind, data in _masks(evidence, name).items():
+        errors = data.error.sel(loop=kind.loops).values  # [n, example]
+        ranks = data.n.values.argsort().argsort()
+
+        def spearman(*rows: ndarray, ranks: ndarray = ranks) -> float:
+            means = np.array([row.mean() for row in rows])
+            return float(np.corrcoef(means.argsort().argsort(), ranks)[0, 1])
+
+        estimate, interval = bootstrap(spearman, *(row[None] for row in errors), resamples=400)
+        yield decide(f"{kind}: rank correlation of error and n", estimate, interval, below(-0.8))
+
+
+def _more_loops(evidence: Evidence, name: str) -> Iterator[Finding]:
+    for kind, data in _masks(evidence, name).items():
+        last = int(data.loop[-1])
+        for n in (n for n in KEPT if n in data.n.values):
+            errors = data.error.sel(n=n)
+            more, trained = errors.isel(loop=-1).values[None], errors.sel(loop=kind.loops).values[None]
+            ratio = f"{kind}, n {n}: error after {last} loops over that after {kind.loops}"
+            yield hold_ratio(ratio, more, trained, above(0.9))
+
+
+def r4_grows(evidence: Evidence) -> Iterator[Finding]:
+    yield from _grows(evidence, "r4_last_n")
+
+
+def r4_more_loops(evidence: Evidence) -> Iterator[Finding]:
+    yield from _more_loops(evidence, "r4_last_n")
+
+
+def r5_grows(evidence: Evidence) -> Iterator[Finding]:
+    yield from _grows(evidence, "r5_first_n")
+
+
+def r5_more_loops(evidence: Evidence) -> Iterator[Finding]:
+    yield from _more_loops(evidence, "r5_first_n")
+
+
+def r5_first_and_last(evidence: Evidence) -> Iterator[Finding]:
+    first, last = _masks(evidence, "r5_first_n"), _masks(evidence, "r4_last_n")
+    for kind in (kind for kind in first if kind in last):
+        for n in (n for n in KEPT if n in first[kind].n.values and n in last[kind].n.values):
+            a, b = (masks[kind].error.sel(n=n, loop=kind.loops).values[None] for masks in (last, first))
+            yield hold_ratio(f"{kind}, n {n}: error with the last over that with the first", a, b, about_equal(EQUAL))
+
+
+def r5_memory(evidence: Evidence) -> Iterator[Finding]:
+    for kind, data in _masks(evidence, "r4_last_n").items():
+        if 1 in data.n.values:
+            alone = data.error.sel(n=1, loop=kind.loops).values[None]
+            clean = data.clean_error.sel(loop=kind.loops).values[None]
+            ratio = f"{kind}: error with the query's own state alone over the clean run"
+            yield hold_ratio(ratio, alone, clean, above(STAYS))
+
+
+def r6_more_layers(evidence: Evidence) -> Iterator[Finding]:
+    yield from _over_layers(kinds(evidence.get("r6_converge", ())))
+
+
+def r6_every_seed(evidence: Evidence) -> Iterator[Finding]:
+    datasets = evidence.get("r6_converge", ())
+    seeds = sorted({json.loads(d.attrs["checkpoint"])["config"]["train"]["seed"] for d in datasets})
+    for seed in seeds:
+        own = [d for d in datasets if json.loads(d.attrs["checkpoint"])["config"]["train"]["seed"] == seed]
+        yield from _over_layers(kinds(own), f"seed {seed}, ")
+
+
+def _over_layers(found: Mapping[Kind, Sequence[xr.Dataset]], prefix: str = "") -> Iterator[Finding]:
+    for kind in found:
+        deeper = replace(kind, layers=2 * kind.layers)
+        if deeper in found:
+            what = f"{prefix}error after the last loop: {deeper} over L {kind.layers}"
+            yield hold_ratio(what, far(found[deeper]), far(found[kind]), below(1))
+
+
+def falls_at(data: xr.Dataset) -> float:
+    """The first step at which the smoothed query error is below 0.1 for good; infinite where it never is."""
+    return _for_good(data, moving_mean(data["error"].values, data.step.values) < 0.1)
+
+
+def flattens_at(data: xr.Dataset) -> float:
+    """The first step from which the smoothed loss stays within a tenth of its last value."""
+    loss = moving_mean(data["loss"].values, data.step.values)
+    return _for_good(data, np.abs(loss / loss[-1] - 1) < 0.1)
+
+
+def _for_good(data: xr.Dataset, holds: ndarray) -> float:
+    broken = np.flatnonzero(~holds)
+    first = 0 if len(broken) == 0 else broken[-1] + 1
+    return float(data.step[first]) if first < len(holds) else np.inf
+
+
+def r7_earlier(evidence: Evidence) -> Iterator[Finding]:
+    found = kinds(evidence.get("r7_curves", ()))
+    for kind in (kind for kind in found if kind.layers == 1):
+        for layers in (2, 4):
+            deeper = replace(kind, layers=layers)
+            if deeper not in found:
+                continue
+            for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
+                one, more = (np.array([[measure(d)] for d in found[k]]) for k in (kind, deeper))
+                estimate, interval = bootstrap(lambda a, b: float(a.mean() / b.mean()), one, more)
+                if min(len(one), len(more)) < 2:
+                    interval = (np.nan, np.nan)  # one run has no spread over seeds: it decides nothing
+                yield decide(f"step at which the loss {what}: {kind} over L {layers}", estimate, interval, below(1))
+
+
+CLAIMS: tuple[tuple[str, str, Callable[[Evidence], Iterator[Finding]]], ...] = (
+    ("R1", "larger b gives lower loss", r1_larger_b),
+    ("R1", "with 12 times fewer parameters the looped model does well", r1_does_well),
+    ("R2", "trained with b > 5 the error stays at its minimum when the loop goes on", r2_stays),
+    ("R2", "larger b is better", r2_larger_b),
+    ("R3", "a schedule gives lower error at many iterations for T = 20", r3_lower_at_20),
+    ("R3", "for T = 10 the schedule cannot be told apart", r3_same_at_10),
+    ("R3", "the scheduled model's errors spread much more", r3_spread),
+    ("R4", "error grows as n shrinks (last n)", r4_grows),
+    ("R4", "for a given n, more loops do not help (last n)", r4_more_loops),
+    ("R5", "error grows as n shrinks (first n)", r5_grows),
+    ("R5", "for a given n, more loops do not help (first n)", r5_more_loops),
+    ("R5", "first and last points matter about equally", r5_first_and_last),
+    ("R5", "the state at the other tokens is used as memory between iterations", r5_memory),
+    ("R6", "more layers give a better fixed point", r6_more_layers),
+    ("R6", "this holds for every T and seed", r6_every_seed),
+    ("R7", "at equal b, the loss of L = 1 falls and flattens earlier", r7_earlier),
+)
+
+
+def verdicts(evidence: Evidence) -> list[Verdict]:
+    """Every claim decided on what there is."""
+    return [conclude(section, claim, decided(evidence)) for section, claim, decided in CLAIMS]

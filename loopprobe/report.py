@@ -1,0 +1,92 @@
+"""Answers of the saved questions to one HTML page with figures, tables and verdicts, and to report.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+import loopprobe
+from loopprobe.claims import verdicts
+from loopprobe.present import figure_of, table_of
+from loopprobe.saved import Answered
+from loopprobe.storage import atomic, write_json
+from loopprobe.verdicts import Verdict
+
+
+def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
+    """Write index.html, report.json and plotly's script.
+
+    Args:
+        answers: by the name of the question.
+        folder: where to write; it must exist.
+
+    Returns:
+        The verdicts, every claim of the study in its order.
+    """
+    decided = verdicts({name: answered.datasets for name, answered in answers.items()})
+    sections = [
+        _section(section, {n: a for n, a in answers.items() if a.saved.section == section}, decided)
+        for section in dict.fromkeys(answered.saved.section for answered in answers.values())
+    ]
+    prompts = sorted(
+        {data.sizes["example"] for a in answers.values() for data in a.datasets if "example" in data.sizes}
+    )
+    span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
+    made = f"Made by loopprobe {loopprobe.__version__}, {span} held-out prompts a model."
+    template = resources.files("loopprobe") / "templates" / "report.html"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(
+        made=made, verdicts=decided, sections=sections
+    )
+    with atomic(folder / "plotly.min.js") as partial:
+        partial.write_text(get_plotlyjs(), encoding="utf-8")
+    with atomic(folder / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
+    write_json(folder / "report.json", {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]})
+    return decided
+
+
+def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdict]) -> dict[str, Any]:
+    title = next(iter(answers.values())).saved.title.split(":")[0]
+    return {
+        "name": name,
+        "title": title,
+        "parts": [_part(question, answered) for question, answered in answers.items() if answered.datasets],
+        "verdicts": [verdict for verdict in decided if verdict.section == name],
+    }
+
+
+def _part(name: str, answered: Answered) -> dict[str, Any]:
+    figure = figure_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
+    table = table_of(answered.saved.probe, answered.datasets)
+    options = {"full_html": False, "include_plotlyjs": False, "config": {"responsive": True, "displaylogo": False}}
+    return {
+        "name": name,
+        "asks": answered.saved.asks,
+        "figure": jinja2.utils.markupsafe.Markup(plotly.io.to_html(figure, div_id=f"figure-{name}", **options)),
+        "missing": answered.missing,
+        "models": [data.model.item() for data in answered.datasets],
+        "prompts": json.loads(answered.datasets[0].attrs["prompts"])["n_prompts"],
+        "table": {
+            "header": [column.header for column in table.columns],
+            "rows": list(zip(*(column.cells for column in table.columns), strict=True)),
+            "caption": table.caption or "",
+        },
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

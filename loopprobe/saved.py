@@ -1,0 +1,133 @@
+"""Saved questions: a TOML file each under probes/, with its title, its probe, its checkpoints and its options.
+
+The answer of a question lies in a folder of datasets, one a model, and is reused while nothing of the question,
+the model and the version of loopprobe has changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from loopprobe.checkpoint import names
+from loopprobe.config import build
+from loopprobe.errors import LoopprobeError
+from loopprobe.questions import PROBES, Prepared, Question, answer, prepare
+from loopprobe.results import Progress, attributes, read_dataset, write_dataset
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class Saved:
+    """A question as its file has it.
+
+    Attributes:
+        section: of the report.
+        title, asks: for the reader.
+        probe, checkpoints, options, prompts, seed: see ``Question``.
+        by: what makes a panel of its figure (``figures.panels``).
+        quick: options and ``prompts`` that replace the others in a quick run.
+    """
+
+    section: str
+    title: str
+    asks: str
+    probe: str
+    checkpoints: tuple[str, ...]
+    options: dict[str, Any] = Field(default_factory=dict)
+    prompts: int = 1280
+    seed: int = 0
+    by: Literal["window", "layers"] = "window"
+    quick: dict[str, Any] = Field(default_factory=dict)
+
+    def question(self, quick: bool = False) -> Question:
+        """The question, or its quick form."""
+        changed = dict(self.quick) if quick else {}
+        prompts = changed.pop("prompts", self.prompts)
+        tree = {"probe": self.probe, "checkpoints": self.checkpoints, "options": self.options | changed}
+        return build(Question, tree | {"prompts": prompts, "seed": self.seed})
+
+
+def read_saved(path: Path) -> Saved:
+    """Read and check a saved question.
+
+    Raises:
+        LoopprobeError: there is none, or a key or a probe that is not known.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoopprobeError(f"cannot read {path} ({error.strerror}): check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
+    saved = build(Saved, tree)
+    if saved.probe not in PROBES:
+        raise LoopprobeError(f"{path} asks the probe {saved.probe!r}: choose from {', '.join(PROBES)}")
+    return saved
+
+
+def saved_questions(folder: Path) -> dict[str, Saved]:
+    """All saved questions of a folder by name, grid files left out, in the order of their names."""
+    paths = [path for path in sorted(folder.glob("*.toml")) if not path.stem.endswith("_models")]
+    if not paths:
+        raise LoopprobeError(f"{folder} holds no saved questions: give the folder probes/ of the repository")
+    return {path.stem: read_saved(path) for path in paths}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A question with its answer.
+
+    Attributes:
+        saved: the question.
+        datasets: one a checkpoint that is there.
+        missing: checkpoints that are not.
+    """
+
+    saved: Saved
+    datasets: list[xr.Dataset]
+    missing: tuple[str, ...]
+
+
+def answer_saved(
+    saved: Saved,
+    folder: Path,
+    *,
+    quick: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+) -> Answered:
+    """Answer a question for the checkpoints that are there, reusing what ``folder`` holds of the same."""
+    question = saved.question(quick)
+    known = names()
+    there = tuple(name for name in question.checkpoints if name in known or Path(name).is_dir())
+    missing = tuple(name for name in question.checkpoints if name not in there)
+    datasets: list[xr.Dataset] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for prepared in prepare(dataclasses.replace(question, checkpoints=there), device):
+        path = folder / f"{prepared.checkpoint.label}.nc"
+        data = _reusable(path, prepared)
+        if data is None:
+            [data] = answer([prepared], progress)
+            write_dataset(data, path)
+        datasets.append(data)
+    return Answered(saved, datasets, missing)
+
+
+def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
+    if not path.exists():
+        return None
+    data = read_dataset(path)
+    wanted = attributes(prepared.probe, prepared.checkpoint, prepared.prompts, prepared.config)
+    same: Mapping[str, Any] = {key: data.attrs.get(key) for key in wanted if key != "provenance"}
+    version = json.loads(data.attrs["provenance"])["loopprobe"]
+    is_same = all(same[key] == wanted[key] for key in same)
+    return data if is_same and version == json.loads(wanted["provenance"])["loopprobe"] else None

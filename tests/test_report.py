@@ -1,0 +1,136 @@
+"""The report on tiny models; and, in a browser, the page as a reader sees it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, make_model
+
+from loopprobe.checkpoint import Checkpoint, save
+from loopprobe.claims import CLAIMS
+from loopprobe.errors import LoopprobeError
+from loopprobe.report import write_report
+from loopprobe.saved import answer_saved, read_saved, saved_questions
+from loopprobe.settings import load_config
+
+PROBES = Path(__file__).parents[1] / "probes"
+SHAPE = [f"model.{key}={value}" for key, value in TINY.items() if key != "n_loops"] + ["train.dims=3", "train.points=6"]
+MODELS = {
+    "ordinary": ["model.n_loops=1", "train.loop_window=1"],
+    "b2": ["model.n_loops=2", "train.loop_window=2"],
+    "b4": ["model.n_loops=4", "train.loop_window=2"],
+    "b4-s1": ["model.n_loops=4", "train.loop_window=2", "train.seed=1"],
+}
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A saved question of every probe, on tiny models in ./runs."""
+    for name, overrides in MODELS.items():
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        cfg = load_config(overrides=[*SHAPE, *overrides])
+        save(Checkpoint(cfg, make_model(torch.float32, n_loops=cfg.model.n_loops)), folder)
+        rows = [{"step": s, "loss": 3 / s, "error": 1 / s, "seconds": 0.1 * s} for s in range(10, 200, 10)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    for name, probe, options in (
+        ("r1_compare", "compare", ""), ("r2_converge", "converge", "loops = 12"), ("r7_curves", "curves", ""),
+        ("r4_last_n", "mask", 'mode = "last"\nn = [0, 2, 4, 6]\nloops = 8'),
+    ):  # fmt: skip
+        models = '["b2", "b4", "b4-s1", "not-trained"]' if probe != "compare" else '["ordinary", "b2", "b4"]'
+        head = f'section = "{name[:2].upper()}"\ntitle = "{name}"\nasks = "What?"\nprobe = "{probe}"\nprompts = 20\n'
+        tail = f"checkpoints = {models}\n[options]\n{options}\n[quick]\nprompts = 5\n"
+        (folder / f"{name}.toml").write_text(head + tail)
+    return folder
+
+
+def answers(questions, **options):
+    return {n: answer_saved(q, Path("data") / n, **options) for n, q in saved_questions(questions).items()}
+
+
+def test_a_report_holds_every_question_and_claim(questions, tmp_path):
+    decided = write_report(answers(questions), tmp_path)
+    assert [verdict.claim for verdict in decided] == [claim for _, claim, _ in CLAIMS]
+    page = (tmp_path / "index.html").read_text()
+    for part in ("figure-r1_compare", "figure-r2_converge", "figure-r4_last_n", "figure-r7_curves", "not-trained"):
+        assert part in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert 'src="https' not in page
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert [verdict["claim"] for verdict in record["verdicts"]] == [claim for _, claim, _ in CLAIMS]
+    assert any(verdict["findings"] for verdict in record["verdicts"])
+
+
+def test_answers_are_reused_until_something_changes(questions, monkeypatch):
+    first = answers(questions)
+    assert first["r2_converge"].missing == ("not-trained",)
+    with monkeypatch.context() as patched:
+        patched.setattr("loopprobe.saved.answer", None)  # called, it would fail
+        again = answers(questions)
+    assert again["r4_last_n"].datasets[0].identical(first["r4_last_n"].datasets[0])
+    changed = make_model(torch.float32, n_loops=4)
+    with torch.no_grad():
+        changed.W_pos += 1
+    save(Checkpoint(load_config(overrides=[*SHAPE, *MODELS["b4"]]), changed), Path("runs/b4"))
+    new = answers(questions)
+    assert not new["r2_converge"].datasets[1].identical(first["r2_converge"].datasets[1])
+    assert new["r2_converge"].datasets[0].identical(first["r2_converge"].datasets[0])
+    assert answers(questions, quick=True)["r2_converge"].datasets[0].sizes["example"] == 5
+
+
+def test_bad_questions_get_one_line(questions, tmp_path):
+    for text, match in [("section = 3", "section"), ("[", "not valid TOML"), ('probe = "x"', "section")]:
+        (tmp_path / "q.toml").write_text(text)
+        with pytest.raises(LoopprobeError, match=match):
+            read_saved(tmp_path / "q.toml")
+    path = questions / "r1_compare.toml"
+    path.write_text(path.read_text().replace('"compare"', '"nope"'))
+    with pytest.raises(LoopprobeError, match="'nope'"):
+        read_saved(path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LoopprobeError, match="no saved questions"):
+        saved_questions(tmp_path / "empty")
+
+
+def test_the_questions_of_the_study_have_seven_sections():
+    saved = saved_questions(PROBES)
+    assert list(dict.fromkeys(question.section for question in saved.values())) == [f"R{i}" for i in range(1, 8)]
+    assert {section for section, _, _ in CLAIMS} == {question.section for question in saved.values()}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_works_in_a_browser(questions, tmp_path, scheme):
+    from playwright.sync_api import sync_playwright
+
+    write_report(answers(questions), tmp_path)
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page(color_scheme=scheme)
+        errors, requests = [], []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((tmp_path / "index.html").as_uri())
+        page.wait_for_selector(".legendtoggle", state="attached")
+        drawn = page.evaluate(
+            "() => [...document.querySelectorAll('.plotly-graph-div')].map(figure => figure._fullData.map("
+            "trace => [...trace.y].every(Number.isFinite) && trace.y.length > 0))"
+        )
+        assert len(drawn) == 4
+        assert all(traces and all(traces) for traces in drawn)
+        assert page.locator("#summary tbody tr").count() == len(CLAIMS)
+        page.locator(".legendtoggle").first.dispatch_event("mousedown")
+        page.locator(".legendtoggle").first.dispatch_event("mouseup")
+        page.wait_for_function(
+            "() => document.querySelector('.plotly-graph-div').data.some(trace => trace.visible === 'legendonly')"
+        )
+        browser.close()
+    assert errors == []
+    assert all(url.startswith("file:") for url in requests)

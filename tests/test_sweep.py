@@ -1,0 +1,129 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+
+from loopprobe.checkpoint import load_checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.sweep import last_row, plan, read_grid, sweep
+from loopprobe.train import train
+
+LINES = [f'"model.{key}" = {value}' for key, value in TINY.items() if key != "n_loops"] + [
+    '"train.dims" = 3', '"train.points" = 6', '"train.batch_size" = 4', '"train.device" = "cpu"',
+    '"train.log_every" = 5', '"train.checkpoint_every" = 5',
+]  # fmt: skip
+
+
+def grid(path, *lines):
+    path.write_text("\n".join(["[[grid]]", *LINES, *lines]))
+    return path
+
+
+def test_a_grid_is_the_product_of_its_axes(tmp_path):
+    path = grid(
+        tmp_path / "g.toml", '"model.n_loops" = [2, 4]', '"train.loop_window" = [2, 4]', '"train.seed" = [0, 1]'
+    )
+    configs, notes = read_grid(path)
+    assert [c.name for c in configs] == [
+        "lr-L2-b2-T2", "lr-L2-b2-T2-s1", "lr-L2-b4-T2", "lr-L2-b4-T2-s1", "lr-L2-b4-T4", "lr-L2-b4-T4-s1",
+    ]  # fmt: skip
+    assert set(notes) == {"window 4 is above 2 loops: it is 2"}
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in Path(__file__).parents[1].glob("probes/*_models.toml")))
+def test_the_grids_of_the_study_are_valid(name, tmp_path):
+    configs, _ = read_grid(Path(__file__).parents[1] / "probes" / name)
+    assert len(plan(configs, tmp_path)) == len(configs)
+
+
+def test_the_grids_hold_every_model_that_a_saved_question_asks_for():
+    from loopprobe.saved import saved_questions
+
+    probes = Path(__file__).parents[1] / "probes"
+    trained = {c.name for path in probes.glob("*_models.toml") for c in read_grid(path)[0]}
+    asked = {name for saved in saved_questions(probes).values() for name in saved.checkpoints}
+    assert asked <= trained
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[[grid]]\n'model.n_lops' = 3", "n_lops"),
+        ("grid = 3", "hold"),
+        ("[model]\nn_loops = 3", "must hold"),
+        ("[[", "TOML"),
+    ],
+)
+def test_bad_grids_get_one_line(tmp_path, text, match):
+    (tmp_path / "g.toml").write_text(text)
+    with pytest.raises(LoopprobeError, match=match):
+        read_grid(tmp_path / "g.toml")
+    with pytest.raises(LoopprobeError, match="no grid file"):
+        read_grid(tmp_path / "none.toml")
+
+
+SCRIPT = """
+import sys, pathlib
+import loopprobe.evaluate
+from loopprobe.sweep import plan, read_grid, sweep
+if __name__ == "__main__":
+    configs, _ = read_grid(pathlib.Path(sys.argv[1]))
+    sweep(plan(configs, pathlib.Path("out")), workers=2)
+"""
+
+
+def test_a_sweep_survives_a_kill_skips_what_is_done_and_says_what_differs(tmp_path):
+    path = grid(
+        tmp_path / "g.toml",
+        '"model.n_loops" = 2',
+        '"train.loop_window" = 2',
+        '"train.seed" = [0, 1]',
+        '"train.steps" = 150',
+    )
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "script.py", str(path)], start_new_session=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not any((row := last_row(folder)) and row["step"] >= 10 for folder in Path("out").glob("*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    configs, _ = read_grid(path)
+    before = {model.name: model.status for model in plan(configs, Path("out"))}
+    assert "resume" in before.values()
+    sweep(plan(configs, Path("out")), workers=2)
+    assert {model.status for model in plan(configs, Path("out"))} == {"done"}
+    for config in configs:
+        torch.set_num_threads(1)
+        train(config, tmp_path / "alone" / config.name)
+        there, alone = (
+            load_file(folder / config.name / "model.safetensors") for folder in (Path("out"), tmp_path / "alone")
+        )
+        assert all(torch.equal(there[name], alone[name]) for name in alone)
+        assert load_checkpoint(Path("out") / config.name).evaluation["loops"] == [2, 500]
+    other = grid(
+        tmp_path / "h.toml",
+        '"model.n_loops" = 2',
+        '"train.loop_window" = 2',
+        '"train.steps" = 150',
+        '"train.decay" = 0.1',
+    )
+    [changed] = plan(read_grid(other)[0], Path("out"))
+    assert changed.status == "differs"
+    assert not changed.todo
+
+
+def test_a_model_that_fails_is_named(tmp_path):
+    path = grid(tmp_path / "g.toml", '"model.n_loops" = 2', '"train.loop_window" = 2', '"train.steps" = 3')
+    planned = plan(read_grid(path)[0], tmp_path / "out")
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(LoopprobeError, match=r"lr-L2-b2-T2-3steps: cannot write"):
+        sweep(planned, workers=1)

@@ -1,0 +1,199 @@
+"""Verdicts on synthetic results of which each is known."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from loopprobe.claims import CLAIMS, falls_at, flattens_at, kinds, verdicts
+from loopprobe.verdicts import about_equal, above, below, bootstrap, conclude, decide, hold_ratio, ratio_of_means
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rule", "interval", "status"),
+    [
+        (below(1), (0.2, 0.9), "supported"),
+        (below(1), (0.8, 1.1), "undecided"),
+        (below(1), (1.1, 1.3), "contradicted"),
+        (above(2), (2.1, 9), "supported"),
+        (above(2), (0.1, 1.9), "contradicted"),
+        (about_equal(1.25), (0.9, 1.1), "supported"),
+        (about_equal(1.25), (0.7, 1.1), "undecided"),
+        (about_equal(1.25), (1.3, 1.4), "contradicted"),
+        (about_equal(1.25), (0.1, 0.7), "contradicted"),
+        (below(1), (NAN, NAN), "undecided"),
+    ],
+)
+def test_an_interval_against_a_rule(rule, interval, status):
+    assert decide("x", 1, interval, rule).status == status
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ([], "undecided"),
+        (["supported", "supported"], "supported"),
+        (["supported", "undecided"], "undecided"),
+        (["supported", "contradicted", "undecided"], "contradicted"),
+    ],
+)
+def test_findings_to_a_verdict(found, status):
+    intervals = {"supported": (0.1, 0.2), "contradicted": (2, 3), "undecided": (0.5, 2)}
+    findings = [decide("x", 1, intervals[state], below(1)) for state in found]
+    assert conclude("R0", "claim", findings).status == status
+
+
+def test_pairs_stay_paired():
+    prompts = np.random.default_rng(0).lognormal(0, 2, size=(1, 500))
+    finding = hold_ratio("x", 1.1 * prompts, prompts, above(1))
+    assert finding.status == "supported"
+    assert finding.low == pytest.approx(1.1)
+    shuffled = hold_ratio("x", 1.1 * prompts, prompts[:, ::-1], above(1))
+    assert shuffled.status == "undecided"
+
+
+def test_the_interval_of_a_ratio_has_the_width_of_theory():
+    draw = np.random.default_rng(1)
+    a, b = draw.normal(4, 1, size=(1, 2000)), draw.normal(2, 0.5, size=(1, 2000))
+    estimate, (low, high) = bootstrap(ratio_of_means, a, b)
+    spread = estimate * np.sqrt((0.25**2 + 0.25**2) / 2000)
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    draw = np.random.default_rng(2)
+    prompts = draw.lognormal(size=400)
+    alike = np.stack([prompts] * 3)
+    apart = np.stack([prompts * scale for scale in (0.3, 1, 1.7)])
+    widths = [np.subtract(*bootstrap(ratio_of_means, group, alike)[1][::-1]) for group in (alike, apart)]
+    assert widths[1] > 5 * widths[0] + 0.3
+
+
+# Claims on synthetic datasets
+
+
+def meta(layers=1, loops=20, window=10, seed=0, grown=False, steps=2000, task="linear_regression"):
+    schedule = {"kind": "linear"} if grown else {"kind": "constant"}
+    cfg = {
+        "model": {"n_layers": layers, "n_loops": loops}, "task": {"name": task},
+        "train": {"loop_window": min(window, loops), "seed": seed, "steps": steps, "loops": schedule},
+    }  # fmt: skip
+    return {"checkpoint": json.dumps({"config": cfg}), "trained_loops": loops}
+
+
+NOISE = np.random.default_rng(5).lognormal(0, 0.3, size=300)
+
+
+def converged(levels, **model):
+    """Errors that are ``levels[loop]`` times a noise that all models share."""
+    errors = np.array([np.full(300, level) for level in levels.values()]) * NOISE
+    return xr.Dataset({"error": (("loop", "example"), errors)}, {"loop": list(levels)}, meta(**model))
+
+
+def mask_data(level_of, **model):
+    n, loops = list(range(0, 32)), [5, 10, 20, 50]
+    errors = np.array([[level_of(kept, loop) * NOISE for loop in loops] for kept in n])
+    return xr.Dataset(
+        {"error": (("n", "loop", "example"), errors), "clean_error": (("loop", "example"), errors[-1])},
+        {"n": n, "loop": loops}, meta(**model),
+    )  # fmt: skip
+
+
+def curves(falls, **model):
+    step = np.arange(10, 2001, 10)
+    error = np.where(step < falls, 1.0, 0.01)
+    return xr.Dataset({"error": ("step", error), "loss": ("step", 2 + 3 * error)}, {"step": step}, meta(**model))
+
+
+def outcome(evidence, part):
+    [verdict] = [verdict for verdict in verdicts(evidence) if part in verdict.claim]
+    return verdict.status
+
+
+def test_nothing_is_decided_without_results():
+    assert {verdict.status for verdict in verdicts({})} == {"undecided"}
+    assert len(verdicts({})) == len(CLAIMS) == 16
+
+
+def test_r1():
+    def data(level, **model):
+        errors = np.outer(level * NOISE, np.ones(31))
+        return xr.Dataset({"error": (("example", "point"), errors)}, {}, meta(**model))
+
+    ordinary = data(1.0, layers=12, loops=1, window=1)
+    better = [data(level, loops=loops) for level, loops in ((3, 5), (2, 10), (1, 20))]
+    assert outcome({"r1_compare": [ordinary, *better]}, "larger b gives lower loss") == "supported"
+    assert outcome({"r1_compare": [ordinary, *better]}, "12 times fewer") == "supported"
+    assert outcome({"r1_compare": [*better[::-1], data(4, loops=25)]}, "larger b gives lower loss") == "contradicted"
+    assert outcome({"r1_compare": [ordinary, data(3, loops=20)]}, "12 times fewer") == "contradicted"
+
+
+def test_r2():
+    steady = converged({20: 1, 500: 1.01})
+    assert outcome({"r2_converge": [steady]}, "stays at its minimum") == "supported"
+    assert outcome({"r2_converge": [converged({20: 1, 500: 2})]}, "stays at its minimum") == "contradicted"
+    assert outcome({"r2_converge": [converged({5: 1, 500: 9}, loops=5)]}, "stays at its minimum") == "undecided"
+    assert outcome({"r2_converge": [steady, converged({10: 2, 500: 2}, loops=10)]}, "larger b is better") == "supported"
+    noisy = converged({10: 2, 500: 0.5}, loops=10, task="noisy_linear_regression")
+    assert outcome({"r2_converge": [steady, noisy]}, "larger b is better") == "undecided"  # other tasks are no pair
+
+
+def test_r3():
+    fixed = [
+        converged({500: 1.0}, loops=loops, window=window) for loops, window in ((5, 5), (10, 10), (15, 10), (15, 15))
+    ]
+    grown = [converged({500: 0.5}, window=20, grown=True), converged({500: 1.0}, window=10, grown=True)]
+    evidence = {"r3_converge": [*fixed, *grown]}
+    assert outcome(evidence, "for T = 20") == "supported"
+    assert outcome(evidence, "cannot be told apart") == "supported"
+    assert outcome(evidence, "spread much more") == "contradicted"
+    other_steps = converged({500: 9.0}, window=20, grown=True, steps=1000)
+    assert outcome({"r3_converge": [*fixed, *grown, other_steps]}, "for T = 20") == "supported"
+
+
+def test_r4_and_r5():
+    last, first = mask_data(lambda n, loop: 32 - n), mask_data(lambda n, loop: 32 - n)
+    evidence = {"r4_last_n": [last], "r5_first_n": [first]}
+    for claim in ("shrinks (last", "shrinks (first", "do not help (last", "do not help (first", "equally", "as memory"):
+        assert outcome(evidence, claim) == "supported", claim
+    other = mask_data(lambda n, loop: (10 + n) / loop)
+    evidence = {"r4_last_n": [other], "r5_first_n": [first]}
+    for claim in ("shrinks (last", "do not help (last", "equally"):
+        assert outcome(evidence, claim) == "contradicted", claim
+    assert outcome({"r4_last_n": [mask_data(lambda n, loop: 1)]}, "as memory") == "contradicted"
+
+
+def test_r6():
+    def grid(*levels, seeds=3):
+        pairs = list(zip((1, 2, 4), levels, strict=True))
+        return [converged({500: level}, layers=deep, seed=seed) for deep, level in pairs for seed in range(seeds)]
+
+    assert outcome({"r6_converge": grid(1, 0.1, 0.01)}, "better fixed point") == "supported"
+    assert outcome({"r6_converge": grid(1, 0.1, 0.5)}, "better fixed point") == "contradicted"
+    mixed = [
+        *grid(1, 0.1, 0.01, seeds=2),
+        converged({500: 0.1}, layers=1, seed=2),
+        converged({500: 1}, layers=2, seed=2),
+    ]
+    assert outcome({"r6_converge": mixed}, "every T and seed") == "contradicted"
+    assert len(kinds(mixed)) == 3
+
+
+def test_r7():
+    def grid(*steps, seeds=3):
+        pairs = list(zip((1, 2, 4), steps, strict=True))
+        return [curves(at + 20 * seed, layers=deep, seed=seed) for deep, at in pairs for seed in range(seeds)]
+
+    assert outcome({"r7_curves": grid(400, 800, 1600)}, "earlier") == "supported"
+    assert outcome({"r7_curves": grid(800, 400, 1600)}, "earlier") == "contradicted"
+    assert outcome({"r7_curves": grid(400, 800, 1600, seeds=1)}, "earlier") == "undecided"
+
+
+def test_where_a_curve_falls_and_flattens():
+    data = curves(500)
+    assert falls_at(data) == pytest.approx(590, abs=10)  # the mean of 100 steps is below 0.1 once nine tenths are new
+    assert flattens_at(data) == pytest.approx(580, abs=20)
+    assert falls_at(curves(9999)) == np.inf
