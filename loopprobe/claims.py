@@ -1,4 +1,4 @@
-"""The claims of the study, each as a predicate on the results of its section (sections R1 to R7; saved questions under probes/).
+"""The claims of the study (sections R1 to R7), each as a predicate on the answers of the saved questions.
 
 A claim reads the datasets of the saved questions by name (``r4_last_n``) and returns findings; with none, because
 its models are not there, it is undecided.
