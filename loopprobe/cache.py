@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import ActivationCache
+from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.utilities import get_act_name
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint, split_name
-
-if TYPE_CHECKING:
-    from loopprobe.hooked_root import LoopedRootModule
 
 Names = str | Collection[str] | Callable[[str], bool] | None
 
@@ -31,7 +28,7 @@ class LoopCache:
         n_loops: iterations that were run.
     """
 
-    def __init__(self, model: LoopedRootModule, n_loops: int) -> None:
+    def __init__(self, model: HookedRootModule, n_loops: int) -> None:
         self.model = model
         self.n_loops = n_loops
         self._tensors: dict[str, Tensor] = {}

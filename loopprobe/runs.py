@@ -1,0 +1,155 @@
+"""The folder of a run in training: what has been measured, what has been saved, and going on from it.
+
+``state.safetensors`` holds everything that the next step depends on (weights, optimiser state, the generator), so a
+run that was killed at any moment goes on from it and ends with the same weights, bit for bit, as one never killed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loopprobe.checkpoint import METRICS, Checkpoint, read_json, read_state, remove_state, save, save_state
+from loopprobe.config import Config
+from loopprobe.errors import LoopprobeError
+from loopprobe.evaluate import evaluate
+from loopprobe.model import LoopedTransformer
+from loopprobe.provenance import provenance
+from loopprobe.storage import new_folder
+
+Row = dict[str, float | int]
+
+
+def recorded_config(out: Path, given: Config | None) -> Config:
+    """The run's own configuration; one that was given must be equal to it."""
+    recorded = read_json(out)[0]
+    if recorded.train is None or given not in (None, recorded):
+        raise LoopprobeError(
+            f"the configuration differs from that of {out}: resume without options, or train anew with another --out"
+        )
+    return recorded
+
+
+class Run:
+    """The run's folder and its bookkeeping: what has been measured, what has been saved."""
+
+    def __init__(
+        self,
+        out: Path,
+        cfg: Config,
+        model: LoopedTransformer,
+        optimizers: list[torch.optim.Optimizer],
+        generator: torch.Generator,
+        report: Callable[[Row], None],
+    ) -> None:
+        assert cfg.train is not None
+        self.out, self.cfg, self.train, self.model, self.optimizers = out, cfg, cfg.train, model, optimizers
+        self.generator, self.report = generator, report
+        self.provenance = provenance(next(model.parameters()).device, torch.float32)  # of the code that trains
+        self.step = 0
+        self.seconds = 0.0  # of the run's earlier lives
+        self.started = time.monotonic()
+        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.saved_at = 0
+        self.lengths: dict[str, int] = {}
+
+    def begin(self, overwrite: bool) -> None:
+        new_folder(self.out, overwrite)
+        (self.out / METRICS).touch()
+        self.save_state()
+
+    def restore(self) -> None:
+        state = read_state(self.out, self.model, self.optimizers, self.generator)
+        if state is None:
+            raise LoopprobeError(f"{self.out} holds no unfinished run: nothing to resume")
+        self.step, self.seconds = state
+        self.saved_at = self.step
+        rows = [json.loads(line) for line in _whole_lines(self.out / METRICS)]
+        kept = [row for row in rows if row["step"] <= self.step]
+        (self.out / METRICS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.started
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.cfg, self.model, self.step, round(self.elapsed(), 1), provenance=self.provenance)
+
+    def record(self, loss: Tensor, error: Tensor, dims: int, points: int) -> None:
+        """Note one step; read the numbers and save the state when it is time."""
+        train = self.train
+        self.step += 1
+        self.pending.append((loss, error))
+        self.lengths = {"dims": dims, "points": points, "loops": train.loops.at(self.step - 1, train.steps)}
+        if self.step % train.checkpoint_every == 0:
+            self.save_state()
+        elif self.step % train.log_every == 0 or self.step == train.steps:
+            self.log()
+
+    def log(self) -> None:
+        """Write the mean of the steps since the last row; stop where a loss is not finite."""
+        losses, errors = torch.tensor(self.pending).unbind(1)
+        if not losses.isfinite().all():
+            first = int((~losses.isfinite()).nonzero()[0, 0])
+            raise LoopprobeError(
+                f"the loss became {losses[first].item()} at step {self.step - len(losses) + first + 1} (last good "
+                f"checkpoint: step {self.saved_at}, in {self.out}): lower train.muon_lr or train.adam_lr, "
+                "lengthen train.warmup_steps, or lower train.grad_clip"
+            )
+        row: Row = {"step": self.step, "loss": losses.mean().item(), "error": errors.mean().item()}
+        row |= self.lengths | {"seconds": round(self.elapsed(), 2)}
+        self.pending.clear()
+        with (self.out / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.report(row)
+
+    def save_state(self) -> None:
+        """Write the checkpoint and all that the next step depends on."""
+        if self.pending:
+            self.log()
+        save(self.checkpoint(), self.out)
+        save_state(self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed())
+        self.saved_at = self.step
+
+    def finish(self) -> Path:
+        """Evaluate, write the final checkpoint and drop the training state."""
+        final = self.checkpoint()
+        final.evaluation = evaluate(final)
+        save(final, self.out)
+        remove_state(self.out)
+        return self.out
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a file that end in a newline: a killed run may leave half of one."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is noted and obeyed between steps; a second one interrupts at once."""
+    noted = False
+
+    def note(signum: int, frame: Any) -> None:
+        nonlocal noted
+        if noted:
+            raise KeyboardInterrupt
+        noted = True
+
+    try:
+        previous = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread: the default handling stays
+        yield lambda: False
+        return
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, previous)
