@@ -80,7 +80,11 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
         table.add_column(f"{point} examples", justify="right")
     for data in datasets:
         cells = [_interval(*(data[part].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
-        table.add_row(f"{data.model.item()}, {data.attrs['loops']} loops", f"{data.attrs['parameters']:,}", *cells)
+        table.add_row(
+            f"{data.model.item()}, {data.attrs['loops']} loop{'s' * (int(data.attrs['loops']) > 1)}",
+            f"{data.attrs['parameters']:,}",
+            *cells,
+        )
     for name, data in {data.attrs["optimum"]: data for data in datasets}.items():
         cells = [_interval(*(data[f"optimum_{part}"].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
         table.add_row(name, "", *cells)

@@ -168,6 +168,7 @@ def test_png_without_kaleido_names_the_remedy(command, tiny, monkeypatch):
     code, _, err = command("mask", "--ckpt", tiny, "--n", "2", "--prompts", 3, "--png")
     assert code == 2
     assert "loopprobe[png]" in err
+    assert not Path("results").exists()
 
 
 def test_debug_shows_the_traceback(monkeypatch):

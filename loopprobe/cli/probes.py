@@ -43,7 +43,7 @@ def mask(
         "mode": mode, "n": tuple(numbers), "loops": max(loop_counts), "unit": unit, "invert": invert, "fill": fill,
         "once": not every_loop, "at": at,
     }  # fmt: skip
-    datasets, folder = _ask("mask", options, ckpt, prompts, seed, device, out, overwrite, f"mask-{mode}")
+    datasets, folder = _ask("mask", options, ckpt, prompts, seed, device, out, overwrite, png, f"mask-{mode}")
     from loopprobe.figures.mask import mask_figure
     from loopprobe.tables import mask_finding, mask_table, show_table
 
@@ -68,7 +68,7 @@ def converge(
     """Loop far beyond the training; does the error stay?"""
     loop_counts = parse_numbers(loops, "--loops")
     options = {"loops": max(loop_counts)}
-    datasets, folder = _ask("converge", options, ckpt, prompts, seed, device, out, overwrite, "converge")
+    datasets, folder = _ask("converge", options, ckpt, prompts, seed, device, out, overwrite, png, "converge")
     from loopprobe.figures.converge import converge_figure
     from loopprobe.tables import converge_table, show_table
 
@@ -89,7 +89,7 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Compare models by the number of examples."""
-    datasets, folder = _ask("compare", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, "compare")
+    datasets, folder = _ask("compare", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "compare")
     from loopprobe.figures.compare import compare_figure
     from loopprobe.tables import compare_table, show_table
 
@@ -105,7 +105,7 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Answer a saved question."""
-    from loopprobe.figures.style import write_html, write_png
+    from loopprobe.figures.style import require_png, write_html, write_png
     from loopprobe.present import figure_of, table_of
     from loopprobe.progress import track
     from loopprobe.saved import answer_saved, read_saved
@@ -114,6 +114,8 @@ def run(
 
     saved = {path.stem: read_saved(path) for path in files}
     where = pick_device(device)
+    if png:
+        require_png()
     for name, question in saved.items():
         folder = out / name
         answered = answer_saved(question, folder, quick=quick, device=where, progress=track)
@@ -156,17 +158,20 @@ def report(
 
 def _ask(
     probe: str, options: dict[str, Any], ckpt: list[str] | None, prompts: int, seed: int, device: str,
-    out: Path | None, overwrite: bool, name: str,
+    out: Path | None, overwrite: bool, png: bool, name: str,
 ) -> tuple[list[xr.Dataset], Path]:  # fmt: skip
     """Put a probe to checkpoints; everything is checked before the output folder is made or anything runs."""
     from loopprobe.checkpoint import DEFAULT
     from loopprobe.config import build
+    from loopprobe.figures.style import require_png
     from loopprobe.progress import track
     from loopprobe.questions import Question, answer, prepare
     from loopprobe.storage import fresh_folder, new_folder
     from loopprobe.train import pick_device
 
     tree = {"probe": probe, "checkpoints": tuple(ckpt or [DEFAULT]), "options": options}
+    if png:
+        require_png()
     prepared = prepare(build(Question, tree | {"prompts": prompts, "seed": seed}), pick_device(device))
     label = prepared[0].checkpoint.label if len(prepared) == 1 else f"{len(prepared)}-models"
     folder = fresh_folder(Path("results"), f"{name}-{label}") if out is None else new_folder(out, overwrite)

@@ -30,6 +30,7 @@ def converge_figure(
             if best > 1e-8:  # exact least squares is 0, which no logarithmic axis shows
                 level(figure, data.loop, best, name, col=col, colour=BLACK, in_legend=name not in shown)
                 shown.add(name)
-    figure.update_xaxes(title="loops", type="log")
+    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
+    figure.update_xaxes(title="loops", type="log", tickvals=ticks)
     log_errors(figure, QUERY_ERROR)
     return finish(figure, title)

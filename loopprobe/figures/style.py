@@ -104,7 +104,7 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
     wrapped = "<br>".join(textwrap.wrap(title, 120))
     figure.update_layout(
         template="plotly_white", title={"text": wrapped, "x": 0.01, "font": {"size": 15}},
-        margin={"t": 110, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
+        margin={"t": 95, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
         legend={"x": 1.005, "y": 1},
     )  # fmt: skip
     return figure
@@ -115,23 +115,32 @@ def write_html(figure: go.Figure, path: Path) -> None:
     figure.write_html(path, include_plotlyjs="directory", full_html=True)
 
 
+def require_png() -> None:
+    """Raise LoopprobeError where no PNG can be made: kaleido or a Chrome is not installed."""
+    _png(go.Figure(), width=16, height=16)
+
+
 def write_png(figure: go.Figure, path: Path) -> None:
     """A picture, through kaleido and a Chrome.
 
     Raises:
-        LoopprobeError: kaleido or Chrome is not installed.
+        LoopprobeError: one of these is not installed.
     """
+    picture = _png(figure, width=1100, height=520, scale=2)
+    with atomic(path) as partial:
+        partial.write_bytes(picture)
+
+
+def _png(figure: go.Figure, **size: int) -> bytes:
     try:
         import kaleido  # noqa: F401
     except ImportError:
         raise LoopprobeError("PNG needs kaleido: pip install 'loopprobe[png]'") from None
     try:
-        picture = figure.to_image("png", width=1100, height=520, scale=2)
+        return figure.to_image("png", **size)
     except Exception as error:  # kaleido and choreographer raise many kinds
         if "chrome" not in str(error).lower():
             raise
         raise LoopprobeError(
             "PNG needs a Chrome or Chromium: install one, or name it in the environment variable BROWSER_PATH"
         ) from None
-    with atomic(path) as partial:
-        partial.write_bytes(picture)
