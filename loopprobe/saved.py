@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.questions import PROBES, Prepared, Question, answer, prepare
 from loopprobe.results import Progress, attributes, read_dataset, write_dataset
+from loopprobe.settings import read_toml
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
@@ -62,13 +62,7 @@ def read_saved(path: Path) -> Saved:
     Raises:
         LoopprobeError: there is none, or a key or a probe that is not known.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoopprobeError(f"cannot read {path} ({error.strerror}): check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
-    saved = build(Saved, tree)
+    saved = build(Saved, read_toml(path, "saved question"))
     if saved.probe not in PROBES:
         raise LoopprobeError(f"{path} asks the probe {saved.probe!r}: choose from {', '.join(PROBES)}")
     return saved

@@ -31,7 +31,7 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
         text = (resources.files("loopprobe") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
         tree = tomllib.loads(text)
     if path is not None:
-        tree = merge(tree, _read_toml(path))
+        tree = merge(tree, read_toml(path))
     for override in overrides:
         tree = merge(tree, _parse_override(override))
     return build(Config, tree)
@@ -47,11 +47,12 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, kind: str = "config file") -> dict[str, Any]:
+    """The tree of a TOML file; LoopprobeError where there is none or it is damaged."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LoopprobeError(f"no config file at {path}: check the path") from None
+        raise LoopprobeError(f"no {kind} at {path}: check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
     except OSError as error:

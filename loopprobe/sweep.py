@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any, Literal
 from loopprobe.checkpoint import CONFIG, METRICS, STATE, read_json
 from loopprobe.config import Config, build
 from loopprobe.errors import LoopprobeError
-from loopprobe.settings import merge, nested
+from loopprobe.settings import merge, nested, read_toml
 from loopprobe.train import train
 
 Status = Literal["new", "resume", "done", "differs"]
@@ -59,12 +58,7 @@ def read_grid(path: Path) -> tuple[list[Config], list[str]]:
     Raises:
         LoopprobeError: no such file, not TOML, no ``[[grid]]``, or a value that a Config refuses.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoopprobeError(f"no grid file at {path}: check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
+    tree = read_toml(path, "grid file")
     tables = tree.get("grid")
     if not isinstance(tables, list) or set(tree) - {"grid"}:
         raise LoopprobeError(f"{path} must hold [[grid]] tables and nothing else: see `loopprobe sweep --help`")
