@@ -23,7 +23,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import evaluate
 from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
-from loopprobe.storage import new_folder
+from loopprobe.storage import atomic, new_folder
 
 Row = dict[str, float | int]
 
@@ -74,7 +74,8 @@ class Run:
         self.saved_at = self.step
         rows = [json.loads(line) for line in _whole_lines(self.out / METRICS)]
         kept = [row for row in rows if row["step"] <= self.step]
-        (self.out / METRICS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        with atomic(self.out / METRICS) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started

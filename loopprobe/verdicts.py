@@ -82,14 +82,12 @@ class Verdict:
         claim: in the study's words.
         status: supported, contradicted or undecided.
         findings: the evidence.
-        note: what a reader must know of it, such as models that are missing.
     """
 
     section: str
     claim: str
     status: Status
     findings: tuple[Finding, ...] = ()
-    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -109,7 +107,7 @@ def decide(what: str, estimate: float, interval: tuple[float, float], rule: Rule
     return Finding(what, float(estimate), float(low), float(high), str(rule), status)
 
 
-def conclude(section: str, claim: str, findings: Iterable[Finding], note: str = "") -> Verdict:
+def conclude(section: str, claim: str, findings: Iterable[Finding]) -> Verdict:
     """A claim holds when all of its findings do, and falls with any of them; without findings it is undecided."""
     findings = tuple(findings)
     found = {finding.status for finding in findings}
@@ -118,7 +116,7 @@ def conclude(section: str, claim: str, findings: Iterable[Finding], note: str = 
         status = "contradicted"
     elif found == {"supported"}:
         status = "supported"
-    return Verdict(section, claim, status, findings, note)
+    return Verdict(section, claim, status, findings)
 
 
 def bootstrap(

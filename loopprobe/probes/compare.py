@@ -1,4 +1,4 @@
-"""Error against the number of in-context examples, beside the attainable optimum; and how it was reached."""
+"""Error against the number of in-context examples, beside the attainable optimum."""
 
 from __future__ import annotations
 
