@@ -12,139 +12,20 @@ after Yang, Lee, Nowak and Papailiopoulos, "Looped transformers are better at le
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loopprobe.blocks import Block, LayerNorm, Past
 from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import (
-    AttentionHooks,
-    BlockHooks,
-    LoopHookPoint,
-    LoopHooks,
-    MLPHooks,
-    NormHooks,
-    hooked,
-)
+from loopprobe.hook_points import LoopHookPoint, LoopHooks
 from loopprobe.hooked_root import LoopedRootModule
-
-_ACTIVATIONS = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm that is written out only where a hook sits on its scale."""
-
-    def forward(self, x: Tensor, hooks: NormHooks | None = None) -> Tensor:
-        if hooks is None:  # as TransformerLens's helpers call it
-            return super().forward(x)
-        if not hooked(hooks.hook_scale):
-            return hooks.hook_normalized(super().forward(x))
-        x = x - x.mean(-1, keepdim=True)
-        scale = hooks.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        return hooks.hook_normalized(x / scale * self.weight + self.bias)
-
-    @property
-    def w(self) -> Float[Tensor, " d_model"]:
-        """The gain, under TransformerLens's name."""
-        return self.weight
-
-    @property
-    def b(self) -> Float[Tensor, " d_model"]:
-        """The offset, under TransformerLens's name."""
-        return self.bias
-
-
-class Attention(nn.Module):
-    """Causal self-attention with one fused QKV matrix, [q | k | v] by rows, each head after head."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.n_heads, self.d_head = cfg.n_heads, cfg.d_head
-        self.qkv = nn.Linear(cfg.d_model, 3 * cfg.n_heads * cfg.d_head)
-        self.out = nn.Linear(cfg.n_heads * cfg.d_head, cfg.d_model)
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: AttentionHooks) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head))
-        q, k, v = (
-            hooks.hook_q(qkv[..., 0, :, :]),
-            hooks.hook_k(qkv[..., 1, :, :]),
-            hooks.hook_v(qkv[..., 2, :, :]),
-        )
-        if hooked(hooks.hook_attn_scores, hooks.hook_pattern):
-            scores = einsum(q, k, "b query h d, b key h d -> b h query key") / math.sqrt(self.d_head)
-            above = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-            scores = hooks.hook_attn_scores(scores.masked_fill(above, -torch.inf))
-            pattern = hooks.hook_pattern(scores.softmax(-1))
-            z = einsum(pattern, v, "b h query key, b key h d -> b query h d")
-        else:
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-        z = hooks.hook_z(z)
-        if hooked(hooks.hook_result):
-            result = hooks.hook_result(einsum(z, self.W_O, "b pos h d, h d m -> b pos h m"))
-            return result.sum(-2) + self.out.bias
-        return self.out(z.flatten(-2))
-
-    def _split(self, which: int) -> Float[Tensor, "n_heads d_model d_head"]:
-        return rearrange(self.qkv.weight.chunk(3)[which], "(h d) m -> h m d", h=self.n_heads)
-
-    def _split_bias(self, which: int) -> Float[Tensor, "n_heads d_head"]:
-        return rearrange(self.qkv.bias.chunk(3)[which], "(h d) -> h d", h=self.n_heads)
-
-    W_Q = property(lambda self: self._split(0))
-    W_K = property(lambda self: self._split(1))
-    W_V = property(lambda self: self._split(2))
-    b_Q = property(lambda self: self._split_bias(0))
-    b_K = property(lambda self: self._split_bias(1))
-    b_V = property(lambda self: self._split_bias(2))
-    b_O = property(lambda self: self.out.bias)
-
-    @property
-    def W_O(self) -> Float[Tensor, "n_heads d_head d_model"]:
-        return rearrange(self.out.weight, "m (h d) -> h d m", h=self.n_heads)
-
-
-class MLP(nn.Module):
-    """Two linear maps with a pointwise non-linearity between."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.act = _ACTIVATIONS[cfg.act_fn]
-        self.fc_in = nn.Linear(cfg.d_model, cfg.d_mlp)
-        self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model)
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: MLPHooks) -> Tensor:
-        return self.fc_out(hooks.hook_post(self.act(hooks.hook_pre(self.fc_in(x)))))
-
-    W_in = property(lambda self: self.fc_in.weight.T)  # [d_model, d_mlp]
-    W_out = property(lambda self: self.fc_out.weight.T)  # [d_mlp, d_model]
-    b_in = property(lambda self: self.fc_in.bias)
-    b_out = property(lambda self: self.fc_out.bias)
-
-
-class Block(nn.Module):
-    """One layer: pre-norm attention, then pre-norm MLP, each added to the residual stream."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.ln1 = LayerNorm(cfg.d_model, eps=cfg.eps)
-        self.attn = Attention(cfg)
-        self.ln2 = LayerNorm(cfg.d_model, eps=cfg.eps)
-        self.mlp = MLP(cfg)
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks) -> Tensor:
-        x = hooks.hook_resid_pre(x)
-        x = hooks.hook_resid_mid(x + hooks.hook_attn_out(self.attn(self.ln1(x, hooks.ln1), hooks.attn)))
-        return hooks.hook_resid_post(x + hooks.hook_mlp_out(self.mlp(self.ln2(x, hooks.ln2), hooks.mlp)))
 
 
 class LoopedTransformer(LoopedRootModule):
@@ -255,17 +136,29 @@ class LoopedTransformer(LoopedRootModule):
         return torch.zeros_like(e) if self.cfg.injection == "add" else torch.ones_like(e)
 
     def step(
-        self, z: Float[Tensor, "batch pos d_model"], e: Float[Tensor, "batch pos d_model"], loop: int = 0
+        self,
+        z: Float[Tensor, "batch pos d_model"],
+        e: Float[Tensor, "batch pos d_model"],
+        loop: int = 0,
+        past: Sequence[Past] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """One iteration, z_t → z_{t+1}: the map whose fixed points the loop looks for; passes loop's hooks."""
+        """One iteration, z_t → z_{t+1}: the map whose fixed points the loop looks for; passes loop's hooks.
+
+        Args:
+            z, e: the state and the injected input, of all tokens, or with ``past`` of the later ones.
+            loop: whose hooks are passed.
+            past: keys and values of the tokens before, one pair a layer, as they were in this loop: attention is
+                causal, so the earlier tokens do not depend on these and need not be computed again.
+        """
         hooks: LoopHooks = self.loops[loop]
         z = hooks.hook_z_pre(z)
         if self.cfg.injection != "none":
             z = z + e if self.cfg.injection == "add" else z * e
         x = hooks.hook_input(z)
-        x = x + hooks.hook_pos_embed(self.W_pos[: x.shape[1]].expand_as(x))
-        for block, block_hooks in zip(self.blocks, hooks.blocks, strict=True):
-            x = block(x, block_hooks)
+        first = 0 if past is None else past[0][0].shape[1]
+        x = x + hooks.hook_pos_embed(self.W_pos[first : first + x.shape[1]].expand_as(x))
+        for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
+            x = block(x, block_hooks, None if past is None else past[layer])
         return hooks.hook_z(self.ln_final(x, hooks.ln_final))
 
     def predict(self, z: Float[Tensor, "batch pos d_model"], loop: int = 0) -> Float[Tensor, "batch n_points"]:

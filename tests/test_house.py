@@ -20,6 +20,7 @@ ORDER = [
     "hook_points",
     "cache",
     "hooked_root",
+    "blocks",
     "model",
     "hooks",
     "storage",

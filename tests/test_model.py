@@ -249,3 +249,18 @@ def test_cuda_agrees_with_the_cpu(prompts):
     xs, ys = prompts.xs.float(), prompts.ys.float()
     here = Prompts(xs, ys).to("cuda")
     torch.testing.assert_close(model.to("cuda")(here.xs, here.ys).cpu(), model.to("cpu")(xs, ys), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_later_tokens_go_on_from_the_keys_and_values_of_the_earlier(explicit, model, prompts):
+    _, cache = model.run_with_cache(prompts.xs, prompts.ys, 3)
+    e, first = cache["hook_embed"], 5
+    past = [(cache[2, "k", layer][:, :first], cache[2, "v", layer][:, :first]) for layer in range(2)]
+    seen = []
+    hooks = [("blocks.1.attn.hook_pattern", lambda pattern, hook: seen.append(pattern))] if explicit else []
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        z = model.step(cache[2, "z_pre"][:, first:], e[:, first:], 2, past)
+    torch.testing.assert_close(z, cache[2, "z"][:, first:], atol=1e-12, rtol=0)
+    for pattern in seen:
+        torch.testing.assert_close(pattern, cache[2, "pattern", 1][:, :, first:], atol=1e-12, rtol=0)
+    assert len(seen) == explicit

@@ -100,12 +100,13 @@ def log_errors(figure: go.Figure, title: str = QUERY_ERROR) -> None:
 
 
 def finish(figure: go.Figure, title: str) -> go.Figure:
-    """The common look."""
+    """The common look; as high as the legend needs."""
+    entries = sum(trace.showlegend is not False and trace.legend in (None, "legend") for trace in figure.data)
     wrapped = "<br>".join(textwrap.wrap(title, 120))
     figure.update_layout(
         template="plotly_white", title={"text": wrapped, "x": 0.01, "font": {"size": 15}},
         margin={"t": 95, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
-        legend={"x": 1.005, "y": 1},
+        legend={"x": 1.005, "y": 1, "tracegroupgap": 3}, height=max(450, 23 * entries + 175),
     )  # fmt: skip
     return figure
 
@@ -126,7 +127,7 @@ def write_png(figure: go.Figure, path: Path) -> None:
     Raises:
         LoopprobeError: one of these is not installed.
     """
-    picture = _png(figure, width=1100, height=520, scale=2)
+    picture = _png(figure, width=1100, height=max(520, figure.layout.height or 0), scale=2)
     with atomic(path) as partial:
         partial.write_bytes(picture)
 
