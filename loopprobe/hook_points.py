@@ -27,6 +27,28 @@ def split_name(name: str) -> tuple[int | None, int | None, str]:
     )
 
 
+def short_name(name: str) -> str:
+    """The name that selects and labels an activation: ``resid_post``, ``pattern``, ``z`` (the state), ``attn_z``."""
+    _, _, local = split_name(name)
+    *parents, last = re.sub(r"^blocks\.\d+\.", "", local).replace("hook_", "").split(".")
+    return "_".join((*parents, last)) if last in ("z", "scale", "normalized") else last
+
+
+def dims(name: str) -> tuple[str, ...]:
+    """The axes of an activation, the batch as ``example``; tokens are ``position``, of attention ``query``, ``key``."""
+    last = split_name(name)[2].rsplit("hook_", 1)[-1]
+    if last == "readout":
+        return ("example", "point")
+    if last in ("attn_scores", "pattern"):
+        return ("example", "head", "query", "key")
+    tokens = ("example", "position")
+    if last in ("q", "k", "v", "result") or short_name(name) == "attn_z":
+        return (*tokens, "head", "d_model" if last == "result" else "d_head")
+    if last == "scale":
+        return (*tokens, "unit")
+    return (*tokens, "d_mlp" if ".mlp." in name else "d_model")
+
+
 class LoopHookPoint(HookPoint):
     """A HookPoint that knows its loop: the stock ``layer()`` would read the loop as the layer."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from loopprobe.cache import LoopCache, Names, selector
+from loopprobe.cache import LoopCache, Names, Positions, selector
 from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHooks, split_name
@@ -117,10 +116,12 @@ class LoopedRootModule(HookedRootModule):
         names: Names = None,
         loops: Collection[int] | None = None,
         layers: Collection[int] | None = None,
-        positions: slice | Collection[int] | None = None,
+        positions: Positions = None,
         device: torch.device | str | None = None,
+        loss: Callable[[Float[Tensor, "loop batch n_points"]], Tensor] | None = None,
+        grad_loops: int | None = None,
     ) -> tuple[Float[Tensor, "loop batch n_points"], LoopCache]:
-        """Run without gradient and keep the activations that were asked for, and nothing else.
+        """Run and keep the activations that were asked for, and nothing else; with ``loss``, its gradients too.
 
         Args:
             xs, ys, n_loops: as in ``forward``.
@@ -129,20 +130,46 @@ class LoopedRootModule(HookedRootModule):
             layers: layers to keep; None for all.
             positions: token positions to keep (of the query, for scores and patterns); None for all.
             device: where to keep them; None: where they are computed.
+            loss: from the predictions to one number, whose gradient at the same points is kept as ``cache.grads``.
+                Without it nothing is computed that a gradient would need.
+            grad_loops: the last ``grad_loops`` iterations carry gradient; None: all.
 
         Returns:
-            The predictions [loop, batch, n_points] and the LoopCache.
+            The predictions [loop, batch, n_points], without gradient, and the LoopCache.
+
+        Raises:
+            LoopprobeError: a name that no hook point has; a loss that is not one number.
         """
         n_loops = self.cfg.n_loops if n_loops is None else n_loops
         self.grow_loops(n_loops)
-        cache = LoopCache(self, n_loops)
         wanted = selector(names, loops, layers, self.hook_dict)
-        if positions is not None and not isinstance(positions, slice):
-            positions = list(positions)
-        record = partial(cache.record, positions=positions, device=device)
-        with torch.no_grad(), self.hooks(fwd_hooks=[(wanted, record)]):
-            predictions = self(xs, ys, n_loops)
-        return predictions, cache
+        cache = LoopCache(self, n_loops, [name for name in self.hook_dict if wanted(name)], positions, device)
+        hooks = [(cache.__contains__, cache.record)]
+        if loss is None:
+            with torch.no_grad(), self.hooks(fwd_hooks=hooks):
+                return self(xs, ys, n_loops), cache
+        points: dict[str, Tensor] = {}
+
+        def watch(x: Tensor, hook: HookPoint) -> Tensor:
+            # A view is a place of its own in the graph: two hook points in a row have different gradients.
+            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_(torch.is_grad_enabled())
+            if x.requires_grad:
+                points[str(hook.name)] = x
+            return x
+
+        with torch.enable_grad(), self.hooks(fwd_hooks=[*hooks, (cache.__contains__, watch)]):
+            predictions = self(xs, ys, n_loops, grad_loops=grad_loops)
+            value = loss(predictions)
+        if value.numel() != 1:
+            raise LoopprobeError(f"the loss has shape {tuple(value.shape)}: return one number, such as its sum")
+        cache.grads = LoopCache(self, n_loops, list(points), positions, device)
+        for name, grad in zip(
+            points,
+            torch.autograd.grad(value, list(points.values()), materialize_grads=True, allow_unused=True),
+            strict=True,
+        ):
+            cache.grads.keep(name, grad)
+        return predictions.detach(), cache
 
     def _matcher(self, name: str | Callable[[str], bool]) -> Callable[[str], bool]:
         if callable(name):

