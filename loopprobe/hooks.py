@@ -1,4 +1,4 @@
-"""Interventions on the loop, as context managers that leave nothing attached, whatever is raised inside."""
+"""Masks of the state between loops, as context managers that leave nothing attached, whatever is raised inside."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint
+from loopprobe.interventions import mean_activations
 from loopprobe.model import LoopedTransformer
 from loopprobe.tasks import Prompts
 
@@ -118,14 +119,4 @@ def mean_states(
         batches: prompts, in batches of any sizes (``prompts.split``).
         n_loops: loops to run.
     """
-    sums: dict[int, Tensor] = {}
-
-    def add(z: Tensor, hook: LoopHookPoint) -> None:
-        sums[hook.loop()] = sums.get(hook.loop(), 0) + z.sum(0)
-
-    n_prompts = 0
-    with torch.no_grad(), model.hooks(fwd_hooks=[("hook_z_pre", add)]):
-        for xs, ys in batches:
-            model(xs, ys, n_loops, keep_loops=1)
-            n_prompts += len(xs)
-    return torch.stack([sums[loop] for loop in range(n_loops)]) / n_prompts
+    return mean_activations(model, batches, n_loops, "z_pre").stack("z_pre")[:, 0]

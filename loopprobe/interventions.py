@@ -1,0 +1,207 @@
+"""Edits of activations at chosen loops, layers, heads and positions; nothing stays attached, whatever is raised.
+
+An edit is a small function of an activation and its hook point that returns what stands there instead; ``edited``
+applies one at the chosen places while its block lasts:
+
+    with edited(model, "mlp_out", zero, loops=[7]): ...                       # zero ablation
+    with edited(model, "attn_z", resample(generator), heads=[2]): ...         # resample ablation of one head
+    with edited(model, "z", replace(cache), loops=[4], positions=[-2]): ...   # patching from another run
+    with edited(model, "pattern", freeze(10)): ...                            # attention of loop 10 from there on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from loopprobe.cache import LoopCache, Names, selector
+from loopprobe.errors import LoopprobeError
+from loopprobe.hook_points import LoopHookPoint, dims, split_name
+from loopprobe.model import LoopedTransformer
+from loopprobe.tasks import Prompts
+
+Edit = Callable[[Tensor, LoopHookPoint], Tensor]
+
+
+@contextmanager
+def edited(
+    model: LoopedTransformer,
+    name: str,
+    edit: Edit,
+    *,
+    loops: Collection[int] | None = None,
+    layers: Collection[int] | None = None,
+    heads: Collection[int] | None = None,
+    positions: Collection[int] | None = None,
+) -> Iterator[LoopedTransformer]:
+    """Let ``edit`` decide what stands at the chosen places of an activation.
+
+    Args:
+        model: the model to edit; use it inside the ``with`` block as usual.
+        name: of the activation, as in ``run_with_cache`` (``"mlp_out"``, ``"attn_z"``, ``"z"`` for the state).
+        edit: from the activation and its hook point to its replacement, of a shape that broadcasts.
+        loops, layers, heads, positions: the places; None for all. Negative heads and positions count from the end;
+            the positions of scores and patterns are the query's.
+
+    Raises:
+        LoopprobeError: no such activation, or it has no heads or positions, or not these.
+    """
+    matches = selector(_state_if_z(name), loops, layers, model.hook_dict)
+    for known in model.hook_dict:
+        if matches(known):
+            for axis, wanted in (("head", heads), ("position", positions)):
+                if wanted is not None and _axis(known, axis) is None:
+                    raise LoopprobeError(f"{name} has no {axis}s: drop {axis}s={list(wanted)}")
+
+    def apply(x: Tensor, hook: LoopHookPoint) -> Tensor:
+        value = edit(x, hook)
+        where = places(str(hook.name), x, heads, positions)
+        return value.expand_as(x) if where is None else torch.where(where, value, x)
+
+    with model.hooks(fwd_hooks=[(matches, apply)]):
+        yield model
+
+
+def places(
+    name: str, activation: Tensor, heads: Collection[int] | None, positions: Collection[int] | None
+) -> Bool[Tensor, ...] | None:
+    """A mask of the chosen heads and positions that broadcasts to an activation; None where all of it is chosen."""
+    where = None
+    for axis_name, wanted in (("head", heads), ("position", positions)):
+        if wanted is None:
+            continue
+        axis = _axis(name, axis_name)
+        assert axis is not None, "checked when the edit was attached"
+        size = activation.shape[axis]
+        if bad := [number for number in wanted if not -size <= number < size]:
+            raise LoopprobeError(f"{axis_name} {bad[0]} must be below {size}: {name} has {size} {axis_name}s")
+        chosen = torch.zeros(size, dtype=torch.bool, device=activation.device)
+        chosen[[number % size for number in wanted]] = True
+        chosen = chosen.reshape([size if i == axis else 1 for i in range(activation.ndim)])
+        where = chosen if where is None else where & chosen
+    return where
+
+
+def zero(x: Tensor, hook: LoopHookPoint) -> Tensor:
+    """Zero ablation."""
+    return torch.zeros_like(x)
+
+
+def resample(generator: torch.Generator | None = None) -> Edit:
+    """Resample ablation: the activation of another prompt of the batch, the same one at every place.
+
+    Prompts are shifted around a random order, so that none keeps its own.
+    """
+    order: dict[int, Tensor] = {}
+
+    def edit(x: Tensor, hook: LoopHookPoint) -> Tensor:
+        if len(x) < 2:
+            raise LoopprobeError(f"resample ablation needs other prompts, and the batch has {len(x)}: give at least 2")
+        if len(x) not in order:
+            shuffled = torch.randperm(len(x), generator=generator)
+            order[len(x)] = torch.empty_like(shuffled).scatter_(0, shuffled, shuffled.roll(1))
+        return x[order[len(x)].to(x.device)]
+
+    return edit
+
+
+def replace(cache: LoopCache, loops: Mapping[int, int] | None = None) -> Edit:
+    """The activations of another run, from its cache: patching; of ``mean_activations``: mean ablation.
+
+    Args:
+        cache: of a run with as many prompts, or with one for all.
+        loops: to the loop that is edited, the loop whose activation it gets; others are left as they are. None: the
+            same loop.
+    """
+
+    def edit(x: Tensor, hook: LoopHookPoint) -> Tensor:
+        loop, _, local = split_name(str(hook.name))
+        if loop is None or loops is None:
+            return cache[str(hook.name)].to(x)
+        return cache[f"loops.{loops[loop]}.{local}"].to(x) if loop in loops else x
+
+    return edit
+
+
+def swap(cache: LoopCache, first: int, second: int) -> Edit:
+    """Exchange what two loops wrote: each gets the activation that the other had in the run of the cache."""
+    return replace(cache, {first: second, second: first})
+
+
+def add(direction: Tensor, scale: float = 1.0) -> Edit:
+    """Add a direction, of a shape that broadcasts to the activation."""
+    return lambda x, hook: x + scale * direction.to(x)
+
+
+def freeze(loop: int) -> Edit:
+    """From ``loop`` on, keep what the activation is there: of ``"pattern"`` the attention, of ``"z"`` the state."""
+    held: dict[str, Tensor] = {}
+
+    def edit(x: Tensor, hook: LoopHookPoint) -> Tensor:
+        now, _, local = split_name(str(hook.name))
+        if now is None or now < loop:
+            return x
+        if now == loop:
+            held[local] = x
+        return held[local]
+
+    return edit
+
+
+@contextmanager
+def skipped(model: LoopedTransformer, loops: Collection[int]) -> Iterator[LoopedTransformer]:
+    """Leave iterations out: the state passes them unchanged, and so does the prediction.
+
+    Args:
+        model: the model; use it inside the ``with`` block as usual.
+        loops: the iterations, from 0.
+    """
+    entered: list[Tensor] = []
+
+    def note(z: Tensor, hook: LoopHookPoint) -> None:
+        entered[:] = [z]
+
+    inside = selector(["z_pre"], loops, None, model.hook_dict), selector(["hook_z"], loops, None, model.hook_dict)
+    with model.hooks(fwd_hooks=[(inside[0], note), (inside[1], lambda z, hook: entered[0])]):
+        yield model
+
+
+def mean_activations(model: LoopedTransformer, batches: Iterable[Prompts], n_loops: int, names: Names) -> LoopCache:
+    """The mean over prompts of activations in the clean run, as a cache of one prompt that ``replace`` takes.
+
+    Args:
+        model: the model to run.
+        batches: prompts, in batches of any sizes (``prompts.split``).
+        n_loops: loops to run.
+        names: as in ``run_with_cache``.
+    """
+    model.grow_loops(n_loops)
+    wanted = selector(names, range(n_loops), None, model.hook_dict)
+    means = LoopCache(model, n_loops, [name for name in model.hook_dict if wanted(name)])
+    sums: dict[str, Tensor] = {}
+
+    def sum_up(x: Tensor, hook: LoopHookPoint) -> None:
+        sums[str(hook.name)] = sums.get(str(hook.name), 0) + x.sum(0, keepdim=True)
+
+    n_prompts = 0
+    with torch.no_grad(), model.hooks(fwd_hooks=[(means.__contains__, sum_up)]):
+        for xs, ys in batches:
+            model(xs, ys, n_loops, keep_loops=1)
+            n_prompts += len(xs)
+    for name, total in sums.items():
+        means.keep(name, total / n_prompts)
+    return means
+
+
+def _state_if_z(name: str) -> str:
+    return "hook_z" if name == "z" else name  # run_with_cache keeps the heads' z with it; an edit must mean one
+
+
+def _axis(name: str, axis: str) -> int | None:
+    axes = dims(name)
+    wanted = "query" if axis == "position" and "query" in axes else axis
+    return axes.index(wanted) if wanted in axes else None
