@@ -23,15 +23,37 @@ def bootstrap_mean(
     Returns:
         mean, lower end, upper end, each without the last axis. NaN or infinity among the samples passes through.
     """
+    return bootstrap_ratio(values, np.ones(values.shape[-1]), resamples=resamples, level=level, seed=seed)
+
+
+def bootstrap_ratio(
+    values: Float[ndarray, "... sample"],
+    totals: Float[ndarray, " sample"],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
+    """Sum of ``values`` over the sum of ``totals``, with a percentile bootstrap interval over the samples of both.
+
+    Args:
+        values: the samples are the last axis.
+        totals: one a sample.
+        resamples, level, seed: as in ``bootstrap_mean``.
+
+    Returns:
+        ratio, lower end, upper end, each without the last axis.
+    """
     n = values.shape[-1]
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     flat = values.reshape(-1, n).astype(np.float64)
     ends = [(1 - level) / 2, (1 + level) / 2]
-    # Chunks keep [resamples, chunk] small however many leading entries there are.
-    chunks = [np.quantile((flat[i : i + 1024] @ (counts.T / n)), ends, axis=1) for i in range(0, len(flat), 1024)]
+    scale = counts @ totals
+    # Chunks keep [chunk, resamples] small however many leading entries there are.
+    chunks = [np.quantile(flat[i : i + 1024] @ counts.T / scale, ends, axis=1) for i in range(0, len(flat), 1024)]
     low, high = np.concatenate(chunks, axis=1)
     shape = values.shape[:-1]
-    return flat.mean(axis=1).reshape(shape), low.reshape(shape), high.reshape(shape)
+    return (flat.sum(axis=1) / totals.sum()).reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
 def moving_mean(

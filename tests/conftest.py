@@ -3,13 +3,21 @@
 import pytest
 import torch
 
+from loopprobe.checkpoint import Checkpoint
 from loopprobe.config import ModelConfig, TaskConfig
 from loopprobe.model import LoopedTransformer
+from loopprobe.settings import load_config
 from loopprobe.tasks import held_out
 
 torch.set_num_threads(1)  # tiny tensors: threads only cost
 
 TINY = {"n_layers": 2, "d_model": 16, "n_heads": 2, "n_dims": 3, "n_points": 6, "n_loops": 4}
+
+
+TINY_CFG = load_config(
+    overrides=[f"model.{key}={value}" for key, value in TINY.items()]
+    + ["train.loop_window=2", "train.dims=3", "train.points=6"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +38,11 @@ def make_model(dtype=torch.float64, **fields):
 @pytest.fixture
 def model():
     return make_model()
+
+
+@pytest.fixture
+def checkpoint():
+    return Checkpoint(TINY_CFG, make_model(torch.float32), name="runs/tiny")
 
 
 @pytest.fixture

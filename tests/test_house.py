@@ -29,6 +29,7 @@ ORDER = [
     "statistics",
     "checkpoint",
     "foreign",
+    "corruptions",
     "baselines",
     "evaluate",
     "runs",

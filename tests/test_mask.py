@@ -4,33 +4,21 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import TINY, make_model
+from conftest import TINY_CFG
 
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.mask import loops_to_show, mask_figure
 from loopprobe.figures.style import write_html
 from loopprobe.hooks import masked
 from loopprobe.probes import mask as probe
 from loopprobe.results import read_dataset, write_dataset
-from loopprobe.settings import load_config
 from loopprobe.tables import mask_finding, mask_table
 from loopprobe.tasks import held_out
-
-CFG = load_config(
-    overrides=[f"model.{key}={value}" for key, value in TINY.items()]
-    + ["train.loop_window=2", "train.dims=3", "train.points=6"]
-)
-
-
-@pytest.fixture
-def checkpoint():
-    return Checkpoint(CFG, make_model(torch.float32), name="runs/tiny")
 
 
 @pytest.fixture
 def batch():
-    return held_out(CFG.task, 80, 6, 3)  # more than one chunk
+    return held_out(TINY_CFG.task, 80, 6, 3)  # more than one chunk
 
 
 def test_every_number_is_that_of_a_run_of_its_own(checkpoint, batch):

@@ -1,0 +1,140 @@
+"""Direct attribution: the prediction at the query, split into what every part of every loop wrote towards it.
+
+The residual stream of a token is a sum, and the final norm of a loop, its scale held at what it was in the run, is
+linear; so is the injection of the next loop. What a head or an MLP wrote in loop t can be followed along this
+direct path, through all later norms, to the read-out, and the contributions add up to the prediction exactly.
+(Direct logit attribution, Elhage et al. 2021, "A mathematical framework for transformer circuits"; here through
+the loops.) What a part does by way of later heads and MLPs is theirs in this account: for that, patch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from einops import einsum
+from jaxtyping import Float
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from loopprobe.cache import LoopCache
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.evaluate import chunk_size
+from loopprobe.model import LoopedTransformer
+from loopprobe.results import Progress, stamp
+from loopprobe.statistics import bootstrap_ratio
+from loopprobe.tasks import Prompts
+
+NAMES = ("embed", "pos_embed", "result", "mlp_out", "ln_final_scale", "readout")
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class AttributeConfig:
+    """After how many loops the prediction is split.
+
+    Attributes:
+        loops: iterations; None: as many as trained.
+    """
+
+    loops: PositiveInt | None = None
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: AttributeConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Split the prediction at the query after the last loop.
+
+    Returns:
+        A dataset with dims ``loop`` (in which it was written, from 1), ``component`` (the injected input, the
+        positions, each head, each layer's attention offset, each MLP, the norm's offset) and ``example``:
+
+        * ``contribution [loop, component, example]``, in the units of y; with ``initial [example]`` (the initial state)
+          and ``offset [example]`` (of the read-out) they sum to ``prediction [example]``
+        * ``share``, ``low``, ``high [loop, component]``: Σ contribution · prediction / Σ prediction² over the
+          prompts, with a 95 % bootstrap interval; the shares of all parts sum to 1
+        * ``size [loop, component]``: root mean square of the contribution
+    """
+    model = checkpoint.model
+    device = next(model.parameters()).device
+    prompts = prompts.to(device)
+    n_loops = config.loops or model.cfg.n_loops
+    parts = [
+        contributions(model, xs, ys, n_loops) for xs, ys in progress(prompts.split(max(1, chunk_size(device) // 2)))
+    ]
+    contribution, initial, prediction = (
+        torch.cat([part[i] for part in parts], dim=-1).double().cpu().numpy() for i in range(3)
+    )
+    share, low, high = bootstrap_ratio(contribution * prediction, prediction**2)
+    dims = ("loop", "component")
+    data = xr.Dataset(
+        {
+            "contribution": ((*dims, "example"), contribution.astype(np.float32)),
+            "share": (dims, share),
+            "low": (dims, low),
+            "high": (dims, high),
+            "size": (dims, np.sqrt((contribution**2).mean(-1))),
+            "initial": ("example", initial),
+            "offset": ("example", np.full(len(prediction), model.b_U.item())),
+            "prediction": ("example", prediction),
+        },
+        coords={"loop": np.arange(1, n_loops + 1), "component": components(model), "model": checkpoint.label},
+        attrs={"trained_loops": model.cfg.n_loops},
+    )
+    for name in ("contribution", "size", "initial", "offset", "prediction"):
+        data[name].attrs["units"] = "of y"
+    return stamp(data, "attribute", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: AttributeConfig) -> None:
+    """Every checkpoint can be split."""
+
+
+def components(model: LoopedTransformer) -> list[str]:
+    """What writes towards the prediction in a loop, in the order of ``contribution``."""
+    in_layers = [
+        what
+        for layer in range(model.cfg.n_layers)
+        for what in (
+            *(f"head {layer}.{head}" for head in range(model.cfg.n_heads)),
+            f"attention offset {layer}",
+            f"MLP {layer}",
+        )
+    ]
+    return ["input", "positions", *in_layers, "norm offset"]
+
+
+def contributions(
+    model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int
+) -> tuple[Float[Tensor, "loop component batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Contributions of every loop and component, of the initial state, and the prediction that they make up.
+
+    Works back from the read-out: ``g`` is the direction of the state that is read, per prompt; through a norm with
+    scale s and gain w it is (w·g − mean(w·g)) / s on the residual stream, and the offset of the norm adds b·g.
+    """
+    query = 2 * xs.shape[1] - 2
+    _, cache = model.run_with_cache(xs, ys, n_loops, names=NAMES, positions=[query])
+    with torch.no_grad():
+        e = cache["hook_embed"][:, 0]
+        g = model.W_U[:, 0].expand_as(e)
+        rows = []
+        for loop in reversed(range(n_loops)):
+            offset = g @ model.ln_final.b
+            g = g * model.ln_final.w
+            g = (g - g.mean(-1, keepdim=True)) / cache[f"loops.{loop}.ln_final.hook_scale"][:, 0]
+            injected = torch.zeros_like(offset) if model.cfg.injection != "add" else einsum(e, g, "b d, b d -> b")
+            rows.append(torch.stack([injected, *_in_layers(model, cache, loop, g), offset]))
+            if model.cfg.injection == "multiply":
+                g = g * e
+        initial = einsum(model.initial_state(e), g, "b d, b d -> b")
+    return torch.stack(rows[::-1]), initial, cache[n_loops - 1, "readout"][:, -1]
+
+
+def _in_layers(model: LoopedTransformer, cache: LoopCache, loop: int, g: Tensor) -> list[Float[Tensor, " batch"]]:
+    """Positions, then of each layer its heads, its attention's offset and its MLP, along the direction g."""
+    found = [einsum(cache[loop, "pos_embed"][:, 0], g, "b d, b d -> b")]
+    for layer, block in enumerate(model.blocks):
+        found += list(einsum(cache[loop, "result", layer][:, 0], g, "b head d, b d -> head b"))
+        found.append(g @ block.attn.b_O)
+        found.append(einsum(cache[loop, "mlp_out", layer][:, 0], g, "b d, b d -> b"))
+    return found

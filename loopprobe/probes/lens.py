@@ -1,0 +1,176 @@
+"""The answer that stands in the residual stream: the read-out put to it after every loop, layer and sublayer.
+
+With the final norm it is the model's own read-out (logit lens: nostalgebraist 2020; Belrose et al., arXiv
+2303.08112, section 2); without, the residual stream is read as it is; tuned, an affine map a site and point,
+fitted on other prompts to the model's final answer (the tuned lens of the same paper, whose map here ends in the
+one number that is read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+import xarray as xr
+from einops import einsum
+from jaxtyping import Float
+from pydantic import ConfigDict, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from loopprobe.baselines import optimum
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.evaluate import chunk_size
+from loopprobe.hook_points import LoopHookPoint
+from loopprobe.model import LoopedTransformer
+from loopprobe.results import Progress, stamp
+from loopprobe.statistics import bootstrap_mean
+from loopprobe.tasks import Prompts
+
+LENSES = ("final norm", "no norm", "tuned")
+Sites = Float[Tensor, "site batch point d_model"]
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class LensConfig:
+    """How far the loop runs, and how the tuned lens is fitted.
+
+    Attributes:
+        loops: iterations; the answer after the last is the final answer. None: as many as trained.
+        train_prompts: prompts that the tuned lens is fitted on, of a seed of their own.
+        ridge: its penalty, relative to the mean variance of the residual stream.
+    """
+
+    loops: PositiveInt | None = None
+    train_prompts: PositiveInt = 1024
+    ridge: PositiveFloat = 1e-4
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: LensConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Read the residual stream at the x positions, at every site of every loop.
+
+    Returns:
+        A dataset with dims ``lens`` (final norm, no norm, tuned), ``loop`` (iterations done, from 1), ``site`` (input
+        of the block, then after the attention and after the MLP of each layer) and ``point``, in squared error /
+        n_dims, means over prompts:
+
+        * ``error``: of the answer that is read; ``to_final``: its distance to the model's final answer, of the tuned
+          lens on prompts that it was not fitted on; ``to_optimum``: to the attainable optimum,
+          ``attrs["optimum"]``
+        * ``query_error``, ``query_to_final``, ``query_to_optimum`` without ``point``, with ``_low`` and ``_high``:
+          at the query, with 95 % bootstrap intervals
+    """
+    model = checkpoint.model
+    device = next(model.parameters()).device
+    prompts = prompts.to(device)
+    n_loops = config.loops or model.cfg.n_loops
+    seed = prompts.origin.get("held_out_seed", 0) + 1
+    training = checkpoint.held_out(config.train_prompts, seed)
+    size = chunk_size(device)
+    steps = [(part, batch) for part in (training, prompts) for batch in part.split(size)]
+    moments = _Moments(config.ridge)
+    maps: Float[Tensor, "loop site point d_model+1"] | None = None
+    distances: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
+    name, best = optimum(prompts, checkpoint.config.task)
+    targets = iter(best.to(device, prompts.ys.dtype).split(size))
+    with torch.no_grad():
+        for part, (xs, ys) in progress(steps):
+            final = model(xs, ys, n_loops, keep_loops=1)[0]
+            if part is training:
+                _at_sites(model, xs, ys, n_loops, partial(moments.add, target=final))
+                continue
+            maps = moments.solve() if maps is None else maps
+            read = _read(model, xs, ys, n_loops, maps)
+            against = torch.stack([ys, final, next(targets)])[:, None, None, None]
+            distances.append(((read - against).square() / prompts.xs.shape[2]).cpu().numpy())
+    every = np.concatenate(distances, axis=4)
+    dims = ("lens", "loop", "site")
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+    for measure, values in zip(("error", "to_final", "to_optimum"), every, strict=True):
+        variables[measure] = ((*dims, "point"), values.mean(axis=3))
+        for part_name, at_query in zip(("", "_low", "_high"), bootstrap_mean(values[..., -1]), strict=True):
+            variables[f"query_{measure}{part_name}"] = (dims, at_query)
+    sublayers = [f"{layer} {what}" for layer in range(model.cfg.n_layers) for what in ("attention", "MLP")]
+    data = xr.Dataset(
+        variables,
+        coords={
+            "lens": list(LENSES),
+            "loop": np.arange(1, n_loops + 1),
+            "site": ["input", *sublayers],
+            "point": np.arange(every.shape[-1]),
+            "model": checkpoint.label,
+        },
+        attrs={"trained_loops": model.cfg.n_loops, "optimum": name, "train_prompts_seed": seed},
+    )
+    for variable in data:
+        data[variable].attrs["units"] = "squared difference / n_dims"
+    return stamp(data, "lens", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: LensConfig) -> None:
+    """Every checkpoint can be read."""
+
+
+def _at_sites(
+    model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int, use: Callable[[int, Sites], None]
+) -> None:
+    """Hand the residual stream at the x positions to ``use``, loop by loop."""
+    sites: list[Tensor] = []
+
+    def note(x: Tensor, hook: LoopHookPoint) -> None:
+        sites.append(x[:, ::2])
+        if len(sites) == 2 * model.cfg.n_layers + 1:
+            use(hook.loop(), torch.stack(sites))
+            sites.clear()
+
+    names = ["blocks.0.hook_resid_pre"]
+    names += [f"blocks.{i}.hook_resid_{part}" for i in range(model.cfg.n_layers) for part in ("mid", "post")]
+    with model.hooks(fwd_hooks=[(name, note) for name in names]):
+        model(xs, ys, n_loops, keep_loops=1)
+
+
+def _read(
+    model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int, maps: Tensor
+) -> Float[Tensor, "lens loop site batch point"]:
+    read: list[Tensor] = []
+
+    def use(loop: int, sites: Sites) -> None:
+        tuned = einsum(_with_one(sites).to(maps), maps[loop], "site batch point d, site point d -> site batch point")
+        plain = [model.read_out(x).squeeze(-1) for x in (model.ln_final(sites), sites)]
+        read.append(torch.stack([*plain, tuned.to(plain[0])]))
+
+    _at_sites(model, xs, ys, n_loops, use)
+    return torch.stack(read, dim=1)
+
+
+class _Moments:
+    """Second moments of the residual stream, a site and point, from which a ridge regression is solved."""
+
+    def __init__(self, ridge: float) -> None:
+        self.ridge = ridge
+        self.outer: dict[int, Tensor] = {}
+        self.with_target: dict[int, Tensor] = {}
+
+    def add(self, loop: int, sites: Sites, target: Float[Tensor, "batch point"]) -> None:
+        x, y = _with_one(sites).double(), target.double()
+        outer = einsum(x, x, "site batch point i, site batch point j -> site point i j")
+        self.outer[loop] = self.outer.get(loop, 0) + outer
+        both = einsum(x, y, "site batch point i, batch point -> site point i")
+        self.with_target[loop] = self.with_target.get(loop, 0) + both
+
+    def solve(self) -> Float[Tensor, "loop site point d_model+1"]:
+        outer = torch.stack([self.outer[loop] for loop in sorted(self.outer)])
+        with_target = torch.stack([self.with_target[loop] for loop in sorted(self.with_target)])
+        n = outer[..., -1, -1, None]  # the constant's square: as many as there are samples
+        spread = outer.diagonal(dim1=-2, dim2=-1)[..., :-1] - outer[..., -1, :-1].square() / n
+        penalty = torch.cat([spread.mean(-1, keepdim=True).expand_as(spread), torch.zeros_like(n)], dim=-1)
+        return torch.linalg.solve(outer + torch.diag_embed(self.ridge * penalty), with_target)
+
+
+def _with_one(x: Tensor) -> Tensor:
+    """With a constant as the last coordinate, for the offset of an affine map."""
+    return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)

@@ -1,0 +1,69 @@
+import numpy as np
+import torch
+from conftest import TINY_CFG
+
+from loopprobe.baselines import least_squares
+from loopprobe.probes import lens
+from loopprobe.tasks import held_out
+
+
+def test_the_last_site_with_the_final_norm_is_the_model_itself(checkpoint):
+    batch = held_out(TINY_CFG.task, 70, 6, 3)  # more than one chunk
+    data = lens.run(checkpoint, batch, lens.LensConfig(loops=5, train_prompts=100))
+    assert data.sizes == {"lens": 3, "loop": 5, "site": 5, "point": 6}
+    assert list(data.site.values) == ["input", "0 attention", "0 MLP", "1 attention", "1 MLP"]
+    with torch.no_grad():
+        predictions = checkpoint.model(batch.xs, batch.ys, 5)
+    own = data.sel(lens="final norm", site="1 MLP")
+    squared = (predictions - batch.ys).square().numpy() / 3
+    np.testing.assert_allclose(own.error, squared.mean(1), rtol=1e-4)
+    np.testing.assert_allclose(own.query_error, squared[..., -1].mean(1), rtol=1e-4)
+    assert (own.query_error_low <= own.query_error).all()
+    assert (own.query_error <= own.query_error_high).all()
+    to_final = (predictions - predictions[-1]).square().numpy() / 3
+    np.testing.assert_allclose(own.to_final, to_final.mean(1), rtol=1e-3, atol=1e-10)
+    to_best = (predictions - least_squares(batch)).square().numpy() / 3
+    np.testing.assert_allclose(own.query_to_optimum, to_best[..., -1].mean(1), rtol=1e-4)
+
+
+def test_every_site_is_read_where_it_stands(checkpoint):
+    batch = held_out(TINY_CFG.task, 10, 6, 3)
+    data = lens.run(checkpoint, batch, lens.LensConfig(loops=3, train_prompts=100))
+    model = checkpoint.model
+    _, cache = model.run_with_cache(batch.xs, batch.ys, 3)
+    for site, (name, layer) in {
+        "input": ("resid_pre", 0),
+        "0 MLP": ("resid_post", 0),
+        "1 attention": ("resid_mid", 1),
+    }.items():
+        x = cache[1, name, layer]
+        with torch.no_grad():
+            for which, answer in (("final norm", model.read_out(model.ln_final(x))), ("no norm", model.read_out(x))):
+                squared = (answer[:, ::2, 0] - batch.ys).square().mean(0) / 3
+                np.testing.assert_allclose(data.error.sel(lens=which, loop=2, site=site), squared, rtol=1e-4)
+
+
+def test_the_tuned_lens_finds_an_answer_that_stands_there_linearly():
+    generator = torch.Generator().manual_seed(0)
+    sites = torch.randn(2, 200, 3, 8, generator=generator)
+    weights, offset = torch.randn(2, 3, 8, generator=generator), torch.tensor([1.0, -2.0, 0.5])
+    target = (sites[1] * weights[1]).sum(-1) + offset  # stands at the second site, not at the first
+    moments = lens._Moments(ridge=1e-9)
+    for batch, answer in zip(sites.split(64, dim=1), target.split(64), strict=True):
+        moments.add(0, batch, answer)
+    [maps] = moments.solve()
+    torch.testing.assert_close(maps[1, :, :-1].float(), weights[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps[1, :, -1].float(), offset, atol=1e-5, rtol=0)
+    other = torch.randn(500, 3, 8, generator=generator)
+    read = (other.double() * maps[0, :, :-1]).sum(-1) + maps[0, :, -1]
+    assert (read - offset).square().mean() < 0.2 * target.var(), "nothing is there to be read at the first site"
+
+
+def test_the_tuned_lens_is_judged_on_prompts_that_it_was_not_fitted_on(checkpoint):
+    batch = held_out(TINY_CFG.task, 200, 6, 3)
+    data = lens.run(checkpoint, batch, lens.LensConfig(loops=3, train_prompts=30))
+    assert data.attrs["train_prompts_seed"] == 1
+    few = data.query_to_final.sel(lens="tuned", loop=3, site="1 attention")
+    more = lens.run(checkpoint, batch, lens.LensConfig(loops=3, train_prompts=2000))
+    many = more.query_to_final.sel(lens="tuned", loop=3, site="1 attention")
+    assert many < few, "17 numbers from 30 prompts do not carry over as those from 2,000 do"
