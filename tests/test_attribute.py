@@ -47,7 +47,7 @@ def one_head_model():
         block = model.blocks[0]
         for norm in (block.ln1, block.ln2, model.ln_final):
             norm.weight.fill_(1)
-        block.attn.qkv.weight[8, 15] = 30  # head 1 asks …
+        block.attn.qkv.weight[8, 15] = 0.6  # head 1 asks …
         block.attn.qkv.weight[16 + 8, 1] = 300  # … for the mark of labels
         block.attn.qkv.weight[32 + 9, 0] = 1  # and takes their coordinate 0
         block.attn.out.weight[2, 9] = 50  # to coordinate 2, which is read
