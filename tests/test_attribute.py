@@ -51,7 +51,7 @@ def one_head_model():
         block.attn.qkv.weight[16 + 8, 1] = 300  # … for the mark of labels
         block.attn.qkv.weight[32 + 9, 0] = 1  # and takes their coordinate 0
         block.attn.out.weight[2, 9] = 50  # to coordinate 2, which is read
-        model.read_out.weight[0, 2] = 1
+        model.read_out.weight[0, [2, 13]] = torch.tensor([1.0, -1.0], dtype=torch.float64)  # against one never written
     return model
 
 
