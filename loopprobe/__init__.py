@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from loopprobe.config import Config, ModelConfig, TaskConfig, TrainConfig
     from loopprobe.errors import LoopprobeError
     from loopprobe.hooks import masked, mean_states
+    from loopprobe.interventions import edited, skipped
     from loopprobe.model import LoopedTransformer
+    from loopprobe.present import figure
     from loopprobe.settings import load_config
+    from loopprobe.stream import open_cache
     from loopprobe.tasks import Prompts, held_out, sample
     from loopprobe.train import train
 
@@ -34,6 +37,10 @@ _HOME = {
     "LoopprobeError": "errors",
     "masked": "hooks",
     "mean_states": "hooks",
+    "edited": "interventions",
+    "skipped": "interventions",
+    "figure": "present",
+    "open_cache": "stream",
     "LoopedTransformer": "model",
     "Prompts": "tasks",
     "held_out": "tasks",

@@ -1,39 +1,89 @@
-"""How the answer of each probe is shown: its table and its figure."""
+"""How the answer of each probe is shown: its tables and its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 import xarray as xr
 from rich.table import Table
 
+from loopprobe import tables
+from loopprobe.errors import LoopprobeError
+from loopprobe.figures.attention import attention_figures
+from loopprobe.figures.attribute import attribute_figures
 from loopprobe.figures.compare import compare_figure
 from loopprobe.figures.converge import converge_figure
 from loopprobe.figures.curves import curves_figure
-from loopprobe.figures.mask import mask_models_figure
+from loopprobe.figures.lens import lens_figures
+from loopprobe.figures.mask import mask_figure, mask_models_figure
 from loopprobe.figures.panels import By
-from loopprobe.tables import compare_table, converge_table, curves_table, mask_models_table
+from loopprobe.figures.patch import patch_figures
 
-_FIGURES = {
-    "compare": compare_figure,
-    "converge": converge_figure,
-    "curves": curves_figure,
-    "mask": mask_models_figure,
+# Probes whose models stand together in one figure and table, and those whose models are shown one by one.
+_TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
+    "compare": (compare_figure, tables.compare_table),
+    "converge": (converge_figure, tables.converge_table),
+    "curves": (curves_figure, tables.curves_table),
+    "mask": (mask_models_figure, tables.mask_models_table),
 }
-_TABLES = {
-    "compare": compare_table,
-    "converge": converge_table,
-    "curves": curves_table,
-    "mask": mask_models_table,
+_ONE_BY_ONE: dict[str, tuple[Callable[[xr.Dataset], dict[str, go.Figure]], Callable[[xr.Dataset], Table]]] = {
+    "attention": (attention_figures, tables.attention_table),
+    "attribute": (attribute_figures, tables.attribute_table),
+    "lens": (lens_figures, tables.lens_table),
+    "mask": (lambda data: {"mask": mask_figure(data)}, tables.mask_table),
+    "patch": (patch_figures, tables.patch_table),
 }
 
 
-def figure_of(probe: str, datasets: Sequence[xr.Dataset], title: str, by: By = "window") -> go.Figure:
-    """The figure of several models."""
-    return _FIGURES[probe](datasets, title, by)
+def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
+    """All figures of what a probe made, by name: model by model where the probe shows them so, else one of all.
+
+    Args:
+        datasets: of one probe, one a model.
+
+    Raises:
+        LoopprobeError: no probe made them.
+    """
+    probe = _probe(datasets[0])
+    if probe not in _ONE_BY_ONE:
+        return {probe: _TOGETHER[probe][0](datasets)}
+    return {
+        name if len(datasets) == 1 else f"{name}-{data.model.item()}": made
+        for data in datasets
+        for name, made in _ONE_BY_ONE[probe][0](data).items()
+    }
 
 
-def table_of(probe: str, datasets: Sequence[xr.Dataset]) -> Table:
-    """The table of several models."""
-    return _TABLES[probe](datasets)
+def figure(data: xr.Dataset) -> go.Figure:
+    """The first figure of a dataset that a probe made: what a notebook shows.
+
+    Raises:
+        LoopprobeError: no probe made it.
+    """
+    return next(iter(figures([data]).values()))
+
+
+def table(data: xr.Dataset) -> Table:
+    """The table of one dataset."""
+    probe = _probe(data)
+    return _ONE_BY_ONE[probe][1](data) if probe in _ONE_BY_ONE else _TOGETHER[probe][1]([data])
+
+
+def figures_of(probe: str, datasets: Sequence[xr.Dataset], title: str, by: By = "window") -> dict[str, go.Figure]:
+    """The figures of a saved question: one of all models where the probe compares them, else those of each."""
+    if probe in _TOGETHER:
+        return {"figure": _TOGETHER[probe][0](datasets, title, by)}
+    return {f"figure-{name}": made for name, made in figures(datasets).items()}
+
+
+def tables_of(probe: str, datasets: Sequence[xr.Dataset]) -> list[Table]:
+    """The tables of several models: one of all where the probe compares them, else that of each."""
+    return [_TOGETHER[probe][1](datasets)] if probe in _TOGETHER else [table(data) for data in datasets]
+
+
+def _probe(data: xr.Dataset) -> str:
+    probe = data.attrs.get("probe")
+    if probe not in _ONE_BY_ONE and probe not in _TOGETHER:
+        raise LoopprobeError(f"this dataset is of no probe ({probe!r}): give what a probe of loopprobe returned")
+    return str(probe)

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes import compare, converge, curves, mask
+from loopprobe.probes import attention, attribute, compare, converge, curves, lens, mask, patch
 from loopprobe.results import Progress
 from loopprobe.tasks import Prompts
 
@@ -29,10 +29,14 @@ class Probe:
 
 
 PROBES = {
+    "attention": Probe(attention.AttentionConfig, attention.run, attention.check),
+    "attribute": Probe(attribute.AttributeConfig, attribute.run, attribute.check),
     "compare": Probe(compare.CompareConfig, compare.run, compare.check),
     "converge": Probe(converge.ConvergeConfig, converge.run, converge.check),
     "curves": Probe(curves.CurvesConfig, curves.run, curves.check),
+    "lens": Probe(lens.LensConfig, lens.run, lens.check),
     "mask": Probe(mask.MaskConfig, mask.run, mask.check),
+    "patch": Probe(patch.PatchConfig, patch.run, patch.check),
 }
 
 

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 import loopprobe
 from loopprobe.claims import verdicts
-from loopprobe.present import figure_of, table_of
+from loopprobe.present import figures_of, tables_of
 from loopprobe.saved import Answered
 from loopprobe.storage import atomic, write_json
 from loopprobe.verdicts import Verdict
@@ -65,21 +65,26 @@ def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdi
 
 
 def _part(name: str, answered: Answered) -> dict[str, Any]:
-    figure = figure_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
-    table = table_of(answered.saved.probe, answered.datasets)
+    figures = figures_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
     options = {"full_html": False, "include_plotlyjs": False, "config": {"responsive": True, "displaylogo": False}}
     return {
         "name": name,
         "asks": answered.saved.asks,
-        "figure": jinja2.utils.markupsafe.Markup(plotly.io.to_html(figure, div_id=f"figure-{name}", **options)),
+        "figures": [
+            jinja2.utils.markupsafe.Markup(plotly.io.to_html(figure, div_id=f"{stem}-{name}", **options))
+            for stem, figure in figures.items()
+        ],
         "missing": answered.missing,
         "models": [data.model.item() for data in answered.datasets],
         "prompts": json.loads(answered.datasets[0].attrs["prompts"])["n_prompts"],
-        "table": {
-            "header": [column.header for column in table.columns],
-            "rows": list(zip(*(column.cells for column in table.columns), strict=True)),
-            "caption": table.caption or "",
-        },
+        "tables": [
+            {
+                "header": [column.header for column in table.columns],
+                "rows": list(zip(*(column.cells for column in table.columns), strict=True)),
+                "caption": table.caption or "",
+            }
+            for table in tables_of(answered.saved.probe, answered.datasets)
+        ],
     }
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5netcdf
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 import torch
 import xarray as xr
+from pydantic import ConfigDict, NonNegativeInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from loopprobe.cache import Names, Positions, at_positions, selector
+from loopprobe.cache import at_positions, selector
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint, short_name, split_name
 from loopprobe.model import LoopedTransformer
@@ -28,53 +31,78 @@ from loopprobe.tasks import Prompts
 WRITTEN = "written"  # the variable that marks the loops whose data are there
 
 
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class CacheConfig:
+    """What is kept.
+
+    Attributes:
+        loops: iterations, from 0.
+        names: short names of activations; None: all.
+        layers: None: all.
+        positions: tokens; None: all.
+    """
+
+    loops: tuple[NonNegativeInt, ...]
+    names: tuple[str, ...] | None = None
+    layers: tuple[NonNegativeInt, ...] | None = None
+    positions: tuple[NonNegativeInt, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.loops:
+            raise LoopprobeError("loops is empty: name at least one, such as 0:19")
+
+
+def check_cache(model: LoopedTransformer, config: CacheConfig) -> None:
+    """Raise LoopprobeError where a cache asks for what the model does not have."""
+    selector(config.names, None, None, model.hook_dict)
+    for axis, wanted, size in (
+        ("layer", config.layers, model.cfg.n_layers),
+        ("position", config.positions, 2 * model.cfg.n_points),
+    ):
+        if wanted is not None and not all(number < size for number in wanted):
+            raise LoopprobeError(f"{axis} {max(wanted)} must be below {size}: the model has {size} {axis}s")
+
+
 def stream_cache(
     model: LoopedTransformer,
     prompts: Prompts,
     path: Path,
+    config: CacheConfig,
     *,
-    loops: Collection[int],
-    names: Names = None,
-    layers: Collection[int] | None = None,
-    positions: Positions = None,
     attrs: Mapping[str, str] | None = None,
     progress: Progress = lambda steps: steps,
 ) -> None:
-    """Run as many loops as it takes and write the activations of ``loops`` to a netCDF file.
+    """Run as many loops as it takes and write activations to a netCDF file.
 
     Args:
         model: the model to run.
         prompts: go through together; memory is one loop of them.
         path: of the file; it must not exist.
-        loops: iterations to write, from 0.
-        names, layers, positions: as in ``run_with_cache``, but names of no loop in particular.
+        config: what is kept.
         attrs: attributes of the file.
         progress: wraps the iterations.
 
     Raises:
-        LoopprobeError: there is no loop to write, or a name that no hook point has.
+        LoopprobeError: something that the model does not have, or the file exists.
     """
-    kept = sorted(set(loops))
-    if not kept or kept[0] < 0:
-        raise LoopprobeError(f"loops ({kept}) must be whole numbers from 0: name at least one")
-    xs, ys = prompts
-    _, first = model.run_with_cache(xs, ys, 1, names=names, layers=layers, positions=positions)
+    check_cache(model, config)
+    kept, (xs, ys) = sorted(set(config.loops)), prompts
+    choice: dict[str, Any] = {"names": config.names, "layers": config.layers, "positions": config.positions}
+    _, first = model.run_with_cache(xs, ys, 1, **choice)
     template = first.to_xarray().isel(loop=0, drop=True)
     _lay_out(path, template, {split_name(name)[2] for name in first if split_name(name)[0] == 0}, kept, attrs or {})
     model.grow_loops(kept[-1] + 1)
-    wanted = selector(names, kept, layers, model.hook_dict)
+    wanted = selector(config.names, kept, config.layers, model.hook_dict)
     row_of = {loop: row for row, loop in enumerate(kept)}
-    layer_of = (
-        {layer: i for i, layer in enumerate(template.layer.values.tolist())} if "layer" in template.coords else {}
-    )
+    layers = template.layer.values.tolist() if "layer" in template.coords else []
     with h5netcdf.File(path, "r+", locking=False) as file:
         variables = {short: file[short] for short in template.data_vars}
 
         def write(x: Tensor, hook: LoopHookPoint) -> None:
             loop, layer, _ = split_name(str(hook.name))
             assert loop is not None, "the embedding was written with the layout"
-            values = at_positions(str(hook.name), x, positions).cpu().numpy()
-            place = (row_of[loop],) if layer is None else (row_of[loop], layer_of[layer])
+            values = at_positions(str(hook.name), x, config.positions).cpu().numpy()
+            place = (row_of[loop],) if layer is None else (row_of[loop], layers.index(layer))
             variables[short_name(str(hook.name))][place] = values
 
         with torch.no_grad(), model.hooks(fwd_hooks=[(lambda name: name != "hook_embed" and wanted(name), write)]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,84 @@ def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
     return table
 
 
+def lens_table(data: xr.Dataset) -> Table:
+    """Error of the answer at the query, and its distance to the final answer: a row a lens and site."""
+    table = _table(f"{data.model.item()}: the answer at the query, read at every site")
+    table.caption = "squared error at the query / n_dims [95 % bootstrap interval]; last column: of the final answer"
+    table.add_column("lens")
+    table.add_column("read")
+    shown = loops_to_show(data)
+    for loop in shown:
+        table.add_column(f"loop {loop}", justify="right")
+    table.add_column("distance to the final answer", justify="right")
+    for lens in data.lens.values:
+        for site in data.site.values:
+            at = data.sel(lens=lens, site=site)
+            cells = [_with_ends(at.sel(loop=t), "query_error") for t in shown]
+            last = _with_ends(at.isel(loop=-1), "query_to_final")
+            table.add_row(str(lens), str(site) if site == "input" else f"after {site}", *cells, last)
+    return table
+
+
+def attribute_table(data: xr.Dataset) -> Table:
+    """Share of the prediction at the query: a row a part, columns the last loops, and all earlier ones together."""
+    table = _table(f"{data.model.item()}: the prediction at the query, split by what was written in each loop")
+    table.caption = "share of the prediction [95 % bootstrap interval]; with initial state and offset they sum to 1"
+    table.add_column("part")
+    shown = [int(loop) for loop in data.loop.values[-3:]]
+    for loop in reversed(shown):
+        table.add_column(f"loop {loop}", justify="right")
+    table.add_column("all earlier", justify="right")
+    earlier = data.share.where(data.loop < shown[0], 0).sum("loop")
+    for component in data.component.values:
+        at = data.sel(component=component)
+        cells = [_interval(*(at[part].sel(loop=loop) for part in ("share", "low", "high"))) for loop in reversed(shown)]
+        table.add_row(str(component), *cells, f"{float(earlier.sel(component=component)):.3g}")
+    return table
+
+
+def attention_table(data: xr.Dataset) -> Table:
+    """Where the query attends in the last loop, and the measures: a row a head."""
+    last = data.isel(loop=-1)
+    table = _table(f"{data.model.item()}: attention of the query's token in loop {int(last.loop)}")
+    even = ", ".join(f"{target} {float(data.uniform.sel(target=target)):.3g}" for target in data.target.values)
+    table.caption = (
+        f"mean over {json.loads(data.attrs['prompts'])['n_prompts']} prompts; even attention would give: {even}"
+    )
+    table.add_column("head")
+    for name in (*data.target.values, "mixing score", "concentration", "change"):
+        table.add_column(str(name), justify="right")
+    for layer in data.layer.values:
+        for head in data["head"].values:
+            at = last.sel(layer=layer, head=head)
+            numbers = [*at.mass.values, at.mixing_score, at.column_sum_concentration, at.change]
+            table.add_row(f"{layer}.{head}", *(f"{float(number):.3g}" for number in numbers))
+    return table
+
+
+def patch_table(data: xr.Dataset, most: int = 8) -> Table:
+    """The places whose patch has the largest effect, of every site."""
+    config = json.loads(data.attrs["config"])
+    table = _table(f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']})")
+    cost = ""
+    if config["exact"]:
+        passes = data.attrs["seconds"] / data.attrs["clean_pass"]
+        cost = f"; {int(data.attrs['patches']):,} patches cost as much as {passes:,.0f} clean passes"
+    table.caption = f"0: as the corrupted run, 1: as the clean one [95 % bootstrap interval]{cost}"
+    for name in ("site", "loop", "layer", "head", "token", "effect", "estimate"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for site in config["sites"]:
+        values = data[site if config["exact"] else f"{site}_attribution"]
+        for flat in np.argsort(-np.abs(values.values), axis=None)[:most]:
+            where = dict(zip(values.dims, np.unravel_index(flat, values.shape), strict=True))
+            labels = {axis: str(values[axis].values[i]) for axis, i in where.items()}
+            at = data.isel(where)
+            effect = _with_ends(at, site) if config["exact"] else "–"
+            places = (labels.get(axis, "–") for axis in ("loop", "layer", "head", "position"))
+            table.add_row(site, *places, effect, f"{float(at[f'{site}_attribution']):.3g}")
+    return table
+
+
 def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Smoothed training loss: a row a model, a column a fraction of its steps."""
     table = _table("training loss")
@@ -202,6 +281,10 @@ def _error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
 
 def _interval(mean: Any, low: Any, high: Any) -> str:
     return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # breaks before the bracket only
+
+
+def _with_ends(at: xr.Dataset, name: str) -> str:
+    return _interval(*(at[name + part] for part in ("", "_low", "_high")))
 
 
 def _compact(value: Any) -> Any:

@@ -10,12 +10,12 @@ import torch
 from conftest import make_model
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.stream import open_cache, stream_cache
+from loopprobe.stream import CacheConfig, open_cache, stream_cache
 
 
 def test_a_file_holds_what_a_cache_in_memory_holds(model, prompts, tmp_path):
-    choice = {"loops": [0, 2, 5], "positions": [0, -1], "names": ["resid_post", "pattern", "z", "readout", "embed"]}
-    stream_cache(model, prompts, tmp_path / "cache.nc", attrs={"made": "here"}, **choice)
+    choice = {"loops": (0, 2, 5), "positions": (0, 11), "names": ("resid_post", "pattern", "z", "readout", "embed")}
+    stream_cache(model, prompts, tmp_path / "cache.nc", CacheConfig(**choice), attrs={"made": "here"})
     _, cache = model.run_with_cache(prompts.xs, prompts.ys, 6, **choice)
     data = open_cache(tmp_path / "cache.nc")
     assert data.attrs == {"made": "here"}
@@ -24,7 +24,7 @@ def test_a_file_holds_what_a_cache_in_memory_holds(model, prompts, tmp_path):
         assert (data[name].values == values.values).all(), name
     assert (
         data.embed.values
-        == model.run_with_cache(*prompts, 1, names="embed", positions=[0, -1])[1]["hook_embed"].numpy()
+        == model.run_with_cache(*prompts, 1, names="embed", positions=[0, 11])[1]["hook_embed"].numpy()
     ).all()
     for axis in ("loop", "layer", "position", "query", "key", "head", "point"):
         assert axis in data.coords
@@ -36,13 +36,13 @@ import sys
 from pathlib import Path
 import torch
 from conftest import make_model
-from loopprobe.stream import stream_cache
+from loopprobe.stream import CacheConfig, stream_cache
 from loopprobe.tasks import Prompts
 
 torch.manual_seed(0)
 prompts = Prompts(torch.randn(32, 31, 3), torch.randn(32, 31))
-stream_cache(make_model(torch.float32, n_points=31), prompts, Path(sys.argv[1]), loops=range(400),
-             names=["resid_post", "pattern"], positions=slice(-8, None))
+stream_cache(make_model(torch.float32, n_points=31), prompts, Path(sys.argv[1]),
+             CacheConfig(loops=tuple(range(400)), names=("resid_post", "pattern"), positions=tuple(range(54, 62))))
 """
 
 
@@ -66,20 +66,34 @@ def test_a_killed_run_leaves_the_loops_that_it_wrote(tmp_path):
     torch.manual_seed(0)
     xs, ys = torch.randn(32, 31, 3), torch.randn(32, 31)
     _, cache = make_model(torch.float32, n_points=31).run_with_cache(
-        xs, ys, count, names=["resid_post", "pattern"], positions=slice(-8, None)
+        xs, ys, count, names=["resid_post", "pattern"], positions=range(54, 62)
     )
     for name, values in cache.to_xarray().items():
         assert (data[name].values == values.values).all(), name
 
 
-def test_mistakes_are_named(model, prompts, tmp_path):
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"names": ("nope",)}, "no hook point"),
+        ({"layers": (2,)}, "layer 2 must be below 2"),
+        ({"positions": (12,)}, "position 12 must be below 12"),
+    ],
+)
+def test_what_the_model_does_not_have_is_named(choice, message, model, prompts, tmp_path):
+    with pytest.raises(LoopprobeError, match=message):
+        stream_cache(model, prompts, tmp_path / "a.nc", CacheConfig(loops=(0,), **choice))
+    assert not any(tmp_path.iterdir())
+
+
+def test_files_that_are_there_or_not_are_named(model, prompts, tmp_path):
     with pytest.raises(LoopprobeError, match="at least one"):
-        stream_cache(model, prompts, tmp_path / "a.nc", loops=[])
-    with pytest.raises(LoopprobeError, match="no hook point"):
-        stream_cache(model, prompts, tmp_path / "a.nc", loops=[0], names="nope")
-    assert not (tmp_path / "a.nc").exists()
+        CacheConfig(loops=())
     with pytest.raises(LoopprobeError, match="no cache"):
         open_cache(tmp_path / "a.nc")
-    stream_cache(model, prompts, tmp_path / "a.nc", loops=[0], names="z")
+    stream_cache(model, prompts, tmp_path / "a.nc", CacheConfig(loops=(0,), names=("z",)))
     with pytest.raises(LoopprobeError, match="exists"):
-        stream_cache(model, prompts, tmp_path / "a.nc", loops=[0], names="z")
+        stream_cache(model, prompts, tmp_path / "a.nc", CacheConfig(loops=(0,), names=("z",)))
+    (tmp_path / "b.nc").write_text("no netCDF")
+    with pytest.raises(LoopprobeError, match="no netCDF"):
+        open_cache(tmp_path / "b.nc")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import loopprobe
-from loopprobe.cli import models, probes
+from loopprobe.cli import inside, models, probes
 from loopprobe.errors import LoopprobeError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train looped transformers and probe what happens in every loop.",
 )
-for name, verb in (models.VERBS | probes.VERBS).items():
+for name, verb in (models.VERBS | probes.VERBS | inside.VERBS).items():
     app.command(name)(verb)
 
 # The base of what typer raises for a wrong command line; typer itself exports only this child of it.

@@ -37,3 +37,8 @@ def parse_numbers(text: str, option: str) -> list[int]:
             f"{option} ({text!r}) must be whole numbers from 0: 10, or 5,10,20, or a range 0:31"
         ) from None
     return sorted(set(numbers))
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """``a,b`` as ("a", "b")."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())

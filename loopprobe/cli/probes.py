@@ -43,16 +43,13 @@ def mask(
         "mode": mode, "n": tuple(numbers), "loops": max(loop_counts), "unit": unit, "invert": invert, "fill": fill,
         "once": not every_loop, "at": at,
     }  # fmt: skip
-    datasets, folder = _ask("mask", options, ckpt, prompts, seed, device, out, overwrite, png, f"mask-{mode}")
-    from loopprobe.figures.mask import mask_figure
+    datasets, folder = ask("mask", options, ckpt, prompts, seed, device, out, overwrite, png, f"mask-{mode}")
     from loopprobe.tables import mask_finding, mask_table, show_table
 
-    figures = {}
     for data in datasets:
         show_table(mask_table(data, loop_counts if len(loop_counts) > 1 else None))
         print(mask_finding(data))
-        figures["mask" if len(datasets) == 1 else f"mask-{data.model.item()}"] = mask_figure(data)
-    _write(datasets, figures, folder, png)
+    write(datasets, folder, png)
 
 
 def converge(
@@ -68,12 +65,11 @@ def converge(
     """Loop far beyond the training; does the error stay?"""
     loop_counts = parse_numbers(loops, "--loops")
     options = {"loops": max(loop_counts)}
-    datasets, folder = _ask("converge", options, ckpt, prompts, seed, device, out, overwrite, png, "converge")
-    from loopprobe.figures.converge import converge_figure
+    datasets, folder = ask("converge", options, ckpt, prompts, seed, device, out, overwrite, png, "converge")
     from loopprobe.tables import converge_table, show_table
 
     show_table(converge_table(datasets, loop_counts if len(loop_counts) > 1 else None))
-    _write(datasets, {"converge": converge_figure(datasets)}, folder, png)
+    write(datasets, folder, png)
 
 
 def compare(
@@ -89,12 +85,11 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Compare models by the number of examples."""
-    datasets, folder = _ask("compare", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "compare")
-    from loopprobe.figures.compare import compare_figure
+    datasets, folder = ask("compare", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "compare")
     from loopprobe.tables import compare_table, show_table
 
     show_table(compare_table(datasets))
-    _write(datasets, {"compare": compare_figure(datasets)}, folder, png)
+    write(datasets, folder, png)
 
 
 def run(
@@ -106,7 +101,7 @@ def run(
 ) -> None:
     """Answer a saved question."""
     from loopprobe.figures.style import require_png, write_html, write_png
-    from loopprobe.present import figure_of, table_of
+    from loopprobe.present import figures_of, tables_of
     from loopprobe.progress import track
     from loopprobe.saved import answer_saved, read_saved
     from loopprobe.tables import show_table
@@ -123,12 +118,13 @@ def run(
             print(f"not trained yet, and so left out: {', '.join(answered.missing)}")
         if not answered.datasets:
             continue
-        show_table(table_of(question.probe, answered.datasets))
-        figure = figure_of(question.probe, answered.datasets, question.title, question.by)
-        write_html(figure, folder / "figure.html")
-        if png:
-            write_png(figure, folder / "figure.png")
-        for path in sorted(folder.glob("figure.*")):
+        for table in tables_of(question.probe, answered.datasets):
+            show_table(table)
+        for stem, figure in figures_of(question.probe, answered.datasets, question.title, question.by).items():
+            write_html(figure, folder / f"{stem}.html")
+            if png:
+                write_png(figure, folder / f"{stem}.png")
+        for path in sorted(folder.glob("figure*")):
             print(path)
 
 
@@ -156,7 +152,7 @@ def report(
     print(out / "index.html")
 
 
-def _ask(
+def ask(
     probe: str, options: dict[str, Any], ckpt: list[str] | None, prompts: int, seed: int, device: str,
     out: Path | None, overwrite: bool, png: bool, name: str,
 ) -> tuple[list[xr.Dataset], Path]:  # fmt: skip
@@ -178,15 +174,16 @@ def _ask(
     return answer(prepared, track), folder
 
 
-def _write(datasets: list[xr.Dataset], figures: dict[str, Any], folder: Path, png: bool) -> None:
+def write(datasets: list[xr.Dataset], folder: Path, png: bool) -> None:
     """Write datasets and figures, and say where."""
     from loopprobe.figures.style import write_html, write_png
+    from loopprobe.present import figures
     from loopprobe.results import write_dataset
 
     probe = datasets[0].attrs["probe"]
     for data in datasets:
         write_dataset(data, folder / f"{probe if len(datasets) == 1 else f'{probe}-{data.model.item()}'}.nc")
-    for stem, figure in figures.items():
+    for stem, figure in figures(datasets).items():
         write_html(figure, folder / f"{stem}.html")
         if png:
             write_png(figure, folder / f"{stem}.png")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import xarray as xr
 from plotly.colors import sample_colorscale
 
 from loopprobe.errors import LoopprobeError
@@ -38,6 +39,7 @@ def curve(
     *,
     colour: str,
     name: str,
+    row: int = 1,
     col: int = 1,
     dash: str = "solid",
     legend: str = "legend",
@@ -51,7 +53,7 @@ def curve(
         interval: its lower and upper ends.
         colour, dash: of the line.
         name: in the legend; curves of one name and legend are toggled together.
-        col: the panel.
+        row, col: the panel.
         legend: which of the figure's legends.
         in_legend: whether this curve makes the legend's entry.
     """
@@ -62,15 +64,49 @@ def curve(
         figure.add_scatter(
             x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]),
             fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
-            showlegend=False, legendgroup=group, row=1, col=col,
+            showlegend=False, legendgroup=group, row=row, col=col,
         )  # fmt: skip
     figure.add_scatter(
         x=x, y=mean, mode="lines+markers" if len(x) <= 40 else "lines", name=name,
         line={"color": colour, "width": 2, "dash": dash}, marker={"size": 4},
-        showlegend=in_legend, legend=legend, legendgroup=group, row=1, col=col,
+        showlegend=in_legend, legend=legend, legendgroup=group, row=row, col=col,
         customdata=None if interval is None else np.stack([low, high], -1),
         hovertemplate="%{y:.4g}" + ("" if interval is None else " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]"),
     )  # fmt: skip
+
+
+def heat(
+    figure: go.Figure,
+    values: xr.DataArray,
+    x: str,
+    y: str,
+    *,
+    row: int = 1,
+    col: int = 1,
+    coloraxis: str = "coloraxis",
+    template: str = "%{z:.3g}",
+) -> None:
+    """A heat map of a matrix with labelled axes.
+
+    Args:
+        figure: made by ``make_subplots``.
+        values: with the dims ``x`` and ``y``.
+        x, y: which of them goes where.
+        row, col: the panel.
+        coloraxis: of the figure, shared by the panels that are to be compared.
+        template: how a value is shown on hover.
+    """
+    figure.add_heatmap(
+        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis=coloraxis, row=row, col=col,
+        hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",
+    )  # fmt: skip
+
+
+def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:
+    """A colour axis around zero that colour-blind readers can tell apart: blue below, red above."""
+    most = float(np.nanmax(np.abs(values))) or 1.0
+    bar = {"title": {"text": title, "side": "right"}, "thickness": 14, **colorbar}
+    return {"colorscale": "RdBu_r", "cmin": -most, "cmax": most, "colorbar": bar}
 
 
 def level(figure: go.Figure, x: Any, value: float, name: str, *, col: int = 1, legend: str = "legend",

@@ -1,0 +1,147 @@
+"""Verbs that look inside the loop: cache, lens, attribute, attention, patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loopprobe.cli.options import Ckpt, Device, Out, Overwrite, Png, Prompts, Seed, parse_numbers, parse_words
+from loopprobe.cli.probes import ask, write
+
+Loops = Annotated[int | None, typer.Option(help="Loops to run; by default as many as the model was trained with.")]
+
+
+def cache(
+    names: Annotated[str, typer.Option(help="Activations, such as resid_post,pattern, or all.")] = "resid_post",
+    loops: Annotated[str, typer.Option(help="Iterations to keep, from 0: 0:49 (both ends), 7, or 0:500:10.")] = "0:19",
+    layers: Annotated[str | None, typer.Option(help="Layers to keep; default: all.")] = None,
+    positions: Annotated[str | None, typer.Option(help="Tokens to keep, from 0; default: all.")] = None,
+    ckpt: Annotated[str | None, typer.Option(help="Checkpoint name or path.")] = None,
+    prompts: Prompts = 64,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
+    """Write activations to a file, loop by loop."""
+    from loopprobe.checkpoint import DEFAULT, load_checkpoint
+    from loopprobe.errors import LoopprobeError
+    from loopprobe.progress import track
+    from loopprobe.results import attributes
+    from loopprobe.storage import fresh_folder, new_folder
+    from loopprobe.stream import CacheConfig, check_cache, stream_cache
+    from loopprobe.train import pick_device
+
+    config = CacheConfig(
+        loops=tuple(parse_numbers(loops, "--loops")),
+        names=None if names == "all" else parse_words(names),
+        layers=None if layers is None else tuple(parse_numbers(layers, "--layers")),
+        positions=None if positions is None else tuple(parse_numbers(positions, "--positions")),
+    )
+    checkpoint = load_checkpoint(ckpt or DEFAULT, pick_device(device))
+    held_out = checkpoint.held_out(prompts, seed)
+    check_cache(checkpoint.model, config)
+    folder = fresh_folder(Path("results"), f"cache-{checkpoint.label}") if out is None else new_folder(out, overwrite)
+    path = folder / "cache.nc"
+    attrs = attributes("cache", checkpoint, held_out, config)
+    try:
+        stream_cache(checkpoint.model, held_out, path, config, attrs=attrs, progress=track(f"cache {checkpoint.label}"))
+    except OSError as error:
+        raise LoopprobeError(f"cannot write {path} ({error}): free the disk, or keep fewer loops or names") from None
+    print(path)
+
+
+def lens(
+    loops: Loops = None,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 1280,
+    train_prompts: Annotated[int, typer.Option(help="Other prompts that the tuned lens is fitted on.")] = 1024,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Read the answer after every loop, layer and sublayer."""
+    options = {"loops": loops, "train_prompts": train_prompts}
+    _show(*ask("lens", options, ckpt, prompts, seed, device, out, overwrite, png, "lens"), png)
+
+
+def attribute(
+    loops: Loops = None,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 1280,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Split the prediction into what each head and MLP wrote."""
+    _show(*ask("attribute", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "attribute"), png)
+
+
+def attention(
+    loops: Loops = None,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 256,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Where each head attends, loop by loop."""
+    _show(*ask("attention", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "attention"), png)
+
+
+def patch(
+    corruption: Annotated[
+        str, typer.Option(help="What differs: label, weights (all labels), query, or noise.")
+    ] = "weights",
+    sites: Annotated[
+        str, typer.Option(help="z (the state), attn_z (heads), mlp_out, attn_out, resid_mid, q, …")
+    ] = "z,attn_z",
+    loops: Loops = None,
+    example: Annotated[int, typer.Option(help="With --corruption label: whose, from 0.")] = 0,
+    noise_std: Annotated[float, typer.Option(help="With --corruption noise: its standard deviation.")] = 1.0,
+    positions: Annotated[str | None, typer.Option(help="Tokens to patch, from 0; default: all.")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only estimate, from one gradient (attribution patching).")
+    ] = False,
+    ckpt: Ckpt = None,
+    prompts: Annotated[int, typer.Option(help="Pairs of held-out and corrupted prompts.")] = 64,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Patch a clean run into a corrupted one, place by place."""
+    options = {
+        "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
+        "noise_std": noise_std, "exact": not estimate,
+        "positions": None if positions is None else tuple(parse_numbers(positions, "--positions")),
+    }  # fmt: skip
+    _show(*ask("patch", options, ckpt, prompts, seed, device, out, overwrite, png, f"patch-{corruption}"), png)
+
+
+def _show(datasets: list, folder: Path, png: bool) -> None:
+    from loopprobe.present import table
+    from loopprobe.tables import show_table
+
+    for data in datasets:
+        show_table(table(data))
+    write(datasets, folder, png)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "cache": cache,
+    "lens": lens,
+    "attribute": attribute,
+    "attention": attention,
+    "patch": patch,
+}

@@ -1,0 +1,63 @@
+"""Figures of the lens probe."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from loopprobe.figures.style import colours, curve, finish, heat
+
+MEASURES = {"error": "error", "to_final": "distance to the final answer", "to_optimum": "distance to the optimum"}
+TITLES = {"final norm": "read with the final norm", "no norm": "without norm", "tuned": "tuned: an affine map a site"}
+
+
+def lens_figures(data: xr.Dataset) -> dict[str, go.Figure]:
+    """What stands in the residual stream: at the query against the loop, and by point.
+
+    Args:
+        data: of the lens probe.
+    """
+    return {"lens": _at_query(data), "lens-by-point": _by_point(data)}
+
+
+def _at_query(data: xr.Dataset) -> go.Figure:
+    """Rows are measures, columns lenses, one curve a site."""
+    titles = [TITLES[lens] for lens in data.lens.values] + [""] * (len(data.lens) * (len(MEASURES) - 1))
+    figure = make_subplots(
+        len(MEASURES), len(data.lens), subplot_titles=titles, shared_yaxes="rows", shared_xaxes=True,
+        horizontal_spacing=0.03, vertical_spacing=0.05,
+    )  # fmt: skip
+    for row, measure in enumerate(MEASURES, 1):
+        for col, lens in enumerate(data.lens.values, 1):
+            for site, colour in zip(data.site.values, colours(data.sizes["site"]), strict=True):
+                at = data.sel(lens=lens, site=site)
+                at = at.isel(loop=(at[f"query_{measure}"] > 0).values)  # the final answer is at distance 0 from itself
+                mean, low, high = (at[f"query_{measure}{part}"] for part in ("", "_low", "_high"))
+                name = str(site) if site == "input" else f"after {site}"
+                curve(
+                    figure, at.loop, mean, (low, high), colour=colour, name=name, row=row, col=col,
+                    in_legend=(row, col) == (1, 1),
+                )  # fmt: skip
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    for row, words in enumerate(MEASURES.values(), 1):
+        figure.update_yaxes(title=words, row=row, col=1)
+    figure.update_xaxes(title="loop", row=len(MEASURES))
+    finish(figure, f"{data.model.item()}: the answer at the query, read at every site (squared difference / n_dims)")
+    return figure.update_layout(height=820)
+
+
+def _by_point(data: xr.Dataset) -> go.Figure:
+    """One panel a site: error with the final norm, loop × point, on a logarithmic colour scale."""
+    titles = [str(site) if site == "input" else f"after {site}" for site in data.site.values]
+    figure = make_subplots(1, len(titles), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
+    with_norm = data.error.sel(lens="final norm")
+    logs = xr.ufuncs.log10(with_norm)
+    for col, site in enumerate(data.site.values, 1):
+        heat(figure, logs.sel(site=site), "point", "loop", col=col, template="10^%{z:.2f}")
+    figure.update_xaxes(title="examples before it")
+    figure.update_yaxes(title="loop", col=1)
+    bar = {"title": {"text": "log10 squared error / n_dims", "side": "right"}, "thickness": 14}
+    figure.update_layout(coloraxis={"colorscale": "Viridis_r", "colorbar": bar})
+    finish(figure, f"{data.model.item()}: error of the answer read with the final norm, at every point")
+    return figure.update_layout(hovermode="closest", margin={"r": 90})
