@@ -3,14 +3,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, make_model
 
-from loopprobe import cli
+from loopprobe import cli, present
 from loopprobe.checkpoint import Checkpoint, load, save
 from loopprobe.results import read_dataset
 from loopprobe.settings import load_config
+from loopprobe.stream import open_cache
 
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
 SETTINGS = [f"model.{key}={value}" for key, value in TINY.items()] + [
@@ -66,6 +68,46 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
     config = json.loads(data.attrs["config"])
     assert (config["fill"], config["invert"], config["at"], config["unit"]) == ("mean", True, 1, "token")
     assert "2 loops" in out
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "figures"),
+    [
+        ("lens", ["--train-prompts", 20], ["lens", "lens-by-point"]),
+        ("attribute", ["--loops", 3], ["attribute"]),
+        ("attention", [], ["attention", "attention-distance", "attention-measures", "attention-query"]),
+        ("patch", ["--sites", "z,attn_z,mlp_out", "--positions", "3,10"], ["patch-attn_z", "patch-mlp_out", "patch-z"]),
+        ("patch", ["--estimate", "--corruption", "label", "--example", 1], ["patch-attn_z", "patch-z"]),
+    ],
+)
+def test_looking_inside_writes_table_dataset_and_figures(command, tiny, verb, options, figures):
+    code, out, err = command(verb, "--ckpt", tiny, "--prompts", 6, "--out", "o", *options)
+    assert code == 0, err
+    assert "tiny" in out
+    assert sorted(path.stem for path in Path("o").glob("*.html")) == figures
+    data = read_dataset(Path(f"o/{verb}.nc"))
+    assert data.attrs["probe"] == verb
+    for name, figure in present.figures([data]).items():
+        traces = [trace for trace in figure.data if trace.type in ("heatmap", "scatter")]
+        assert traces, name
+        for trace in traces:
+            values = np.array(trace.z if trace.type == "heatmap" else trace.y, float)
+            assert np.isfinite(values).any(), name
+
+
+def test_cache_streams_to_a_file(command, tiny):
+    options = ["--names", "resid_post,pattern", "--loops", "0:30:10", "--positions", "10", "--prompts", 5]
+    code, out, err = command("cache", "--ckpt", tiny, *options)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "results/cache-tiny/cache.nc"
+    with open_cache(Path("results/cache-tiny/cache.nc")) as data:
+        assert set(data) == {"resid_post", "pattern"}
+        assert data.loop.values.tolist() == [0, 10, 20, 30]
+        assert data.attrs["probe"] == "cache"
+        assert "incomplete" not in data.attrs
+    code, _, err = command("cache", "--ckpt", tiny, "--names", "all", "--loops", "2", "--prompts", 2, "--out", "all")
+    assert code == 0, err
+    assert "ln_final_scale" in open_cache("all/cache.nc")
 
 
 def test_train_show_list_and_export(command):
@@ -134,6 +176,15 @@ BAD = [
     (["mask", "--n", "2", "--ckpt", "tiny", "--out", "file/below"], "cannot write"),
     (["mask", "--nonsense"], "--nonsense"),
     (["nonsense"], "nonsense"),
+    (["cache", "--names", "nope", "--ckpt", "tiny"], "'nope'"),
+    (["cache", "--positions", "12", "--ckpt", "tiny"], "position 12"),
+    (["cache", "--layers", "2", "--ckpt", "tiny"], "layer 2"),
+    (["lens", "--loops", "0", "--ckpt", "tiny"], "loops (0)"),
+    (["patch", "--sites", "nope", "--ckpt", "tiny"], "'nope'"),
+    (["patch", "--sites", ",", "--ckpt", "tiny"], "empty"),
+    (["patch", "--positions", "11", "--ckpt", "tiny"], "position 11"),
+    (["patch", "--corruption", "all", "--ckpt", "tiny"], "'all'"),
+    (["patch", "--corruption", "label", "--example", "5", "--ckpt", "tiny"], "example (5)"),
     (["train", "--set", "train.stps=3"], "train.stps"),
     (["train", "--set", "train.loop_window=99"], "loop_window (99)"),
     (["train", "--set", "train.optimizer=sgd"], "train.optimizer ('sgd')"),
@@ -187,7 +238,7 @@ def test_help_imports_neither_torch_nor_other_heavy_packages():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
-    for verb in ("train", "list", "show", "import", "export", "mask"):
+    for verb in ("train", "list", "show", "import", "export", "mask", "cache", "patch", "attention"):
         assert f"  {verb} " in out
 
 
