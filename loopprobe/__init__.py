@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loopprobe.interventions import edited, skipped
     from loopprobe.model import LoopedTransformer
     from loopprobe.present import figure
+    from loopprobe.session import probe
     from loopprobe.settings import load_config
     from loopprobe.stream import open_cache
     from loopprobe.tasks import Prompts, held_out, sample
@@ -40,6 +41,7 @@ _HOME = {
     "edited": "interventions",
     "skipped": "interventions",
     "figure": "present",
+    "probe": "session",
     "open_cache": "stream",
     "LoopedTransformer": "model",
     "Prompts": "tasks",

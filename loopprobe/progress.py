@@ -15,12 +15,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from tqdm import tqdm
 
 
 def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """A function that wraps a sized iterable in a progress bar on stderr."""
+    """A function that wraps a sized iterable in a progress bar on stderr; in a notebook, one that needs no widgets."""
 
     def wrap(steps: Iterable[Any]) -> Iterator[Any]:
+        if Console().is_jupyter:
+            yield from tqdm(steps, desc=description, ncols=80)
+            return
         with _bar(TextColumn("")) as bar:
             yield from bar.track(steps, description=description)
 

@@ -47,6 +47,7 @@ ORDER = [
     "progress",
     "tables",
     "present",
+    "session",
     "report",
     "cli",
 ]

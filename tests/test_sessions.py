@@ -1,0 +1,53 @@
+"""The notebooks under probes/ run from top to bottom, and what they find holds."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SESSIONS = Path(__file__).parents[1] / "probes"
+
+
+def run(name, capsys):
+    found = runpy.run_path(str(SESSIONS / f"{name}.py"))
+    assert found["model"].list_hooks() == {}, "nothing stays attached"
+    return found, capsys.readouterr().out.strip().splitlines()[-1]
+
+
+def test_every_session_is_in_percent_format_and_ends_in_a_finding():
+    paths = sorted(SESSIONS.glob("*.py"))
+    assert [path.stem for path in paths] == ["attention", "cache_and_lens", "patching"]
+    for path in paths:
+        cells = path.read_text().split("# %%")
+        assert len(cells) > 8
+        assert "## Finding" in cells[-2]
+
+
+def test_cache_and_lens(capsys):
+    found, finding = run("cache_and_lens", capsys)
+    ends = (found["split"].initial + found["split"].offset) * found["split"].prediction
+    assert float(found["by_loop"].sum() + ends.sum() / (found["split"].prediction ** 2).sum()) == pytest.approx(
+        1, abs=1e-3
+    )
+    assert found["by_loop"][-1] > 0.5
+    assert found["tuned"] < found["own"] / 10
+    assert f"{float(found['by_loop'][-1]):.0%}" in finding
+
+
+def test_patching(capsys):
+    found, finding = run("patching", capsys)
+    effects = found["effects"]
+    assert effects[0] == pytest.approx(1, abs=1e-4)
+    assert effects[1] > 0.5 > effects[found["half"]]
+    assert all(abs(effects[loops_after]) < 0.1 for loops_after in range(found["gone"], 20))
+    assert all(errors["mean"] > 2 * found["clean_error"] for errors in found["whole"].values())
+    assert "The loop forgets" in finding
+
+
+def test_attention(capsys):
+    found, finding = run("attention", capsys)
+    assert found["frozen"][10] > 5 * found["clean"]
+    assert np.all(np.diff(list(found["frozen"].values())[3:]) < 0), "the later it is frozen, the less it costs"
+    assert float(found["last"].mass.sel(target="itself", head=found["own"])) > 0.5
+    assert f"Head {found['own']}" in finding
