@@ -70,11 +70,12 @@ others = [head for head in range(n_heads) if head != own]
 labels = last.mass.sel(target="labels", head=others)
 mixing = last.mixing_score.sel(head=others)
 costly = max(one_head, key=one_head.get)
+itself, spread = float(last.mass.sel(target="itself", head=own)), change.sel(loop=n_loops)
 print(
-    f"Head {own} attends to the query itself ({float(last.mass.sel(target='itself', head=own)):.0%}); the other heads spread "
-    f"over everything (mixing score {float(mixing.min()):.2f} to {float(mixing.max()):.2f}), {float(labels.min()):.0%} to "
-    f"{float(labels.max()):.0%} of it on labels. In loop {n_loops} the patterns still change by "
-    f"{float(change.sel(loop=n_loops).min()):.2f} to {float(change.sel(loop=n_loops).max()):.2f} (Frobenius norm), which "
-    f"looks settled and is not: keeping the patterns of loop 10 costs a factor {frozen[10] / clean:.0f} in error, those of "
-    f"loop 15 a factor {frozen[15] / clean:.1f}; frozen alone, head {costly} costs the most ({one_head[costly]:.3f})."
+    f"Head {own} attends to the query itself ({itself:.0%}); the other heads spread over everything (mixing score "
+    f"{float(mixing.min()):.2f} to {float(mixing.max()):.2f}), {float(labels.min()):.0%} to {float(labels.max()):.0%} "
+    f"of it on labels. In loop {n_loops} the patterns still change by {float(spread.min()):.2f} to "
+    f"{float(spread.max()):.2f} (Frobenius norm), which looks settled and is not: keeping the patterns of loop 10 "
+    f"costs a factor {frozen[10] / clean:.0f} in error, those of loop 15 a factor {frozen[15] / clean:.1f}; frozen alone, "
+    f"head {costly} costs the most ({one_head[costly]:.3f})."
 )

@@ -21,8 +21,8 @@ n_loops, n_heads, query = model.cfg.n_loops, model.cfg.n_heads, 2 * model.cfg.n_
 # ## One place at a time
 #
 # `probe("patch")` replaces one activation of the corrupted run (labels of another task) by that of the clean run: the
-# state after a loop, at one token. 0 is the corrupted answer, 1 the clean one. Here at the query's token and some of the
-# examples; `loopprobe patch` does all tokens and heads.
+# state after a loop, at one token. 0 is the corrupted answer, 1 the clean one. Here at the query's token and at some
+# of the examples; `loopprobe patch` does all tokens and heads.
 
 # %%
 tokens = (1, 15, 31, 45, 59, 60)
@@ -94,8 +94,8 @@ half = min(loops_after for loops_after, value in effects.items() if value < 0.5)
 gone = min(loops_after for loops_after, value in effects.items() if abs(value) < 0.1)
 least = min(whole, key=lambda head: whole[head]["mean"])
 print(
-    f"The loop forgets: the clean state of all tokens is worth {effects[1]:.2f} of the answer one loop later, less than half "
-    f"after {half} loops and less than a tenth after {gone}; what the state held in loop {n_loops - gone} or before leaves no "
-    f"trace, since the input says it again. No head can be spared: without it (mean ablation in all loops) the error "
-    f"goes from {clean_error:.4f} to at least {whole[least]['mean']:.3f} (head {least})."
+    f"The loop forgets: the clean state of all tokens is worth {effects[1]:.2f} of the answer one loop later, less "
+    f"than half after {half} loops and less than a tenth after {gone}; what the state held in loop {n_loops - gone} or "
+    f"before leaves next to no trace, since the input says it again. No head can be spared: without it (mean ablation "
+    f"in all loops) the error goes from {clean_error:.4f} to at least {whole[least]['mean']:.3f} (head {least})."
 )

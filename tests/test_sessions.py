@@ -26,10 +26,9 @@ def test_every_session_is_in_percent_format_and_ends_in_a_finding():
 
 def test_cache_and_lens(capsys):
     found, finding = run("cache_and_lens", capsys)
-    ends = (found["split"].initial + found["split"].offset) * found["split"].prediction
-    assert float(found["by_loop"].sum() + ends.sum() / (found["split"].prediction ** 2).sum()) == pytest.approx(
-        1, abs=1e-3
-    )
+    split = found["split"]
+    ends = ((split.initial + split.offset) * split.prediction).sum() / (split.prediction**2).sum()
+    assert float(found["by_loop"].sum() + ends) == pytest.approx(1, abs=1e-3)
     assert found["by_loop"][-1] > 0.5
     assert found["tuned"] < found["own"] / 10
     assert f"{float(found['by_loop'][-1]):.0%}" in finding
