@@ -76,6 +76,6 @@ print(
     f"{float(mixing.min()):.2f} to {float(mixing.max()):.2f}), {float(labels.min()):.0%} to {float(labels.max()):.0%} "
     f"of it on labels. In loop {n_loops} the patterns still change by {float(spread.min()):.2f} to "
     f"{float(spread.max()):.2f} (Frobenius norm), which looks settled and is not: keeping the patterns of loop 10 "
-    f"costs a factor {frozen[10] / clean:.0f} in error, those of loop 15 a factor {frozen[15] / clean:.1f}; frozen alone, "
-    f"head {costly} costs the most ({one_head[costly]:.3f})."
+    f"costs a factor {frozen[10] / clean:.0f} in error, those of loop 15 a factor {frozen[15] / clean:.1f}; frozen "
+    f"alone, head {costly} costs the most ({one_head[costly]:.3f})."
 )

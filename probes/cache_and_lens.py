@@ -73,7 +73,7 @@ ratio = float(by_loop.sel(loop=n_loops - 1) / by_loop.sel(loop=n_loops))
 print(
     f"The last loop alone wrote {float(by_loop[-1]):.0%} of the prediction, and each loop before it {ratio:.2f} times "
     f"as much as the next: by the direct path the answer is written anew in every loop, most of it by "
-    f"{parts.index[-1]} ({parts.iloc[-1]:.0%}) and {parts.index[-2]} ({parts.iloc[-2]:.0%}). Yet it already stands in the state that "
-    f"enters the last loop: an affine map reads it there with an error of {tuned:.1e} to the final answer, where the "
-    f"model's own read-out has {own:.1e} (squared, / n_dims)."
+    f"{parts.index[-1]} ({parts.iloc[-1]:.0%}) and {parts.index[-2]} ({parts.iloc[-2]:.0%}). "
+    f"Yet it already stands in the state that enters the last loop: an affine map reads it "
+    f"there with an error of {tuned:.1e} to the final answer, where the model's own read-out has {own:.1e} (squared, / n_dims)."
 )
