@@ -75,5 +75,6 @@ print(
     f"as much as the next: by the direct path the answer is written anew in every loop, most of it by "
     f"{parts.index[-1]} ({parts.iloc[-1]:.0%}) and {parts.index[-2]} ({parts.iloc[-2]:.0%}). "
     f"Yet it already stands in the state that enters the last loop: an affine map reads it "
-    f"there with an error of {tuned:.1e} to the final answer, where the model's own read-out has {own:.1e} (squared, / n_dims)."
+    f"there with an error of {tuned:.1e} to the final answer, where the model's own read-out has {own:.1e} "
+    f"(squared, / n_dims)."
 )
