@@ -15,6 +15,7 @@ from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import attention, attribute, compare, converge, curves, lens, mask, patch
+from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import Progress
 from loopprobe.tasks import Prompts
 
@@ -29,9 +30,9 @@ class Probe:
 
 
 PROBES = {
-    "attention": Probe(attention.AttentionConfig, attention.run, attention.check),
-    "attribute": Probe(attribute.AttributeConfig, attribute.run, attribute.check),
-    "compare": Probe(compare.CompareConfig, compare.run, compare.check),
+    "attention": Probe(LoopsConfig, attention.run, attention.check),
+    "attribute": Probe(LoopsConfig, attribute.run, attribute.check),
+    "compare": Probe(LoopsConfig, compare.run, compare.check),
     "converge": Probe(converge.ConvergeConfig, converge.run, converge.check),
     "curves": Probe(curves.CurvesConfig, curves.run, curves.check),
     "lens": Probe(lens.LensConfig, lens.run, lens.check),

@@ -170,7 +170,10 @@ def patch_table(data: xr.Dataset, most: int = 8) -> Table:
     cost = ""
     if config["exact"]:
         passes = data.attrs["seconds"] / data.attrs["clean_pass"]
-        cost = f"; {int(data.attrs['patches']):,} patches cost as much as {passes:,.0f} clean passes"
+        cost = f"; {int(data.attrs['patches']):,} patches cost as much as {passes:,.0f} clean passes; correlation of "
+        cost += "effect and estimate: " + ", ".join(
+            f"{site} {data.attrs[f'correlation_{site}']:.2f}" for site in config["sites"]
+        )
     table.caption = f"0: as the corrupted run, 1: as the clean one [95 % bootstrap interval]{cost}"
     for name in ("site", "loop", "layer", "head", "token", "effect", "estimate"):
         table.add_column(name, justify="left" if name == "site" else "right")

@@ -7,6 +7,7 @@ from conftest import TINY_CFG, make_model
 
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.probes import attention as probe
+from loopprobe.probes.loops import LoopsConfig
 from loopprobe.tasks import held_out
 
 
@@ -51,7 +52,7 @@ def test_a_model_without_keys_attends_to_all_alike():
             block.attn.qkv.weight[:32] = 0  # queries and keys
             block.attn.qkv.bias[:32] = 0
     checkpoint = Checkpoint(TINY_CFG, model, name="runs/even")
-    data = probe.run(checkpoint, held_out(TINY_CFG.task, 70, 6, 3), probe.AttentionConfig(loops=3))
+    data = probe.run(checkpoint, held_out(TINY_CFG.task, 70, 6, 3), LoopsConfig(loops=3))
     np.testing.assert_allclose(data.mixing_score, 1, atol=1e-6)
     masses = data.mass.transpose(..., "target").values
     np.testing.assert_allclose(masses, np.broadcast_to(data.uniform, masses.shape), atol=1e-6)
@@ -62,7 +63,7 @@ def test_a_model_without_keys_attends_to_all_alike():
 
 def test_every_number_is_that_of_the_cache(checkpoint):
     batch = held_out(TINY_CFG.task, 70, 6, 3)
-    data = probe.run(checkpoint, batch, probe.AttentionConfig(loops=4))
+    data = probe.run(checkpoint, batch, LoopsConfig(loops=4))
     _, cache = checkpoint.model.run_with_cache(batch.xs, batch.ys, 4, names="pattern")
     stack = cache.stack("pattern", 1).numpy()
     np.testing.assert_allclose(data.pattern.sel(layer=1), stack.mean(1), atol=1e-6)
@@ -79,6 +80,6 @@ def test_every_number_is_that_of_the_cache(checkpoint):
 
 def test_an_ordinary_transformer_has_one_loop():
     checkpoint = Checkpoint(TINY_CFG, make_model(torch.float32, n_loops=1), name="runs/ordinary")
-    data = probe.run(checkpoint, held_out(TINY_CFG.task, 5, 6, 3), probe.AttentionConfig())
+    data = probe.run(checkpoint, held_out(TINY_CFG.task, 5, 6, 3), LoopsConfig())
     assert data.sizes["loop"] == 1
     assert data.change.isnull().all()

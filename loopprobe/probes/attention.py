@@ -10,12 +10,11 @@ import torch
 import xarray as xr
 from einops import rearrange
 from jaxtyping import Float
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
+from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import Progress, stamp
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
@@ -24,19 +23,8 @@ SINK = 0.3  # mean mass on a token that makes it a sink, arXiv 2510.06477 and 26
 Pattern = Float[Tensor, "... query key"]
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
-class AttentionConfig:
-    """How far the loop runs.
-
-    Attributes:
-        loops: iterations; None: as many as trained.
-    """
-
-    loops: PositiveInt | None = None
-
-
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: AttentionConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint, prompts: Prompts, config: LoopsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Measure the attention patterns of every loop, layer and head.
 
@@ -86,7 +74,7 @@ def run(
     return _dataset(checkpoint, prompts, config, n_loops, sums, {name: torch.cat(v, -1) for name, v in each.items()})
 
 
-def check(checkpoint: Checkpoint, config: AttentionConfig) -> None:
+def check(checkpoint: Checkpoint, config: LoopsConfig) -> None:
     """Every checkpoint has attention."""
 
 
@@ -159,7 +147,7 @@ def sink_rate(mean_patterns: Float[Tensor, "... head query key"]) -> Float[Tenso
 def _dataset(
     checkpoint: Checkpoint,
     prompts: Prompts,
-    config: AttentionConfig,
+    config: LoopsConfig,
     n_loops: int,
     sums: dict[str, Tensor],
     each: dict[str, Tensor],

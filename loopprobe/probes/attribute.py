@@ -14,14 +14,13 @@ import torch
 import xarray as xr
 from einops import einsum
 from jaxtyping import Float
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from loopprobe.cache import LoopCache
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.model import LoopedTransformer
+from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import Progress, stamp
 from loopprobe.statistics import bootstrap_ratio
 from loopprobe.tasks import Prompts
@@ -29,19 +28,8 @@ from loopprobe.tasks import Prompts
 NAMES = ("embed", "pos_embed", "result", "mlp_out", "ln_final_scale", "readout")
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
-class AttributeConfig:
-    """After how many loops the prediction is split.
-
-    Attributes:
-        loops: iterations; None: as many as trained.
-    """
-
-    loops: PositiveInt | None = None
-
-
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: AttributeConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint, prompts: Prompts, config: LoopsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Split the prediction at the query after the last loop.
 
@@ -86,7 +74,7 @@ def run(
     return stamp(data, "attribute", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: AttributeConfig) -> None:
+def check(checkpoint: Checkpoint, config: LoopsConfig) -> None:
     """Every checkpoint can be split."""
 
 

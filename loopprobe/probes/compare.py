@@ -5,30 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
 
 from loopprobe.baselines import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
+from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import Progress, stamp
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
-class CompareConfig:
-    """After how many loops the models are compared.
-
-    Attributes:
-        loops: iterations; None: as many as each model was trained with.
-    """
-
-    loops: PositiveInt | None = None
-
-
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: CompareConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint, prompts: Prompts, config: LoopsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Squared error at every point of every prompt.
 
@@ -74,5 +62,5 @@ def run(
     return stamp(data, "compare", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: CompareConfig) -> None:
+def check(checkpoint: Checkpoint, config: LoopsConfig) -> None:
     """Every checkpoint can be compared."""
