@@ -32,6 +32,7 @@ ORDER = [
     "corruptions",
     "baselines",
     "evaluate",
+    "dynamics",
     "runs",
     "train",
     "sweep",
