@@ -19,6 +19,7 @@ from loopprobe.figures.lens import lens_figures
 from loopprobe.figures.mask import mask_figure, mask_models_figure
 from loopprobe.figures.panels import By
 from loopprobe.figures.patch import patch_figures
+from loopprobe.figures.states import states_figures
 
 # Probes whose models stand together in one figure and table, and those whose models are shown one by one.
 _TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
@@ -46,13 +47,13 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
         LoopprobeError: no probe made them.
     """
     probe = _probe(datasets[0])
-    if probe not in _ONE_BY_ONE:
-        return {probe: _TOGETHER[probe][0](datasets)}
-    return {
-        name if len(datasets) == 1 else f"{name}-{data.model.item()}": made
-        for data in datasets
-        for name, made in _ONE_BY_ONE[probe][0](data).items()
-    }
+    found = {} if probe in _ONE_BY_ONE else {probe: _TOGETHER[probe][0](datasets)}
+    for data in datasets:
+        own = _ONE_BY_ONE[probe][0](data) if probe in _ONE_BY_ONE else {}
+        if "followed" in data.sizes:
+            own = states_figures(data)
+        found |= {name if len(datasets) == 1 else f"{name}-{data.model.item()}": made for name, made in own.items()}
+    return found
 
 
 def figure(data: xr.Dataset) -> go.Figure:

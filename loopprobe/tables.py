@@ -16,7 +16,7 @@ from rich.table import Table
 
 from loopprobe.config import Config
 from loopprobe.figures.mask import loops_to_show
-from loopprobe.statistics import moving_mean
+from loopprobe.statistics import bootstrap_mean, moving_mean
 from loopprobe.sweep import Planned
 from loopprobe.verdicts import Verdict
 
@@ -69,6 +69,29 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
     for data in datasets:
         cells = [_interval(*(data[part].sel(loop=t) for part in ("mean", "low", "high"))) for t in shown]
         table.add_row(data.model.item(), *cells, f"{float(data.optimum.mean()):.3g}, {data.attrs['optimum']}")
+    return table
+
+
+def limits_table(data: xr.Dataset) -> Table:
+    """Where states and predictions go in the long run: shares of tokens and points, a column a type of limit."""
+    types = data.limit.attrs["types"].split(", ")
+    prompts = data.sizes["followed"]
+    table = _table(f"{data.model.item()}: where it goes in {data.attrs['far']:,} loops")
+    table.caption = f"share of tokens or points, mean of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("")
+    for name in types:
+        table.add_column(name, justify="right")
+    n_dims = json.loads(data.attrs["checkpoint"])["config"]["model"]["n_dims"]
+    few, many = f"fewer than {n_dims} examples", f"{n_dims} examples or more"
+    for what, values, examples in (
+        ("state", data.limit, data.position // 2),
+        ("prediction", data.prediction_limit, data.point),
+    ):
+        for where, chosen in ((few, examples < n_dims), (many, examples >= n_dims)):
+            at = values.values[:, chosen.values]
+            shares = np.stack([(at == i).mean(1) for i in range(len(types))])
+            cells = ["0" if not row.any() else _interval(*bootstrap_mean(row)) for row in shares]
+            table.add_row(f"{what}, {where}", *cells)
     return table
 
 

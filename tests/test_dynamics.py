@@ -15,6 +15,7 @@ from loopprobe.dynamics.limits import (
     run_late,
 )  # fmt: skip
 from loopprobe.dynamics.maps import LoopMap, PointwiseMap, contraction, linear_map, logistic, rotation
+from loopprobe.dynamics.solve import Status, distinct, solve
 from loopprobe.dynamics.spectrum import (
     diagonal_blocks,
     jvp,
@@ -24,6 +25,8 @@ from loopprobe.dynamics.spectrum import (
     position_spectra,
     vjp,
 )  # fmt: skip
+from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
+from loopprobe.errors import LoopprobeError
 
 
 def start(*shape, seed=0):
@@ -141,3 +144,67 @@ def test_lyapunov_exponents_of_known_maps():
     circle = rotation(0.123, start(1, 1, 2), shrink=0.5)
     exponents, _ = lyapunov_exponents(circle, circle.initial, 400, k=2)
     np.testing.assert_allclose(exponents[0], [0, math.log(0.5)], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["newton_krylov", "anderson"])
+def test_the_fixed_point_of_a_linear_map_is_found(method):
+    matrix, offset = 0.5 * start(8, 8, seed=5) / math.sqrt(8), start(8, seed=6)
+    system = linear_map(matrix, offset, start(3, 1, 8))
+    solution = solve(system, system.initial, method)
+    expected = torch.linalg.solve(torch.eye(8, dtype=torch.float64) - matrix, offset)
+    assert solution.found.all(), solution.status
+    torch.testing.assert_close(solution.state, expected.expand(3, 1, 8), atol=1e-8, rtol=0)
+    assert (solution.residual < 1e-9).all()
+    assert (solution.evaluations > solution.iterations).all()
+
+
+def test_unstable_fixed_points_are_found_and_counted():
+    system = logistic(torch.linspace(0.05, 0.95, 12, dtype=torch.float64)[:, None, None], r=3.9)
+    solution = solve(system, system.initial)
+    kept = distinct(solution.state[solution.found])
+    values = sorted(solution.state[solution.found][kept].flatten().tolist())
+    assert np.allclose([v for v in values if abs(v) > 1e-6], [1 - 1 / 3.9])
+    late, _ = run_late(system, 500)
+    assert (late[-1].flatten() - (1 - 1 / 3.9)).abs().min() > 1e-6, "the loop itself does not go there"
+
+
+def test_a_search_that_fails_says_so():
+    system = PointwiseMap(start(2, 1, 4), lambda z: z + 1)  # no fixed point
+    solution = solve(system, system.initial, max_iterations=5)
+    assert not solution.found.any()
+    assert all(status in (Status.NOT_CONVERGED, Status.NON_FINITE) for status in solution.status)
+    with pytest.raises(LoopprobeError, match="noise of float32"):
+        solve(system, system.initial.float(), tolerance=1e-7)
+    with pytest.raises(LoopprobeError, match="'newton'"):
+        solve(system, system.initial, "newton")
+
+
+def test_a_contraction_comes_to_its_end_at_its_rate():
+    system = contraction(0.8, start(4, 3, 8), torch.Generator().manual_seed(0))
+    far = run_late(system, 500)[0][-1]
+    moves = follow(system, 60, far)
+    assert moves.step.shape == (60, 4, 3)
+    assert moves.cosine[0].isnan().all()
+    ratio = moves.distance[1:] / moves.distance[:-1]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 0.8), atol=1e-4, rtol=0)
+    rate, low, high = contraction_rate(moves.distance[:, 0, 0].numpy(), floor=1e-5)
+    assert rate == pytest.approx(0.8, abs=1e-6)
+    assert low <= rate <= high
+    after = settled_after(moves.distance.numpy(), 1e-3)
+    expected = np.log(1e-3 / moves.distance[0].numpy()) / np.log(0.8)
+    np.testing.assert_allclose(after, np.ceil(expected) + 1, atol=1)
+
+
+def test_what_is_not_reached_is_missing():
+    distance = np.array([[1, 1.0], [0.1, 0.01], [1, 0.01], [0.1, 0.01]])
+    np.testing.assert_array_equal(settled_after(distance, 0.1), [4, 2])
+    np.testing.assert_array_equal(settled_after(distance, 0.05), [np.nan, 2])
+    assert all(np.isnan(contraction_rate(np.ones(6), floor=2.0)))
+    np.testing.assert_array_equal(decimal_places(np.array([0.01, 0.0])), [2, np.inf])
+
+
+def test_successive_updates_of_a_rotation_turn_by_its_angle():
+    system = rotation(1 / 8, start(2, 1, 2), shrink=0.5)
+    late = run_late(system, 300)[0][-1]
+    moves = follow(PointwiseMap(late, system.function), 10, late)
+    np.testing.assert_allclose(moves.cosine[1:], math.cos(2 * math.pi / 8), atol=1e-6)

@@ -54,6 +54,9 @@ def mask(
 
 def converge(
     loops: Annotated[str, typer.Option(help="Loop counts to show; the largest is how far it runs.")] = "500",
+    states: Annotated[int, typer.Option(help="Prompts whose states are followed, token by token; 0: none.")] = 32,
+    far: Annotated[int, typer.Option(help="Loops after which a state counts as at its end.")] = 2000,
+    tolerance: Annotated[float, typer.Option(help="Within which a state or prediction has settled.")] = 1e-3,
     ckpt: Ckpt = None,
     prompts: Prompts = 1280,
     seed: Seed = 0,
@@ -64,11 +67,13 @@ def converge(
 ) -> None:
     """Loop far beyond the training; does the error stay?"""
     loop_counts = parse_numbers(loops, "--loops")
-    options = {"loops": max(loop_counts)}
+    options = {"loops": max(loop_counts), "states": states, "far": far, "tolerance": tolerance}
     datasets, folder = ask("converge", options, ckpt, prompts, seed, device, out, overwrite, png, "converge")
-    from loopprobe.tables import converge_table, show_table
+    from loopprobe.tables import converge_table, limits_table, show_table
 
     show_table(converge_table(datasets, loop_counts if len(loop_counts) > 1 else None))
+    for data in datasets if states else []:
+        show_table(limits_table(data))
     write(datasets, folder, png)
 
 

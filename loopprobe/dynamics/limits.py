@@ -11,9 +11,10 @@ The types are those of arXiv 2604.11791 (fixed, orbit, slider, unknown), whose t
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,12 +113,17 @@ def classify(found: Features, at: Thresholds) -> tuple[Tensor, Tensor]:
     return limit, torch.where(limit == Limit.CYCLE, period, 0)
 
 
-def run_late(system: Map, n_loops: int, z: Tensor | None = None) -> tuple[Float[Tensor, "time ..."], Tensor]:
+def run_late(
+    system: Map,
+    n_loops: int,
+    z: Tensor | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda steps: steps,
+) -> tuple[Float[Tensor, "time ..."], Tensor]:
     """The last WINDOW states of ``n_loops`` iterations, and what is read from them; memory does not grow with loops."""
     z = system.initial if z is None else z
     states, read = [], []
     with torch.no_grad():
-        for loop in range(n_loops):
+        for loop in progress(range(n_loops)):
             z = system.step(z)
             if loop >= n_loops - WINDOW:
                 states.append(z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,12 @@ def level(figure: go.Figure, x: Any, value: float, name: str, *, col: int = 1, l
     )  # fmt: skip
 
 
-def trained_line(figure: go.Figure, n_loops: int, col: int) -> None:
-    """A vertical line at the loop count of the training."""
-    figure.add_vline(
-        x=n_loops, line={"dash": "dot", "color": GREY, "width": 1}, col=col,
-        annotation={"text": "trained", "font": {"size": 11, "color": GREY}},
+def trained_line(figure: go.Figure, n_loops: int, col: int, *, log: bool = False) -> None:
+    """A vertical line at the loop count of the training; ``log`` where the axis is logarithmic."""
+    figure.add_vline(x=n_loops, line={"dash": "dot", "color": GREY, "width": 1}, col=col)
+    figure.add_annotation(
+        x=math.log10(n_loops) if log else n_loops, y=1, yref="y domain", text="trained", showarrow=False,
+        xanchor="left", yanchor="top", font={"size": 11, "color": GREY}, row=1, col=col,
     )  # fmt: skip
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, PositiveInt
+from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from loopprobe.baselines import optimum
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.dynamics.limits import WINDOW
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
+from loopprobe.probes.states import follow_states
 from loopprobe.results import Progress, stamp
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
@@ -19,13 +21,28 @@ from loopprobe.tasks import Prompts
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
 class ConvergeConfig:
-    """How far the loop runs.
+    """How far the loop runs, and whether the states are followed.
 
     Attributes:
         loops: iterations; errors after every one of them come out.
+        states: prompts whose states are followed, token by token; 0 for none.
+        far: iterations after which their trajectories count as at their end.
+        tolerance: within which one has settled: relative for states, in units of √n_dims for predictions.
     """
 
     loops: PositiveInt = 500
+    states: NonNegativeInt = 0
+    far: PositiveInt = 2000
+    tolerance: PositiveFloat = 1e-3
+
+    def __post_init__(self) -> None:
+        noise = 10 * torch.finfo(torch.float32).eps
+        if self.tolerance <= noise:
+            raise LoopprobeError(
+                f"tolerance ({self.tolerance:g}) must be above the noise of float32 ({noise:.1e}): raise it"
+            )
+        if self.states and self.far < max(self.loops, WINDOW):
+            raise LoopprobeError(f"far ({self.far}) must be at least loops ({self.loops}) and {WINDOW}: raise it")
 
 
 def run(
@@ -42,6 +59,7 @@ def run(
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
           task, named in ``attrs["optimum"]``
+        * with ``states``, all that ``follow_states`` finds of that many prompts
 
     Raises:
         LoopprobeError: the model is not looped, or the prompts do not fit it.
@@ -77,6 +95,12 @@ def run(
     )
     for variable in data:
         data[variable].attrs["units"] = "squared error / n_dims"
+    if config.states:
+        few = Prompts(prompts.xs[: config.states], prompts.ys[: config.states], prompts.origin)
+        followed = follow_states(
+            checkpoint, few, loops=config.loops, far=config.far, tolerance=config.tolerance, progress=progress
+        )
+        data = data.merge(followed, combine_attrs="no_conflicts")
     return stamp(data, "converge", checkpoint, prompts, config)
 
 

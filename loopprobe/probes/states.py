@@ -1,0 +1,112 @@
+"""What the states of single prompts do in the long run, beside their predictions: the second half of ``converge``.
+
+An error that stays says nothing of the state: the prediction is read from one direction of one token's state, and
+what moves in the others need not touch it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from loopprobe.baselines import optimum
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.dynamics.limits import Limit, calibrate, classify, features, run_late
+from loopprobe.dynamics.maps import LoopMap
+from loopprobe.dynamics.spectrum import position_spectra
+from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
+from loopprobe.results import Progress
+from loopprobe.tasks import Prompts
+
+
+def follow_states(
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    *,
+    loops: int,
+    far: int,
+    tolerance: float,
+    progress: Progress = lambda steps: steps,
+) -> xr.Dataset:
+    """Follow the states of prompts, token by token, and say where they go.
+
+    Args:
+        checkpoint: a looped model.
+        prompts: few: arrays are loops × prompts × tokens.
+        loops: iterations that are measured one by one.
+        far: iterations after which a trajectory counts as at its end; the types of limit are those of the last 128.
+        tolerance: relative for states, in units of √n_dims for predictions, within which one has settled.
+        progress: wraps the iterations.
+
+    Returns:
+        A dataset with dims ``loop`` (from 1), ``followed`` (the prompt), ``position`` (token) and ``point``:
+
+        * ``state_step``, ``relative_step``, ``cosine``, ``distance [loop, followed, position]``: see
+          ``dynamics.trajectory.Moves``
+        * ``prediction_step``, ``followed_error [loop, followed]`` at the query: change of the prediction from the
+          loop before and its error, both squared / n_dims
+        * ``decimals_to_limit``, ``decimals_to_optimum [loop, followed]``: correct decimal places of the prediction at
+          the query, against its own far value and against the attainable optimum
+        * ``limit``, ``period [followed, position]``, ``prediction_limit``, ``prediction_period [followed, point]``:
+          where they go (``dynamics.limits.Limit``), and the period of cycles, 0 of others
+        * ``movement [followed, position]``, ``prediction_movement [followed, point]``: the largest over all lags at the
+          end, root mean square, relative to the state and in units of √n_dims
+        * ``state_settled [followed, position]``, ``prediction_settled [followed, point]``: loops until within the
+          tolerance of the far value for good; missing where that does not happen
+        * ``rate``, ``rate_low``, ``rate_high [followed, position]``: factor by which the distance to a fixed point
+          shrinks in a loop, with its interval; missing where there is none
+        * ``spectral_radius [followed, position]``: of the token's block of the Jacobian at the far state; a token
+          comes to rest no faster than the slowest up to it
+    """
+    model = checkpoint.model
+    n_dims = prompts.xs.shape[2]
+    system = LoopMap.of(model, prompts)
+    thresholds = calibrate(system.e.dtype)
+    late, late_read = run_late(system, far, progress=progress)
+    ends = features(late)
+    limit, period = classify(ends, thresholds)
+    unit = n_dims**0.5  # the size of a label
+    read_ends = features(late_read[..., None], size=unit)
+    read_limit, read_period = classify(read_ends, thresholds)
+    moves = follow(system, loops, late[-1])
+    finite = torch.isfinite(late[-1]).all(-1)
+    radius = position_spectra(system, torch.nan_to_num(late[-1]))[..., 0].abs().where(finite, torch.nan)
+    _, best = optimum(prompts, checkpoint.config.task)
+
+    to_far = (moves.read - moves.far_read).abs().cpu().numpy()
+    to_best = (moves.read[..., -1] - best[:, -1].to(moves.read)).abs().cpu().numpy()
+    error = ((moves.read[..., -1] - prompts.ys[:, -1]).square() / n_dims).cpu().numpy()
+    read_step = moves.read[..., -1].diff(dim=0, prepend=torch.full_like(moves.read[:1, :, -1], torch.nan))
+    distance = moves.distance.cpu().numpy()
+    rates = np.full((3, *limit.shape), np.nan)
+    for prompt, token in np.argwhere((limit == Limit.FIXED).cpu().numpy()):
+        rates[:, prompt, token] = contraction_rate(distance[:, prompt, token], floor=100 * thresholds.fixed)
+    by_token, by_point, over_loops = ("followed", "position"), ("followed", "point"), ("loop", "followed")
+    found: dict[str, tuple[tuple[str, ...], Any]] = {
+        name: (("loop", *by_token), getattr(moves, attribute).cpu().numpy())
+        for name, attribute in (("state_step", "step"), ("relative_step", "relative_step"), ("cosine", "cosine"))
+    }
+    found |= {
+        "distance": (("loop", *by_token), distance),
+        "prediction_step": (over_loops, (read_step.square() / n_dims).cpu().numpy()),
+        "followed_error": (over_loops, error),
+        "decimals_to_limit": (over_loops, decimal_places(to_far[..., -1])),
+        "decimals_to_optimum": (over_loops, decimal_places(to_best)),
+        "limit": (by_token, limit.cpu().numpy()),
+        "period": (by_token, period.cpu().numpy()),
+        "prediction_limit": (by_point, read_limit.cpu().numpy()),
+        "prediction_period": (by_point, read_period.cpu().numpy()),
+        "movement": (by_token, ends.lags.amax(0).float().cpu().numpy()),
+        "prediction_movement": (by_point, read_ends.lags.amax(0).float().cpu().numpy()),
+        "state_settled": (by_token, settled_after(distance, tolerance)),
+        "prediction_settled": (by_point, settled_after(to_far / unit, tolerance)),
+        "spectral_radius": (by_token, radius.cpu().numpy()),
+    }
+    found |= {name: (by_token, values) for name, values in zip(("rate", "rate_low", "rate_high"), rates, strict=True)}
+    data = xr.Dataset(found, coords={"loop": np.arange(1, loops + 1), "position": np.arange(limit.shape[1])})
+    data["limit"].attrs["types"] = data["prediction_limit"].attrs["types"] = ", ".join(t.words for t in Limit)
+    data.attrs |= {"far": far, "tolerance": tolerance, "fixed_threshold": thresholds.fixed}
+    return data

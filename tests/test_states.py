@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_CFG, make_model
+
+from loopprobe import present
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.dynamics.limits import Limit
+from loopprobe.errors import LoopprobeError
+from loopprobe.probes import converge as probe
+from loopprobe.probes.states import follow_states
+from loopprobe.tables import limits_table
+from loopprobe.tasks import held_out
+
+CONFIG = probe.ConvergeConfig(loops=40, states=5, far=400)
+
+
+@pytest.fixture
+def batch():
+    return held_out(TINY_CFG.task, 70, 6, 3)
+
+
+def settled_checkpoint():
+    """A model whose loop contracts: nothing of the state comes through but a small part."""
+    model = make_model(torch.float32)
+    with torch.no_grad():
+        model.ln_final.weight *= 0.02
+        model.ln_final.bias *= 0.02
+    return Checkpoint(TINY_CFG, model, name="runs/settled")
+
+
+def test_a_loop_that_contracts_is_followed_to_its_fixed_point(batch):
+    checkpoint = settled_checkpoint()
+    data = probe.run(checkpoint, batch, CONFIG)
+    assert data.sizes["example"] == 70
+    assert data.sizes["followed"] == 5
+    assert (data.limit == Limit.FIXED).all()
+    assert (data.prediction_limit == Limit.FIXED).all()
+    assert (data.spectral_radius < 1).all()
+    assert (data.state_settled < 30).all()
+    np.testing.assert_allclose(data.followed_error, data.error.isel(example=slice(0, 5)), rtol=1e-5)
+    _, cache = checkpoint.model.run_with_cache(batch.xs[:5], batch.ys[:5], 40, names=["hook_z"])
+    z = cache.stack("z")
+    steps = (z[1:] - z[:-1]).norm(dim=-1)
+    np.testing.assert_allclose(data.state_step[1:], steps, atol=1e-5)
+    np.testing.assert_allclose(data.relative_step[1:], steps / z[1:].norm(dim=-1), atol=1e-5)
+    assert (data.decimals_to_limit.isel(loop=-1) > 4).all()
+
+
+def test_the_slowest_token_up_to_a_token_sets_its_rate(batch):
+    checkpoint = settled_checkpoint()
+    with torch.no_grad():
+        checkpoint.model.ln_final.weight *= 20  # slow enough that a rate can be fitted
+    data = probe.run(checkpoint, batch, CONFIG)
+    known = data.rate.notnull()
+    assert known.sum() > 10
+    slowest = np.maximum.accumulate(data.spectral_radius.values, axis=1)
+    np.testing.assert_allclose(data.rate.values[known], slowest[known.values], atol=0.12)
+
+
+def test_a_loop_that_diverges_is_reported(batch):
+    model = make_model(torch.float32)
+
+    before = [torch.zeros(5, 12, 16)]
+    note = lambda z, hook: before.__setitem__(0, z.detach())  # noqa: E731
+    grow = lambda z, hook: z + 1.2 * before[0]  # noqa: E731  the norm of a loop bounds its state: grown from outside
+    checkpoint = Checkpoint(TINY_CFG, model, name="runs/growing")
+    few = type(batch)(batch.xs[:5], batch.ys[:5], batch.origin)
+    with model.hooks(fwd_hooks=[("loops.0.hook_z_pre", note), ("loops.0.hook_z", grow)]):
+        data = follow_states(checkpoint, few, loops=20, far=200, tolerance=1e-3)
+    assert (data.limit == Limit.DIVERGED).all()
+    assert data.rate.isnull().all()
+
+
+def test_figures_and_table_of_what_was_followed(batch):
+    data = probe.run(settled_checkpoint(), batch, CONFIG)
+    made = present.figures([data])
+    assert set(made) == {"converge", "converge-moves", "converge-limits"}
+    for figure in made.values():
+        assert any(np.isfinite(np.array(trace.y, float)).any() for trace in figure.data)
+    [first, *_] = limits_table(data).columns[1].cells
+    assert first.startswith("1 [1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tolerance": 1e-7}, "noise of float32"), ({"states": 2, "far": 100}, "far \\(100\\)")],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(LoopprobeError, match=message):
+        probe.ConvergeConfig(loops=200, **options)
