@@ -16,6 +16,7 @@ from loopprobe.figures.compare import compare_figure
 from loopprobe.figures.converge import converge_figure
 from loopprobe.figures.curves import curves_figure
 from loopprobe.figures.lens import lens_figures
+from loopprobe.figures.longrun import exit_figures, fixed_points_figures
 from loopprobe.figures.mask import mask_figure, mask_models_figure
 from loopprobe.figures.panels import By
 from loopprobe.figures.patch import patch_figures
@@ -31,6 +32,8 @@ _TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
 _ONE_BY_ONE: dict[str, tuple[Callable[[xr.Dataset], dict[str, go.Figure]], Callable[[xr.Dataset], Table]]] = {
     "attention": (attention_figures, tables.attention_table),
     "attribute": (attribute_figures, tables.attribute_table),
+    "exit": (exit_figures, tables.exit_table),
+    "fixed_points": (fixed_points_figures, tables.fixed_points_table),
     "lens": (lens_figures, tables.lens_table),
     "mask": (lambda data: {"mask": mask_figure(data)}, tables.mask_table),
     "patch": (patch_figures, tables.patch_table),

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes import attention, attribute, compare, converge, curves, lens, mask, patch
+from loopprobe.probes import attention, attribute, compare, converge, curves, exit, fixed_points, lens, mask, patch
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import Progress
 from loopprobe.tasks import Prompts
@@ -35,6 +35,8 @@ PROBES = {
     "compare": Probe(LoopsConfig, compare.run, compare.check),
     "converge": Probe(converge.ConvergeConfig, converge.run, converge.check),
     "curves": Probe(curves.CurvesConfig, curves.run, curves.check),
+    "exit": Probe(exit.ExitConfig, exit.run, exit.check),
+    "fixed_points": Probe(fixed_points.FixedPointsConfig, fixed_points.run, fixed_points.check),
     "lens": Probe(lens.LensConfig, lens.run, lens.check),
     "mask": Probe(mask.MaskConfig, mask.run, mask.check),
     "patch": Probe(patch.PatchConfig, patch.run, patch.check),

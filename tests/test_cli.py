@@ -77,6 +77,13 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
         ("attribute", ["--loops", 3], ["attribute"]),
         ("attention", [], ["attention", "attention-distance", "attention-measures", "attention-query"]),
         ("patch", ["--sites", "z,attn_z,mlp_out", "--positions", "3,10"], ["patch-attn_z", "patch-mlp_out", "patch-z"]),
+        ("exit", ["--loops", 12], ["exit"]),
+        ("fixed-points", ["--far", 128, "--random-starts", 1], ["fixed-points"]),
+        (
+            "converge",
+            ["--loops", "3,20", "--states", 2, "--far", 150],
+            ["converge", "converge-limits", "converge-moves"],
+        ),
         ("patch", ["--estimate", "--corruption", "label", "--example", 1], ["patch-attn_z", "patch-z"]),
     ],
 )
@@ -85,10 +92,10 @@ def test_looking_inside_writes_table_dataset_and_figures(command, tiny, verb, op
     assert code == 0, err
     assert "tiny" in out
     assert sorted(path.stem for path in Path("o").glob("*.html")) == figures
-    data = read_dataset(Path(f"o/{verb}.nc"))
-    assert data.attrs["probe"] == verb
+    data = read_dataset(Path(f"o/{verb.replace('-', '_')}.nc"))
+    assert data.attrs["probe"] == verb.replace("-", "_")
     for name, figure in present.figures([data]).items():
-        traces = [trace for trace in figure.data if trace.type in ("heatmap", "scatter")]
+        traces = [trace for trace in figure.data if trace.type in ("heatmap", "scatter", "bar") and len(trace.x)]
         assert traces, name
         for trace in traces:
             values = np.array(trace.z if trace.type == "heatmap" else trace.y, float)
@@ -180,6 +187,11 @@ BAD = [
     (["cache", "--positions", "12", "--ckpt", "tiny"], "position 12"),
     (["cache", "--layers", "2", "--ckpt", "tiny"], "layer 2"),
     (["lens", "--loops", "0", "--ckpt", "tiny"], "loops (0)"),
+    (["exit", "--loops", "1", "--ckpt", "tiny"], "loops (1)"),
+    (["fixed-points", "--method", "guess", "--ckpt", "tiny"], "'guess'"),
+    (["fixed-points", "--tolerance", "1e-16", "--ckpt", "tiny"], "noise of float64"),
+    (["converge", "--tolerance", "1e-8", "--ckpt", "tiny"], "noise of float32"),
+    (["converge", "--far", "100", "--ckpt", "tiny"], "far (100)"),
     (["patch", "--sites", "nope", "--ckpt", "tiny"], "'nope'"),
     (["patch", "--sites", ",", "--ckpt", "tiny"], "empty"),
     (["patch", "--positions", "11", "--ckpt", "tiny"], "position 11"),

@@ -11,13 +11,14 @@ SESSIONS = Path(__file__).parents[1] / "probes"
 
 def run(name, capsys):
     found = runpy.run_path(str(SESSIONS / f"{name}.py"))
-    assert found["model"].list_hooks() == {}, "nothing stays attached"
+    models = found["models"].values() if "models" in found else [found["checkpoint"]]
+    assert all(checkpoint.model.list_hooks() == {} for checkpoint in models), "nothing stays attached"
     return found, capsys.readouterr().out.strip().splitlines()[-1]
 
 
 def test_every_session_is_in_percent_format_and_ends_in_a_finding():
     paths = sorted(SESSIONS.glob("*.py"))
-    assert [path.stem for path in paths] == ["attention", "cache_and_lens", "patching"]
+    assert [path.stem for path in paths] == ["attention", "cache_and_lens", "fixed_points", "patching"]
     for path in paths:
         cells = path.read_text().split("# %%")
         assert len(cells) > 8
@@ -50,3 +51,17 @@ def test_attention(capsys):
     assert np.all(np.diff(list(found["frozen"].values())[3:]) < 0), "the later it is frozen, the less it costs"
     assert float(found["last"].mass.sel(target="itself", head=found["own"])) > 0.5
     assert f"Head {found['own']}" in finding
+
+
+def test_fixed_points(capsys):
+    found, finding = run("fixed_points", capsys)
+    first, second = found["names"]
+    assert found["settled"][first].mean() < found["settled"][second].mean()
+    assert found["touched"][first][0] < 1 / 64 < found["touched"][second][0]
+    assert found["touched"][second][1] > 10 * found["touched"][second][2]
+    for name in (first, second):
+        tried, points, radii, at_point, on_loop = found["points"][name]
+        assert points >= tried / 2
+        assert max(radii) > 1
+    assert at_point < on_loop / 5
+    assert second in finding

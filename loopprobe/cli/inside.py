@@ -1,4 +1,4 @@
-"""Verbs that look inside the loop: cache, lens, attribute, attention, patch."""
+"""Verbs that look inside the loop: cache, lens, attribute, attention, patch, fixed-points, exit."""
 
 from __future__ import annotations
 
@@ -129,6 +129,38 @@ def patch(
     _show(*ask("patch", options, ckpt, prompts, seed, device, out, overwrite, png, f"patch-{corruption}"), png)
 
 
+def fixed_points(
+    method: Annotated[str, typer.Option(help="Solver: newton_krylov or anderson.")] = "newton_krylov",
+    random_starts: Annotated[int, typer.Option(help="Searches from random states, besides the loop's own end.")] = 2,
+    far: Annotated[int, typer.Option(help="Loops to the loop's own end.")] = 1000,
+    tolerance: Annotated[float, typer.Option(help="Of |F(x) - x| / |x|.")] = 1e-9,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 16,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Find fixed points directly, stable or not."""
+    options = {"method": method, "random_starts": random_starts, "far": far, "tolerance": tolerance}
+    _show(*ask("fixed_points", options, ckpt, prompts, seed, device, out, overwrite, png, "fixed-points"), png)
+
+
+def exit_(
+    loops: Annotated[int, typer.Option(help="The most loops.")] = 100,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 1280,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Compare rules of early exit."""
+    _show(*ask("exit", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "exit"), png)
+
+
 def _show(datasets: list, folder: Path, png: bool) -> None:
     from loopprobe.present import table
     from loopprobe.tables import show_table
@@ -144,4 +176,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "attribute": attribute,
     "attention": attention,
     "patch": patch,
+    "fixed-points": fixed_points,
+    "exit": exit_,
 }

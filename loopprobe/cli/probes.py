@@ -192,7 +192,7 @@ def write(datasets: list[xr.Dataset], folder: Path, png: bool) -> None:
         write_html(figure, folder / f"{stem}.html")
         if png:
             write_png(figure, folder / f"{stem}.png")
-    for path in sorted(folder.glob(f"{probe}*")):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")):
         print(path)
 
 

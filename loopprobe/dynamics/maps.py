@@ -67,8 +67,9 @@ class LoopMap:
         return self.model.step(z, self.e)
 
     def read(self, z: State) -> Float[Tensor, "batch point"]:
-        """The model's predictions at the x positions."""
-        return self.model.predict(z)
+        """The model's predictions at the x positions, without gradient."""
+        with torch.no_grad():
+            return self.model.predict(z)
 
     def at(self, prompts: slice) -> LoopMap:
         """The same map on some of the prompts."""

@@ -27,7 +27,7 @@ def jvp(system: Map, z: State, tangent: State) -> State:
 def vjp(system: Map, z: State, cotangent: State) -> State:
     """Transposed Jacobian of one iteration at z, times a cotangent."""
     with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.vjp(system.step, z)[1](cotangent)[0]
+        return torch.func.vjp(system.step, z)[1](cotangent)[0].detach()
 
 
 def leading_eigenvalues(

@@ -104,7 +104,7 @@ def run(
     return stamp(data, "converge", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: ConvergeConfig) -> None:
+def check(checkpoint: Checkpoint, config: object = None) -> None:
     """Raise LoopprobeError where the loop count of the model cannot vary."""
     if checkpoint.config.model.n_loops == 1:
         raise LoopprobeError(

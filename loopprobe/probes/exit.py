@@ -1,0 +1,131 @@
+"""Early exit: when to stop looping, prompt by prompt, and what it costs.
+
+Rules of the field, each for several settings: stop when the state of the query's token moves less than a share of its
+norm (0.03 in recurrent-depth models, arXiv 2502.05171), when the prediction moves less than a tolerance, or when it has
+been the same for k loops. Compared with stopping all prompts after the same number of loops.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float
+from pydantic import ConfigDict, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.evaluate import chunk_size
+from loopprobe.probes.converge import check as is_looped
+from loopprobe.results import Progress, stamp
+from loopprobe.statistics import bootstrap_mean
+from loopprobe.tasks import Prompts
+
+RULES = ("state step", "prediction step", "same answer")
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class ExitConfig:
+    """The rules and their settings.
+
+    Attributes:
+        loops: the most loops; a prompt whose rule never holds runs all of them.
+        state_steps: relative, of the query's state.
+        prediction_steps: in units of √n_dims.
+        repeats: for how many loops the answer is the same, within ``same``.
+        same: in units of √n_dims.
+    """
+
+    loops: PositiveInt = 100
+    state_steps: tuple[PositiveFloat, ...] = (0.3, 0.1, 0.06, 0.03, 0.01, 0.003)
+    prediction_steps: tuple[PositiveFloat, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)
+    repeats: tuple[PositiveInt, ...] = (1, 2, 3, 5, 8)
+    same: PositiveFloat = 0.01
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: ExitConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Loops used and error made by every rule.
+
+    Returns:
+        A dataset with dims ``rule_setting``, ``loop`` (from 1) and ``example``:
+
+        * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (squared at the query / n_dims)
+        * ``mean_loops``, ``mean``, ``low``, ``high [rule_setting]``: means, with the error's 95 % bootstrap interval
+        * ``by_budget``, ``by_budget_low``, ``by_budget_high [loop]``: the error when all prompts stop after that loop
+        * coordinates ``rule`` and ``setting [rule_setting]``
+    """
+    check(checkpoint, config)
+    model = checkpoint.model
+    prompts = prompts.to(next(model.parameters()).device)
+    query, n_dims = 2 * prompts.xs.shape[1] - 2, prompts.xs.shape[2]
+    labels, used, errors, budget = _settings(config), [], [], []
+    for xs, ys in progress(prompts.split(chunk_size(prompts.xs.device))):
+        predictions, cache = model.run_with_cache(xs, ys, config.loops, names="hook_z", positions=[query])
+        z, answer = cache.stack("z")[:, :, 0], predictions[..., -1]
+        error = (answer - ys[:, -1]).square() / n_dims
+        stops = [_first(holds, config.loops) for holds in _holding(config, z, answer / n_dims**0.5)]
+        used.append(torch.stack(stops).cpu())
+        errors.append(torch.stack([error.gather(0, stop[None] - 1)[0] for stop in stops]).cpu())
+        budget.append(error.cpu())
+    loops_used, error_made, by_budget = (torch.cat(parts, -1).numpy() for parts in (used, errors, budget))
+    mean, low, high = bootstrap_mean(error_made)
+    budget_mean, budget_low, budget_high = bootstrap_mean(by_budget)
+    data = xr.Dataset(
+        {
+            "loops_used": (("rule_setting", "example"), loops_used),
+            "error": (("rule_setting", "example"), error_made),
+            "mean_loops": ("rule_setting", loops_used.mean(1)),
+            "mean": ("rule_setting", mean),
+            "low": ("rule_setting", low),
+            "high": ("rule_setting", high),
+            "by_budget": ("loop", budget_mean),
+            "by_budget_low": ("loop", budget_low),
+            "by_budget_high": ("loop", budget_high),
+        },
+        coords={
+            "rule": ("rule_setting", [rule for rule, _ in labels]),
+            "setting": ("rule_setting", [float(setting) for _, setting in labels]),
+            "loop": np.arange(1, config.loops + 1),
+            "model": checkpoint.label,
+        },
+        attrs={"trained_loops": model.cfg.n_loops},
+    )
+    return stamp(data, "exit", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: ExitConfig) -> None:
+    """Raise LoopprobeError where there is nothing to stop."""
+    if checkpoint.config.model.n_loops == 1:
+        is_looped(checkpoint)
+    if config.loops < 2 or not (config.state_steps or config.prediction_steps or config.repeats):
+        raise LoopprobeError(f"loops ({config.loops}) must be at least 2, with a setting of a rule: raise it")
+
+
+def _settings(config: ExitConfig) -> list[tuple[str, float]]:
+    groups = zip(RULES, (config.state_steps, config.prediction_steps, config.repeats), strict=True)
+    return [(rule, setting) for rule, settings in groups for setting in settings]
+
+
+def _holding(
+    config: ExitConfig, z: Float[Tensor, "loop batch d_model"], answer: Float[Tensor, "loop batch"]
+) -> list[Bool[Tensor, "loop batch"]]:
+    """Whether each rule holds after each loop; none holds after the first."""
+    never = torch.zeros_like(answer[:1], dtype=torch.bool)
+    step = (z[1:] - z[:-1]).norm(dim=-1) / z[1:].norm(dim=-1)
+    move = (answer[1:] - answer[:-1]).abs()
+    found = [torch.cat([never, step <= setting]) for setting in config.state_steps]
+    found += [torch.cat([never, move <= setting]) for setting in config.prediction_steps]
+    same = torch.cat([never, move <= config.same]).int()
+    runs = torch.zeros_like(same)  # for how many loops the answer has been the same
+    for loop in range(1, len(same)):
+        runs[loop] = (runs[loop - 1] + 1) * same[loop]
+    return [*found, *(runs >= k for k in config.repeats)]
+
+
+def _first(holds: Bool[Tensor, "loop batch"], most: int) -> Tensor:
+    """The loops run when the rule first holds, or all of them."""
+    return torch.where(holds.any(0), holds.int().argmax(0) + 1, most)

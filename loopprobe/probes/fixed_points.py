@@ -1,0 +1,147 @@
+"""Fixed points of the loop found directly, stable or not, and the loop map around them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, run_late
+from loopprobe.dynamics.maps import LoopMap
+from loopprobe.dynamics.solve import Status, distinct, solve
+from loopprobe.dynamics.spectrum import leading_singular_values, lyapunov_exponents, position_spectra
+from loopprobe.errors import LoopprobeError
+from loopprobe.probes.converge import check as is_looped
+from loopprobe.results import Progress, stamp
+from loopprobe.tasks import Prompts
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class FixedPointsConfig:
+    """Where fixed points are searched for, and how.
+
+    Attributes:
+        method: the solver.
+        random_starts: searches from random states, besides the one from the loop's own end.
+        far: loops to the loop's own end.
+        tolerance: of ‖F(x) − x‖ / ‖x‖.
+        same: relative distance within which two are one fixed point.
+        max_iterations: of the solver.
+        eigenvalues: how many of the largest are kept.
+        lyapunov_steps: loops over which exponents are measured; 0 for none.
+        seed: of the random states.
+    """
+
+    method: Literal["newton_krylov", "anderson"] = "newton_krylov"
+    random_starts: NonNegativeInt = 2
+    far: PositiveInt = 1000
+    tolerance: PositiveFloat = 1e-9
+    same: PositiveFloat = 1e-5
+    max_iterations: PositiveInt = 100
+    eigenvalues: PositiveInt = 10
+    lyapunov_steps: NonNegativeInt = 200
+    seed: NonNegativeInt = 0
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: FixedPointsConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Search from the end of every prompt's loop and from random states, in float64.
+
+    Returns:
+        A dataset with dims ``example``, ``start`` (0: the mean of the last 128 loops; the others random),
+        ``eigenvalue`` and ``position``:
+
+        * ``status [example, start]``, ``residual`` (‖F(x) − x‖ / ‖x‖), ``iterations``, ``evaluations``, and of what
+          was found ``distance`` (to the loop's last state, relative) and ``error`` (squared at the query / n_dims);
+          missing where none was found
+        * ``distinct [example]``: fixed points found, those within ``same`` counted once; ``limit_is_fixed [example]``:
+          whether the loop's end is one of them
+        * ``eigenvalue_real``, ``eigenvalue_imag [example, eigenvalue]``: the largest of the Jacobian at the fixed point
+          found from the end, ``eigenvalue_position``: the token whose block each belongs to; ``singular_value
+          [example]``: the largest growth in one loop there
+        * ``moves [example]``: whether any token of the loop's end moves; ``lyapunov [example]``: its largest
+          exponent, a loop; ``loop_error [example]``: mean error of the last 128 loops
+    """
+    check(checkpoint, config)
+    system = LoopMap.of(checkpoint.model, prompts, torch.float64)
+    n_prompts, n_dims = len(prompts.xs), prompts.xs.shape[2]
+    ys = prompts.ys[:, -1].to(system.e)
+    late, read = run_late(system, config.far)
+    limit, _ = classify(features(late), calibrate(torch.float32))
+    generator = torch.Generator().manual_seed(config.seed)
+    starts = [late.mean(0)]
+    for _ in range(config.random_starts):
+        noise = torch.randn(late[-1].shape, generator=generator, dtype=torch.float64).to(late)
+        starts.append(noise * late[-1].square().mean().sqrt())
+    shape = (n_prompts, len(starts))
+    found = {name: np.full(shape, np.nan) for name in ("residual", "iterations", "evaluations", "distance", "error")}
+    status = np.full(shape, "", dtype=object)
+    eigenvalues = np.full((n_prompts, config.eigenvalues), np.nan, dtype=complex)
+    positions, singular = np.full(eigenvalues.shape, -1), np.full(n_prompts, np.nan)
+    counts, is_fixed = np.zeros(n_prompts, int), np.zeros(n_prompts, bool)
+    for i in progress(range(n_prompts)):
+        one, end = system.at(slice(i, i + 1)), late[-1, i : i + 1]
+        states: list[Tensor] = []
+        for j, start in enumerate(starts):
+            options = {"tolerance": config.tolerance, "max_iterations": config.max_iterations}
+            solution = solve(one, start[i : i + 1], config.method, **options)  # type: ignore[arg-type]
+            status[i, j] = solution.status[0].name
+            for name in ("residual", "iterations", "evaluations"):
+                found[name][i, j] = getattr(solution, name)[0]
+            if solution.status[0] is not Status.FOUND:
+                continue
+            states.append(solution.state[0])
+            found["distance"][i, j] = (solution.state - end).norm() / end.norm()
+            found["error"][i, j] = ((one.read(solution.state)[0, -1] - ys[i]).square() / n_dims).item()
+            if j == 0:
+                eigenvalues[i], positions[i] = _largest(position_spectra(one, solution.state)[0], config.eigenvalues)
+                singular[i] = leading_singular_values(one, solution.state, 1)[0, 0]
+        counts[i] = len(distinct(torch.stack(states), config.same)) if states else 0
+        is_fixed[i] = bool((found["distance"][i] <= config.same).any())
+    moves = (limit != Limit.FIXED).any(1)
+    exponents = np.full(n_prompts, np.nan)
+    if config.lyapunov_steps:
+        exponents = lyapunov_exponents(system, late[-1], config.lyapunov_steps, k=1)[0][:, 0].cpu().numpy()
+    of_start, of_prompt = ("example", "start"), ("example",)
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+        name: (of_start, values) for name, values in found.items()
+    }
+    variables |= {
+        "status": (of_start, status.astype(str)),
+        "distinct": (of_prompt, counts),
+        "limit_is_fixed": (of_prompt, is_fixed),
+        "eigenvalue_real": (("example", "eigenvalue"), eigenvalues.real),
+        "eigenvalue_imag": (("example", "eigenvalue"), eigenvalues.imag),
+        "eigenvalue_position": (("example", "eigenvalue"), positions),
+        "singular_value": (of_prompt, singular),
+        "moves": (of_prompt, moves.cpu().numpy()),
+        "lyapunov": (of_prompt, exponents),
+        "loop_error": (of_prompt, ((read[..., -1] - ys).square().mean(0) / n_dims).cpu().numpy()),
+    }
+    data = xr.Dataset(variables, coords={"model": checkpoint.label}, attrs={"trained_loops": system.model.cfg.n_loops})
+    return stamp(data, "fixed_points", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: FixedPointsConfig) -> None:
+    """Raise LoopprobeError where the model is not looped, or an option cannot be used."""
+    is_looped(checkpoint)
+    noise = 10 * torch.finfo(torch.float64).eps
+    if config.tolerance <= noise:
+        raise LoopprobeError(
+            f"tolerance ({config.tolerance:g}) must be above the noise of float64 ({noise:.1e}): raise it"
+        )
+    if config.far < WINDOW:
+        raise LoopprobeError(f"far ({config.far}) must be at least {WINDOW}: raise it")
+
+
+def _largest(spectra: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k eigenvalues of largest modulus of all tokens, and their tokens."""
+    order = spectra.abs().flatten().argsort(descending=True)[:k]
+    return spectra.flatten()[order].cpu().numpy(), (order // spectra.shape[1]).cpu().numpy()

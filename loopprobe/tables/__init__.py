@@ -1,0 +1,43 @@
+"""What the terminal shows: tables and sentences from results."""
+
+from loopprobe.tables.common import show_table
+from loopprobe.tables.inside import (
+    attention_table,
+    attribute_table,
+    exit_table,
+    fixed_points_table,
+    lens_table,
+    limits_table,
+    patch_table,
+)
+from loopprobe.tables.models import checkpoint_summary, checkpoint_table, plan_table
+from loopprobe.tables.study import (
+    compare_table,
+    converge_table,
+    curves_table,
+    mask_finding,
+    mask_models_table,
+    mask_table,
+    verdict_table,
+)
+
+__all__ = [
+    "attention_table",
+    "attribute_table",
+    "checkpoint_summary",
+    "checkpoint_table",
+    "compare_table",
+    "converge_table",
+    "curves_table",
+    "exit_table",
+    "fixed_points_table",
+    "lens_table",
+    "limits_table",
+    "mask_finding",
+    "mask_models_table",
+    "mask_table",
+    "patch_table",
+    "plan_table",
+    "show_table",
+    "verdict_table",
+]

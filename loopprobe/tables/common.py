@@ -1,0 +1,43 @@
+"""What all tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def show_table(table: Table) -> None:
+    """Print a table; as wide as it needs where the output is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(80, Console(width=1000).measure(table).maximum))
+    console.print(table)
+
+
+def titled(title: str) -> Table:
+    """A table in the common style."""
+    return Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")
+
+
+def error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
+    """A table of errors, whose caption says what they are; its first column is the model."""
+    table = titled(title)
+    prompts = datasets[0].sizes["example"]
+    table.caption = f"squared error / n_dims, mean of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("model")
+    return table
+
+
+def interval(mean: Any, low: Any, high: Any) -> str:
+    """``0.12 [0.1, 0.14]``."""
+    return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # breaks before the bracket only
+
+
+def with_ends(at: xr.Dataset, name: str) -> str:
+    """A variable with its ends ``{name}_low`` and ``{name}_high``."""
+    return interval(*(at[name + part] for part in ("", "_low", "_high")))

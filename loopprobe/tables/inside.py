@@ -1,0 +1,167 @@
+"""Tables of the probes that look inside the loop and at its long run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from loopprobe.figures.mask import loops_to_show
+from loopprobe.statistics import bootstrap_mean
+from loopprobe.tables.common import interval, titled, with_ends
+
+
+def lens_table(data: xr.Dataset) -> Table:
+    """Error of the answer at the query, and its distance to the final answer: a row a lens and site."""
+    table = titled(f"{data.model.item()}: the answer at the query, read at every site")
+    table.caption = "squared error at the query / n_dims [95 % bootstrap interval]; last column: of the final answer"
+    table.add_column("lens")
+    table.add_column("read")
+    shown = loops_to_show(data)
+    for loop in shown:
+        table.add_column(f"loop {loop}", justify="right")
+    table.add_column("distance to the final answer", justify="right")
+    for lens in data.lens.values:
+        for site in data.site.values:
+            at = data.sel(lens=lens, site=site)
+            cells = [with_ends(at.sel(loop=t), "query_error") for t in shown]
+            last = with_ends(at.isel(loop=-1), "query_to_final")
+            table.add_row(str(lens), str(site) if site == "input" else f"after {site}", *cells, last)
+    return table
+
+
+def attribute_table(data: xr.Dataset) -> Table:
+    """Share of the prediction at the query: a row a part, columns the last loops, and all earlier ones together."""
+    table = titled(f"{data.model.item()}: the prediction at the query, split by what was written in each loop")
+    table.caption = "share of the prediction [95 % bootstrap interval]; with initial state and offset they sum to 1"
+    table.add_column("part")
+    shown = [int(loop) for loop in data.loop.values[-3:]]
+    for loop in reversed(shown):
+        table.add_column(f"loop {loop}", justify="right")
+    table.add_column("all earlier", justify="right")
+    earlier = data.share.where(data.loop < shown[0], 0).sum("loop")
+    for component in data.component.values:
+        at = data.sel(component=component)
+        cells = [interval(*(at[part].sel(loop=loop) for part in ("share", "low", "high"))) for loop in reversed(shown)]
+        table.add_row(str(component), *cells, f"{float(earlier.sel(component=component)):.3g}")
+    return table
+
+
+def attention_table(data: xr.Dataset) -> Table:
+    """Where the query attends in the last loop, and the measures: a row a head."""
+    last = data.isel(loop=-1)
+    table = titled(f"{data.model.item()}: attention of the query's token in loop {int(last.loop)}")
+    even = ", ".join(f"{target} {float(data.uniform.sel(target=target)):.3g}" for target in data.target.values)
+    table.caption = (
+        f"mean over {json.loads(data.attrs['prompts'])['n_prompts']} prompts; even attention would give: {even}"
+    )
+    table.add_column("head")
+    for name in (*data.target.values, "mixing score", "concentration", "change"):
+        table.add_column(str(name), justify="right")
+    for layer in data.layer.values:
+        for head in data["head"].values:
+            at = last.sel(layer=layer, head=head)
+            numbers = [*at.mass.values, at.mixing_score, at.column_sum_concentration, at.change]
+            table.add_row(f"{layer}.{head}", *(f"{float(number):.3g}" for number in numbers))
+    return table
+
+
+def patch_table(data: xr.Dataset, most: int = 8) -> Table:
+    """The places whose patch has the largest effect, of every site."""
+    config = json.loads(data.attrs["config"])
+    table = titled(f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']})")
+    cost = ""
+    if config["exact"]:
+        passes = data.attrs["seconds"] / data.attrs["clean_pass"]
+        cost = f"; {int(data.attrs['patches']):,} patches cost as much as {passes:,.0f} clean passes; correlation of "
+        cost += "effect and estimate: " + ", ".join(
+            f"{site} {data.attrs[f'correlation_{site}']:.2f}" for site in config["sites"]
+        )
+    table.caption = f"0: as the corrupted run, 1: as the clean one [95 % bootstrap interval]{cost}"
+    for name in ("site", "loop", "layer", "head", "token", "effect", "estimate"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for site in config["sites"]:
+        values = data[site if config["exact"] else f"{site}_attribution"]
+        for flat in np.argsort(-np.abs(values.values), axis=None)[:most]:
+            where = dict(zip(values.dims, np.unravel_index(flat, values.shape), strict=True))
+            labels = {axis: str(values[axis].values[i]) for axis, i in where.items()}
+            at = data.isel(where)
+            effect = with_ends(at, site) if config["exact"] else "–"
+            places = (labels.get(axis, "–") for axis in ("loop", "layer", "head", "position"))
+            table.add_row(site, *places, effect, f"{float(at[f'{site}_attribution']):.3g}")
+    return table
+
+
+def limits_table(data: xr.Dataset) -> Table:
+    """Where states and predictions go in the long run: shares of tokens and points, a column a type of limit."""
+    types = data.limit.attrs["types"].split(", ")
+    prompts = data.sizes["followed"]
+    table = titled(f"{data.model.item()}: where it goes in {data.attrs['far']:,} loops")
+    table.caption = f"share of tokens or points, mean of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("")
+    for name in types:
+        table.add_column(name, justify="right")
+    n_dims = json.loads(data.attrs["checkpoint"])["config"]["model"]["n_dims"]
+    few, many = f"fewer than {n_dims} examples", f"{n_dims} examples or more"
+    for what, values, examples in (
+        ("state", data.limit, data.position // 2),
+        ("prediction", data.prediction_limit, data.point),
+    ):
+        for where, chosen in ((few, examples < n_dims), (many, examples >= n_dims)):
+            at = values.values[:, chosen.values]
+            shares = np.stack([(at == i).mean(1) for i in range(len(types))])
+            cells = ["0" if not row.any() else interval(*bootstrap_mean(row)) for row in shares]
+            table.add_row(f"{what}, {where}", *cells)
+    return table
+
+
+def exit_table(data: xr.Dataset) -> Table:
+    """Loops and error of every exit rule: a row a setting, and the loops for all prompts that give as low an error."""
+    table = titled(f"{data.model.item()}: early exit")
+    table.caption = (
+        f"mean of {data.sizes['example']} prompts; the last column: the fewest loops for all prompts alike whose error "
+        "is no higher"
+    )
+    for name in ("rule", "setting", "loops", "error", "for all alike"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    for i in range(data.sizes["rule_setting"]):
+        at = data.isel(rule_setting=i)
+        as_good = np.nonzero(data.by_budget.values <= float(at["mean"]))[0]
+        alike = str(int(data.loop[as_good[0]])) if len(as_good) else "–"
+        error = interval(at["mean"], at.low, at.high)
+        table.add_row(at.rule.item(), f"{at.setting.item():g}", f"{float(at.mean_loops):.1f}", error, alike)
+    return table
+
+
+def fixed_points_table(data: xr.Dataset) -> Table:
+    """Fixed points by whether the loop itself comes to rest: how many were found, how stable and how good they are."""
+    table = titled(f"{data.model.item()}: fixed points, {data.sizes['example']} prompts")
+    table.caption = "medians over prompts; error: squared at the query / n_dims, means"
+    names = (
+        "prompts whose loop",
+        "number",
+        "found from the end",
+        "found from random",
+        "most distinct",
+        "loop ends there",
+    )
+    for name in (*names, "spectral radius", "singular value", "Lyapunov exponent", "error there", "error of the loop"):
+        table.add_column(name, justify="left" if name == names[0] else "right")
+    radius = np.hypot(data.eigenvalue_real, data.eigenvalue_imag).max("eigenvalue")
+    for moves, name in ((False, "comes to rest"), (True, "moves")):
+        chosen = np.nonzero(data.moves.values == moves)[0]
+        at, found = data.isel(example=chosen), data.status.values[chosen] == "FOUND"
+        if not len(chosen):
+            continue
+        of_prompts = (radius, data.singular_value, data.lyapunov)
+        medians = [float(values.isel(example=chosen).median()) for values in of_prompts]
+        from_random = f"{found[:, 1:].mean():.0%}" if found.shape[1] > 1 else "–"
+        table.add_row(
+            name, str(len(chosen)), f"{found[:, 0].mean():.0%}", from_random,
+            str(int(at["distinct"].max())), f"{float(at.limit_is_fixed.mean()):.0%}",
+            *(f"{value:.3g}" for value in medians), f"{float(at.error.isel(start=0).mean()):.3g}",
+            f"{float(at.loop_error.mean()):.3g}",
+        )  # fmt: skip
+    return table

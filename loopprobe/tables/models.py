@@ -1,0 +1,77 @@
+"""Tables of checkpoints and grids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from loopprobe.config import Config
+from loopprobe.sweep import Planned
+from loopprobe.tables.common import titled
+
+
+def checkpoint_table(rows: Iterable[tuple[str, Config, dict[str, Any]]]) -> Table:
+    """One row a checkpoint: what it is and how good."""
+    table = titled("checkpoints")
+    for name in ("name", "task", "layers", "loops b", "window T", "error at b", "error at 500", "steps"):
+        table.add_column(name, justify="left" if name in ("name", "task") else "right")
+    for name, cfg, tree in rows:
+        errors = [f"{error:.3g}" for error in (tree["evaluation"] or {}).get("error", [])]
+        at_b, far = (*errors, "–", "–")[:2]
+        window = str(cfg.train.loop_window) if cfg.train and cfg.model.n_loops > 1 else "–"
+        table.add_row(
+            name,
+            cfg.task.name,
+            str(cfg.model.n_layers),
+            str(cfg.model.n_loops),
+            window,
+            at_b,
+            far,
+            str(tree["step"]),
+        )
+    return table
+
+
+def plan_table(planned: Iterable[Planned]) -> Table:
+    """What a sweep would do with each model."""
+    words = {"new": "train", "resume": "go on", "done": "is there", "differs": "is there, configured otherwise"}
+    table = titled("models of the grid")
+    for name in ("name", "steps", ""):
+        table.add_column(name)
+    for model in planned:
+        table.add_row(model.name, str(model.steps), words[model.status])
+    return table
+
+
+def checkpoint_summary(folder: Path, cfg: Config, tree: dict[str, Any]) -> str:
+    """Everything that is known of a checkpoint, as lines of text."""
+    lines = [f"{folder}"]
+    evaluation = tree["evaluation"]
+    if evaluation is None:
+        lines.append(f"in training: {tree['step']} steps done, {tree['wall_time_s']:.0f} s")
+    else:
+        for loop, mean, low, high in zip(
+            *(evaluation[key] for key in ("loops", "error", "error_low", "error_high")), strict=True
+        ):
+            lines.append(
+                f"error after {loop} loop{'s' * (loop > 1)}: {mean:.4g} [{low:.4g}, {high:.4g}] "
+                f"({evaluation['measure']}, {evaluation['n_prompts']} held-out prompts)"
+            )
+        lines.append(f"trained for {tree['step']} steps in {tree['wall_time_s']:.0f} s")
+    for title, part in (("model", cfg.model), ("task", cfg.task), ("train", cfg.train)):
+        if part is not None:
+            lines.append(f"\n[{title}]")
+            lines += [
+                f"{key} = {_compact(value)}" for key, value in dataclasses.asdict(part).items() if value is not None
+            ]
+    lines.append("\n[provenance]")
+    lines += [f"{key} = {value}" for key, value in tree["provenance"].items()]
+    return "\n".join(lines)
+
+
+def _compact(value: Any) -> Any:
+    return {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else value

@@ -1,0 +1,119 @@
+"""Tables and sentences of the study's probes and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from loopprobe.figures.mask import loops_to_show
+from loopprobe.statistics import moving_mean
+from loopprobe.tables.common import error_table, interval, titled
+from loopprobe.verdicts import Verdict
+
+
+def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
+    """Error / n_dims with its 95 % interval: a row for the clean run and each n, a column a loop count."""
+    table = titled(f"{data.model.item()}: {data.attrs['description']}")
+    table.caption = (
+        f"squared error at the query / n_dims, mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+    )
+    table.add_column("n", justify="right")
+    shown = loops_to_show(data, loops)
+    for loop in shown:
+        table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
+    for n in (None, *data.n.values):
+        parts = ("mean", "low", "high")
+        mean, low, high = (data[f"clean_{part}"] if n is None else data[part].sel(n=n) for part in parts)
+        cells = (interval(*(part.sel(loop=t) for part in (mean, low, high))) for t in shown)
+        table.add_row("clean" if n is None else str(n), *cells)
+    return table
+
+
+def mask_finding(data: xr.Dataset) -> str:
+    """One sentence: what the mask costs after the last loop."""
+    last = data.isel(loop=-1)
+    clean, worst = float(last.clean_mean), last.isel(n=last["mean"].argmax("n"))
+    return (
+        f"After {int(last.loop)} loops the error is {clean:.3g} in the clean run and {float(worst['mean']):.3g} with "
+        f"n = {int(worst.n)} ({float(worst['mean']) / clean:.3g} times); predicting zero gives "
+        f"{data.attrs['zero_predictor']:.3g}."
+    )
+
+
+def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
+    """Error / n_dims with its 95 % interval: a row a model, a column a loop count, the optimum last."""
+    last = min(int(data.loop[-1]) for data in datasets)
+    shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last]
+    table = error_table("error against the number of loops", datasets)
+    for loop in shown:
+        table.add_column(f"{loop} loops", justify="right")
+    table.add_column("optimum", justify="right")
+    for data in datasets:
+        cells = [interval(*(data[part].sel(loop=t) for part in ("mean", "low", "high"))) for t in shown]
+        table.add_row(data.model.item(), *cells, f"{float(data.optimum.mean()):.3g}, {data.attrs['optimum']}")
+    return table
+
+
+def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / n_dims with its 95 % interval: a row a model and for the optimum, columns by in-context examples."""
+    points = [int(p) for p in np.unique(np.linspace(0, int(datasets[0].point[-1]), 5).round())]
+    table = error_table("error by in-context examples", datasets)
+    table.add_column("parameters", justify="right")
+    for point in points:
+        table.add_column(f"{point} examples", justify="right")
+    for data in datasets:
+        cells = [interval(*(data[part].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
+        table.add_row(
+            f"{data.model.item()}, {data.attrs['loops']} loop{'s' * (int(data.attrs['loops']) > 1)}",
+            f"{data.attrs['parameters']:,}",
+            *cells,
+        )
+    for name, data in {data.attrs["optimum"]: data for data in datasets}.items():
+        cells = [interval(*(data[f"optimum_{part}"].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
+        table.add_row(name, "", *cells)
+    return table
+
+
+def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / n_dims with its 95 % interval: a row a model and loop count, a column an n."""
+    first = datasets[0]
+    picked = first.n.values[np.unique(np.linspace(0, first.sizes["n"] - 1, 8).round().astype(int))]
+    table = error_table("error by what is kept", datasets)
+    table.add_column("loops", justify="right")
+    for n in picked:
+        table.add_column(f"n = {n}", justify="right")
+    for data in datasets:
+        for loop in loops_to_show(data, (int(data.attrs["trained_loops"]), int(data.loop[-1]))):
+            at = data.sel(loop=loop)
+            cells = [interval(*(at[part].sel(n=n) for part in ("mean", "low", "high"))) for n in picked]
+            table.add_row(data.model.item(), str(loop), *cells)
+    return table
+
+
+def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Smoothed training loss: a row a model, a column a fraction of its steps."""
+    table = titled("training loss")
+    table.caption = "squared error of the training prompts, mean over points, window and the last 100 steps"
+    for name in ("model", "steps", *(f"{percent} %" for percent in (10, 25, 50, 75, 100)), "seconds"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for data in datasets:
+        loss = moving_mean(data.loss.values, data.step.values)
+        at = [int(np.searchsorted(data.step, fraction * int(data.step[-1]))) for fraction in (0.1, 0.25, 0.5, 0.75, 1)]
+        cells = [f"{loss[i]:.3g}" for i in at]
+        table.add_row(data.model.item(), f"{int(data.step[-1]):,}", *cells, f"{float(data.seconds[-1]):.0f}")
+    return table
+
+
+def verdict_table(decided: Sequence[Verdict]) -> Table:
+    """One row a claim, with how many of its findings support it."""
+    table = titled("claims of the study")
+    for name in ("section", "claim", "verdict", "supported", "contradicted", "undecided"):
+        table.add_column(name, justify="left" if name in ("section", "claim", "verdict") else "right")
+    for verdict in decided:
+        states = [finding.status for finding in verdict.findings]
+        counts = [str(states.count(status)) for status in ("supported", "contradicted", "undecided")]
+        table.add_row(verdict.section, verdict.claim, verdict.status, *counts)
+    return table
