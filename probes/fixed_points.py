@@ -128,7 +128,8 @@ print(
     f"the query's motion {touched[first][0]:.2%} lies along the read-out, less than the {1 / 64:.2%} of a random "
     f"direction. {second} rests in {settled[second].mean():.0%}, but where it moves the read-out moves too "
     f"({touched[second][0]:.1%}), and the error is {touched[second][1]:.3f} against {touched[second][2]:.4f}: "
-    f"these prompts are its rise. The motion starts at label tokens ({at_labels[first]:.0%} and {at_labels[second]:.0%}), and "
+    f"these prompts are its rise. The motion starts at label tokens ({at_labels[first]:.0%} and "
+    f"{at_labels[second]:.0%}), and "
     f"what it circles is a fixed point that has lost its stability (spectral radius up to {max(points[first][2]):.2f} "
     f"and {max(points[second][2]):.2f}): at it, {second} would have an error of {points[second][3]:.4f}."
 )
