@@ -20,6 +20,7 @@ from loopprobe.figures.longrun import exit_figures, fixed_points_figures
 from loopprobe.figures.mask import mask_figure, mask_models_figure
 from loopprobe.figures.panels import By
 from loopprobe.figures.patch import patch_figures
+from loopprobe.figures.paths import paths_figures, recover_figures
 from loopprobe.figures.states import states_figures
 
 # Probes whose models stand together in one figure and table, and those whose models are shown one by one.
@@ -37,6 +38,8 @@ _ONE_BY_ONE: dict[str, tuple[Callable[[xr.Dataset], dict[str, go.Figure]], Calla
     "lens": (lens_figures, tables.lens_table),
     "mask": (lambda data: {"mask": mask_figure(data)}, tables.mask_table),
     "patch": (patch_figures, tables.patch_table),
+    "paths": (paths_figures, tables.paths_table),
+    "recover": (recover_figures, tables.recover_table),
 }
 
 
@@ -53,7 +56,7 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
     found = {} if probe in _ONE_BY_ONE else {probe: _TOGETHER[probe][0](datasets)}
     for data in datasets:
         own = _ONE_BY_ONE[probe][0](data) if probe in _ONE_BY_ONE else {}
-        if "followed" in data.sizes:
+        if "relative_step" in data:  # converge followed states
             own = states_figures(data)
         found |= {name if len(datasets) == 1 else f"{name}-{data.model.item()}": made for name, made in own.items()}
     return found

@@ -14,7 +14,20 @@ from pydantic.dataclasses import dataclass
 from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes import attention, attribute, compare, converge, curves, exit, fixed_points, lens, mask, patch
+from loopprobe.probes import (
+    attention,
+    attribute,
+    compare,
+    converge,
+    curves,
+    exit,
+    fixed_points,
+    lens,
+    mask,
+    patch,
+    paths,
+    recover,
+)
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import Progress
 from loopprobe.tasks import Prompts
@@ -40,6 +53,8 @@ PROBES = {
     "lens": Probe(lens.LensConfig, lens.run, lens.check),
     "mask": Probe(mask.MaskConfig, mask.run, mask.check),
     "patch": Probe(patch.PatchConfig, patch.run, patch.check),
+    "paths": Probe(paths.PathsConfig, paths.run, paths.check),
+    "recover": Probe(recover.RecoverConfig, recover.run, recover.check),
 }
 
 

@@ -78,6 +78,8 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
         ("attention", [], ["attention", "attention-distance", "attention-measures", "attention-query"]),
         ("patch", ["--sites", "z,attn_z,mlp_out", "--positions", "3,10"], ["patch-attn_z", "patch-mlp_out", "patch-z"]),
         ("exit", ["--loops", 12], ["exit"]),
+        ("recover", ["--loops", 4], ["recover"]),
+        ("paths", ["--loops", 130, "--positions", "1,10"], ["paths", "paths-plane"]),
         ("fixed-points", ["--far", 128, "--random-starts", 1], ["fixed-points"]),
         (
             "converge",
@@ -95,7 +97,9 @@ def test_looking_inside_writes_table_dataset_and_figures(command, tiny, verb, op
     data = read_dataset(Path(f"o/{verb.replace('-', '_')}.nc"))
     assert data.attrs["probe"] == verb.replace("-", "_")
     for name, figure in present.figures([data]).items():
-        traces = [trace for trace in figure.data if trace.type in ("heatmap", "scatter", "bar") and len(trace.x)]
+        traces = [
+            trace for trace in figure.data if trace.type in ("heatmap", "scatter", "bar", "scatter3d") and len(trace.x)
+        ]
         assert traces, name
         for trace in traces:
             values = np.array(trace.z if trace.type == "heatmap" else trace.y, float)

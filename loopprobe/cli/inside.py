@@ -1,4 +1,4 @@
-"""Verbs that look inside the loop: cache, lens, attribute, attention, patch, fixed-points, exit."""
+"""Verbs that look inside the loop: cache, lens, attribute, attention, patch, fixed-points, exit, recover, paths."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def cache(
     config = CacheConfig(
         loops=tuple(parse_numbers(loops, "--loops")),
         names=None if names == "all" else parse_words(names),
-        layers=None if layers is None else tuple(parse_numbers(layers, "--layers")),
-        positions=None if positions is None else tuple(parse_numbers(positions, "--positions")),
+        layers=_numbers(layers, "--layers"),
+        positions=_numbers(positions, "--positions"),
     )
     checkpoint = load_checkpoint(ckpt or DEFAULT, pick_device(device))
     held_out = checkpoint.held_out(prompts, seed)
@@ -124,7 +124,7 @@ def patch(
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
         "noise_std": noise_std, "exact": not estimate,
-        "positions": None if positions is None else tuple(parse_numbers(positions, "--positions")),
+        "positions": _numbers(positions, "--positions"),
     }  # fmt: skip
     _show(*ask("patch", options, ckpt, prompts, seed, device, out, overwrite, png, f"patch-{corruption}"), png)
 
@@ -161,6 +161,43 @@ def exit_(
     _show(*ask("exit", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "exit"), png)
 
 
+def recover(
+    after: Annotated[int | None, typer.Option(help="Loops before the push; by default as trained.")] = None,
+    loops: Annotated[int, typer.Option(help="Loops that follow it.")] = 40,
+    positions: Annotated[str | None, typer.Option(help="Tokens to push, from 0; default: some of each kind.")] = None,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 64,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Push the state at one token; does the loop come back?"""
+    options = {"after": after, "loops": loops, "positions": _numbers(positions, "--positions")}
+    _show(*ask("recover", options, ckpt, prompts, seed, device, out, overwrite, png, "recover"), png)
+
+
+def paths(
+    loops: Annotated[int, typer.Option(help="Loops to follow.")] = 300,
+    positions: Annotated[str | None, typer.Option(help="Tokens, from 0; default: some of each kind.")] = None,
+    ckpt: Ckpt = None,
+    prompts: Prompts = 6,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    png: Png = False,
+    device: Device = "auto",
+) -> None:
+    """Draw the paths of states; the limit of each layer."""
+    options = {"loops": loops, "positions": _numbers(positions, "--positions")}
+    _show(*ask("paths", options, ckpt, prompts, seed, device, out, overwrite, png, "paths"), png)
+
+
+def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    return None if text is None else tuple(parse_numbers(text, option))
+
+
 def _show(datasets: list, folder: Path, png: bool) -> None:
     from loopprobe.present import table
     from loopprobe.tables import show_table
@@ -178,4 +215,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "patch": patch,
     "fixed-points": fixed_points,
     "exit": exit_,
+    "recover": recover,
+    "paths": paths,
 }

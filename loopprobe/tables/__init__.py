@@ -9,6 +9,8 @@ from loopprobe.tables.inside import (
     lens_table,
     limits_table,
     patch_table,
+    paths_table,
+    recover_table,
 )
 from loopprobe.tables.models import checkpoint_summary, checkpoint_table, plan_table
 from loopprobe.tables.study import (
@@ -37,7 +39,9 @@ __all__ = [
     "mask_models_table",
     "mask_table",
     "patch_table",
+    "paths_table",
     "plan_table",
+    "recover_table",
     "show_table",
     "verdict_table",
 ]

@@ -165,3 +165,40 @@ def fixed_points_table(data: xr.Dataset) -> Table:
             f"{float(at.loop_error.mean()):.3g}",
         )  # fmt: skip
     return table
+
+
+def recover_table(data: xr.Dataset) -> Table:
+    """What is left of a push in the prediction: a row a size and token, columns by loops since then."""
+    table = titled(f"{data.model.item()}: the state is pushed after {data.attrs['pushed_after']} loops")
+    table.caption = "root mean square of what it changed in the prediction at the query / √n_dims"
+    last = int(data.after[-1])
+    shown = sorted({0, 1, 2, 5, 10, 20, last} & {int(t) for t in data.after})
+    for name in ("size", "token", *(f"{t} loops later" for t in shown), "half gone after"):
+        table.add_column(name, justify="right")
+    for size in data["size"].values:
+        for token in data.position.values:
+            moved = data.prediction_moved.sel(size=size, position=token).values
+            above = np.nonzero(moved > moved.max() / 2)[0]
+            half = f"{above[-1] + 1}" if above[-1] < last else "–"
+            cells = (f"{moved[t]:.2g}" for t in shown)
+            table.add_row(f"{size:g}", "all" if token == -1 else str(token), *cells, half)
+    return table
+
+
+def paths_table(data: xr.Dataset) -> Table:
+    """The limit of every layer, and how far apart the layers are."""
+    types = data.attrs["types"].split(", ")
+    table = titled(f"{data.model.item()}: the residual stream after each layer, in {int(data.loop[-1])} loops")
+    tokens = f"{data.sizes['followed']} prompts × {data.sizes['position']} tokens"
+    table.caption = f"shares of {tokens}; distance in the last loop, relative"
+    table.add_column("layer", justify="right")
+    for name in types:
+        table.add_column(name, justify="right")
+    for other in data.other_layer.values:
+        table.add_column(f"distance to {other}", justify="right")
+    for layer in data.layer.values:
+        limits = data.layer_limit.sel(layer=layer).values
+        shares = (f"{(limits == i).mean():.0%}" for i in range(len(types)))
+        apart = (f"{float(data.layer_distance.sel(layer=layer, other_layer=o)):.2f}" for o in data.other_layer.values)
+        table.add_row(str(layer), *shares, *apart)
+    return table

@@ -1,0 +1,87 @@
+"""The paths that states take: principal components over the loops, and for several layers the limit of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features
+from loopprobe.errors import LoopprobeError
+from loopprobe.probes.converge import check as is_looped
+from loopprobe.results import Progress, stamp
+from loopprobe.tasks import Prompts
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class PathsConfig:
+    """Which paths are drawn.
+
+    Attributes:
+        loops: iterations; limits are judged by the last 128.
+        positions: tokens; None: every tenth, their labels, and the query's.
+    """
+
+    loops: PositiveInt = 300
+    positions: tuple[NonNegativeInt, ...] | None = None
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: PathsConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Follow a few prompts and project their states on the three directions in which they vary most.
+
+    Returns:
+        A dataset with dims ``followed`` (the prompt), ``position`` (token), ``loop`` (from 1), ``component`` and
+        ``layer``:
+
+        * ``path [followed, position, loop, component]``: principal components of the state after the loop, the same
+          axes for all (over prompts, tokens and loops); ``explained [component]``: their shares of the variance
+        * ``layer_limit [followed, position, layer]``: the type of limit of the residual stream after each layer
+        * ``layer_distance [layer, other_layer]``: ‖x − x'‖ / ‖x‖ between the residual streams of two layers in the
+          last loop, mean over prompts and tokens: far from 0 where each layer has a limit of its own (arXiv
+          2604.11791)
+    """
+    check(checkpoint, config)
+    model = checkpoint.model
+    prompts = prompts.to(next(model.parameters()).device)
+    query = 2 * prompts.xs.shape[1] - 2
+    default = sorted({*range(0, query, 10), *range(1, query, 10), query})
+    tokens = list(config.positions) if config.positions is not None else default
+    names = ["hook_z", "resid_post"]
+    _, cache = model.run_with_cache(prompts.xs, prompts.ys, config.loops, names=names, positions=tokens)
+    z = cache.stack("z").double()  # loop followed position d_model
+    flat = z.flatten(0, 2)
+    centred = flat - flat.mean(0)
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    path = (centred @ axes[:3].mT).unflatten(0, z.shape[:3]).permute(1, 2, 0, 3)
+    layers = [cache.stack("resid_post", layer) for layer in range(model.cfg.n_layers)]
+    thresholds = calibrate(layers[0].dtype)
+    limits = torch.stack([classify(features(x), thresholds)[0] for x in layers], dim=-1)
+    last = torch.stack([x[-1] for x in layers])
+    apart = (last[:, None] - last[None]).norm(dim=-1) / last.norm(dim=-1)[:, None]
+    data = xr.Dataset(
+        {
+            "path": (("followed", "position", "loop", "component"), path.float().cpu().numpy()),
+            "explained": ("component", (singular[:3].square() / singular.square().sum()).cpu().numpy()),
+            "layer_limit": (("followed", "position", "layer"), limits.cpu().numpy()),
+            "layer_distance": (("layer", "other_layer"), apart.mean((-2, -1)).cpu().numpy()),
+        },
+        coords={"position": tokens, "loop": np.arange(1, config.loops + 1), "model": checkpoint.label},
+        attrs={"trained_loops": model.cfg.n_loops, "types": ", ".join(limit.words for limit in Limit)},
+    )
+    data = data.assign_coords(layer=np.arange(len(layers)), other_layer=np.arange(len(layers)))
+    return stamp(data, "paths", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: PathsConfig) -> None:
+    """Raise LoopprobeError where there is no path, or no such token."""
+    is_looped(checkpoint)
+    last = 2 * checkpoint.config.model.n_points - 1
+    if config.loops < WINDOW:
+        raise LoopprobeError(f"loops ({config.loops}) must be at least {WINDOW}: raise it")
+    if config.positions is not None and (not config.positions or max(config.positions) > last):
+        raise LoopprobeError(f"positions ({config.positions}) must be tokens from 0 to {last}: name at least one")
