@@ -27,9 +27,12 @@ def recover_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     for row, (name, words) in enumerate(rows.items(), 1):
         for col, size in enumerate(data["size"].values, 1):
             for i, token in enumerate(data.position.values):
-                values = data[name].sel(size=size, position=token).clip(1e-9)
+                values = data[name].sel(size=size, position=token)
+                values = values.isel(
+                    after=(values > 0).values
+                )  # at first only the query's own state moves its prediction
                 curve(
-                    figure, data.after, values, colour=looks[int(token)], name=names[int(token)], row=row, col=col,
+                    figure, values.after, values, colour=looks[int(token)], name=names[int(token)], row=row, col=col,
                     dash=DASHES[i % 3] if token != -1 else "solid", in_legend=(row, col) == (1, 1),
                 )  # fmt: skip
         figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=row)
@@ -64,7 +67,10 @@ def _in_space(data: xr.Dataset) -> go.Figure:
                 customdata=data.loop.values, hovertemplate=f"token {token}, loop %{{customdata}}<extra></extra>",
             )  # fmt: skip
     figure.update_layout(scene={f"{axis}axis": {"title": _axis(data, i)} for i, axis in enumerate("xyz")})
-    finish(figure, f"{data.model.item()}: states in their principal components, a path a token, coloured by loop")
+    finish(
+        figure,
+        f"{data.model.item()}: states in their principal components (share of variance), a path a token, coloured by loop",
+    )
     return figure.update_layout(height=680, updatemenus=[_menu(data, len(tokens))])
 
 
@@ -84,12 +90,12 @@ def _in_plane(data: xr.Dataset) -> go.Figure:
     for col, (i, j) in enumerate(((0, 1), (1, 2)), 1):
         figure.update_xaxes(title=_axis(data, i), col=col)
         figure.update_yaxes(title=_axis(data, j), col=col)
-    finish(figure, f"{data.model.item()}: states in their principal components, coloured by token")
+    finish(figure, f"{data.model.item()}: states in their principal components (share of variance), coloured by token")
     return figure.update_layout(height=560, hovermode="closest", updatemenus=[_menu(data, 2 * len(tokens))])
 
 
 def _axis(data: xr.Dataset, i: int) -> str:
-    return f"component {i + 1} ({float(data.explained[i]):.0%} of the variance)"
+    return f"PC {i + 1} ({float(data.explained[i]):.0%})"
 
 
 def _menu(data: xr.Dataset, traces: int) -> dict:

@@ -22,7 +22,7 @@ class PathsConfig:
 
     Attributes:
         loops: iterations; limits are judged by the last 128.
-        positions: tokens; None: every tenth, their labels, and the query's.
+        positions: tokens; None: some inputs, their labels, and the query's.
     """
 
     loops: PositiveInt = 300
@@ -49,7 +49,7 @@ def run(
     model = checkpoint.model
     prompts = prompts.to(next(model.parameters()).device)
     query = 2 * prompts.xs.shape[1] - 2
-    default = sorted({*range(0, query, 10), *range(1, query, 10), query})
+    default = sorted({*range(0, query, 20), *range(1, query, 20), query})
     tokens = list(config.positions) if config.positions is not None else default
     names = ["hook_z", "resid_post"]
     _, cache = model.run_with_cache(prompts.xs, prompts.ys, config.loops, names=names, positions=tokens)
