@@ -17,6 +17,7 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
+from loopprobe.dynamics.limits import Limit
 from loopprobe.statistics import moving_mean
 from loopprobe.verdicts import (
     Finding,
@@ -35,6 +36,8 @@ from loopprobe.verdicts import (
 Evidence = Mapping[str, Sequence[xr.Dataset]]
 STAYS = 1.2  # an error stays at its level while it is below this multiple of it
 EQUAL = 1.25  # two errors are about equal within this factor
+RESTS = 0.95  # a state has come to a fixed point where this share of its tokens has
+MORE = 0.01  # a share is larger when it is so by a hundredth at least
 KEPT = (10, 15, 20, 25)  # values of n at which masks are compared
 
 
@@ -125,6 +128,20 @@ def r2_stays(evidence: Evidence) -> Iterator[Finding]:
             last = int(data[0].loop[-1])
             ratio = f"{kind}: error after {last} loops over that after {kind.loops}"
             yield hold_ratio(ratio, far(data), far(data, kind.loops), below(STAYS))
+
+
+def at_rest(datasets: Sequence[xr.Dataset]) -> Float[ndarray, "seed followed"]:
+    """Share of a prompt's tokens whose state comes to a fixed point."""
+    return np.stack([(data.limit == Limit.FIXED).mean("position").values for data in datasets])
+
+
+def r2_rests(evidence: Evidence) -> Iterator[Finding]:
+    for kind, data in kinds([d for d in evidence.get("r2_converge", ()) if "limit" in d]).items():
+        if kind.loops > 5:
+            estimate = bootstrap(lambda rest: float(rest.mean()), at_rest(data))
+            yield decide(
+                f"{kind}: share of tokens at a fixed point after {data[0].attrs['far']} loops", *estimate, above(RESTS)
+            )
 
 
 def r2_larger_b(evidence: Evidence) -> Iterator[Finding]:
@@ -219,6 +236,18 @@ def r6_more_layers(evidence: Evidence) -> Iterator[Finding]:
     yield from _over_layers(kinds(evidence.get("r6_converge", ())))
 
 
+def r6_rests(evidence: Evidence) -> Iterator[Finding]:
+    found = kinds([d for d in evidence.get("r6_converge", ()) if "limit" in d])
+    for kind in found:
+        deeper = replace(kind, layers=2 * kind.layers)
+        if deeper in found:
+            what = f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"
+            difference = bootstrap(
+                lambda a, b: float(a.mean() - b.mean()), at_rest(found[deeper]), at_rest(found[kind])
+            )
+            yield decide(what, *difference, above(MORE))
+
+
 def r6_every_seed(evidence: Evidence) -> Iterator[Finding]:
     datasets = evidence.get("r6_converge", ())
     seeds = sorted({json.loads(d.attrs["checkpoint"])["config"]["train"]["seed"] for d in datasets})
@@ -271,6 +300,7 @@ CLAIMS: tuple[tuple[str, str, Callable[[Evidence], Iterator[Finding]]], ...] = (
     ("R1", "larger b gives lower loss", r1_larger_b),
     ("R1", "with 12 times fewer parameters the looped model does well", r1_does_well),
     ("R2", "trained with b > 5 the error stays at its minimum when the loop goes on", r2_stays),
+    ("R2", "it stays because the state has come to a fixed point", r2_rests),
     ("R2", "larger b is better", r2_larger_b),
     ("R3", "a schedule gives lower error at many iterations for T = 20", r3_lower_at_20),
     ("R3", "for T = 10 the schedule cannot be told apart", r3_same_at_10),
@@ -282,6 +312,7 @@ CLAIMS: tuple[tuple[str, str, Callable[[Evidence], Iterator[Finding]]], ...] = (
     ("R5", "first and last points matter about equally", r5_first_and_last),
     ("R5", "the state at the other tokens is used as memory between iterations", r5_memory),
     ("R6", "more layers give a better fixed point", r6_more_layers),
+    ("R6", "with more layers more tokens come to a fixed point", r6_rests),
     ("R6", "this holds for every T and seed", r6_every_seed),
     ("R7", "at equal b, the loss of L = 1 falls and flattens earlier", r7_earlier),
 )

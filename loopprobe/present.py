@@ -21,7 +21,7 @@ from loopprobe.figures.mask import mask_figure, mask_models_figure
 from loopprobe.figures.panels import By
 from loopprobe.figures.patch import patch_figures
 from loopprobe.figures.paths import paths_figures, recover_figures
-from loopprobe.figures.states import states_figures
+from loopprobe.figures.states import limits_models_figure, states_figures
 
 # Probes whose models stand together in one figure and table, and those whose models are shown one by one.
 _TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
@@ -80,13 +80,19 @@ def table(data: xr.Dataset) -> Table:
 def figures_of(probe: str, datasets: Sequence[xr.Dataset], title: str, by: By = "window") -> dict[str, go.Figure]:
     """The figures of a saved question: one of all models where the probe compares them, else those of each."""
     if probe in _TOGETHER:
-        return {"figure": _TOGETHER[probe][0](datasets, title, by)}
+        found = {"figure": _TOGETHER[probe][0](datasets, title, by)}
+        if followed := [data for data in datasets if "limit" in data]:
+            found["figure-limits"] = limits_models_figure(followed, title)
+        return found
     return {f"figure-{name}": made for name, made in figures(datasets).items()}
 
 
 def tables_of(probe: str, datasets: Sequence[xr.Dataset]) -> list[Table]:
     """The tables of several models: one of all where the probe compares them, else that of each."""
-    return [_TOGETHER[probe][1](datasets)] if probe in _TOGETHER else [table(data) for data in datasets]
+    if probe not in _TOGETHER:
+        return [table(data) for data in datasets]
+    followed = [data for data in datasets if "limit" in data]
+    return [_TOGETHER[probe][1](datasets), *([tables.limits_models_table(followed)] if followed else [])]
 
 
 def _probe(data: xr.Dataset) -> str:

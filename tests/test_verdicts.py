@@ -115,7 +115,7 @@ def outcome(evidence, part):
 
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 16
+    assert len(verdicts({})) == len(CLAIMS) == 18
 
 
 def test_r1():
@@ -180,6 +180,29 @@ def test_r6():
     ]
     assert outcome({"r6_converge": mixed}, "every T and seed") == "contradicted"
     assert len(kinds(mixed)) == 3
+
+
+def rests(share, **model):
+    """A converge dataset in which this share of tokens comes to rest, with some spread over prompts."""
+    draw = np.random.default_rng(5).random((40, 50))
+    data = converged({20: 1.0, 500: 1.0}, **model)
+    data["limit"] = ("followed", "position"), np.where(draw < share, 0, 3)
+    data.attrs["far"] = 2000
+    return data
+
+
+@pytest.mark.parametrize(("share", "status"), [(1.0, "supported"), (0.99, "supported"), (0.5, "contradicted")])
+def test_r2_rests(share, status):
+    assert outcome({"r2_converge": [rests(share, loops=20)]}, "come to a fixed point") == status
+
+
+def test_r6_rests():
+    def grid(*shares):
+        return {"r6_converge": [rests(share, layers=deep) for deep, share in zip((1, 2, 4), shares, strict=True)]}
+
+    assert outcome(grid(0.3, 0.6, 0.9), "more tokens come to a fixed point") == "supported"
+    assert outcome(grid(0.3, 0.6, 0.4), "more tokens come to a fixed point") == "contradicted"
+    assert outcome(grid(0.5, 0.5, 0.5), "more tokens come to a fixed point") == "contradicted", "as many are not more"
 
 
 def test_r7():

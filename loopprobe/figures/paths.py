@@ -69,7 +69,7 @@ def _in_space(data: xr.Dataset) -> go.Figure:
     figure.update_layout(scene={f"{axis}axis": {"title": _axis(data, i)} for i, axis in enumerate("xyz")})
     finish(
         figure,
-        f"{data.model.item()}: states in their principal components (share of variance), a path a token, coloured by loop",
+        f"{data.model.item()}: states in principal components (share of variance), a path a token, coloured by loop",
     )
     return figure.update_layout(height=680, updatemenus=[_menu(data, len(tokens))])
 

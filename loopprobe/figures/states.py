@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -42,6 +44,31 @@ def _moves(data: xr.Dataset) -> go.Figure:
         trained_line(figure, int(data.attrs["trained_loops"]), col=col, log=True)
     title = f"{data.model.item()}: {data.sizes['followed']} prompts followed (bands on the right: quartiles of prompts)"
     return finish(figure, title)
+
+
+def limits_models_figure(datasets: Sequence[xr.Dataset], title: str) -> go.Figure:
+    """Shares of the types of limit, a bar a model, of states and of predictions.
+
+    Args:
+        datasets: of the converge probe, with states, one a model.
+        title: of the figure.
+    """
+    types = datasets[0].limit.attrs["types"].split(", ")
+    names = [data.model.item() for data in datasets]
+    figure = make_subplots(1, 2, subplot_titles=["states of tokens", "predictions at points"], horizontal_spacing=0.06)
+    for col, name in enumerate(("limit", "prediction_limit"), 1):
+        for i, (kind, colour) in enumerate(zip(types, colours(len(types)), strict=True)):
+            shares = [float((data[name] == i).mean()) for data in datasets]
+            figure.add_bar(
+                x=names, y=shares, name=kind, marker={"color": colour}, legendgroup=kind, row=1, col=col,
+                showlegend=col == 1 and any((data.limit == i).any() for data in datasets),
+                hovertemplate="%{x}: %{y:.1%}",
+            )  # fmt: skip
+    figure.update_layout(barmode="stack", bargap=0.25)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%")
+    figure.update_yaxes(title="share", col=1)
+    finish(figure, f"{title}: where the loop goes in {datasets[0].attrs['far']:,} loops")
+    return figure.update_layout(hovermode="closest", height=480)
 
 
 def _limits(data: xr.Dataset) -> go.Figure:

@@ -28,12 +28,14 @@ class ConvergeConfig:
         states: prompts whose states are followed, token by token; 0 for none.
         far: iterations after which their trajectories count as at their end.
         tolerance: within which one has settled: relative for states, in units of √n_dims for predictions.
+        trajectories: whether what was followed is kept token by token in every loop (megabytes), or only its end.
     """
 
     loops: PositiveInt = 500
     states: NonNegativeInt = 0
     far: PositiveInt = 2000
     tolerance: PositiveFloat = 1e-3
+    trajectories: bool = True
 
     def __post_init__(self) -> None:
         noise = 10 * torch.finfo(torch.float32).eps
@@ -100,6 +102,8 @@ def run(
         followed = follow_states(
             checkpoint, few, loops=config.loops, far=config.far, tolerance=config.tolerance, progress=progress
         )
+        if not config.trajectories:
+            followed = followed.drop_vars([name for name in followed.data_vars if "loop" in followed[name].dims])
         data = data.merge(followed, combine_attrs="no_conflicts")
     return stamp(data, "converge", checkpoint, prompts, config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -114,6 +115,29 @@ def limits_table(data: xr.Dataset) -> Table:
             shares = np.stack([(at == i).mean(1) for i in range(len(types))])
             cells = ["0" if not row.any() else interval(*bootstrap_mean(row)) for row in shares]
             table.add_row(f"{what}, {where}", *cells)
+    return table
+
+
+def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Where the states and predictions of several models go: a row a model."""
+    table = titled("where states and predictions go")
+    prompts, loops = datasets[0].sizes["followed"], int(datasets[0].attrs["far"])
+    shares = f"shares of tokens and points, mean of {prompts} prompts [95 % bootstrap interval], in {loops:,} loops"
+    table.caption = f"{shares}; radius: the largest of a prompt's tokens, median"
+    for name in (
+        "model",
+        "tokens at a fixed point",
+        "on a cycle",
+        "unsettled",
+        "predictions at a fixed point",
+        "radius",
+    ):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for data in datasets:
+        states = [bootstrap_mean((data.limit == kind).mean("position").values) for kind in (0, 1, 3)]
+        points = bootstrap_mean((data.prediction_limit == 0).mean("point").values)
+        radius = float(data.spectral_radius.max("position").median())
+        table.add_row(data.model.item(), *(interval(*row) for row in states), interval(*points), f"{radius:.3g}")
     return table
 
 
