@@ -193,7 +193,7 @@ def rests(share, **model):
 
 @pytest.mark.parametrize(("share", "status"), [(1.0, "supported"), (0.99, "supported"), (0.5, "contradicted")])
 def test_r2_rests(share, status):
-    assert outcome({"r2_converge": [rests(share, loops=20)]}, "come to a fixed point") == status
+    assert outcome({"r2_converge": [rests(share, loops=20)]}, "it stays because") == status
 
 
 def test_r6_rests():
