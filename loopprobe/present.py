@@ -54,6 +54,8 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
     """
     probe = _probe(datasets[0])
     found = {} if probe in _ONE_BY_ONE else {probe: _TOGETHER[probe][0](datasets)}
+    if len(datasets) > 1 and all("limit" in data for data in datasets):
+        found["converge-limits"] = limits_models_figure(datasets, "models compared")
     for data in datasets:
         own = _ONE_BY_ONE[probe][0](data) if probe in _ONE_BY_ONE else {}
         if "relative_step" in data:  # converge followed states

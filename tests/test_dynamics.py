@@ -1,4 +1,7 @@
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +211,28 @@ def test_successive_updates_of_a_rotation_turn_by_its_angle():
     late = run_late(system, 300)[0][-1]
     moves = follow(PointwiseMap(late, system.function), 10, late)
     np.testing.assert_allclose(moves.cosine[1:], math.cos(2 * math.pi / 8), atol=1e-6)
+
+
+PEAK = """
+import sys
+import torch
+from loopprobe.dynamics.limits import run_late
+from loopprobe.dynamics.maps import PointwiseMap
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+system = PointwiseMap(torch.randn(16, 62, 64), lambda z: 0.9 * z)
+run_late(system, 200)
+before = peak()
+run_late(system, int(sys.argv[1]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_loops():
+    run = lambda n: subprocess.run([sys.executable, "-c", PEAK, n], capture_output=True, text=True, check=True)  # noqa: E731
+    state = 16 * 62 * 64 * 4
+    assert int(run("3000").stdout) - int(run("300").stdout) < 20 * state

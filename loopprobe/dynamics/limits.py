@@ -188,6 +188,7 @@ def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int
     return Thresholds(10 * max(still), middle(back, never), middle(bent, straight), middle(steady, grown))
 
 
+@functools.cache
 def confusion(
     thresholds: Thresholds, dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 1
 ) -> Float[np.ndarray, "true found"]:

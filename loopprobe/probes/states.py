@@ -14,7 +14,7 @@ import xarray as xr
 
 from loopprobe.baselines import optimum
 from loopprobe.checkpoint import Checkpoint
-from loopprobe.dynamics.limits import Limit, calibrate, classify, features, run_late
+from loopprobe.dynamics.limits import Limit, calibrate, classify, confusion, features, run_late
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.spectrum import position_spectra
 from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
@@ -60,6 +60,8 @@ def follow_states(
           shrinks in a loop, with its interval; missing where there is none
         * ``spectral_radius [followed, position]``: of the token's block of the Jacobian at the far state; a token
           comes to rest no faster than the slowest up to it
+
+        ``attrs["control_errors"]`` says how often each type is mistaken on controls with a known answer.
     """
     model = checkpoint.model
     n_dims = prompts.xs.shape[2]
@@ -108,5 +110,7 @@ def follow_states(
     found |= {name: (by_token, values) for name, values in zip(("rate", "rate_low", "rate_high"), rates, strict=True)}
     data = xr.Dataset(found, coords={"loop": np.arange(1, loops + 1), "position": np.arange(limit.shape[1])})
     data["limit"].attrs["types"] = data["prediction_limit"].attrs["types"] = ", ".join(t.words for t in Limit)
+    wrong = 1 - confusion(thresholds, system.e.dtype).diagonal()
     data.attrs |= {"far": far, "tolerance": tolerance, "fixed_threshold": thresholds.fixed}
+    data.attrs["control_errors"] = ", ".join(f"{t.words} {wrong[t]:.1%}" for t in Limit)
     return data

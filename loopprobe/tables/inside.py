@@ -100,7 +100,15 @@ def limits_table(data: xr.Dataset) -> Table:
     types = data.limit.attrs["types"].split(", ")
     prompts = data.sizes["followed"]
     table = titled(f"{data.model.item()}: where it goes in {data.attrs['far']:,} loops")
-    table.caption = f"share of tokens or points, mean of {prompts} prompts [95 % bootstrap interval]"
+    settled = []
+    for what, values in (("states", data.state_settled), ("predictions", data.prediction_settled)):
+        reached = float(values.notnull().mean())
+        settled.append(f"{reached:.0%} of the {what}, after {float(values.median()):.0f} loops in the median")
+    within = f"Within {data.attrs['tolerance']:g} of the far value for good: {', '.join(settled)}"
+    table.caption = (
+        f"share of tokens or points, mean of {prompts} prompts [95 % bootstrap interval]. {within}. "
+        f"Mistaken on controls: {data.attrs['control_errors']}"
+    )
     table.add_column("")
     for name in types:
         table.add_column(name, justify="right")
