@@ -30,7 +30,19 @@ def vjp(system: Map, z: State, cotangent: State) -> State:
         return torch.func.vjp(system.step, z)[1](cotangent)[0].detach()
 
 
-def leading_eigenvalues(
+def leading_eigenvalues(system: Map, z: State, k: int = 10) -> Complex[Tensor, "batch k"]:
+    """The k eigenvalues of largest modulus of the Jacobian at z, complex pairs included, the largest first.
+
+    Of the loop of a model from its blocks by position, which is exact; of any other map by Arnoldi iteration. On a
+    trained model of 62 tokens the blocks take seconds for 32 prompts, where Arnoldi iteration takes minutes and is
+    off by up to 0.01 in modulus, since the whole Jacobian is far from normal.
+    """
+    if isinstance(system, LoopMap):
+        return _sorted(position_spectra(system, z).flatten(1))[:, :k]
+    return arnoldi_eigenvalues(system, z, k)
+
+
+def arnoldi_eigenvalues(
     system: Map, z: State, k: int = 10, *, tolerance: float = 1e-8, seed: int = 0
 ) -> Complex[Tensor, "batch k"]:
     """The k eigenvalues of largest modulus of the Jacobian at z, prompt by prompt, complex pairs included.
