@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import TINY_CFG, make_model
 
+from loopprobe import present
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.interventions import edited, zero
 from loopprobe.probes import attribute
@@ -69,6 +70,8 @@ def test_a_head_that_does_everything_has_all_of_the_prediction():
     mean_label = batch.ys[:, :-1].mean(1)
     assert np.corrcoef(predictions[0, :, -1], mean_label)[0, 1] > 0.99
     data = attribute.run(checkpoint, batch, LoopsConfig(loops=1))
+    [bars] = present.figure(data).data
+    assert dict(zip(bars.x, bars.y, strict=True))["head 0.1"] == pytest.approx(1, abs=0.02)
     share = data.share.isel(loop=0)
     assert share.sel(component="head 0.1") == pytest.approx(1, abs=0.02)
     assert share.sel(component="head 0.0") == 0

@@ -1,8 +1,10 @@
 import numpy as np
 import torch
-from conftest import TINY_CFG
+from conftest import TINY_CFG, make_model
 
+from loopprobe import present
 from loopprobe.baselines import least_squares
+from loopprobe.checkpoint import Checkpoint
 from loopprobe.probes import lens
 from loopprobe.tasks import held_out
 
@@ -67,3 +69,13 @@ def test_the_tuned_lens_is_judged_on_prompts_that_it_was_not_fitted_on(checkpoin
     more = lens.run(checkpoint, batch, lens.LensConfig(loops=3, train_prompts=2000))
     many = more.query_to_final.sel(lens="tuned", loop=3, site="1 attention")
     assert many < few, "17 numbers from 30 prompts do not carry over as those from 2,000 do"
+
+
+def test_of_an_ordinary_transformer_the_curve_goes_over_the_sites():
+    checkpoint = Checkpoint(TINY_CFG, make_model(torch.float32, n_loops=1), name="runs/ordinary")
+    data = lens.run(checkpoint, held_out(TINY_CFG.task, 10, 6, 3), lens.LensConfig(train_prompts=50))
+    figures = present.figures([data])
+    line = next(trace for trace in figures["lens"].data if trace.mode == "lines+markers")
+    assert list(line.x) == ["input", "after 0 attention", "after 0 MLP", "after 1 attention", "after 1 MLP"]
+    np.testing.assert_allclose(line.y, data.query_error.sel(lens="final norm", loop=1))
+    assert figures["lens-by-point"].data[0].z.shape == (5, 6)
