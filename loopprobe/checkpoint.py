@@ -58,6 +58,11 @@ class Checkpoint:
         """The last part of the name, for figures and files."""
         return Path(self.name).name or self.config.name
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     def digest(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the weights: which model this is."""
         content = hashlib.sha256()
@@ -70,7 +75,7 @@ class Checkpoint:
         """Prompts of the model's own task that no training saw, on the model's device: ``xs, ys = …``."""
         model = self.config.model
         prompts = held_out(self.config.task, n_prompts, model.n_points, model.n_dims, seed)
-        return prompts.to(next(self.model.parameters()).device)
+        return prompts.to(self.device)
 
 
 def shipped_folder() -> Path:

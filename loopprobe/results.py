@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from numpy import ndarray
 
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
@@ -40,6 +41,13 @@ def attributes(probe: str, checkpoint: Checkpoint, prompts: Prompts, config: Any
         "prompts": json.dumps(prompts.origin),
         "provenance": json.dumps(made_by),
     }
+
+
+def with_ends(
+    name: str, dims: tuple[str, ...], estimates: tuple[ndarray, ndarray, ndarray]
+) -> dict[str, tuple[tuple[str, ...], ndarray]]:
+    """An estimate and the ends of its interval as variables ``{name}``, ``{name}_low`` and ``{name}_high``."""
+    return {name + part: (dims, values) for part, values in zip(("", "_low", "_high"), estimates, strict=True)}
 
 
 def write_dataset(data: xr.Dataset, path: Path) -> None:

@@ -65,7 +65,6 @@ class Features:
     """What is measured of series, each [...]."""
 
     finite: Tensor
-    size: Tensor
     growth: Tensor
     lags: Float[Tensor, "lag ..."]
     straightness: Tensor
@@ -91,7 +90,7 @@ def features(series: Float[Tensor, "time ... width"], size: Tensor | float | Non
     lags = torch.stack([(x[k:] - x[:-k]).square().sum(-1).mean(0).sqrt() / scale for k in range(1, LONGEST + 1)])
     path = (x[1:] - x[:-1]).norm(dim=-1).sum(0)
     straightness = (x[-1] - x[0]).norm(dim=-1) / path.clamp_min(1e-300)
-    return Features(finite, scale, growth, lags, straightness)
+    return Features(finite, growth, lags, straightness)
 
 
 def classify(found: Features, at: Thresholds) -> tuple[Tensor, Tensor]:
@@ -116,11 +115,10 @@ def classify(found: Features, at: Thresholds) -> tuple[Tensor, Tensor]:
 def run_late(
     system: Map,
     n_loops: int,
-    z: Tensor | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda steps: steps,
 ) -> tuple[Float[Tensor, "time ..."], Tensor]:
     """The last WINDOW states of ``n_loops`` iterations, and what is read from them; memory does not grow with loops."""
-    z = system.initial if z is None else z
+    z = system.initial
     states, read = [], []
     with torch.no_grad():
         for loop in progress(range(n_loops)):

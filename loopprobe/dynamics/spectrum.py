@@ -7,6 +7,9 @@ its diagonal blocks, one a position: how the state of a token after the loop dep
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from loopprobe.dynamics.maps import LoopMap, Map, State
+from loopprobe.hook_points import LoopHookPoint
 
 
 def jvp(system: Map, z: State, tangent: State) -> State:
@@ -101,15 +105,11 @@ def position_spectra(system: LoopMap, z: State, chunk: int = 8) -> Complex[Tenso
 
 def diagonal_blocks(system: LoopMap, z: State, chunk: int = 8) -> Float[Tensor, "batch pos d_model d_model"]:
     """∂ (state of a token after the loop) / ∂ (its own state before), of every token."""
-    width = z.shape[-1]
-    with torch.no_grad():
-        keys_values = _keys_values(system, z)
-        alone = lambda state: _own_step(system, state, keys_values)  # noqa: E731
-        push = lambda tangent: torch.func.jvp(alone, (z,), (tangent,))[1]  # noqa: E731
-        columns = []
-        for basis in torch.eye(width, dtype=z.dtype, device=z.device).split(chunk):
+    columns = []
+    with torch.no_grad(), _tokens_apart(system, z):
+        for basis in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).split(chunk):
             tangents = basis[:, None, None].expand(-1, *z.shape[:2], -1)
-            columns.append(torch.func.vmap(push)(tangents))
+            columns.append(torch.func.vmap(partial(jvp, system, z))(tangents))
     return torch.cat(columns).movedim(0, -1)
 
 
@@ -162,35 +162,42 @@ def _sorted(values: Complex[Tensor, "... n"]) -> Complex[Tensor, "... n"]:
     return values.gather(-1, values.abs().argsort(-1, descending=True))
 
 
-def _keys_values(system: LoopMap, z: State) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of all tokens in every layer, of the loop that starts from z."""
-    model, kept = system.model, {}
+@contextmanager
+def _tokens_apart(system: LoopMap, z: State) -> Iterator[None]:
+    """Let every token see the others as they are in the loop from z, and only itself as it comes to be.
+
+    The loop's value at z is the same; but its derivative is that of each token by its own state alone, since the
+    keys and values of the others no longer follow theirs.
+    """
+    model = system.model
     layers = [f"loops.0.blocks.{i}.attn" for i in range(model.cfg.n_layers)]
-    names = [f"{layer}.hook_{what}" for layer in layers for what in ("k", "v")]
-    with model.hooks(fwd_hooks=[(name, lambda x, hook: kept.update({hook.name: x})) for name in names]):
-        model.step(z, system.e)
-    return [(kept[f"{layer}.hook_k"], kept[f"{layer}.hook_v"]) for layer in layers]
+    at_z: dict[str | None, Tensor] = {}
+    now: dict[str | None, Tensor] = {}
 
+    def keep(x: Tensor, hook: LoopHookPoint) -> None:
+        at_z[hook.name] = x
 
-def _own_step(system: LoopMap, z: State, keys_values: list[tuple[Tensor, Tensor]]) -> State:
-    """One iteration in which every token sees the other tokens as they are in ``keys_values``: equal in value, but
-    a token's state depends on its own state before alone."""
-    model, cfg = system.model, system.model.cfg
-    x = z
-    if cfg.injection != "none":
-        x = x + system.e if cfg.injection == "add" else x * system.e
-    x = x + model.W_pos[: x.shape[-2]]
-    n = x.shape[-2]
-    own = torch.eye(n, dtype=torch.bool, device=z.device)
-    hidden = torch.ones(n, n, dtype=torch.bool, device=z.device).triu(1)
-    for block, (keys, values) in zip(model.blocks, keys_values, strict=True):
-        q, k, v = block.attn.qkv(block.ln1(x)).unflatten(-1, (3, cfg.n_heads, cfg.d_head)).unbind(-3)
-        scores = torch.einsum("...qhd,...khd->...hqk", q, keys) / math.sqrt(cfg.d_head)
-        alone = (q * k).sum(-1).movedim(-1, -2)[..., None] / math.sqrt(cfg.d_head)
-        scores = torch.where(own, alone, scores).masked_fill(hidden, -torch.inf)
-        pattern = scores.softmax(-1)
-        on_itself = pattern.diagonal(dim1=-2, dim2=-1).movedim(-1, -2)[..., None]
-        mixed = torch.einsum("...hqk,...khd->...qhd", pattern.masked_fill(own, 0.0), values) + on_itself * v
-        x = x + block.attn.out(mixed.flatten(-2))
-        x = x + block.mlp.fc_out(block.mlp.act(block.mlp.fc_in(block.ln2(x))))
-    return model.ln_final(x)
+    def note(x: Tensor, hook: LoopHookPoint) -> None:
+        now[hook.name] = x
+
+    def as_at_z(x: Tensor, hook: LoopHookPoint) -> Tensor:
+        now[hook.name] = x
+        return at_z[hook.name].expand_as(x)
+
+    def own_scores(scores: Tensor, hook: LoopHookPoint) -> Tensor:
+        q, k = (now[str(hook.name).replace("attn_scores", what)] for what in ("q", "k"))
+        own = (q * k).sum(-1).transpose(-1, -2) / math.sqrt(q.shape[-1])  # batch head pos
+        return torch.where(torch.eye(own.shape[-1], dtype=torch.bool, device=own.device), own[..., None], scores)
+
+    def own_values(mixed: Tensor, hook: LoopHookPoint) -> Tensor:
+        attn = str(hook.name).removesuffix("hook_z")
+        on_itself = now[f"{attn}hook_pattern"].diagonal(dim1=-2, dim2=-1).transpose(-1, -2)[..., None]
+        return mixed + on_itself * (now[f"{attn}hook_v"] - at_z[f"{attn}hook_v"])
+
+    with model.hooks(fwd_hooks=[(f"{layer}.hook_{what}", keep) for layer in layers for what in ("k", "v")]):
+        system.step(z)
+    edits = {
+        "q": note, "k": as_at_z, "v": as_at_z, "attn_scores": own_scores, "pattern": note, "z": own_values
+    }  # fmt: skip
+    with model.hooks(fwd_hooks=[(f"{layer}.hook_{what}", edit) for layer in layers for what, edit in edits.items()]):
+        yield

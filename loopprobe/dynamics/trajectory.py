@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,25 +35,19 @@ class Moves:
     far_read: Float[Tensor, "batch point"]
 
 
-def follow(
-    system: Map,
-    n_loops: int,
-    far: State,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda steps: steps,
-) -> Moves:
+def follow(system: Map, n_loops: int, far: State) -> Moves:
     """Run and measure; the states themselves are not kept.
 
     Args:
         system: the map.
         n_loops: iterations.
         far: the state far out, such as after 2,000 loops.
-        progress: wraps the iterations.
     """
     rows: dict[str, list[Tensor]] = {"step": [], "relative_step": [], "cosine": [], "distance": [], "read": []}
     far_norm = far.norm(dim=-1).clamp_min(1e-30)
     with torch.no_grad():
         z, before = system.initial, None
-        for _ in progress(range(n_loops)):
+        for _ in range(n_loops):
             new = system.step(z)
             update = new - z
             step = update.norm(dim=-1)

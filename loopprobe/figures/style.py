@@ -84,22 +84,20 @@ def heat(
     *,
     row: int = 1,
     col: int = 1,
-    coloraxis: str = "coloraxis",
     template: str = "%{z:.3g}",
 ) -> None:
-    """A heat map of a matrix with labelled axes.
+    """A heat map of a matrix with labelled axes; all of a figure share its colours.
 
     Args:
         figure: made by ``make_subplots``.
         values: with the dims ``x`` and ``y``.
         x, y: which of them goes where.
         row, col: the panel.
-        coloraxis: of the figure, shared by the panels that are to be compared.
         template: how a value is shown on hover.
     """
     figure.add_heatmap(
-        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis=coloraxis, row=row, col=col,
-        hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",
+        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis="coloraxis",
+        row=row, col=col, hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import Progress, stamp
+from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
 
@@ -44,7 +44,7 @@ def run(
         prompts; ``sink_rate``, a share of heads, is of the mean over prompts and has none.
     """
     model = checkpoint.model
-    device = next(model.parameters()).device
+    device = checkpoint.device
     prompts = prompts.to(device)
     n_loops = config.loops or model.cfg.n_loops
     size = max(1, min(chunk_size(device), chunk_size(device) * 20 // (n_loops * model.cfg.n_layers)))
@@ -162,8 +162,7 @@ def _dataset(
     }
     dims = {"mass": (*heads, "target"), "matrix_entropy": heads[:2]}
     for name, values in each.items():
-        for part, value in zip(("", "_low", "_high"), bootstrap_mean(values.numpy()), strict=True):
-            variables[name + part] = (dims.get(name, heads), value)
+        variables |= with_ends(name, dims.get(name, heads), bootstrap_mean(values.numpy()))
     examples = n_pos // 2 - 1
     uniform = np.array([1, examples, examples, min(1, examples), min(1, examples), 1]) / (n_pos - 1)
     variables["uniform"] = (("target",), uniform)

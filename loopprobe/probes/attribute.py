@@ -44,7 +44,7 @@ def run(
         * ``size [loop, component]``: root mean square of the contribution
     """
     model = checkpoint.model
-    device = next(model.parameters()).device
+    device = checkpoint.device
     prompts = prompts.to(device)
     n_loops = config.loops or model.cfg.n_loops
     parts = [

@@ -29,7 +29,7 @@ def run(
           named in ``attrs["optimum"]``
     """
     model = checkpoint.model
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = prompts.to(checkpoint.device)
     n_dims = prompts.xs.shape[2]
     with torch.no_grad():
         chunks = [

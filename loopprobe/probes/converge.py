@@ -13,6 +13,7 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import WINDOW
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
+from loopprobe.probes.loops import require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.results import Progress, stamp
 from loopprobe.statistics import bootstrap_mean
@@ -68,7 +69,7 @@ def run(
     """
     check(checkpoint, config)
     model = checkpoint.model
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = prompts.to(checkpoint.device)
     n_prompts, n_points, n_dims = prompts.xs.shape
     errors = np.empty((config.loops, n_prompts), np.float32)
     by_point = np.zeros((config.loops, n_points))
@@ -108,9 +109,6 @@ def run(
     return stamp(data, "converge", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: object = None) -> None:
+def check(checkpoint: Checkpoint, config: ConvergeConfig) -> None:
     """Raise LoopprobeError where the loop count of the model cannot vary."""
-    if checkpoint.config.model.n_loops == 1:
-        raise LoopprobeError(
-            f"{checkpoint.label} is not looped (n_loops = 1): more loops mean nothing for it; give a looped checkpoint"
-        )
+    require_looped(checkpoint)

@@ -18,8 +18,8 @@ from torch import Tensor
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
-from loopprobe.probes.converge import check as is_looped
-from loopprobe.results import Progress, stamp
+from loopprobe.probes.loops import require_looped
+from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
 
@@ -60,7 +60,7 @@ def run(
     """
     check(checkpoint, config)
     model = checkpoint.model
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = prompts.to(checkpoint.device)
     query, n_dims = 2 * prompts.xs.shape[1] - 2, prompts.xs.shape[2]
     labels, used, errors, budget = _settings(config), [], [], []
     for xs, ys in progress(prompts.split(chunk_size(prompts.xs.device))):
@@ -73,7 +73,6 @@ def run(
         budget.append(error.cpu())
     loops_used, error_made, by_budget = (torch.cat(parts, -1).numpy() for parts in (used, errors, budget))
     mean, low, high = bootstrap_mean(error_made)
-    budget_mean, budget_low, budget_high = bootstrap_mean(by_budget)
     data = xr.Dataset(
         {
             "loops_used": (("rule_setting", "example"), loops_used),
@@ -82,9 +81,7 @@ def run(
             "mean": ("rule_setting", mean),
             "low": ("rule_setting", low),
             "high": ("rule_setting", high),
-            "by_budget": ("loop", budget_mean),
-            "by_budget_low": ("loop", budget_low),
-            "by_budget_high": ("loop", budget_high),
+            **with_ends("by_budget", ("loop",), bootstrap_mean(by_budget)),
         },
         coords={
             "rule": ("rule_setting", [rule for rule, _ in labels]),
@@ -99,8 +96,7 @@ def run(
 
 def check(checkpoint: Checkpoint, config: ExitConfig) -> None:
     """Raise LoopprobeError where there is nothing to stop."""
-    if checkpoint.config.model.n_loops == 1:
-        is_looped(checkpoint)
+    require_looped(checkpoint)
     if config.loops < 2 or not (config.state_steps or config.prediction_steps or config.repeats):
         raise LoopprobeError(f"loops ({config.loops}) must be at least 2, with a setting of a rule: raise it")
 

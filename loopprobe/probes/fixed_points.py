@@ -17,7 +17,7 @@ from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import Status, distinct, solve
 from loopprobe.dynamics.spectrum import leading_singular_values, lyapunov_exponents, position_spectra
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.converge import check as is_looped
+from loopprobe.probes.loops import require_looped
 from loopprobe.results import Progress, stamp
 from loopprobe.tasks import Prompts
 
@@ -131,7 +131,7 @@ def run(
 
 def check(checkpoint: Checkpoint, config: FixedPointsConfig) -> None:
     """Raise LoopprobeError where the model is not looped, or an option cannot be used."""
-    is_looped(checkpoint)
+    require_looped(checkpoint)
     noise = 10 * torch.finfo(torch.float64).eps
     if config.tolerance <= noise:
         raise LoopprobeError(

@@ -25,7 +25,7 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
-from loopprobe.results import Progress, stamp
+from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
 
@@ -65,7 +65,7 @@ def run(
           at the query, with 95 % bootstrap intervals
     """
     model = checkpoint.model
-    device = next(model.parameters()).device
+    device = checkpoint.device
     prompts = prompts.to(device)
     n_loops = config.loops or model.cfg.n_loops
     seed = prompts.origin.get("held_out_seed", 0) + 1
@@ -92,8 +92,7 @@ def run(
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for measure, values in zip(("error", "to_final", "to_optimum"), every, strict=True):
         variables[measure] = ((*dims, "point"), values.mean(axis=3))
-        for part_name, at_query in zip(("", "_low", "_high"), bootstrap_mean(values[..., -1]), strict=True):
-            variables[f"query_{measure}{part_name}"] = (dims, at_query)
+        variables |= with_ends(f"query_{measure}", dims, bootstrap_mean(values[..., -1]))
     sublayers = [f"{layer} {what}" for layer in range(model.cfg.n_layers) for what in ("attention", "MLP")]
     data = xr.Dataset(
         variables,

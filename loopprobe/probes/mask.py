@@ -76,7 +76,7 @@ def run(
         LoopprobeError: n is above what the prompts have, or the prompts do not fit the model.
     """
     model = checkpoint.model
-    device = next(model.parameters()).device
+    device = checkpoint.device
     prompts = prompts.to(device)
     n_prompts, n_points, n_dims = prompts.xs.shape
     check(checkpoint, config)

@@ -23,14 +23,15 @@ from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from loopprobe.cache import LoopCache, selector
+from loopprobe.cache import selector
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.corruptions import corrupt
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
-from loopprobe.results import Progress, stamp
+from loopprobe.probes.loops import require_tokens
+from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_ratio
 from loopprobe.tasks import Prompts
 
@@ -82,12 +83,12 @@ def run(
     """
     check(checkpoint, config)
     model = checkpoint.model
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = prompts.to(checkpoint.device)
     n_loops = config.loops or model.cfg.n_loops
     generator = torch.Generator().manual_seed(2**33 + prompts.origin.get("held_out_seed", 0))
     other = corrupt(prompts, config.corruption, generator, example=config.example, noise_std=config.noise_std)
     runs = _Runs(model, prompts, other, n_loops, config.sites)
-    tokens = list(config.positions) if config.positions is not None else list(range(runs.query + 1))
+    tokens = list(config.positions or range(runs.query + 1))
     started, patches = time.perf_counter(), 0
     moved: dict[str, np.ndarray] = {}
     if config.exact:
@@ -112,8 +113,7 @@ def check(checkpoint: Checkpoint, config: PatchConfig) -> None:
         raise LoopprobeError("sites and positions must not be empty: name at least one")
     if config.example > points - 2:
         raise LoopprobeError(f"example ({config.example}) must be from 0 to {points - 2}: the last point is the query")
-    if config.positions is not None and max(config.positions) > 2 * points - 2:
-        raise LoopprobeError(f"position {max(config.positions)} must be at most {2 * points - 2}, the query's token")
+    require_tokens(config.positions, 2 * points - 2)
 
 
 class _Runs:
@@ -125,20 +125,17 @@ class _Runs:
         self.model, self.n_loops = model, n_loops
         self.query = 2 * clean.xs.shape[1] - 2
         until_query = slice(0, self.query + 1)
-        at_query = lambda predictions: predictions[-1, :, -1].sum()  # noqa: E731
         started = time.perf_counter()
         with torch.no_grad():
             self.clean = model(clean.xs, clean.ys, n_loops)[-1, :, -1]
         self.clean_pass = time.perf_counter() - started
         _, self.donor = model.run_with_cache(clean.xs, clean.ys, n_loops, names=sites, positions=until_query)
+        names = [*sites, "z_pre", "k", "v", "embed"]
         xs, ys = corrupted
         predictions, self.base = model.run_with_cache(
-            xs, ys, n_loops, names=[*sites, "z_pre", "k", "v", "embed"], positions=until_query
+            xs, ys, n_loops, names=names, positions=until_query, loss=lambda predictions: predictions[-1, :, -1].sum()
         )
         self.corrupted = predictions[-1, :, -1]
-        _, with_grads = model.run_with_cache(xs, ys, n_loops, names=sites, positions=until_query, loss=at_query)
-        assert with_grads.grads is not None
-        self.grads: LoopCache = with_grads.grads
         same = (clean.xs == corrupted.xs).all(-1), clean.ys == corrupted.ys
         differs = ~torch.stack(same, -1).flatten(1).all(0)
         self.first = int(differs.int().argmax())  # token that differs; before it the runs are the same
@@ -202,9 +199,10 @@ class _Runs:
         """The move of the prediction by each patch, to first order."""
         layers = range(self.places(site)[0]) if self.places(site) else [None]
         found = []
+        assert self.base.grads is not None, "they were asked for"
         for layer in layers:
             difference = self.donor.stack(site, layer) - self.base.stack(site, layer)
-            product = (difference * self.grads.stack(site, layer)).sum(-1)[:, :, tokens]  # loop batch pos (head)
+            product = (difference * self.base.grads.stack(site, layer)).sum(-1)[:, :, tokens]  # loop batch pos (head)
             found.append(product.permute(0, 3, 2, 1) if product.ndim == 4 else product.transpose(1, 2))
         return torch.stack(found, 1) if layers != [None] else found[0]
 
@@ -229,8 +227,7 @@ def _dataset(
         estimate = bootstrap_ratio(runs.estimated(site, tokens).double().cpu().numpy() * total, total**2)[0]
         variables[f"{site}_attribution"] = (dims, estimate)
         if site in moved:
-            for part, values in zip(("", "_low", "_high"), bootstrap_ratio(moved[site] * total, total**2), strict=True):
-                variables[site + part] = (dims, values)
+            variables |= with_ends(site, dims, bootstrap_ratio(moved[site] * total, total**2))
             variables[f"{site}_moved"] = ((*dims, "example"), moved[site])
             correlation[site] = float(np.corrcoef(variables[site][1].ravel(), estimate.ravel())[0, 1])
     cfg = runs.model.cfg

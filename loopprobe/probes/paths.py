@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.converge import check as is_looped
+from loopprobe.probes.loops import require_looped, some_tokens
 from loopprobe.results import Progress, stamp
 from loopprobe.tasks import Prompts
 
@@ -47,10 +47,9 @@ def run(
     """
     check(checkpoint, config)
     model = checkpoint.model
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = prompts.to(checkpoint.device)
     query = 2 * prompts.xs.shape[1] - 2
-    default = sorted({*range(0, query, 20), *range(1, query, 20), query})
-    tokens = list(config.positions) if config.positions is not None else default
+    tokens = list(config.positions or some_tokens(query))
     names = ["hook_z", "resid_post"]
     _, cache = model.run_with_cache(prompts.xs, prompts.ys, config.loops, names=names, positions=tokens)
     z = cache.stack("z").double()  # loop followed position d_model
@@ -79,7 +78,7 @@ def run(
 
 def check(checkpoint: Checkpoint, config: PathsConfig) -> None:
     """Raise LoopprobeError where there is no path, or no such token."""
-    is_looped(checkpoint)
+    require_looped(checkpoint)
     last = 2 * checkpoint.config.model.n_points - 1
     if config.loops < WINDOW:
         raise LoopprobeError(f"loops ({config.loops}) must be at least {WINDOW}: raise it")

@@ -12,8 +12,8 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
-from loopprobe.probes.converge import check as is_looped
-from loopprobe.results import Progress, stamp
+from loopprobe.probes.loops import require_looped, require_tokens, some_tokens
+from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
 
@@ -54,11 +54,10 @@ def run(
     """
     check(checkpoint, config)
     model = checkpoint.model
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = prompts.to(checkpoint.device)
     n_prompts, n_points, n_dims = prompts.xs.shape
     query = 2 * n_points - 2
-    some = sorted({*range(0, query, 20), *range(1, query, 20), query})
-    tokens = [*(some if config.positions is None else config.positions), -1]
+    tokens = [*(config.positions or some_tokens(query)), -1]
     generator = torch.Generator().manual_seed(config.seed)
     system = LoopMap.of(model, prompts)
     shape = (len(config.sizes), len(tokens), config.loops + 1, n_prompts)
@@ -89,13 +88,10 @@ def run(
                     distances[i, j, after, part] = away.cpu().numpy()
                     answers[i, j, after, part] = one.read(state)[:, -1].cpu().numpy()
     ys = prompts.ys[:, -1].cpu().numpy()
-    mean, low, high = bootstrap_mean((answers - ys) ** 2 / n_dims)
     dims = ("size", "position", "after")
     data = xr.Dataset(
         {
-            "error": (dims, mean),
-            "error_low": (dims, low),
-            "error_high": (dims, high),
+            **with_ends("error", dims, bootstrap_mean((answers - ys) ** 2 / n_dims)),
             "clean_error": ("after", ((clean_answers - ys) ** 2 / n_dims).mean(1)),
             "distance": (dims, distances.mean(-1)),
             "prediction_moved": (dims, np.sqrt(((answers - clean_answers) ** 2).mean(-1) / n_dims)),
@@ -113,9 +109,7 @@ def run(
 
 def check(checkpoint: Checkpoint, config: RecoverConfig) -> None:
     """Raise LoopprobeError where there is no loop to go on, or no such token."""
-    is_looped(checkpoint)
-    last = 2 * checkpoint.config.model.n_points - 2
+    require_looped(checkpoint)
     if not config.sizes or (config.positions is not None and not config.positions):
         raise LoopprobeError("sizes and positions must not be empty: name at least one")
-    if config.positions is not None and max(config.positions) > last:
-        raise LoopprobeError(f"position {max(config.positions)} must be at most {last}, the query's token")
+    require_tokens(config.positions, 2 * checkpoint.config.model.n_points - 2)

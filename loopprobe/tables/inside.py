@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from loopprobe.dynamics.limits import Limit
 from loopprobe.figures.mask import loops_to_show
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tables.common import interval, titled, with_ends
@@ -142,8 +143,11 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table:
     ):
         table.add_column(name, justify="left" if name == "model" else "right")
     for data in datasets:
-        states = [bootstrap_mean((data.limit == kind).mean("position").values) for kind in (0, 1, 3)]
-        points = bootstrap_mean((data.prediction_limit == 0).mean("point").values)
+        states = [
+            bootstrap_mean((data.limit == kind).mean("position").values)
+            for kind in (Limit.FIXED, Limit.CYCLE, Limit.UNSETTLED)
+        ]
+        points = bootstrap_mean((data.prediction_limit == Limit.FIXED).mean("point").values)
         radius = float(data.spectral_radius.max("position").median())
         table.add_row(data.model.item(), *(interval(*row) for row in states), interval(*points), f"{radius:.3g}")
     return table
