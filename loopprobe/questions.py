@@ -87,16 +87,24 @@ class Prepared:
     prompts: Prompts
 
 
+def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
+    """A probe by name, and its configuration from options.
+
+    Raises:
+        LoopprobeError: no such probe, or an option that it does not have.
+    """
+    if name not in PROBES:
+        raise LoopprobeError(f"no probe is called {name!r}: choose from {', '.join(PROBES)}")
+    return PROBES[name], build(PROBES[name].config, options)
+
+
 def prepare(question: Question, device: torch.device | str = "cpu") -> list[Prepared]:
     """Load and check everything that a question needs.
 
     Raises:
         LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use.
     """
-    if question.probe not in PROBES:
-        raise LoopprobeError(f"no probe is called {question.probe!r}: choose from {', '.join(PROBES)}")
-    probe = PROBES[question.probe]
-    config = build(probe.config, question.options)
+    probe, config = configured(question.probe, question.options)
     checkpoints = [load_checkpoint(name, device) for name in question.checkpoints]
     for checkpoint in checkpoints:
         probe.check(checkpoint, config)

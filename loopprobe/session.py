@@ -7,10 +7,8 @@ from typing import Any
 import xarray as xr
 
 from loopprobe.checkpoint import Checkpoint
-from loopprobe.config import build
-from loopprobe.errors import LoopprobeError
 from loopprobe.progress import track
-from loopprobe.questions import PROBES
+from loopprobe.questions import Prepared, answer, configured
 from loopprobe.tasks import Prompts
 
 
@@ -18,7 +16,7 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
     """Put a probe to a checkpoint, with a progress bar.
 
     Args:
-        name: of the probe: attention, attribute, compare, converge, curves, lens, mask or patch.
+        name: of the probe: a key of ``questions.PROBES``, such as lens, patch or converge.
         checkpoint: from ``load_checkpoint``.
         prompts: held-out prompts, or how many.
         options: fields of the probe's configuration, such as ``loops``.
@@ -29,9 +27,8 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
     Raises:
         LoopprobeError: no such probe, or an option that it does not have or the model cannot answer.
     """
-    if name not in PROBES:
-        raise LoopprobeError(f"no probe is called {name!r}: choose from {', '.join(PROBES)}")
-    config = build(PROBES[name].config, options)
-    PROBES[name].check(checkpoint, config)
+    found, config = configured(name, options)
+    found.check(checkpoint, config)
     batch = checkpoint.held_out(prompts) if isinstance(prompts, int) else prompts
-    return PROBES[name].run(checkpoint, batch, config, track(f"{name} {checkpoint.label}"))
+    [data] = answer([Prepared(name, checkpoint, config, batch)], track)
+    return data

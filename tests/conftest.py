@@ -1,5 +1,10 @@
 """Tiny seeded models; no network; nothing is written outside a temporary folder."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,6 +23,25 @@ TINY_CFG = load_config(
     overrides=[f"model.{key}={value}" for key, value in TINY.items()]
     + ["train.loop_window=2", "train.dims=3", "train.points=6"]
 )
+
+
+PEAK = Path("/proc/self/status")
+
+
+def peak_memory():
+    """The peak memory of this process, in bytes."""
+    lines = PEAK.read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def run_script(script, *arguments):
+    """What a script prints, in a process of its own; it may import from this file."""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+
+
+needs_peak = pytest.mark.skipif(not PEAK.exists(), reason="reads the peak memory from /proc")
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,6 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, needs_peak, run_script
 from transformer_lens import ActivationCache
 
 from loopprobe.errors import LoopprobeError
@@ -104,36 +99,26 @@ def test_what_is_kept_shares_one_storage_an_activation_and_nothing_more(model, p
     assert stack.untyped_storage().data_ptr() == cache[2, "resid_post", 1].untyped_storage().data_ptr()
 
 
-PEAK = """
+SCRIPT = """
 import sys
 import torch
-from conftest import make_model
-
-def peak():  # of this process, in bytes
-    lines = open("/proc/self/status").read().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+from conftest import make_model, peak_memory
 
 model = make_model(torch.float32, n_points=31, d_model=64)
 xs, ys = torch.zeros(16, 31, 3), torch.zeros(16, 31)
 n_loops = int(sys.argv[1])
 model.grow_loops(n_loops)
 model.run_with_cache(xs, ys, 2, names="resid_post", loops=[0])
-before = peak()
+before = peak_memory()
 _, cache = model.run_with_cache(xs, ys, n_loops, names="resid_post", layers=[1], positions=[-1])
 kept = cache.stack("resid_post", 1)
-print(peak() - before - kept.numel() * kept.element_size())
+print(peak_memory() - before - kept.numel() * kept.element_size())
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+@needs_peak
 def test_peak_memory_is_what_is_kept_however_many_loops_run():
-    extra = [
-        int(subprocess.run(
-            [sys.executable, "-c", PEAK, str(n)], capture_output=True, text=True, check=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
-        ).stdout)
-        for n in (20, 400)
-    ]  # fmt: skip
+    extra = [int(run_script(SCRIPT, n)) for n in (20, 400)]
     state = 16 * 62 * 64 * 4  # bytes of one state, of which 400 would be 100 MB
     assert extra[1] - extra[0] < 20 * state, f"{extra} bytes beyond what is kept"
 

@@ -1,12 +1,9 @@
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, needs_peak, run_script
 
 from loopprobe.dynamics.limits import (
     Limit,
@@ -215,26 +212,22 @@ def test_successive_updates_of_a_rotation_turn_by_its_angle():
     np.testing.assert_allclose(moves.cosine[1:], math.cos(2 * math.pi / 8), atol=1e-6)
 
 
-PEAK = """
+SCRIPT = """
 import sys
 import torch
+from conftest import peak_memory
 from loopprobe.dynamics.limits import run_late
 from loopprobe.dynamics.maps import PointwiseMap
 
-def peak():
-    lines = open("/proc/self/status").read().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
 system = PointwiseMap(torch.randn(16, 62, 64), lambda z: 0.9 * z)
 run_late(system, 200)
-before = peak()
+before = peak_memory()
 run_late(system, int(sys.argv[1]))
-print(peak() - before)
+print(peak_memory() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+@needs_peak
 def test_memory_does_not_grow_with_the_loops():
-    run = lambda n: subprocess.run([sys.executable, "-c", PEAK, n], capture_output=True, text=True, check=True)  # noqa: E731
     state = 16 * 62 * 64 * 4
-    assert int(run("3000").stdout) - int(run("300").stdout) < 20 * state
+    assert int(run_script(SCRIPT, 3000)) - int(run_script(SCRIPT, 300)) < 20 * state

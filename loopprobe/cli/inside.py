@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import Ckpt, Device, Out, Overwrite, Png, Prompts, Seed, parse_numbers, parse_words
+from loopprobe.cli.options import (
+    Common,
+    Device,
+    Out,
+    Overwrite,
+    Prompts,
+    Seed,
+    output_folder,
+    parse_numbers,
+    parse_words,
+    with_common,
+)  # fmt: skip
 from loopprobe.cli.probes import ask, write
 
 Loops = Annotated[int | None, typer.Option(help="Loops to run; by default as many as the model was trained with.")]
@@ -31,7 +42,6 @@ def cache(
     from loopprobe.errors import LoopprobeError
     from loopprobe.progress import track
     from loopprobe.results import attributes
-    from loopprobe.storage import fresh_folder, new_folder
     from loopprobe.stream import CacheConfig, check_cache, stream_cache
     from loopprobe.train import pick_device
 
@@ -44,8 +54,7 @@ def cache(
     checkpoint = load_checkpoint(ckpt or DEFAULT, pick_device(device))
     held_out = checkpoint.held_out(prompts, seed)
     check_cache(checkpoint.model, config)
-    folder = fresh_folder(Path("results"), f"cache-{checkpoint.label}") if out is None else new_folder(out, overwrite)
-    path = folder / "cache.nc"
+    path = output_folder(f"cache-{checkpoint.label}", out, overwrite) / "cache.nc"
     attrs = attributes("cache", checkpoint, held_out, config)
     try:
         stream_cache(checkpoint.model, held_out, path, config, attrs=attrs, progress=track(f"cache {checkpoint.label}"))
@@ -54,50 +63,31 @@ def cache(
     print(path)
 
 
+@with_common()
 def lens(
     loops: Loops = None,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 1280,
     train_prompts: Annotated[int, typer.Option(help="Other prompts that the tuned lens is fitted on.")] = 1024,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Read the answer after every loop, layer and sublayer."""
     options = {"loops": loops, "train_prompts": train_prompts}
-    _show(*ask("lens", options, ckpt, prompts, seed, device, out, overwrite, png, "lens"), png)
+    _show(*ask("lens", options, "lens", common), common.png)
 
 
-def attribute(
-    loops: Loops = None,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 1280,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
-) -> None:
+@with_common()
+def attribute(loops: Loops = None, *, common: Common) -> None:
     """Split the prediction into what each head and MLP wrote."""
-    _show(*ask("attribute", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "attribute"), png)
+    _show(*ask("attribute", {"loops": loops}, "attribute", common), common.png)
 
 
-def attention(
-    loops: Loops = None,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 256,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
-) -> None:
+@with_common(prompts=256)
+def attention(loops: Loops = None, *, common: Common) -> None:
     """Where each head attends, loop by loop."""
-    _show(*ask("attention", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "attention"), png)
+    _show(*ask("attention", {"loops": loops}, "attention", common), common.png)
 
 
+@with_common(prompts=64)
 def patch(
     corruption: Annotated[
         str, typer.Option(help="What differs: label, weights (all labels), query, or noise.")
@@ -112,13 +102,8 @@ def patch(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only estimate, from one gradient (attribution patching).")
     ] = False,
-    ckpt: Ckpt = None,
-    prompts: Annotated[int, typer.Option(help="Pairs of held-out and corrupted prompts.")] = 64,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Patch a clean run into a corrupted one, place by place."""
     options = {
@@ -126,72 +111,56 @@ def patch(
         "noise_std": noise_std, "exact": not estimate,
         "positions": _numbers(positions, "--positions"),
     }  # fmt: skip
-    _show(*ask("patch", options, ckpt, prompts, seed, device, out, overwrite, png, f"patch-{corruption}"), png)
+    _show(*ask("patch", options, f"patch-{corruption}", common), common.png)
 
 
+@with_common(prompts=16)
 def fixed_points(
     method: Annotated[str, typer.Option(help="Solver: newton_krylov or anderson.")] = "newton_krylov",
     random_starts: Annotated[int, typer.Option(help="Searches from random states, besides the loop's own end.")] = 2,
     far: Annotated[int, typer.Option(help="Loops to the loop's own end.")] = 1000,
     tolerance: Annotated[float, typer.Option(help="Of |F(x) - x| / |x|.")] = 1e-9,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 16,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Find fixed points directly, stable or not."""
     options = {"method": method, "random_starts": random_starts, "far": far, "tolerance": tolerance}
-    _show(*ask("fixed_points", options, ckpt, prompts, seed, device, out, overwrite, png, "fixed-points"), png)
+    _show(*ask("fixed_points", options, "fixed-points", common), common.png)
 
 
+@with_common()
 def exit_(
     loops: Annotated[int, typer.Option(help="The most loops.")] = 100,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 1280,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Compare rules of early exit."""
-    _show(*ask("exit", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "exit"), png)
+    _show(*ask("exit", {"loops": loops}, "exit", common), common.png)
 
 
+@with_common(prompts=64)
 def recover(
     after: Annotated[int | None, typer.Option(help="Loops before the push; by default as trained.")] = None,
     loops: Annotated[int, typer.Option(help="Loops that follow it.")] = 40,
     positions: Annotated[str | None, typer.Option(help="Tokens to push, from 0; default: some of each kind.")] = None,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 64,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Push the state at one token; does the loop come back?"""
     options = {"after": after, "loops": loops, "positions": _numbers(positions, "--positions")}
-    _show(*ask("recover", options, ckpt, prompts, seed, device, out, overwrite, png, "recover"), png)
+    _show(*ask("recover", options, "recover", common), common.png)
 
 
+@with_common(prompts=6)
 def paths(
     loops: Annotated[int, typer.Option(help="Loops to follow.")] = 300,
     positions: Annotated[str | None, typer.Option(help="Tokens, from 0; default: some of each kind.")] = None,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 6,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Draw the paths of states; the limit of each layer."""
     options = {"loops": loops, "positions": _numbers(positions, "--positions")}
-    _show(*ask("paths", options, ckpt, prompts, seed, device, out, overwrite, png, "paths"), png)
+    _show(*ask("paths", options, "paths", common), common.png)
 
 
 def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +21,51 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best tha
 Out = Annotated[Path | None, typer.Option(help="Output folder; by default a new one under results/.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first if it exists.")]
 Png = Annotated[bool, typer.Option("--png", help="Also write the figure as PNG (needs loopprobe[png] and a Chrome).")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """The options of every verb that puts a probe to checkpoints."""
+
+    ckpt: list[str] | None
+    prompts: int
+    seed: int
+    out: Path | None
+    overwrite: bool
+    png: bool
+    device: str
+
+
+_COMMON = {
+    "ckpt": (Ckpt, None), "prompts": (Prompts, 1280), "seed": (Seed, 0), "out": (Out, None),
+    "overwrite": (Overwrite, False), "png": (Png, False), "device": (Device, "auto"),
+}  # fmt: skip
+
+
+def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: the verb gets the common options after its own, and is handed them as ``common``.
+
+    Args:
+        defaults: of common options, where the verb has others.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.name != "common"]
+        shared = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, default), annotation=kind
+            )
+            for name, (kind, default) in _COMMON.items()
+        ]
+
+        @functools.wraps(verb)
+        def command(**values: Any) -> None:
+            verb(common=Common(**{name: values.pop(name) for name in _COMMON}), **values)
+
+        command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads
+        return command
+
+    return decorate
 
 
 def parse_numbers(text: str, option: str) -> list[int]:
@@ -42,3 +91,10 @@ def parse_numbers(text: str, option: str) -> list[int]:
 def parse_words(text: str) -> tuple[str, ...]:
     """``a,b`` as ("a", "b")."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def output_folder(name: str, out: Path | None, overwrite: bool) -> Path:
+    """The folder that was asked for, or a new one of this name under results/."""
+    from loopprobe.storage import fresh_folder, new_folder
+
+    return fresh_folder(Path("results"), name) if out is None else new_folder(out, overwrite)

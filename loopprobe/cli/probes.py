@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loopprobe.cli.options import Ckpt, Device, Out, Overwrite, Png, Prompts, Quick, Seed, parse_numbers
+from loopprobe.cli.options import Common, Device, Png, Quick, output_folder, parse_numbers, with_common
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
+@with_common()
 def mask(
     mode: Annotated[str, typer.Option(help="Keep the first or the last positions of the state.")] = "first",
     n: Annotated[str, typer.Option("--n", help="How many: 10, or 5,10,20, or 0:31 (both ends), or 0:30:5.")] = "10",
     loops: Annotated[
         str, typer.Option(help="Loop counts to show, such as 10,50; the largest is how far it runs.")
     ] = "50",
-    ckpt: Ckpt = None,
-    prompts: Prompts = 1280,
-    seed: Seed = 0,
     fill: Annotated[
         str, typer.Option(help="What replaces the state: initial, zero, or mean (of the clean run).")
     ] = "initial",
@@ -32,10 +30,8 @@ def mask(
     ] = None,
     unit: Annotated[str, typer.Option(help="What n counts: point (two tokens) or token.")] = "point",
     invert: Annotated[bool, typer.Option("--invert", help="Mask the named positions and keep the others.")] = False,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Mask the state between loops and see the error."""
     numbers, loop_counts = parse_numbers(n, "--n"), parse_numbers(loops, "--loops")
@@ -43,58 +39,50 @@ def mask(
         "mode": mode, "n": tuple(numbers), "loops": max(loop_counts), "unit": unit, "invert": invert, "fill": fill,
         "once": not every_loop, "at": at,
     }  # fmt: skip
-    datasets, folder = ask("mask", options, ckpt, prompts, seed, device, out, overwrite, png, f"mask-{mode}")
+    datasets, folder = ask("mask", options, f"mask-{mode}", common)
     from loopprobe.tables import mask_finding, mask_table, show_table
 
     for data in datasets:
         show_table(mask_table(data, loop_counts if len(loop_counts) > 1 else None))
         print(mask_finding(data))
-    write(datasets, folder, png)
+    write(datasets, folder, common.png)
 
 
+@with_common()
 def converge(
     loops: Annotated[str, typer.Option(help="Loop counts to show; the largest is how far it runs.")] = "500",
     states: Annotated[int, typer.Option(help="Prompts whose states are followed, token by token; 0: none.")] = 32,
     far: Annotated[int, typer.Option(help="Loops after which a state counts as at its end.")] = 2000,
     tolerance: Annotated[float, typer.Option(help="Within which a state or prediction has settled.")] = 1e-3,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 1280,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Loop far beyond the training; does the error stay?"""
     loop_counts = parse_numbers(loops, "--loops")
     options = {"loops": max(loop_counts), "states": states, "far": far, "tolerance": tolerance}
-    datasets, folder = ask("converge", options, ckpt, prompts, seed, device, out, overwrite, png, "converge")
+    datasets, folder = ask("converge", options, "converge", common)
     from loopprobe.tables import converge_table, limits_table, show_table
 
     show_table(converge_table(datasets, loop_counts if len(loop_counts) > 1 else None))
     for data in datasets if states else []:
         show_table(limits_table(data))
-    write(datasets, folder, png)
+    write(datasets, folder, common.png)
 
 
+@with_common()
 def compare(
     loops: Annotated[
         int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
     ] = None,
-    ckpt: Ckpt = None,
-    prompts: Prompts = 1280,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    png: Png = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Compare models by the number of examples."""
-    datasets, folder = ask("compare", {"loops": loops}, ckpt, prompts, seed, device, out, overwrite, png, "compare")
+    datasets, folder = ask("compare", {"loops": loops}, "compare", common)
     from loopprobe.tables import compare_table, show_table
 
     show_table(compare_table(datasets))
-    write(datasets, folder, png)
+    write(datasets, folder, common.png)
 
 
 def run(
@@ -157,25 +145,22 @@ def report(
     print(out / "index.html")
 
 
-def ask(
-    probe: str, options: dict[str, Any], ckpt: list[str] | None, prompts: int, seed: int, device: str,
-    out: Path | None, overwrite: bool, png: bool, name: str,
-) -> tuple[list[xr.Dataset], Path]:  # fmt: skip
-    """Put a probe to checkpoints; everything is checked before the output folder is made or anything runs."""
+def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple[list[xr.Dataset], Path]:
+    """Put a probe to checkpoints; everything is checked before the output folder is made, and that before it runs."""
     from loopprobe.checkpoint import DEFAULT
     from loopprobe.config import build
     from loopprobe.figures.style import require_png
     from loopprobe.progress import track
     from loopprobe.questions import Question, answer, prepare
-    from loopprobe.storage import fresh_folder, new_folder
     from loopprobe.train import pick_device
 
-    tree = {"probe": probe, "checkpoints": tuple(ckpt or [DEFAULT]), "options": options}
-    if png:
+    tree = {"probe": probe, "checkpoints": tuple(common.ckpt or [DEFAULT]), "options": options}
+    if common.png:
         require_png()
-    prepared = prepare(build(Question, tree | {"prompts": prompts, "seed": seed}), pick_device(device))
+    question = build(Question, tree | {"prompts": common.prompts, "seed": common.seed})
+    prepared = prepare(question, pick_device(common.device))
     label = prepared[0].checkpoint.label if len(prepared) == 1 else f"{len(prepared)}-models"
-    folder = fresh_folder(Path("results"), f"{name}-{label}") if out is None else new_folder(out, overwrite)
+    folder = output_folder(f"{name}-{label}", common.out, common.overwrite)
     return answer(prepared, track), folder
 
 
