@@ -72,10 +72,11 @@ class Checkpoint:
         return content.hexdigest()[:16]
 
     def held_out(self, n_prompts: int = 1280, seed: int = 0) -> Prompts:
-        """Prompts of the model's own task that no training saw, on the model's device: ``xs, ys = …``."""
-        model = self.config.model
-        prompts = held_out(self.config.task, n_prompts, model.n_points, model.n_dims, seed)
-        return prompts.to(self.device)
+        """Prompts like those at the end of its training that no training saw, on the model's device: ``xs, ys = …``."""
+        model, train = self.config.model, self.config.train
+        points, dims = (train.points.end, train.dims.end) if train else (None, None)
+        points = points or model.n_points
+        return held_out(self.config.task, n_prompts, points, model.n_dims, seed, active_dims=dims).to(self.device)
 
 
 def shipped_folder() -> Path:

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import pydantic
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from loopprobe.errors import LoopprobeError
-
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from loopprobe.task_config import STRICT, TaskConfig
 
 # What HookedTransformer can do and a looped GPT-2 block does not: a TransformerLens config that asks for it
 # is refused, never silently changed.
@@ -38,7 +37,7 @@ _FIXED_BY_ARCHITECTURE: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(config=_STRICT, kw_only=True)
+@dataclass(config=STRICT, kw_only=True)
 class ModelConfig:
     """A looped transformer, under the field names of TransformerLens's HookedTransformerConfig.
 
@@ -122,25 +121,7 @@ class ModelConfig:
         )
 
 
-@dataclass(config=_STRICT, kw_only=True)
-class TaskConfig:
-    """A function class from which prompts are drawn."""
-
-    name: Literal["linear_regression", "noisy_linear_regression"] = "linear_regression"
-    noise_std: NonNegativeFloat | None = None  # None: 0.1 for the noisy task, 0 for the other
-
-    def __post_init__(self) -> None:
-        noisy = self.name == "noisy_linear_regression"
-        if self.noise_std is None:
-            object.__setattr__(self, "noise_std", 0.1 if noisy else 0.0)
-        elif self.noise_std > 0 and not noisy:
-            raise LoopprobeError(
-                f"noise_std ({self.noise_std}) must be 0 for task {self.name}: "
-                "set task.name to noisy_linear_regression or drop noise_std"
-            )
-
-
-@dataclass(config=_STRICT, kw_only=True)
+@dataclass(config=STRICT, kw_only=True)
 class Schedule:
     """A whole number that may grow during training.
 
@@ -188,7 +169,7 @@ def _schedule(value: Any) -> Any:
     return {"end": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-@dataclass(config=_STRICT, kw_only=True)
+@dataclass(config=STRICT, kw_only=True)
 class TrainConfig:
     """How a model is trained. The defaults are the recipe of this project; presets hold others."""
 
@@ -215,7 +196,7 @@ class TrainConfig:
     _schedules = pydantic.field_validator("dims", "points", "loops", mode="before")(_schedule)
 
 
-@dataclass(config=_STRICT, kw_only=True)
+@dataclass(config=STRICT, kw_only=True)
 class Config:
     """Everything that determines a trained model."""
 
@@ -252,7 +233,7 @@ class Config:
     @property
     def name(self) -> str:
         """A short name: task, layers unless one, loops b, window T, what else is special (``lr-b20-T10``)."""
-        parts = ["nlr" if self.task.name == "noisy_linear_regression" else "lr"]
+        parts = [self.task.short]
         if self.model.n_layers > 1:
             parts.append(f"L{self.model.n_layers}")
         if self.model.n_loops > 1:
@@ -262,6 +243,9 @@ class Config:
                 parts.append(f"T{self.train.loop_window}")
             if self.train.loops.kind != "constant":
                 parts.append("grown")
+            for name, limit in (("dims", self.model.n_dims), ("points", self.model.n_points)):
+                if (end := getattr(self.train, name).end) != limit:
+                    parts.append(f"{end}{name}")
             if self.train.steps != TrainConfig.steps:
                 parts.append(f"{self.train.steps}steps")
             if self.train.seed:

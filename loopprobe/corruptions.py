@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
@@ -20,9 +21,9 @@ def corrupt(
 
     Args:
         prompts: the clean ones.
-        kind: ``label``: one example gets another label, drawn from the labels' own distribution; ``weights``: all
-            labels are those of another task, with weights drawn anew; ``query``: another query input; ``noise``: noise
-            on the labels of all examples.
+        kind: ``label``: one example gets another label, N(0, |x|²) at the scale of the labels, or the other sign where
+            labels are signs; ``weights``: all labels are those of another linear function; ``query``: another query
+            input; ``noise``: noise on the labels of all examples.
         generator: on the CPU; it alone determines the result.
         example: which one, from 0, for ``label``.
         noise_std: in the units of y, for ``noise``.
@@ -31,7 +32,7 @@ def corrupt(
         Prompts on the device of the clean ones.
 
     Raises:
-        LoopprobeError: there is no such example, or there are no examples.
+        LoopprobeError: there is no such example, there are no examples, or the function has no weights to replace.
     """
     xs, ys = prompts.xs.clone(), prompts.ys.clone()
     n_prompts, n_points, n_dims = xs.shape
@@ -40,8 +41,14 @@ def corrupt(
     if kind == "label":
         if not 0 <= example < n_points - 1:
             raise LoopprobeError(f"example ({example}) must be from 0 to {n_points - 2}: the last point is the query")
-        ys[:, example] = (xs[:, example].norm(dim=-1).cpu().double() * normal((n_prompts,), generator)).to(ys)
+        spread = (prompts.scale / n_dims) ** 0.5 * xs[:, example].norm(dim=-1).cpu().double()
+        other = (spread * normal((n_prompts,), generator)).to(ys)
+        ys[:, example] = -ys[:, example] if prompts.origin.get("labels") == "sign" else other
     elif kind == "weights":
+        if prompts.origin.get("task", "linear_regression") not in ("linear_regression", "noisy_linear_regression"):
+            raise LoopprobeError(
+                f"corruption 'weights' is for linear regression, not {prompts.origin['task']}: choose label"
+            )
         ys = einsum(xs, normal((n_prompts, n_dims), generator).to(xs), "b point dim, b dim -> b point")
     elif kind == "query":
         xs[:, -1] = normal((n_prompts, n_dims), generator).to(xs)
@@ -49,4 +56,4 @@ def corrupt(
         ys[:, :-1] += noise_std * normal((n_prompts, n_points - 1), generator).to(ys)
     else:
         raise LoopprobeError(f"corruption ({kind!r}) must be label, weights, query or noise: choose one")
-    return Prompts(xs, ys, prompts.origin | {"corruption": kind})
+    return dataclasses.replace(prompts, xs=xs, ys=ys, origin=prompts.origin | {"corruption": kind})

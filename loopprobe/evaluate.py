@@ -22,24 +22,23 @@ def chunk_size(device: torch.device) -> int:
 
 
 def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
-    """Squared error at the query, divided by n_dims, after every loop: 1 is the zero predictor's on average."""
+    """Squared error at the query, divided by E[y²], after every loop: 1 is the zero predictor's on average."""
     with torch.no_grad():
         chunks = [
-            (model(xs, ys, n_loops)[..., -1] - ys[:, -1]).square() / model.cfg.n_dims
-            for xs, ys in prompts.split(chunk_size(prompts.xs.device))
+            batch.errors(model(*batch, n_loops))[..., -1] for batch in prompts.split(chunk_size(prompts.xs.device))
         ]
     return torch.cat(chunks, dim=1)
 
 
 def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0) -> dict[str, Any]:
-    """Query error / n_dims with its 95 % bootstrap interval, after the trained loop count and far beyond."""
+    """Query error / E[y²] with its 95 % bootstrap interval, after the trained loop count and far beyond."""
     trained = checkpoint.config.model.n_loops
     loops = [trained] if trained == 1 else [trained, FAR]
     prompts = checkpoint.held_out(n_prompts, seed)
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
     return {
-        "measure": "squared error at the query / n_dims",
+        "measure": "squared error at the query / E[y²]",
         "n_prompts": n_prompts,
         "seed": seed,
         "loops": loops,

@@ -138,7 +138,7 @@ def train(
                 device
             )
             loss, error = train_step(model, optimizers, prompts, step, cfg.train)
-            run.record(loss, error / dims, dims, points)
+            run.record(loss, error / cfg.task.scale(dims), dims, points)
             if interrupted():
                 run.save_state()
                 raise KeyboardInterrupt

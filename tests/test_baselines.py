@@ -3,7 +3,8 @@ import time
 import pytest
 import torch
 
-from loopprobe.baselines import least_squares, optimum, ridge
+from loopprobe.baselines.closed import least_squares, ridge
+from loopprobe.baselines.optimal import optimum
 from loopprobe.config import TaskConfig
 from loopprobe.tasks import Prompts, held_out
 

@@ -3,7 +3,7 @@ import torch
 from conftest import TINY_CFG, make_model
 
 from loopprobe import present
-from loopprobe.baselines import least_squares
+from loopprobe.baselines.closed import least_squares
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.probes import lens
 from loopprobe.tasks import held_out

@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import TINY, make_model
 
-from loopprobe.baselines import least_squares, ridge
+from loopprobe.baselines.closed import least_squares, ridge
 from loopprobe.checkpoint import Checkpoint, save
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError

@@ -32,5 +32,5 @@ def compare_figure(
             curve(figure, above.point, above.optimum_mean, colour=GREY, dash="dot", name=name, col=col, in_legend=new)
             shown.add(name)
     figure.update_xaxes(title="in-context examples before the query")
-    log_errors(figure, "squared error / n_dims")
+    log_errors(figure, "squared error / E[y²]")
     return finish(figure, title)

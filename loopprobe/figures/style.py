@@ -16,7 +16,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.storage import atomic
 
 BLACK, GREY = "#000000", "#777777"
-QUERY_ERROR = "squared error at the query / n_dims"
+QUERY_ERROR = "squared error at the query / E[y²]"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 

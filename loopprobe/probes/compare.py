@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from loopprobe.baselines import optimum
+from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import LoopsConfig
@@ -23,22 +23,21 @@ def run(
     Returns:
         A dataset with dims ``example`` (the prompt), ``point`` (in-context examples before it):
 
-        * ``error [example, point]``: squared error / n_dims
+        * ``error [example, point]``: squared error / E[y²]
         * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
         * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
           named in ``attrs["optimum"]``
     """
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
-    n_dims = prompts.xs.shape[2]
     with torch.no_grad():
         chunks = [
-            (model(xs, ys, config.loops, keep_loops=1)[0] - ys).square() / n_dims
-            for xs, ys in progress(prompts.split(chunk_size(prompts.xs.device)))
+            batch.errors(model(*batch, config.loops, keep_loops=1)[0])
+            for batch in progress(prompts.split(chunk_size(prompts.xs.device)))
         ]
     errors = torch.cat(chunks).cpu().numpy()
     name, best = optimum(prompts, checkpoint.config.task)
-    best_errors = ((best - prompts.ys).square() / n_dims).cpu().numpy()
+    best_errors = prompts.errors(best).cpu().numpy()
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
         "error": (("example", "point"), errors),
         "optimum": (("example", "point"), best_errors),
@@ -58,7 +57,7 @@ def run(
         },
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared error / n_dims"
+        data[variable].attrs["units"] = "squared error / E[y²]"
     return stamp(data, "compare", checkpoint, prompts, config)
 
 

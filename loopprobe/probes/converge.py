@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from loopprobe.baselines import optimum
+from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import WINDOW
 from loopprobe.errors import LoopprobeError
@@ -28,7 +28,7 @@ class ConvergeConfig:
         loops: iterations; errors after every one of them come out.
         states: prompts whose states are followed, token by token; 0 for none.
         far: iterations after which their trajectories count as at their end.
-        tolerance: within which one has settled: relative for states, in units of √n_dims for predictions.
+        tolerance: within which one has settled: relative for states, in units of √E[y²] for predictions.
         trajectories: whether what was followed is kept token by token in every loop (megabytes), or only its end.
     """
 
@@ -57,7 +57,7 @@ def run(
         A dataset with dims ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point`` (in-context
         examples before it):
 
-        * ``error [loop, example]``: squared error at the query / n_dims
+        * ``error [loop, example]``: squared error at the query / E[y²]
         * ``mean``, ``low``, ``high [loop]``: its mean with a 95 % bootstrap interval
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
@@ -70,18 +70,18 @@ def run(
     check(checkpoint, config)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
-    n_prompts, n_points, n_dims = prompts.xs.shape
+    n_prompts, n_points = prompts.ys.shape
     errors = np.empty((config.loops, n_prompts), np.float32)
     by_point = np.zeros((config.loops, n_points))
     done = 0
     with torch.no_grad():
-        for xs, ys in progress(prompts.split(chunk_size(prompts.xs.device))):
-            squared = ((model(xs, ys, config.loops) - ys).square() / n_dims).cpu().numpy()
-            errors[:, done : done + len(xs)] = squared[..., -1]
+        for batch in progress(prompts.split(chunk_size(prompts.xs.device))):
+            squared = batch.errors(model(*batch, config.loops)).cpu().numpy()
+            errors[:, done : done + squared.shape[1]] = squared[..., -1]
             by_point += squared.sum(axis=1, dtype=np.float64)
-            done += len(xs)
+            done += squared.shape[1]
     name, best = optimum(prompts, checkpoint.config.task)
-    best_error = ((best - prompts.ys).square() / n_dims).cpu().numpy()
+    best_error = prompts.errors(best).cpu().numpy()
     mean, low, high = bootstrap_mean(errors)
     data = xr.Dataset(
         {
@@ -97,9 +97,9 @@ def run(
         attrs={"trained_loops": model.cfg.n_loops, "optimum": name},
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared error / n_dims"
+        data[variable].attrs["units"] = "squared error / E[y²]"
     if config.states:
-        few = Prompts(prompts.xs[: config.states], prompts.ys[: config.states], prompts.origin)
+        few = prompts[: config.states]
         followed = follow_states(
             checkpoint, few, loops=config.loops, far=config.far, tolerance=config.tolerance, progress=progress
         )

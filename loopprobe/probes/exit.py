@@ -33,9 +33,9 @@ class ExitConfig:
     Attributes:
         loops: the most loops; a prompt whose rule never holds runs all of them.
         state_steps: relative, of the query's state.
-        prediction_steps: in units of √n_dims.
+        prediction_steps: in units of √E[y²].
         repeats: for how many loops the answer is the same, within ``same``.
-        same: in units of √n_dims.
+        same: in units of √E[y²].
     """
 
     loops: PositiveInt = 100
@@ -53,7 +53,7 @@ def run(
     Returns:
         A dataset with dims ``rule_setting``, ``loop`` (from 1) and ``example``:
 
-        * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (squared at the query / n_dims)
+        * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (squared at the query / E[y²])
         * ``mean_loops``, ``mean``, ``low``, ``high [rule_setting]``: means, with the error's 95 % bootstrap interval
         * ``by_budget``, ``by_budget_low``, ``by_budget_high [loop]``: the error when all prompts stop after that loop
         * coordinates ``rule`` and ``setting [rule_setting]``
@@ -61,13 +61,13 @@ def run(
     check(checkpoint, config)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
-    query, n_dims = 2 * prompts.xs.shape[1] - 2, prompts.xs.shape[2]
+    query = 2 * prompts.xs.shape[1] - 2
     labels, used, errors, budget = _settings(config), [], [], []
-    for xs, ys in progress(prompts.split(chunk_size(prompts.xs.device))):
-        predictions, cache = model.run_with_cache(xs, ys, config.loops, names="hook_z", positions=[query])
+    for batch in progress(prompts.split(chunk_size(prompts.xs.device))):
+        predictions, cache = model.run_with_cache(batch.xs, batch.ys, config.loops, names="hook_z", positions=[query])
         z, answer = cache.stack("z")[:, :, 0], predictions[..., -1]
-        error = (answer - ys[:, -1]).square() / n_dims
-        stops = [_first(holds, config.loops) for holds in _holding(config, z, answer / n_dims**0.5)]
+        error = batch.errors(predictions)[..., -1]
+        stops = [_first(holds, config.loops) for holds in _holding(config, z, answer / prompts.scale**0.5)]
         used.append(torch.stack(stops).cpu())
         errors.append(torch.stack([error.gather(0, stop[None] - 1)[0] for stop in stops]).cpu())
         budget.append(error.cpu())

@@ -59,7 +59,7 @@ def run(
         ``eigenvalue`` and ``position``:
 
         * ``status [example, start]``, ``residual`` (‖F(x) − x‖ / ‖x‖), ``iterations``, ``evaluations``, and of what
-          was found ``distance`` (to the loop's last state, relative) and ``error`` (squared at the query / n_dims);
+          was found ``distance`` (to the loop's last state, relative) and ``error`` (squared at the query / E[y²]);
           missing where none was found
         * ``distinct [example]``: fixed points found, those within ``same`` counted once; ``limit_is_fixed [example]``:
           whether the loop's end is one of them
@@ -71,7 +71,7 @@ def run(
     """
     check(checkpoint, config)
     system = LoopMap.of(checkpoint.model, prompts, torch.float64)
-    n_prompts, n_dims = len(prompts.xs), prompts.xs.shape[2]
+    n_prompts = len(prompts.xs)
     ys = prompts.ys[:, -1].to(system.e)
     late, read = run_late(system, config.far)
     limit, _ = classify(features(late), calibrate(torch.float32))
@@ -99,7 +99,7 @@ def run(
                 continue
             states.append(solution.state[0])
             found["distance"][i, j] = (solution.state - end).norm() / end.norm()
-            found["error"][i, j] = ((one.read(solution.state)[0, -1] - ys[i]).square() / n_dims).item()
+            found["error"][i, j] = (one.read(solution.state)[0, -1] - ys[i]).square().item() / prompts.scale
             if j == 0:
                 eigenvalues[i], positions[i] = _largest(position_spectra(one, solution.state)[0], config.eigenvalues)
                 singular[i] = leading_singular_values(one, solution.state, 1)[0, 0]
@@ -123,7 +123,7 @@ def run(
         "singular_value": (of_prompt, singular),
         "moves": (of_prompt, moves.cpu().numpy()),
         "lyapunov": (of_prompt, exponents),
-        "loop_error": (of_prompt, ((read[..., -1] - ys).square().mean(0) / n_dims).cpu().numpy()),
+        "loop_error": (of_prompt, ((read[..., -1] - ys).square().mean(0) / prompts.scale).cpu().numpy()),
     }
     data = xr.Dataset(variables, coords={"model": checkpoint.label}, attrs={"trained_loops": system.model.cfg.n_loops})
     return stamp(data, "fixed_points", checkpoint, prompts, config)

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from loopprobe.baselines import optimum
+from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
@@ -86,7 +86,7 @@ def run(
             maps = moments.solve() if maps is None else maps
             read = _read(model, xs, ys, n_loops, maps)
             against = torch.stack([ys, final, next(targets)])[:, None, None, None]
-            distances.append(((read - against).square() / prompts.xs.shape[2]).cpu().numpy())
+            distances.append(((read - against).square() / prompts.scale).cpu().numpy())
     every = np.concatenate(distances, axis=4)
     dims = ("lens", "loop", "site")
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
@@ -106,7 +106,7 @@ def run(
         attrs={"trained_loops": model.cfg.n_loops, "optimum": name, "train_prompts_seed": seed},
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared difference / n_dims"
+        data[variable].attrs["units"] = "squared difference / E[y²]"
     return stamp(data, "lens", checkpoint, prompts, config)
 
 

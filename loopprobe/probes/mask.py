@@ -66,7 +66,7 @@ def run(
         A dataset with dims ``n``, ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point``
         (in-context examples before it):
 
-        * ``error [n, loop, example]``: squared error at the query / n_dims; ``clean_error [loop, example]``
+        * ``error [n, loop, example]``: squared error at the query / E[y²]; ``clean_error [loop, example]``
         * ``mean``, ``low``, ``high [n, loop]`` and ``clean_mean`` …: its mean with a 95 % bootstrap interval
         * ``error_by_point [n, loop, point]``, ``clean_error_by_point [loop, point]``: means at every point
 
@@ -78,7 +78,7 @@ def run(
     model = checkpoint.model
     device = checkpoint.device
     prompts = prompts.to(device)
-    n_prompts, n_points, n_dims = prompts.xs.shape
+    n_prompts, n_points = prompts.ys.shape
     check(checkpoint, config)
     full = n_points * TOKENS_PER["point"] // TOKENS_PER[config.unit]
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
@@ -100,11 +100,12 @@ def run(
         loops=None if at is None else [at],
     )
     with torch.no_grad(), mask:
-        for xs, ys in progress(chunks):
+        for batch in progress(chunks):
+            xs, ys = batch
             repeats = (len(counts), 1)
             predictions = model(xs.repeat(*repeats, 1), ys.repeat(repeats), config.loops)
             predictions = predictions.unflatten(1, (len(counts), len(xs))).transpose(0, 1)
-            squared = ((predictions - ys).square() / n_dims).cpu().numpy()  # [n, loop, example, point]
+            squared = batch.errors(predictions).cpu().numpy()  # [n, loop, example, point]
             errors[..., done : done + len(xs)] = squared[..., -1]
             by_point += squared.sum(axis=2, dtype=np.float64)
             done += len(xs)
@@ -135,11 +136,11 @@ def run(
             "description": describe(config, n_points, model.cfg.n_loops),
             "full": full,
             "trained_loops": model.cfg.n_loops,
-            "zero_predictor": float((prompts.ys[:, -1].square().mean() / n_dims).item()),
+            "zero_predictor": prompts.ys[:, -1].square().mean().item() / prompts.scale,
         },
     )
     for name in data:
-        data[name].attrs["units"] = "squared error / n_dims"
+        data[name].attrs["units"] = "squared error / E[y²]"
     return stamp(data, "mask", checkpoint, prompts, config)
 
 

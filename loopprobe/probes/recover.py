@@ -46,16 +46,16 @@ def run(
         A dataset with dims ``size``, ``position`` (the token that was pushed; -1: all at once), ``after`` (loops
         since the push, from 0: right after it) and ``example``:
 
-        * ``error``, ``error_low``, ``error_high [size, position, after]``: squared error at the query / n_dims, mean
+        * ``error``, ``error_low``, ``error_high [size, position, after]``: squared error at the query / E[y²], mean
           and 95 % bootstrap interval; ``clean_error [after]`` without a push
         * ``distance [size, position, after]``: ‖z − z_clean‖ / ‖z_clean‖ of the whole state, mean over prompts
         * ``prediction_moved [size, position, after]``: root mean square of what the push changed in the prediction at
-          the query, in units of √n_dims
+          the query, in units of √E[y²]
     """
     check(checkpoint, config)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
-    n_prompts, n_points, n_dims = prompts.xs.shape
+    n_prompts, n_points = prompts.ys.shape
     query = 2 * n_points - 2
     tokens = [*(config.positions or some_tokens(query)), -1]
     generator = torch.Generator().manual_seed(config.seed)
@@ -91,10 +91,10 @@ def run(
     dims = ("size", "position", "after")
     data = xr.Dataset(
         {
-            **with_ends("error", dims, bootstrap_mean((answers - ys) ** 2 / n_dims)),
-            "clean_error": ("after", ((clean_answers - ys) ** 2 / n_dims).mean(1)),
+            **with_ends("error", dims, bootstrap_mean((answers - ys) ** 2 / prompts.scale)),
+            "clean_error": ("after", ((clean_answers - ys) ** 2 / prompts.scale).mean(1)),
             "distance": (dims, distances.mean(-1)),
-            "prediction_moved": (dims, np.sqrt(((answers - clean_answers) ** 2).mean(-1) / n_dims)),
+            "prediction_moved": (dims, np.sqrt(((answers - clean_answers) ** 2).mean(-1) / prompts.scale)),
         },
         coords={
             "size": list(config.sizes),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from loopprobe.baselines import optimum
+from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import Limit, calibrate, classify, confusion, features, run_late
 from loopprobe.dynamics.maps import LoopMap
@@ -38,7 +38,7 @@ def follow_states(
         prompts: few: arrays are loops × prompts × tokens.
         loops: iterations that are measured one by one.
         far: iterations after which a trajectory counts as at its end; the types of limit are those of the last 128.
-        tolerance: relative for states, in units of √n_dims for predictions, within which one has settled.
+        tolerance: relative for states, in units of √E[y²] for predictions, within which one has settled.
         progress: wraps the iterations.
 
     Returns:
@@ -47,13 +47,13 @@ def follow_states(
         * ``state_step``, ``relative_step``, ``cosine``, ``distance [loop, followed, position]``: see
           ``dynamics.trajectory.Moves``
         * ``prediction_step``, ``followed_error [loop, followed]`` at the query: change of the prediction from the
-          loop before and its error, both squared / n_dims
+          loop before and its error, both squared / E[y²]
         * ``decimals_to_limit``, ``decimals_to_optimum [loop, followed]``: correct decimal places of the prediction at
           the query, against its own far value and against the attainable optimum
         * ``limit``, ``period [followed, position]``, ``prediction_limit``, ``prediction_period [followed, point]``:
           where they go (``dynamics.limits.Limit``), and the period of cycles, 0 of others
         * ``movement [followed, position]``, ``prediction_movement [followed, point]``: the largest over all lags at the
-          end, root mean square, relative to the state and in units of √n_dims
+          end, root mean square, relative to the state and in units of √E[y²]
         * ``state_settled [followed, position]``, ``prediction_settled [followed, point]``: loops until within the
           tolerance of the far value for good; missing where that does not happen
         * ``rate``, ``rate_low``, ``rate_high [followed, position]``: factor by which the distance to a fixed point
@@ -64,13 +64,12 @@ def follow_states(
         ``attrs["control_errors"]`` says how often each type is mistaken on controls with a known answer.
     """
     model = checkpoint.model
-    n_dims = prompts.xs.shape[2]
     system = LoopMap.of(model, prompts)
     thresholds = calibrate(system.e.dtype)
     late, late_read = run_late(system, far, progress=progress)
     ends = features(late)
     limit, period = classify(ends, thresholds)
-    unit = n_dims**0.5  # the size of a label
+    unit = prompts.scale**0.5  # the size of a label
     read_ends = features(late_read[..., None], size=unit)
     read_limit, read_period = classify(read_ends, thresholds)
     moves = follow(system, loops, late[-1])
@@ -80,7 +79,7 @@ def follow_states(
 
     to_far = (moves.read - moves.far_read).abs().cpu().numpy()
     to_best = (moves.read[..., -1] - best[:, -1].to(moves.read)).abs().cpu().numpy()
-    error = ((moves.read[..., -1] - prompts.ys[:, -1]).square() / n_dims).cpu().numpy()
+    error = prompts.errors(moves.read)[..., -1].cpu().numpy()
     read_step = moves.read[..., -1].diff(dim=0, prepend=torch.full_like(moves.read[:1, :, -1], torch.nan))
     distance = moves.distance.cpu().numpy()
     rates = np.full((3, *limit.shape), np.nan)
@@ -93,7 +92,7 @@ def follow_states(
     }
     found |= {
         "distance": (("loop", *by_token), distance),
-        "prediction_step": (over_loops, (read_step.square() / n_dims).cpu().numpy()),
+        "prediction_step": (over_loops, (read_step.square() / prompts.scale).cpu().numpy()),
         "followed_error": (over_loops, error),
         "decimals_to_limit": (over_loops, decimal_places(to_far[..., -1])),
         "decimals_to_optimum": (over_loops, decimal_places(to_best)),

@@ -15,10 +15,10 @@ from loopprobe.verdicts import Verdict
 
 
 def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
-    """Error / n_dims with its 95 % interval: a row for the clean run and each n, a column a loop count."""
+    """Error / E[y²] with its 95 % interval: a row for the clean run and each n, a column a loop count."""
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
     table.caption = (
-        f"squared error at the query / n_dims, mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+        f"squared error at the query / E[y²], mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
     )
     table.add_column("n", justify="right")
     shown = loops_to_show(data, loops)
@@ -44,7 +44,7 @@ def mask_finding(data: xr.Dataset) -> str:
 
 
 def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
-    """Error / n_dims with its 95 % interval: a row a model, a column a loop count, the optimum last."""
+    """Error / E[y²] with its 95 % interval: a row a model, a column a loop count, the optimum last."""
     last = min(int(data.loop[-1]) for data in datasets)
     shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last]
     table = error_table("error against the number of loops", datasets)
@@ -58,7 +58,7 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
 
 
 def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / n_dims with its 95 % interval: a row a model and for the optimum, columns by in-context examples."""
+    """Error / E[y²] with its 95 % interval: a row a model and for the optimum, columns by in-context examples."""
     points = [int(p) for p in np.unique(np.linspace(0, int(datasets[0].point[-1]), 5).round())]
     table = error_table("error by in-context examples", datasets)
     table.add_column("parameters", justify="right")
@@ -78,7 +78,7 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / n_dims with its 95 % interval: a row a model and loop count, a column an n."""
+    """Error / E[y²] with its 95 % interval: a row a model and loop count, a column an n."""
     first = datasets[0]
     picked = first.n.values[np.unique(np.linspace(0, first.sizes["n"] - 1, 8).round().astype(int))]
     table = error_table("error by what is kept", datasets)
