@@ -12,7 +12,7 @@ from loopprobe import tables
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.attention import attention_figures
 from loopprobe.figures.attribute import attribute_figures
-from loopprobe.figures.compare import compare_figure
+from loopprobe.figures.compare import accuracy_figure, compare_figure
 from loopprobe.figures.converge import converge_figure
 from loopprobe.figures.curves import curves_figure
 from loopprobe.figures.lens import lens_figures
@@ -54,6 +54,8 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
     """
     probe = _probe(datasets[0])
     found = {} if probe in _ONE_BY_ONE else {probe: _TOGETHER[probe][0](datasets)}
+    if all("accuracy" in data for data in datasets):
+        found["compare-accuracy"] = accuracy_figure(datasets)
     if len(datasets) > 1 and all("limit" in data for data in datasets):
         found["converge-limits"] = limits_models_figure(datasets, "models compared")
     for data in datasets:
@@ -85,6 +87,8 @@ def figures_of(probe: str, datasets: Sequence[xr.Dataset], title: str, by: By = 
         found = {"figure": _TOGETHER[probe][0](datasets, title, by)}
         if followed := [data for data in datasets if "limit" in data]:
             found["figure-limits"] = limits_models_figure(followed, title)
+        if right := [data for data in datasets if "accuracy" in data]:
+            found["figure-accuracy"] = accuracy_figure(right, title)
         return found
     return {f"figure-{name}": made for name, made in figures(datasets).items()}
 

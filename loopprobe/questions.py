@@ -45,7 +45,7 @@ class Probe:
 PROBES = {
     "attention": Probe(LoopsConfig, attention.run, attention.check),
     "attribute": Probe(LoopsConfig, attribute.run, attribute.check),
-    "compare": Probe(LoopsConfig, compare.run, compare.check),
+    "compare": Probe(compare.CompareConfig, compare.run, compare.check),
     "converge": Probe(converge.ConvergeConfig, converge.run, converge.check),
     "curves": Probe(curves.CurvesConfig, curves.run, curves.check),
     "exit": Probe(exit.ExitConfig, exit.run, exit.check),

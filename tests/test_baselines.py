@@ -3,10 +3,12 @@ import time
 import pytest
 import torch
 
-from loopprobe.baselines.closed import least_squares, ridge
-from loopprobe.baselines.optimal import optimum
+from loopprobe.baselines import BASELINES, check_baselines
+from loopprobe.baselines.closed import averaging, least_squares, nearest_neighbours, ridge
+from loopprobe.baselines.optimal import covariance, gaussian_process, optimum, sparse_bayes
 from loopprobe.config import TaskConfig
-from loopprobe.tasks import Prompts, held_out
+from loopprobe.errors import LoopprobeError
+from loopprobe.tasks import Prompts, held_out, sample
 
 LINEAR, NOISY = TaskConfig(), TaskConfig(name="noisy_linear_regression", noise_std=0.5)
 
@@ -75,3 +77,110 @@ def test_all_prefixes_of_many_prompts_take_seconds():
     started = time.monotonic()
     least_squares(held_out(LINEAR, 1280, 41, 10))
     assert time.monotonic() - started < 20
+
+
+def test_averaging_and_neighbours_are_those_of_a_loop():
+    prompts = held_out(LINEAR, 5, 8, 4)
+    expected = one_by_one(prompts, lambda x, y: x.T @ y / len(y))
+    torch.testing.assert_close(averaging(prompts), expected)
+    nearest = nearest_neighbours(prompts)
+    for i, (xs, ys) in enumerate(zip(prompts.xs.double(), prompts.ys.double(), strict=True)):
+        for k in range(1, 8):
+            order = (xs[:k] - xs[k]).norm(dim=-1).argsort()[:3]
+            assert nearest[i, k].item() == pytest.approx(ys[:k][order].mean().item())
+
+
+SPARSE = TaskConfig(name="sparse_linear_regression", sparsity=2)
+
+
+def test_sparse_bayes_is_optimal_and_exact_once_the_support_is_known():
+    prompts = held_out(SPARSE, 2000, 12, 6)
+    errors = prompts.errors(sparse_bayes(prompts, 2))
+    assert errors[:, 4:].mean(0).max() < 1e-3  # two numbers and a support from four labels
+    for other in (least_squares(prompts), ridge(prompts, 0.3), nearest_neighbours(prompts)):
+        assert (prompts.errors(other) - errors)[:, 1:4].mean() > 0.05
+    mean = sparse_bayes(prompts, 2)[:, 2]
+    product = (prompts.ys[:, 2] - mean) * mean  # of a posterior mean it is zero on average
+    assert product.mean().abs() < 4 * product.std() / 2000**0.5
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        TaskConfig(),
+        TaskConfig(name="decision_tree", depth=2),
+        TaskConfig(name="relu_network", hidden=30),
+        TaskConfig(labels="sign"),
+        TaskConfig(name="decision_tree", depth=3, labels="sign"),
+    ],
+    ids=lambda task: task.short,
+)
+def test_the_covariance_is_that_of_the_labels(task):
+    one = sample(TaskConfig(), 1, 5, 3, torch.Generator().manual_seed(1)).xs
+    from loopprobe.tasks.functions import CLASSES
+    from loopprobe.tasks.prompts import normal
+
+    n = 40_000
+    numbers = normal((n, CLASSES[task.name].size(task, 3)), torch.Generator().manual_seed(2))
+    ys, _ = CLASSES[task.name].label(task, one.double().expand(n, -1, -1), numbers, 3)
+    ys = ys.sign() if task.labels == "sign" else ys
+    empirical = ys.T @ ys / n
+    error = (ys[:, :, None] * ys[:, None]).std(0) / n**0.5
+    assert ((covariance(one, task)[0] - empirical).abs() < 5 * error + 1e-9).all()
+
+
+def test_the_gaussian_process_of_linear_labels_is_ridge():
+    prompts = held_out(LINEAR, 20, 8, 4)
+    kernel = covariance(prompts.xs, LINEAR)
+    mean = gaussian_process(prompts, kernel + 0.3 * torch.eye(8, dtype=torch.float64), jitter=0)
+    torch.testing.assert_close(mean, ridge(prompts, 0.3))
+
+
+def test_the_optimum_beats_what_does_not_know_the_task():
+    for task, name in [
+        (SPARSE, "sparse Bayes"),
+        (TaskConfig(name="decision_tree", depth=2), "Gaussian process"),
+        (TaskConfig(name="relu_network"), "Gaussian process"),
+        (TaskConfig(labels="sign"), "Gaussian process"),
+    ]:
+        prompts = held_out(task, 1000, 20, 4)
+        found, best = optimum(prompts, task)
+        assert found == name
+        for other in (ridge(prompts, 1.0), nearest_neighbours(prompts), averaging(prompts)):
+            assert (prompts.errors(other) - prompts.errors(best))[:, -1].mean() > 0.005
+
+
+def test_fitted_baselines_are_scikit_learns_on_every_prefix():
+    from sklearn.linear_model import Lasso
+    from sklearn.tree import DecisionTreeRegressor
+
+    prompts = held_out(LINEAR, 3, 8, 4)
+    makers = {
+        "lasso": lambda: Lasso(alpha=0.01, fit_intercept=False),
+        "tree": lambda: DecisionTreeRegressor(random_state=0),
+    }
+    for name, make in makers.items():
+        predictions = BASELINES[name].predict(prompts, lambda steps: steps)
+        for i in range(3):
+            for k in (1, 4, 7):
+                x, y = prompts.xs[i].double().numpy(), prompts.ys[i].double().numpy()
+                assert predictions[i, k].item() == pytest.approx(make().fit(x[:k], y[:k]).predict(x[k : k + 1]).item())
+        assert (predictions[:, 0] == 0).all()
+
+
+def test_a_small_network_sees_no_label_from_its_own_on():
+    prompts = held_out(LINEAR, 2, 6, 3)
+    predict = BASELINES["network"].predict
+    first = predict(prompts, lambda steps: steps)
+    ys = prompts.ys.clone()
+    ys[:, 3:] = 7
+    second = predict(Prompts(prompts.xs, ys), lambda steps: steps)
+    torch.testing.assert_close(first[:, :4], second[:, :4])
+    assert (first - second)[:, 4:].abs().min() > 1e-3
+    many = held_out(LINEAR, 16, 30, 2)
+    assert many.errors(predict(many, lambda steps: steps))[:, -1].mean() < 0.1
+
+
+def test_an_unknown_baseline_is_named():
+    with pytest.raises(LoopprobeError, match=r"'forest'.*least_squares, ridge, lasso"):
+        check_baselines(["ridge", "forest"])

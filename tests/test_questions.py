@@ -12,7 +12,6 @@ from loopprobe.figures.converge import converge_figure
 from loopprobe.figures.panels import panels
 from loopprobe.figures.style import loop_colour
 from loopprobe.probes import compare, converge
-from loopprobe.probes.loops import LoopsConfig
 from loopprobe.questions import Question, answer, prepare
 from loopprobe.settings import load_config
 from loopprobe.tables import compare_table, converge_table
@@ -46,12 +45,12 @@ def test_converge_measures_the_error_after_every_loop():
 def test_compare_measures_the_error_at_every_point():
     checkpoint = tiny("noisy", "task.name=noisy_linear_regression")
     prompts = checkpoint.held_out(70)
-    data = compare.run(checkpoint, prompts, LoopsConfig())
+    data = compare.run(checkpoint, prompts, compare.CompareConfig())
     np.testing.assert_allclose(data.error, error_of(checkpoint, prompts, 4)[-1], atol=1e-5)
     np.testing.assert_allclose(data["mean"], data.error.mean("example"), rtol=1e-5)
     np.testing.assert_allclose(data.optimum, (ridge(prompts, 0.1**2) - prompts.ys).square() / 3)
     assert data.attrs["parameters"] == sum(p.numel() for p in checkpoint.model.parameters())
-    longer = compare.run(checkpoint, prompts, LoopsConfig(loops=7))
+    longer = compare.run(checkpoint, prompts, compare.CompareConfig(loops=7))
     np.testing.assert_allclose(longer.error, error_of(checkpoint, prompts, 7)[-1], atol=1e-5)
 
 
@@ -91,13 +90,13 @@ def models():
 
 
 def test_a_model_stands_in_the_panel_of_its_window():
-    found = panels(datasets_of(compare, LoopsConfig(), *models()))
+    found = panels(datasets_of(compare, compare.CompareConfig(), *models()))
     named = {title: [line.name for line in lines] for title, lines in found.items()}
     assert named == {"T = 2": ["b2", "b4-T2", "ordinary"], "T = 4": ["b2", "b4-T4", "ordinary"]}
 
 
 def test_figures_and_tables_show_the_numbers_of_the_datasets():
-    compared = datasets_of(compare, LoopsConfig(), *models())
+    compared = datasets_of(compare, compare.CompareConfig(), *models())
     converged = datasets_of(converge, converge.ConvergeConfig(loops=12), *models()[:3])
     for figure, datasets in ((compare_figure(compared), compared), (converge_figure(converged), converged)):
         lines = {trace.name: trace for trace in figure.data if trace.name}

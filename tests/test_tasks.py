@@ -75,3 +75,61 @@ def test_bad_requests():
         held_out(LINEAR, 0, 5, 3)
     with pytest.raises(LoopprobeError, match=r"seed \(-1\)"):
         held_out(LINEAR, 1, 5, 3, seed=-1)
+
+
+SPARSE = TaskConfig(name="sparse_linear_regression", sparsity=2)
+TREE = TaskConfig(name="decision_tree", depth=3)
+RELU = TaskConfig(name="relu_network", hidden=20)
+
+
+@pytest.mark.parametrize("task", [SPARSE, TREE, RELU, TaskConfig(labels="sign"), LINEAR], ids=lambda task: task.short)
+@pytest.mark.parametrize("active", [1, 4, 6])
+def test_the_zero_predictor_has_an_error_of_one_in_every_class(task, active):
+    prompts = sample(task, 6000, 3, 6, torch.Generator().manual_seed(0), active_dims=active)
+    assert prompts.errors(torch.zeros(())).mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_a_sparse_function_has_as_many_weights_as_it_says():
+    prompts = sample(SPARSE, 200, 5, 6, torch.Generator().manual_seed(0), active_dims=4)
+    assert (prompts.weights != 0).sum(1).eq(2).all()
+    assert prompts.weights[:, 4:].eq(0).all()
+    assert (prompts.weights != 0).any(0)[:4].all()
+    torch.testing.assert_close(prompts.ys, (prompts.xs @ prompts.weights[..., None]).squeeze(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_tree_asks_for_signs_only():
+    prompts = sample(TREE, 50, 40, 3, torch.Generator().manual_seed(0))
+    for xs, ys in zip(*prompts, strict=True):
+        assert len(ys.unique()) <= 2**3
+        for signs in (xs > 0).unique(dim=0):
+            assert len(ys[((xs > 0) == signs).all(1)].unique()) == 1
+    same = torch.Generator().manual_seed(0)
+    deeper = sample(TaskConfig(name="decision_tree", depth=1), 50, 40, 3, same)
+    assert all(len(ys.unique()) == 2 for ys in deeper.ys)
+
+
+def test_a_relu_network_is_homogeneous():
+    from loopprobe.tasks.functions import CLASSES
+
+    xs, numbers = (
+        normal((4, 3, 5), torch.Generator().manual_seed(0)),
+        normal((4, 120), torch.Generator().manual_seed(1)),
+    )
+    once, _ = CLASSES["relu_network"].label(RELU, xs, numbers, 5)
+    twice, _ = CLASSES["relu_network"].label(RELU, 2 * xs, numbers, 5)
+    back, _ = CLASSES["relu_network"].label(RELU, -xs, numbers, 5)
+    torch.testing.assert_close(twice, 2 * once)
+    assert (once + back).abs().min() > 1e-3  # it is not linear
+
+
+def test_signs_are_those_of_the_labels():
+    real = sample(LINEAR, 20, 5, 3, torch.Generator().manual_seed(0))
+    signs = sample(TaskConfig(labels="sign"), 20, 5, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(signs.ys, real.ys.sign())
+
+
+def test_a_field_of_another_task_is_an_error():
+    with pytest.raises(LoopprobeError, match=r"depth \(2\) is not a field of task linear_regression.*decision_tree"):
+        TaskConfig(depth=2)
+    assert TREE.short == "dt-depth3"
+    assert TaskConfig(name="sparse_linear_regression", labels="sign").short == "slr-sign"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loopprobe.cli.options import Common, Device, Png, Quick, output_folder, parse_numbers, with_common
+from loopprobe.cli.options import Common, Device, Png, Quick, output_folder, parse_numbers, parse_words, with_common
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,11 +74,19 @@ def compare(
     loops: Annotated[
         int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
     ] = None,
+    baselines: Annotated[
+        str, typer.Option(help="Of least_squares, ridge, lasso, nearest, averaging, tree, boosting, network; or all.")
+    ] = "",
+    baseline_prompts: Annotated[int, typer.Option(help="Prompts for lasso, tree, boosting and network.")] = 128,
     *,
     common: Common,
 ) -> None:
     """Compare models by the number of examples."""
-    datasets, folder = ask("compare", {"loops": loops}, "compare", common)
+    from loopprobe.baselines import BASELINES
+
+    names = tuple(BASELINES) if baselines == "all" else parse_words(baselines)
+    options = {"loops": loops, "baselines": names, "baseline_prompts": baseline_prompts}
+    datasets, folder = ask("compare", options, "compare", common)
     from loopprobe.tables import compare_table, show_table
 
     show_table(compare_table(datasets))

@@ -6,31 +6,68 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.colors import qualitative
 
-from loopprobe.figures.panels import By, draw, panels
+from loopprobe.figures.panels import By, Line, draw, panels
 from loopprobe.figures.style import GREY, curve, finish, log_errors
+
+BASELINE_COLOURS = qualitative.Safe  # told apart by colour-blind readers
 
 
 def compare_figure(
     datasets: Sequence[xr.Dataset], title: str = "error against the number of examples", by: By = "window"
 ) -> go.Figure:
-    """Error against the in-context examples, one curve a model, with the optimum.
+    """Error against the in-context examples, one curve a model, with the optimum and the baselines.
 
     Args:
         datasets: of the compare probe, one a model.
         title: of the figure.
         by: what makes a panel, see ``panels``.
     """
-    found = panels(datasets, by)
-    figure = draw(found, "point", lambda data: data["mean"], lambda data: (data.low, data.high))
-    shown: set[str] = set()
-    for col, lines in enumerate(found.values(), 1):
-        for data in {line.datasets[0].attrs["optimum"]: line.datasets[0] for line in lines}.values():
-            name = data.attrs["optimum"]
-            above = data.where(data.optimum_mean > 1e-6, drop=True)  # least squares is exact from n_dims examples on
-            new = name not in shown
-            curve(figure, above.point, above.optimum_mean, colour=GREY, dash="dot", name=name, col=col, in_legend=new)
-            shown.add(name)
-    figure.update_xaxes(title="in-context examples before the query")
+    figure = _figure(panels(datasets, by), ("mean", "low", "high"))
     log_errors(figure, "squared error / E[y²]")
     return finish(figure, title)
+
+
+def accuracy_figure(
+    datasets: Sequence[xr.Dataset], title: str = "accuracy against the number of examples"
+) -> go.Figure:
+    """Share of right signs against the in-context examples, where labels are signs."""
+    figure = _figure(panels(datasets), ("accuracy", "accuracy_low", "accuracy_high"))
+    figure.update_yaxes(title="accuracy", col=1, tickformat=".0%")
+    return finish(figure, title)
+
+
+def _figure(found: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Figure:
+    """A curve a model, then the optimum, then each baseline, with their intervals; ``parts`` names the variables."""
+    mean, low, high = parts
+    figure = draw(found, "point", lambda data: data[mean], lambda data: (data[low], data[high]))
+    shown: set[str] = set()
+    for col, lines in enumerate(found.values(), 1):
+        datasets = [data for line in lines for data in line.datasets]
+        for data in {data.attrs["optimum"]: data for data in datasets}.values():
+            name = data.attrs["optimum"]
+            above = data.where(data.optimum_mean > 1e-6, drop=True)  # exact optima reach zero, which no log axis shows
+            new = name not in shown
+            line = above[f"optimum_{mean}"]
+            curve(figure, above.point, line, colour=GREY, dash="dot", name=name, col=col, in_legend=new)
+            shown.add(name)
+        for i, (name, data) in enumerate(baselines_of(datasets).items()):
+            if name in shown and name in {other.attrs["optimum"] for other in datasets}:
+                continue
+            look = BASELINE_COLOURS[i % len(BASELINE_COLOURS)]
+            line = data[f"baseline_{mean}"].where(data.baseline_mean > 1e-6)
+            curve(figure, data.point, line, colour=look, dash="dash", name=name, col=col, in_legend=name not in shown)
+            shown.add(name)
+    figure.update_xaxes(title="in-context examples before the query")
+    return figure
+
+
+def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Every baseline that was put to the prompts, by name; models of one task share them."""
+    return {
+        str(name): data.sel(baseline=name)
+        for data in datasets
+        if "baseline" in data.dims
+        for name in data.baseline.values
+    }

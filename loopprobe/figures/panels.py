@@ -53,8 +53,8 @@ def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[
         most = max(_loops(data) for data in of_task)
         for t in sorted({_window(data) for data in of_task if _loops(data) == most}):
             inside = [data for data in of_task if _window(data) == (min(t, _loops(data)) if t else 0)]
-            noisy = "noisy, " if task.startswith("noisy") else ""
-            title = f"{noisy}T = {t}" if t else f"{noisy}trained elsewhere"
+            kind = "" if task == "linear regression" else f"{task}, "
+            title = f"{kind}T = {t}" if t else f"{kind}ordinary" if most == 1 else f"{kind}trained elsewhere"
             found[title] = _lines(inside, lambda data: loop_colour(_loops(data)))
     return found
 
@@ -117,7 +117,11 @@ def draw(
 
 
 def _task(data: xr.Dataset) -> str:
-    return model_config(data)["task"]["name"]
+    """In words, with what is special."""
+    task = model_config(data)["task"]
+    words = task["name"].replace("_", " ").replace("noisy linear regression", "noisy")
+    words += f" of depth {task['depth']}" if task.get("depth") else ""
+    return words + (", signs" if task.get("labels") == "sign" else "")
 
 
 def _loops(data: xr.Dataset) -> int:

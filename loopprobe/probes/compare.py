@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import numpy as np
 import torch
 import xarray as xr
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
 
+from loopprobe.baselines import BASELINES, check_baselines
 from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
-from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import Progress, stamp
+from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
 
+Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class CompareConfig:
+    """How far the loop runs, and what it is compared with.
+
+    Attributes:
+        loops: iterations; None: as many as each model was trained with.
+        baselines: names, of ``loopprobe.baselines.BASELINES``.
+        baseline_prompts: prompts for those baselines that are fitted prefix by prefix.
+    """
+
+    loops: PositiveInt | None = None
+    baselines: tuple[str, ...] = ()
+    baseline_prompts: PositiveInt = 128
+
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: LoopsConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint, prompts: Prompts, config: CompareConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Squared error at every point of every prompt.
 
@@ -27,28 +50,34 @@ def run(
         * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
         * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
           named in ``attrs["optimum"]``
+        * where labels are signs ``accuracy``, ``accuracy_low``, ``accuracy_high [point]``: share of right signs
+        * of every baseline ``baseline_mean``, ``_low``, ``_high [baseline, point]``, ``baseline_accuracy`` …, and how
+          many prompts it was put to, ``baseline_prompts [baseline]``
     """
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
     with torch.no_grad():
         chunks = [
-            batch.errors(model(*batch, config.loops, keep_loops=1)[0])
+            model(*batch, config.loops, keep_loops=1)[0]
             for batch in progress(prompts.split(chunk_size(prompts.xs.device)))
         ]
-    errors = torch.cat(chunks).cpu().numpy()
-    name, best = optimum(prompts, checkpoint.config.task)
-    best_errors = prompts.errors(best).cpu().numpy()
-    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-        "error": (("example", "point"), errors),
-        "optimum": (("example", "point"), best_errors),
-    }
-    for prefix, values in (("", errors), ("optimum_", best_errors)):
-        for part, value in zip(("mean", "low", "high"), bootstrap_mean(values.T), strict=True):
-            variables[prefix + part] = (("point",), value)
+    predictions = torch.cat(chunks)
+    task = checkpoint.config.task
+    name, best = optimum(prompts, task)
+    variables: Variables = {}
+    for prefix, answers in (("", predictions), ("optimum_", best)):
+        variables[prefix.rstrip("_") or "error"] = (("example", "point"), prompts.errors(answers).cpu().numpy())
+        variables |= _by_point(prefix, prompts, answers, task.labels == "sign")
+    coords: dict[str, Any] = {"point": np.arange(predictions.shape[1]), "model": checkpoint.label}
+    if config.baselines:
+        parts = [_baseline(one, prompts, config, task.labels == "sign", progress) for one in config.baselines]
+        for key, (dims, _) in parts[0].items():
+            variables[key] = (("baseline", *dims), np.stack([part[key][1] for part in parts]))
+        coords["baseline"] = [BASELINES[one].words for one in config.baselines]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     data = xr.Dataset(
         variables,
-        coords={"point": np.arange(errors.shape[1]), "model": checkpoint.label},
+        coords=coords,
         attrs={
             "loops": config.loops or model.cfg.n_loops,
             "trained_loops": model.cfg.n_loops,
@@ -57,9 +86,34 @@ def run(
         },
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared error / E[y²]"
+        data[variable].attrs["units"] = "share" if "accuracy" in str(variable) else "squared error / E[y²]"
     return stamp(data, "compare", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: LoopsConfig) -> None:
-    """Every checkpoint can be compared."""
+def check(checkpoint: Checkpoint, config: CompareConfig) -> None:
+    """Raise LoopprobeError where there is no such baseline."""
+    check_baselines(config.baselines)
+
+
+def _by_point(prefix: str, prompts: Prompts, answers: Tensor, signs: bool) -> Variables:
+    """Mean error at every point with its interval, and accuracy where labels are signs."""
+    errors = prompts.errors(answers).cpu().numpy()
+    names = [prefix + part for part in ("mean", "low", "high")]
+    found: Variables = {name: (("point",), value) for name, value in zip(names, bootstrap_mean(errors.T), strict=True)}
+    if signs:
+        right = ((answers > 0) == (prompts.ys > 0)).double().cpu().numpy()
+        found |= with_ends(f"{prefix}accuracy", ("point",), bootstrap_mean(right.T))
+    return found
+
+
+_KEPT: dict[tuple[str, str], Tensor] = {}  # what a baseline said to prompts: models of one task share them
+
+
+def _baseline(name: str, prompts: Prompts, config: CompareConfig, signs: bool, progress: Progress) -> Variables:
+    baseline = BASELINES[name]
+    put_to = prompts[: config.baseline_prompts] if baseline.slow else prompts
+    key = name, hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in put_to)).hexdigest()
+    if key not in _KEPT:
+        _KEPT[key] = baseline.predict(put_to, progress).cpu()
+    found = _by_point("baseline_", put_to, _KEPT[key].to(put_to.ys), signs)
+    return found | {"baseline_prompts": ((), np.array(len(put_to.ys)))}

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from loopprobe.figures.compare import baselines_of
 from loopprobe.figures.mask import loops_to_show
 from loopprobe.statistics import moving_mean
 from loopprobe.tables.common import error_table, interval, titled
@@ -58,23 +59,30 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
 
 
 def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / E[y²] with its 95 % interval: a row a model and for the optimum, columns by in-context examples."""
+    """Error / E[y²] with its 95 % interval by in-context examples: a row a model, for the optimum, and a baseline.
+
+    Where labels are signs the last column is the accuracy at the query.
+    """
     points = [int(p) for p in np.unique(np.linspace(0, int(datasets[0].point[-1]), 5).round())]
+    right = all("accuracy" in data for data in datasets)
     table = error_table("error by in-context examples", datasets)
-    table.add_column("parameters", justify="right")
-    for point in points:
-        table.add_column(f"{point} examples", justify="right")
-    for data in datasets:
-        cells = [interval(*(data[part].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
-        table.add_row(
-            f"{data.model.item()}, {data.attrs['loops']} loop{'s' * (int(data.attrs['loops']) > 1)}",
-            f"{data.attrs['parameters']:,}",
-            *cells,
-        )
-    for name, data in {data.attrs["optimum"]: data for data in datasets}.items():
-        cells = [interval(*(data[f"optimum_{part}"].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
-        table.add_row(name, "", *cells)
+    for column in ("parameters", *(f"{point} examples" for point in points), *(["accuracy"] if right else [])):
+        table.add_column(column, justify="right")
+    rows = [(_looped(data), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
+    rows += [(name, "", data, "optimum_") for name, data in {data.attrs["optimum"]: data for data in datasets}.items()]
+    for name, data in baselines_of(datasets).items():
+        rows.append((f"{name}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
+    for name, parameters, data, prefix in rows:
+        cells = [interval(*(data[prefix + part].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
+        if right:
+            cells += [interval(*(data[f"{prefix}accuracy{part}"].isel(point=-1) for part in ("", "_low", "_high")))]
+        table.add_row(name, parameters, *cells)
     return table
+
+
+def _looped(data: xr.Dataset) -> str:
+    loops = int(data.attrs["loops"])
+    return f"{data.model.item()}, {loops} loop{'s' * (loops > 1)}"
 
 
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
