@@ -5,6 +5,7 @@ A name is looked up as a path, then in ./runs, then among the checkpoints that s
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -23,6 +24,7 @@ from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
 from loopprobe.storage import atomic, write_json
 from loopprobe.tasks import Prompts, held_out
+from loopprobe.tasks.tables import from_tables, load_table
 
 FORMAT = 1  # of config.json; raised when an older reader would misread it
 DEFAULT = "lr-b20-T10"
@@ -71,12 +73,52 @@ class Checkpoint:
             content.update(tensor.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
 
-    def held_out(self, n_prompts: int = 1280, seed: int = 0) -> Prompts:
-        """Prompts like those at the end of its training that no training saw, on the model's device: ``xs, ys = …``."""
+    def held_out(self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None) -> Prompts:
+        """Prompts like those at the end of its training that no training saw, on the model's device: ``xs, ys = …``.
+
+        Args:
+            n_prompts: how many.
+            seed: which.
+            shift: draws them otherwise, see ``tasks.shifts``.
+
+        Raises:
+            LoopprobeError: no such shift, or the model has seen as many examples or dimensions as it can read.
+        """
         model, train = self.config.model, self.config.train
-        points, dims = (train.points.end, train.dims.end) if train else (None, None)
-        points = points or model.n_points
-        return held_out(self.config.task, n_prompts, points, model.n_dims, seed, active_dims=dims).to(self.device)
+        points, dims = model.n_points, model.n_dims
+        if train is not None:
+            assert train.points.end is not None
+            assert train.dims.end is not None
+            unseen = {"more_examples": points > train.points.end, "more_dims": dims > train.dims.end}
+            if not unseen.get(str(shift), True):
+                raise LoopprobeError(
+                    f"{self.label} was trained with all the {points} points and {dims} dimensions that it can read: "
+                    f"shift {shift!r} needs a model that was trained with fewer"
+                )
+            points = points if shift == "more_examples" else train.points.end
+            dims = dims if shift == "more_dims" else train.dims.end
+        return held_out(self.config.task, n_prompts, points, model.n_dims, seed, active_dims=dims, shift=shift).to(
+            self.device
+        )
+
+    def from_table(self, name: str, target: str | None = None, n_prompts: int = 1280, seed: int = 0) -> Prompts:
+        """Prompts from a table of real data, at the scale of the labels that the model was trained on.
+
+        Args:
+            name, target: of the table and its label, see ``tasks.tables.load_table``.
+            n_prompts: how many, from the half of the rows that no training draws from.
+            seed: which.
+
+        Raises:
+            LoopprobeError: the table cannot be used, or has too few rows.
+        """
+        model, train = self.config.model, self.config.train
+        points = train.points.end if train and train.points.end else model.n_points
+        generator = torch.Generator().manual_seed(2**31 + seed)
+        scale = self.config.task.scale(model.n_dims)
+        prompts = from_tables([load_table(name, target)], n_prompts, points, model.n_dims, generator, scale=scale)
+        origin = prompts.origin | {"held_out_seed": seed, "n_prompts": n_prompts}
+        return dataclasses.replace(prompts, origin=origin).to(self.device)
 
 
 def shipped_folder() -> Path:

@@ -22,7 +22,7 @@ def chunk_size(device: torch.device) -> int:
 
 
 def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
-    """Squared error at the query, divided by E[y²], after every loop: 1 is the zero predictor's on average."""
+    """Squared error at the query, divided by E(y²), after every loop: 1 is the zero predictor's on average."""
     with torch.no_grad():
         chunks = [
             batch.errors(model(*batch, n_loops))[..., -1] for batch in prompts.split(chunk_size(prompts.xs.device))
@@ -31,14 +31,14 @@ def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None 
 
 
 def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0) -> dict[str, Any]:
-    """Query error / E[y²] with its 95 % bootstrap interval, after the trained loop count and far beyond."""
+    """Query error / E(y²) with its 95 % bootstrap interval, after the trained loop count and far beyond."""
     trained = checkpoint.config.model.n_loops
     loops = [trained] if trained == 1 else [trained, FAR]
     prompts = checkpoint.held_out(n_prompts, seed)
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
     return {
-        "measure": "squared error at the query / E[y²]",
+        "measure": "squared error at the query / E(y²)",
         "n_prompts": n_prompts,
         "seed": seed,
         "loops": loops,

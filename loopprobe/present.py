@@ -21,6 +21,7 @@ from loopprobe.figures.mask import mask_figure, mask_models_figure
 from loopprobe.figures.panels import By
 from loopprobe.figures.patch import patch_figures
 from loopprobe.figures.paths import paths_figures, recover_figures
+from loopprobe.figures.shift import shift_curves_figure, shift_figure
 from loopprobe.figures.states import limits_models_figure, states_figures
 
 # Probes whose models stand together in one figure and table, and those whose models are shown one by one.
@@ -29,6 +30,7 @@ _TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
     "converge": (converge_figure, tables.converge_table),
     "curves": (curves_figure, tables.curves_table),
     "mask": (mask_models_figure, tables.mask_models_table),
+    "shift": (lambda datasets, *title_by: shift_figure(datasets, *title_by[:1]), tables.shift_table),
 }
 _ONE_BY_ONE: dict[str, tuple[Callable[[xr.Dataset], dict[str, go.Figure]], Callable[[xr.Dataset], Table]]] = {
     "attention": (attention_figures, tables.attention_table),
@@ -54,6 +56,8 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
     """
     probe = _probe(datasets[0])
     found = {} if probe in _ONE_BY_ONE else {probe: _TOGETHER[probe][0](datasets)}
+    if probe == "shift":
+        found["shift-curves"] = shift_curves_figure(datasets)
     if all("accuracy" in data for data in datasets):
         found["compare-accuracy"] = accuracy_figure(datasets)
     if len(datasets) > 1 and all("limit" in data for data in datasets):
@@ -87,6 +91,8 @@ def figures_of(probe: str, datasets: Sequence[xr.Dataset], title: str, by: By = 
         found = {"figure": _TOGETHER[probe][0](datasets, title, by)}
         if followed := [data for data in datasets if "limit" in data]:
             found["figure-limits"] = limits_models_figure(followed, title)
+        if probe == "shift":
+            found["figure-curves"] = shift_curves_figure(datasets, title)
         if right := [data for data in datasets if "accuracy" in data]:
             found["figure-accuracy"] = accuracy_figure(right, title)
         return found

@@ -27,6 +27,7 @@ from loopprobe.probes import (
     patch,
     paths,
     recover,
+    shift,
 )
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import Progress
@@ -55,6 +56,7 @@ PROBES = {
     "patch": Probe(patch.PatchConfig, patch.run, patch.check),
     "paths": Probe(paths.PathsConfig, paths.run, paths.check),
     "recover": Probe(recover.RecoverConfig, recover.run, recover.check),
+    "shift": Probe(shift.ShiftConfig, shift.run, shift.check),
 }
 
 
@@ -68,6 +70,8 @@ class Question:
         options: fields of the probe's configuration.
         prompts: held-out prompts of each model's own task.
         seed: of these prompts.
+        shift: draws them otherwise than in training, see ``tasks.shifts``.
+        data: a table that they are taken from instead, by name or path, see ``tasks.tables``; ``target`` is its label.
     """
 
     probe: str
@@ -75,6 +79,21 @@ class Question:
     options: dict[str, Any] = Field(default_factory=dict)
     prompts: int = 1280
     seed: int = 0
+    shift: str | None = None
+    data: str | None = None
+    target: str | None = None
+
+    def prompts_for(self, checkpoint: Checkpoint) -> Prompts:
+        """The prompts that are put to a model.
+
+        Raises:
+            LoopprobeError: the model cannot be put to the shift, or the table cannot be used.
+        """
+        if self.data is None:
+            return checkpoint.held_out(self.prompts, self.seed, self.shift)
+        if self.shift is not None:
+            raise LoopprobeError(f"prompts from tables cannot be shifted ({self.shift}): leave out one of the two")
+        return checkpoint.from_table(self.data, self.target, self.prompts, self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +128,7 @@ def prepare(question: Question, device: torch.device | str = "cpu") -> list[Prep
     for checkpoint in checkpoints:
         probe.check(checkpoint, config)
     return [
-        Prepared(question.probe, checkpoint, config, checkpoint.held_out(question.prompts, question.seed))
-        for checkpoint in checkpoints
+        Prepared(question.probe, checkpoint, config, question.prompts_for(checkpoint)) for checkpoint in checkpoints
     ]
 
 

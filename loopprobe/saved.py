@@ -45,6 +45,9 @@ class Saved:
     options: dict[str, Any] = Field(default_factory=dict)
     prompts: int = 1280
     seed: int = 0
+    shift: str | None = None
+    data: str | None = None
+    target: str | None = None
     by: Literal["window", "layers"] = "window"
     quick: dict[str, Any] = Field(default_factory=dict)
 
@@ -53,7 +56,8 @@ class Saved:
         changed = dict(self.quick) if quick else {}
         prompts = changed.pop("prompts", self.prompts)
         tree = {"probe": self.probe, "checkpoints": self.checkpoints, "options": self.options | changed}
-        return build(Question, tree | {"prompts": prompts, "seed": self.seed})
+        same = {name: getattr(self, name) for name in ("seed", "shift", "data", "target")}
+        return build(Question, tree | same | {"prompts": prompts})
 
 
 def read_saved(path: Path) -> Saved:

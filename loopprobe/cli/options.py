@@ -23,6 +23,11 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output f
 Png = Annotated[bool, typer.Option("--png", help="Also write the figure as PNG (needs loopprobe[png] and a Chrome).")]
 
 
+ShiftedBy = Annotated[str | None, typer.Option(help="Draw the prompts otherwise: see `loopprobe shift --help`.")]
+Data = Annotated[str | None, typer.Option(help="Take the prompts from a table: CSV, parquet, or a name such as wine.")]
+Target = Annotated[str | None, typer.Option(help="With --data: the column that is the label.")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Common:
     """The options of every verb that puts a probe to checkpoints."""
@@ -34,11 +39,15 @@ class Common:
     overwrite: bool
     png: bool
     device: str
+    shift: str | None
+    data: str | None
+    target: str | None
 
 
 _COMMON = {
     "ckpt": (Ckpt, None), "prompts": (Prompts, 1280), "seed": (Seed, 0), "out": (Out, None),
     "overwrite": (Overwrite, False), "png": (Png, False), "device": (Device, "auto"),
+    "shift": (ShiftedBy, None), "data": (Data, None), "target": (Target, None),
 }  # fmt: skip
 
 

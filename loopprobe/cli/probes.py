@@ -93,6 +93,25 @@ def compare(
     write(datasets, folder, common.png)
 
 
+@with_common()
+def shift(
+    shifts: Annotated[
+        str, typer.Option(help="Of skewed, subspace, inputs_double, noise, orthants, ...; default: all that apply.")
+    ] = "",
+    loops: Annotated[
+        int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
+    ] = None,
+    *,
+    common: Common,
+) -> None:
+    """Error out of distribution, shift by shift."""
+    datasets, folder = ask("shift", {"shifts": parse_words(shifts), "loops": loops}, "shift", common)
+    from loopprobe.tables import shift_table, show_table
+
+    show_table(shift_table(datasets))
+    write(datasets, folder, common.png)
+
+
 def run(
     files: Annotated[list[Path], typer.Argument(help="Saved questions, such as probes/r4_last_n.toml.")],
     quick: Quick = False,
@@ -165,7 +184,9 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     tree = {"probe": probe, "checkpoints": tuple(common.ckpt or [DEFAULT]), "options": options}
     if common.png:
         require_png()
-    question = build(Question, tree | {"prompts": common.prompts, "seed": common.seed})
+    question = build(
+        Question, tree | {name: getattr(common, name) for name in ("prompts", "seed", "shift", "data", "target")}
+    )
     prepared = prepare(question, pick_device(common.device))
     label = prepared[0].checkpoint.label if len(prepared) == 1 else f"{len(prepared)}-models"
     folder = output_folder(f"{name}-{label}", common.out, common.overwrite)
@@ -193,6 +214,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "mask": mask,
     "converge": converge,
     "compare": compare,
+    "shift": shift,
     "run": run,
     "report": report,
 }

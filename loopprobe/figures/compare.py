@@ -25,7 +25,7 @@ def compare_figure(
         by: what makes a panel, see ``panels``.
     """
     figure = _figure(panels(datasets, by), ("mean", "low", "high"))
-    log_errors(figure, "squared error / E[y²]")
+    log_errors(figure, "squared error / E(y²)")
     return finish(figure, title)
 
 

@@ -71,7 +71,7 @@ def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     figure.update_xaxes(title="real part", col=1)
     figure.update_yaxes(title="imaginary part", scaleanchor="x", col=1)
     figure.update_xaxes(
-        title="squared error / E[y²], mean of the last 128 loops", type="log", exponentformat="power", col=2
+        title="squared error / E(y²), mean of the last 128 loops", type="log", exponentformat="power", col=2
     )
     figure.update_yaxes(title="at the fixed point", type="log", exponentformat="power", col=2)
     finish(figure, f"{data.model.item()}: fixed points found from the end of the loop, {data.sizes['example']} prompts")

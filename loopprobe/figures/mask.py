@@ -61,7 +61,7 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     trained_line(figure, int(data.attrs["trained_loops"]), col=2)
     figure.update_xaxes(title=left_title, col=1)
     figure.update_xaxes(title="loops", col=2)
-    log_errors(figure, QUERY_ERROR if over_n else "squared error / E[y²]")
+    log_errors(figure, QUERY_ERROR if over_n else "squared error / E(y²)")
     figure.update_layout(legend2={"x": 1.005, "y": 1})
     finish(figure, f"{data.model.item()}: {data.attrs['description']}")
     return figure.update_layout(legend={"x": 0.405, "y": 1})

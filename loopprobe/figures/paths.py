@@ -16,7 +16,7 @@ def recover_figures(data: xr.Dataset) -> dict[str, go.Figure]:
         data: of the recover probe.
     """
     titles = [f"pushed by {size:g} of its norm" for size in data["size"].values]
-    rows = {"prediction_moved": "prediction moved / √E[y²]", "distance": "distance of the whole state"}
+    rows = {"prediction_moved": "prediction moved / √E(y²)", "distance": "distance of the whole state"}
     figure = make_subplots(
         2, len(titles), subplot_titles=[*titles, *[""] * len(titles)], shared_xaxes=True, shared_yaxes="rows",
         horizontal_spacing=0.03, vertical_spacing=0.06,

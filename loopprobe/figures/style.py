@@ -16,7 +16,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.storage import atomic
 
 BLACK, GREY = "#000000", "#777777"
-QUERY_ERROR = "squared error at the query / E[y²]"
+QUERY_ERROR = "squared error at the query / E(y²)"
+SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 

@@ -46,7 +46,7 @@ def run(
     Returns:
         A dataset with dims ``example`` (the prompt), ``point`` (in-context examples before it):
 
-        * ``error [example, point]``: squared error / E[y²]
+        * ``error [example, point]``: squared error / E(y²)
         * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
         * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
           named in ``attrs["optimum"]``
@@ -62,15 +62,15 @@ def run(
             for batch in progress(prompts.split(chunk_size(prompts.xs.device)))
         ]
     predictions = torch.cat(chunks)
-    task = checkpoint.config.task
-    name, best = optimum(prompts, task)
+    signs = prompts.origin.get("labels") == "sign"
+    name, best = optimum(prompts, checkpoint.config.task)
     variables: Variables = {}
     for prefix, answers in (("", predictions), ("optimum_", best)):
         variables[prefix.rstrip("_") or "error"] = (("example", "point"), prompts.errors(answers).cpu().numpy())
-        variables |= _by_point(prefix, prompts, answers, task.labels == "sign")
+        variables |= _by_point(prefix, prompts, answers, signs)
     coords: dict[str, Any] = {"point": np.arange(predictions.shape[1]), "model": checkpoint.label}
     if config.baselines:
-        parts = [_baseline(one, prompts, config, task.labels == "sign", progress) for one in config.baselines]
+        parts = [_baseline(one, prompts, config, signs, progress) for one in config.baselines]
         for key, (dims, _) in parts[0].items():
             variables[key] = (("baseline", *dims), np.stack([part[key][1] for part in parts]))
         coords["baseline"] = [BASELINES[one].words for one in config.baselines]
@@ -86,7 +86,7 @@ def run(
         },
     )
     for variable in data:
-        data[variable].attrs["units"] = "share" if "accuracy" in str(variable) else "squared error / E[y²]"
+        data[variable].attrs["units"] = "share" if "accuracy" in str(variable) else "squared error / E(y²)"
     return stamp(data, "compare", checkpoint, prompts, config)
 
 

@@ -28,7 +28,7 @@ class ConvergeConfig:
         loops: iterations; errors after every one of them come out.
         states: prompts whose states are followed, token by token; 0 for none.
         far: iterations after which their trajectories count as at their end.
-        tolerance: within which one has settled: relative for states, in units of √E[y²] for predictions.
+        tolerance: within which one has settled: relative for states, in units of √E(y²) for predictions.
         trajectories: whether what was followed is kept token by token in every loop (megabytes), or only its end.
     """
 
@@ -57,7 +57,7 @@ def run(
         A dataset with dims ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point`` (in-context
         examples before it):
 
-        * ``error [loop, example]``: squared error at the query / E[y²]
+        * ``error [loop, example]``: squared error at the query / E(y²)
         * ``mean``, ``low``, ``high [loop]``: its mean with a 95 % bootstrap interval
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
@@ -97,7 +97,7 @@ def run(
         attrs={"trained_loops": model.cfg.n_loops, "optimum": name},
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared error / E[y²]"
+        data[variable].attrs["units"] = "squared error / E(y²)"
     if config.states:
         few = prompts[: config.states]
         followed = follow_states(

@@ -33,9 +33,9 @@ class ExitConfig:
     Attributes:
         loops: the most loops; a prompt whose rule never holds runs all of them.
         state_steps: relative, of the query's state.
-        prediction_steps: in units of √E[y²].
+        prediction_steps: in units of √E(y²).
         repeats: for how many loops the answer is the same, within ``same``.
-        same: in units of √E[y²].
+        same: in units of √E(y²).
     """
 
     loops: PositiveInt = 100
@@ -53,7 +53,7 @@ def run(
     Returns:
         A dataset with dims ``rule_setting``, ``loop`` (from 1) and ``example``:
 
-        * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (squared at the query / E[y²])
+        * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (squared at the query / E(y²))
         * ``mean_loops``, ``mean``, ``low``, ``high [rule_setting]``: means, with the error's 95 % bootstrap interval
         * ``by_budget``, ``by_budget_low``, ``by_budget_high [loop]``: the error when all prompts stop after that loop
         * coordinates ``rule`` and ``setting [rule_setting]``

@@ -59,7 +59,7 @@ def run(
         ``eigenvalue`` and ``position``:
 
         * ``status [example, start]``, ``residual`` (‖F(x) − x‖ / ‖x‖), ``iterations``, ``evaluations``, and of what
-          was found ``distance`` (to the loop's last state, relative) and ``error`` (squared at the query / E[y²]);
+          was found ``distance`` (to the loop's last state, relative) and ``error`` (squared at the query / E(y²));
           missing where none was found
         * ``distinct [example]``: fixed points found, those within ``same`` counted once; ``limit_is_fixed [example]``:
           whether the loop's end is one of them

@@ -106,7 +106,7 @@ def run(
         attrs={"trained_loops": model.cfg.n_loops, "optimum": name, "train_prompts_seed": seed},
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared difference / E[y²]"
+        data[variable].attrs["units"] = "squared difference / E(y²)"
     return stamp(data, "lens", checkpoint, prompts, config)
 
 

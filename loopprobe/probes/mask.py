@@ -66,7 +66,7 @@ def run(
         A dataset with dims ``n``, ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point``
         (in-context examples before it):
 
-        * ``error [n, loop, example]``: squared error at the query / E[y²]; ``clean_error [loop, example]``
+        * ``error [n, loop, example]``: squared error at the query / E(y²); ``clean_error [loop, example]``
         * ``mean``, ``low``, ``high [n, loop]`` and ``clean_mean`` …: its mean with a 95 % bootstrap interval
         * ``error_by_point [n, loop, point]``, ``clean_error_by_point [loop, point]``: means at every point
 
@@ -140,7 +140,7 @@ def run(
         },
     )
     for name in data:
-        data[name].attrs["units"] = "squared error / E[y²]"
+        data[name].attrs["units"] = "squared error / E(y²)"
     return stamp(data, "mask", checkpoint, prompts, config)
 
 

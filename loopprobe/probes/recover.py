@@ -46,11 +46,11 @@ def run(
         A dataset with dims ``size``, ``position`` (the token that was pushed; -1: all at once), ``after`` (loops
         since the push, from 0: right after it) and ``example``:
 
-        * ``error``, ``error_low``, ``error_high [size, position, after]``: squared error at the query / E[y²], mean
+        * ``error``, ``error_low``, ``error_high [size, position, after]``: squared error at the query / E(y²), mean
           and 95 % bootstrap interval; ``clean_error [after]`` without a push
         * ``distance [size, position, after]``: ‖z − z_clean‖ / ‖z_clean‖ of the whole state, mean over prompts
         * ``prediction_moved [size, position, after]``: root mean square of what the push changed in the prediction at
-          the query, in units of √E[y²]
+          the query, in units of √E(y²)
     """
     check(checkpoint, config)
     model = checkpoint.model

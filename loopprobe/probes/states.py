@@ -38,7 +38,7 @@ def follow_states(
         prompts: few: arrays are loops × prompts × tokens.
         loops: iterations that are measured one by one.
         far: iterations after which a trajectory counts as at its end; the types of limit are those of the last 128.
-        tolerance: relative for states, in units of √E[y²] for predictions, within which one has settled.
+        tolerance: relative for states, in units of √E(y²) for predictions, within which one has settled.
         progress: wraps the iterations.
 
     Returns:
@@ -47,13 +47,13 @@ def follow_states(
         * ``state_step``, ``relative_step``, ``cosine``, ``distance [loop, followed, position]``: see
           ``dynamics.trajectory.Moves``
         * ``prediction_step``, ``followed_error [loop, followed]`` at the query: change of the prediction from the
-          loop before and its error, both squared / E[y²]
+          loop before and its error, both squared / E(y²)
         * ``decimals_to_limit``, ``decimals_to_optimum [loop, followed]``: correct decimal places of the prediction at
           the query, against its own far value and against the attainable optimum
         * ``limit``, ``period [followed, position]``, ``prediction_limit``, ``prediction_period [followed, point]``:
           where they go (``dynamics.limits.Limit``), and the period of cycles, 0 of others
         * ``movement [followed, position]``, ``prediction_movement [followed, point]``: the largest over all lags at the
-          end, root mean square, relative to the state and in units of √E[y²]
+          end, root mean square, relative to the state and in units of √E(y²)
         * ``state_settled [followed, position]``, ``prediction_settled [followed, point]``: loops until within the
           tolerance of the far value for good; missing where that does not happen
         * ``rate``, ``rate_low``, ``rate_high [followed, position]``: factor by which the distance to a fixed point

@@ -21,6 +21,7 @@ from loopprobe.tables.study import (
     mask_finding,
     mask_models_table,
     mask_table,
+    shift_table,
     verdict_table,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "paths_table",
     "plan_table",
     "recover_table",
+    "shift_table",
     "show_table",
     "verdict_table",
 ]

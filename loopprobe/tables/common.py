@@ -28,7 +28,7 @@ def error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
     """A table of errors, whose caption says what they are; its first column is the model."""
     table = titled(title)
     prompts = datasets[0].sizes["example"]
-    table.caption = f"squared error / E[y²], mean of {prompts} prompts [95 % bootstrap interval]"
+    table.caption = f"squared error / E(y²), mean of {prompts} prompts [95 % bootstrap interval]"
     table.add_column("model")
     return table
 

@@ -18,7 +18,7 @@ from loopprobe.tables.common import interval, titled, with_ends
 def lens_table(data: xr.Dataset) -> Table:
     """Error of the answer at the query, and its distance to the final answer: a row a lens and site."""
     table = titled(f"{data.model.item()}: the answer at the query, read at every site")
-    table.caption = "squared error at the query / E[y²] [95 % bootstrap interval]; last column: of the final answer"
+    table.caption = "squared error at the query / E(y²) [95 % bootstrap interval]; last column: of the final answer"
     table.add_column("lens")
     table.add_column("read")
     shown = loops_to_show(data)
@@ -174,7 +174,7 @@ def exit_table(data: xr.Dataset) -> Table:
 def fixed_points_table(data: xr.Dataset) -> Table:
     """Fixed points by whether the loop itself comes to rest: how many were found, how stable and how good they are."""
     table = titled(f"{data.model.item()}: fixed points, {data.sizes['example']} prompts")
-    table.caption = "medians over prompts; error: squared at the query / E[y²], means"
+    table.caption = "medians over prompts; error: squared at the query / E(y²), means"
     names = (
         "prompts whose loop",
         "number",
@@ -206,7 +206,7 @@ def fixed_points_table(data: xr.Dataset) -> Table:
 def recover_table(data: xr.Dataset) -> Table:
     """What is left of a push in the prediction: a row a size and token, columns by loops since then."""
     table = titled(f"{data.model.item()}: the state is pushed after {data.attrs['pushed_after']} loops")
-    table.caption = "root mean square of what it changed in the prediction at the query / √E[y²]"
+    table.caption = "root mean square of what it changed in the prediction at the query / √E(y²)"
     last = int(data.after[-1])
     shown = sorted({0, 1, 2, 5, 10, 20, last} & {int(t) for t in data.after})
     for name in ("size", "token", *(f"{t} loops later" for t in shown), "half gone after"):

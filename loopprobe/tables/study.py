@@ -16,10 +16,10 @@ from loopprobe.verdicts import Verdict
 
 
 def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
-    """Error / E[y²] with its 95 % interval: a row for the clean run and each n, a column a loop count."""
+    """Error / E(y²) with its 95 % interval: a row for the clean run and each n, a column a loop count."""
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
     table.caption = (
-        f"squared error at the query / E[y²], mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+        f"squared error at the query / E(y²), mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
     )
     table.add_column("n", justify="right")
     shown = loops_to_show(data, loops)
@@ -45,7 +45,7 @@ def mask_finding(data: xr.Dataset) -> str:
 
 
 def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
-    """Error / E[y²] with its 95 % interval: a row a model, a column a loop count, the optimum last."""
+    """Error / E(y²) with its 95 % interval: a row a model, a column a loop count, the optimum last."""
     last = min(int(data.loop[-1]) for data in datasets)
     shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last]
     table = error_table("error against the number of loops", datasets)
@@ -59,7 +59,7 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
 
 
 def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / E[y²] with its 95 % interval by in-context examples: a row a model, for the optimum, and a baseline.
+    """Error / E(y²) with its 95 % interval by in-context examples: a row a model, for the optimum, and a baseline.
 
     Where labels are signs the last column is the accuracy at the query.
     """
@@ -85,8 +85,35 @@ def _looped(data: xr.Dataset) -> str:
     return f"{data.model.item()}, {loops} loop{'s' * (loops > 1)}"
 
 
+def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / E(y²) at the query: a row a shift, a column a model after the loops of its training.
+
+    Looped models that are better in distribution than another model get a second column, after so few loops that they
+    are not: what is left of a difference out of distribution is not owed to that.
+    """
+    table = titled("error out of distribution")
+    prompts = datasets[0].sizes["example"]
+    table.caption = f"squared error at the query / E(y²), mean of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("prompts")
+    level = max(float(data["mean"].isel(shift=0, loop=-1)) for data in datasets)
+    columns: list[xr.Dataset] = []
+    for data in datasets:
+        trained = data.isel(loop=-1)
+        equal = data.isel(loop=int(np.abs(np.log(data["mean"].isel(shift=0).values / level)).argmin()))
+        columns += [trained] if int(equal.loop) == int(trained.loop) else [trained, equal]
+    for at in columns:
+        table.add_column(f"{at.model.item()}, {int(at.loop)} loop{'s' * (int(at.loop) > 1)}", justify="right")
+    for shift in dict.fromkeys(str(s) for data in datasets for s in data["shift"].values):
+        cells = [
+            interval(*(at[part].sel(shift=shift) for part in ("mean", "low", "high"))) if shift in at["shift"] else "–"
+            for at in columns
+        ]
+        table.add_row(shift, *cells)
+    return table
+
+
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / E[y²] with its 95 % interval: a row a model and loop count, a column an n."""
+    """Error / E(y²) with its 95 % interval: a row a model and loop count, a column an n."""
     first = datasets[0]
     picked = first.n.values[np.unique(np.linspace(0, first.sizes["n"] - 1, 8).round().astype(int))]
     table = error_table("error by what is kept", datasets)

@@ -36,12 +36,12 @@ class FunctionClass:
 
 
 def _linear(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, Weights]:
-    """y = w·x with w ~ N(0, I): E[y²] = n_dims."""
+    """y = w·x with w ~ N(0, I): E(y²) = n_dims."""
     return einsum(xs, numbers, "batch point dim, batch dim -> batch point"), numbers
 
 
 def _sparse(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, Weights]:
-    """Linear, with all but ``sparsity`` weights of the active dimensions set to zero: E[y²] = sparsity."""
+    """Linear, with all but ``sparsity`` weights of the active dimensions set to zero: E(y²) = sparsity."""
     assert task.sparsity is not None
     weights, ranks = numbers.chunk(2, dim=1)
     chosen = ranks[:, :active].argsort(dim=1)[:, : task.sparsity]
@@ -62,7 +62,7 @@ def _tree(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[L
 
 
 def _relu(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, None]:
-    """y = √(2 / hidden) · Σ_i v_i relu(u_i·x) with u_i, v_i ~ N(0, 1): E[y²] = n_dims."""
+    """y = √(2 / hidden) · Σ_i v_i relu(u_i·x) with u_i, v_i ~ N(0, 1): E(y²) = n_dims."""
     assert task.hidden is not None
     inner, outer = numbers.split([task.hidden * xs.shape[-1], task.hidden], dim=1)
     inner = inner.reshape(len(inner), task.hidden, -1)

@@ -24,7 +24,7 @@ class Prompts:
         xs: inputs, [batch, n_points, n_dims].
         ys: labels, [batch, n_points].
         origin: how they were drawn, for the record.
-        scale: E[y²] without noise, by which squared errors are divided, so that predicting zero has an error of
+        scale: E(y²) without noise, by which squared errors are divided, so that predicting zero has an error of
             one; None: n_dims, as in linear regression.
         weights: of the function, [batch, n_dims], where it has one vector of them; else None.
     """
@@ -58,7 +58,7 @@ class Prompts:
         return dataclasses.replace(self, xs=self.xs.to(target), ys=self.ys.to(target), weights=weights)
 
     def errors(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch n_points"]:
-        """Squared errors of predictions, divided by E[y²]."""
+        """Squared errors of predictions, divided by E(y²)."""
         return (predictions - self.ys).square() / self.scale
 
 

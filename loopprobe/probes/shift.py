@@ -1,0 +1,108 @@
+"""Error on prompts that are drawn otherwise than in training (``loopprobe.tasks.shifts``), after every loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.evaluate import chunk_size
+from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.statistics import bootstrap_mean
+from loopprobe.tasks import Prompts
+from loopprobe.tasks.shifts import SHIFTS, find_shift
+
+IN_DISTRIBUTION = "as in training"
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class ShiftConfig:
+    """Which shifts, and how far the loop runs.
+
+    Attributes:
+        shifts: names; empty: all that the model can be put to.
+        loops: iterations; None: as many as each model was trained with.
+    """
+
+    shifts: tuple[str, ...] = ()
+    loops: PositiveInt | None = None
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: ShiftConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Error of every shift, beside that in distribution, on prompts of the same seed.
+
+    Returns:
+        A dataset with dims ``shift`` (``as in training`` first, then in words), ``loop`` (iterations done, from 1),
+        ``example`` (the prompt) and ``point`` (in-context examples before it):
+
+        * ``error [shift, loop, example]``: squared error at the query / E(y²), where E(y²) is that of the shift
+        * ``mean``, ``low``, ``high [shift, loop]``: its mean with a 95 % bootstrap interval
+        * ``error_by_point [shift, point]``, ``…_low``, ``…_high``: after the last loop, at every point; missing where
+          only the query differs from training
+    """
+    check(checkpoint, config)
+    if other := prompts.origin.keys() & {"shift", "data"}:
+        raise LoopprobeError(f"the shifts start from prompts as in training: leave out {min(other)}")
+    model = checkpoint.model
+    seed = prompts.origin.get("held_out_seed", 0)
+    n_prompts, n_points = len(prompts.ys), model.cfg.n_points
+    names: list[str | None] = [None, *(config.shifts or applicable(checkpoint))]
+    errors, by_point = [], np.full((3, len(names), n_points), np.nan)
+    for i, name in enumerate(progress(names)):
+        shifted = prompts.to(checkpoint.device) if name is None else checkpoint.held_out(n_prompts, seed, name)
+        with torch.no_grad():
+            parts = [
+                batch.errors(model(*batch, config.loops)).cpu()
+                for batch in shifted.split(chunk_size(shifted.xs.device))
+            ]
+        squared = torch.cat(parts, dim=1).numpy()
+        errors.append(squared[..., -1])
+        if name is None or not SHIFTS[name].at_query:
+            by_point[:, i, : squared.shape[-1]] = np.stack(bootstrap_mean(squared[-1].T))
+    error = np.stack(errors)
+    mean, low, high = bootstrap_mean(error)
+    dims = ("shift", "loop")
+    data = xr.Dataset(
+        {
+            "error": ((*dims, "example"), error),
+            "mean": (dims, mean),
+            "low": (dims, low),
+            "high": (dims, high),
+            **with_ends("error_by_point", ("shift", "point"), (by_point[0], by_point[1], by_point[2])),
+        },
+        coords={
+            "shift": [IN_DISTRIBUTION if name is None else SHIFTS[name].words for name in names],
+            "loop": np.arange(1, error.shape[1] + 1),
+            "point": np.arange(n_points),
+            "model": checkpoint.label,
+        },
+        attrs={"trained_loops": model.cfg.n_loops},
+    )
+    for variable in data:
+        data[variable].attrs["units"] = "squared error / E(y²)"
+    return stamp(data, "shift", checkpoint, prompts, config)
+
+
+def applicable(checkpoint: Checkpoint) -> list[str]:
+    """Shifts that a model can be put to: more examples or dimensions only where it can read more than it has seen."""
+    possible = []
+    for name in SHIFTS:
+        try:
+            checkpoint.held_out(1, shift=name)
+        except LoopprobeError:
+            continue
+        possible.append(name)
+    return possible
+
+
+def check(checkpoint: Checkpoint, config: ShiftConfig) -> None:
+    """Raise LoopprobeError where there is no such shift, or the model cannot be put to it."""
+    for name in config.shifts:
+        find_shift(name)
+        checkpoint.held_out(1, shift=name)

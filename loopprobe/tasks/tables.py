@@ -1,0 +1,211 @@
+"""Prompts from tables of real data: rows as points, one column as the label.
+
+A table is split in two halves, one for training and one for evaluation; columns are standardised on the first. More
+columns than the model reads are projected on their leading principal components (each brought to variance one), fewer
+are padded with zeros. Every prompt turns its inputs by a random rotation, so that no model can learn a table by
+heart, and takes its rows without replacement. Where the label is a class, a prompt asks for one of two classes,
+chosen at random: +1 or -1.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.tasks.prompts import Prompts, normal, uniform
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BUNDLED = ("diabetes", "wine", "breast_cancer", "iris", "digits", "linnerud")  # scikit-learn's
+_CLASSES = ("wine", "breast_cancer", "iris", "digits")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers with a label each.
+
+    Attributes:
+        name: of the table.
+        inputs: [row, column].
+        labels: [row]: numbers, or class numbers from 0.
+        n_classes: 0 where labels are numbers.
+        columns: names of the inputs.
+        target: name of the label.
+    """
+
+    name: str
+    inputs: Float[ndarray, "row column"]
+    labels: Float[ndarray, " row"] | Int[ndarray, " row"]
+    n_classes: int
+    columns: tuple[str, ...]
+    target: str
+
+    def half(self, part: str) -> Int[ndarray, " row"]:
+        """Rows of the half for ``train`` or for ``test``: the same on every machine."""
+        order = np.random.default_rng(0).permutation(len(self.labels))
+        middle = len(order) // 2
+        return order[:middle] if part == "train" else order[middle:]
+
+    def how(self, n_dims: int) -> str:
+        """What becomes of the columns, in words."""
+        found = len(self.columns)
+        if found > n_dims:
+            return f"{found} columns projected on {n_dims} principal components"
+        return f"{found} columns" + (f" padded to {n_dims} with zeros" if found < n_dims else "")
+
+    @functools.cached_property
+    def _standard(self) -> tuple[ndarray, ndarray]:
+        inside = self.half("train")
+        mean, std = self.inputs[inside].mean(0), self.inputs[inside].std(0)
+        constant = np.flatnonzero(std < 1e-12)
+        if self.name in BUNDLED:  # pixels that are always dark
+            std[constant] = 1.0
+        elif len(constant):
+            raise LoopprobeError(f"{self.name}: column {self.columns[constant[0]]!r} is constant: drop it")
+        values = (self.inputs - mean) / std
+        labels = self.labels.astype(float)
+        if not self.n_classes:
+            spread = labels[inside].std()
+            if spread < 1e-12:
+                raise LoopprobeError(f"{self.name}: the label {self.target!r} is constant: name another")
+            labels = (labels - labels[inside].mean()) / spread
+        return values, labels
+
+    def arrays(self, n_dims: int) -> tuple[Float[ndarray, "row n_dims"], Float[ndarray, " row"], int]:
+        """Standardised inputs as wide as the model reads, labels, and how many dimensions are filled."""
+        values, labels = self._standard
+        if values.shape[1] > n_dims:
+            train = values[self.half("train")]
+            directions = np.linalg.svd(train, full_matrices=False)[2][:n_dims]
+            signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(1)])
+            directions = directions * signs[:, None]  # the sign of a component is anyone's choice: make it one
+            values = values @ directions.T / (train @ directions.T).std(0)
+        filled = values.shape[1]
+        return np.pad(values, ((0, 0), (0, n_dims - filled))), labels, filled
+
+
+@functools.lru_cache(maxsize=32)
+def load_table(name: str, target: str | None = None) -> Table:
+    """A table by the name of a bundled one, or by the path of a CSV or parquet file.
+
+    Args:
+        name: one of ``BUNDLED``, or a path.
+        target: the column that is the label; None: the table's own, or the last column of a file. A column of text or
+            of booleans holds classes.
+
+    Raises:
+        LoopprobeError: no such table or column, text or missing values among the inputs, or what reads it is missing.
+    """
+    frame, classes = _bundled(name) if name in BUNDLED else (_file(Path(name)), False)
+    own = [str(column) for column in frame.columns]
+    frame.columns = own
+    chosen = own[-1] if target is None else target
+    if chosen not in own:
+        raise LoopprobeError(f"{name} has no column {chosen!r}: choose from {', '.join(own)}")
+    inputs = frame.drop(columns=chosen)
+    for column in inputs:
+        if inputs[column].dtype.kind not in "iufb":
+            raise LoopprobeError(f"{name}: column {column!r} holds text: drop it, or turn it into numbers")
+        if missing := int(inputs[column].isna().sum()):
+            raise LoopprobeError(f"{name}: column {column!r} lacks {missing} values: fill them or drop these rows")
+    label = frame[chosen]
+    if missing := int(label.isna().sum()):
+        raise LoopprobeError(f"{name}: the label {chosen!r} lacks {missing} values: drop these rows")
+    classes = classes or label.dtype.kind not in "iuf"
+    labels = label.astype("category").cat.codes.to_numpy() if classes else label.to_numpy(float)
+    n_classes = int(labels.max()) + 1 if classes else 0
+    if classes and n_classes < 2:
+        raise LoopprobeError(f"{name}: the label {chosen!r} has one class only: name another")
+    return Table(Path(name).stem, inputs.to_numpy(float), labels, n_classes, tuple(inputs.columns), chosen)
+
+
+def from_tables(
+    tables: list[Table],
+    n_prompts: int,
+    n_points: int,
+    n_dims: int,
+    generator: torch.Generator,
+    *,
+    part: str = "test",
+    scale: float = 1.0,
+) -> Prompts:
+    """Draw prompts, each from one of the tables.
+
+    Args:
+        tables: one or more.
+        n_prompts, n_points, n_dims: their number, points a prompt, width of x.
+        generator: a CPU generator; it alone determines the result.
+        part: the half of the rows: ``train`` or ``test``.
+        scale: labels are multiplied by its root: E(y²) of what the model was trained on.
+
+    Raises:
+        LoopprobeError: a table has too few rows for a prompt.
+    """
+    arrays = [table.arrays(n_dims) for table in tables]
+    halves = [table.half(part) for table in tables]
+    choices = uniform((n_prompts, 3), generator).numpy()
+    turns = normal((n_prompts, n_dims, n_dims), generator)
+    keys = uniform((n_prompts, max(len(half) for half in halves)), generator).numpy()
+    xs, ys = np.zeros((n_prompts, n_points, n_dims)), np.zeros((n_prompts, n_points))
+    for i, (which, one, other) in enumerate(choices):
+        k = int(which * len(tables))
+        table, rows, (values, labels, filled) = tables[k], halves[k], arrays[k]
+        first = int(one * table.n_classes)
+        if table.n_classes:
+            second = (first + 1 + int(other * (table.n_classes - 1))) % table.n_classes
+            rows = rows[np.isin(table.labels[rows], (first, second))]
+        if len(rows) < n_points:
+            raise LoopprobeError(
+                f"{table.name} has {len(rows)} rows for a prompt but a prompt takes {n_points} points: "
+                "take a larger table, or a model with fewer points"
+            )
+        rows = rows[keys[i, : len(rows)].argsort()[:n_points]]
+        turn = torch.linalg.qr(turns[i, :filled, :filled]).Q.numpy()
+        xs[i, :, :filled] = values[rows, :filled] @ turn
+        ys[i] = np.where(table.labels[rows] == first, 1.0, -1.0) if table.n_classes else labels[rows]
+    origin = {
+        "data": [table.name for table in tables],
+        "columns": [table.how(n_dims) for table in tables],
+        "part": part,
+        "labels": "sign" if all(table.n_classes for table in tables) else "real",
+    }
+    return Prompts(torch.from_numpy(xs).float(), torch.from_numpy(ys * scale**0.5).float(), origin, scale=scale)
+
+
+def _bundled(name: str) -> tuple[pd.DataFrame, bool]:
+    try:
+        import sklearn.datasets
+    except ImportError:
+        raise LoopprobeError(f"the table {name!r} is scikit-learn's: pip install 'loopprobe[tables]'") from None
+    loaded = getattr(sklearn.datasets, f"load_{name}")(as_frame=True)
+    return loaded.frame, name in _CLASSES
+
+
+def _file(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    if path.suffix not in readers:
+        raise LoopprobeError(f"{path} is no table: give a .csv or .parquet file, or one of {', '.join(BUNDLED)}")
+    try:
+        frame = readers[path.suffix](path)
+    except FileNotFoundError:
+        raise LoopprobeError(f"no table at {path}: check the path") from None
+    except ImportError:
+        raise LoopprobeError(f"{path} is parquet: pip install 'loopprobe[tables]'") from None
+    except (OSError, ValueError) as error:
+        raise LoopprobeError(f"{path} cannot be read ({' '.join(str(error).split())}): mend the file") from None
+    if frame.shape[1] < 2 or not len(frame):
+        raise LoopprobeError(
+            f"{path} holds {len(frame)} rows and {frame.shape[1]} columns: it needs inputs and a label"
+        )
+    return frame
