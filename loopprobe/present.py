@@ -10,6 +10,7 @@ from rich.table import Table
 
 from loopprobe import tables
 from loopprobe.errors import LoopprobeError
+from loopprobe.figures.align import align_figures
 from loopprobe.figures.attention import attention_figures
 from loopprobe.figures.attribute import attribute_figures
 from loopprobe.figures.compare import accuracy_figure, compare_figure
@@ -33,6 +34,7 @@ _TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
     "shift": (lambda datasets, *title_by: shift_figure(datasets, *title_by[:1]), tables.shift_table),
 }
 _ONE_BY_ONE: dict[str, tuple[Callable[[xr.Dataset], dict[str, go.Figure]], Callable[[xr.Dataset], Table]]] = {
+    "align": (align_figures, tables.align_table),
     "attention": (attention_figures, tables.attention_table),
     "attribute": (attribute_figures, tables.attribute_table),
     "exit": (exit_figures, tables.exit_table),

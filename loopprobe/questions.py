@@ -15,6 +15,7 @@ from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import (
+    align,
     attention,
     attribute,
     compare,
@@ -44,6 +45,7 @@ class Probe:
 
 
 PROBES = {
+    "align": Probe(align.AlignConfig, align.run, align.check),
     "attention": Probe(LoopsConfig, attention.run, attention.check),
     "attribute": Probe(LoopsConfig, attribute.run, attribute.check),
     "compare": Probe(compare.CompareConfig, compare.run, compare.check),

@@ -32,6 +32,7 @@ ORDER = [
     "foreign",
     "corruptions",
     "baselines",
+    "algorithms",
     "evaluate",
     "dynamics",
     "runs",

@@ -75,6 +75,18 @@ def lens(
     _show(*ask("lens", options, "lens", common), common.png)
 
 
+@with_common(prompts=256)
+def align(
+    loops: Loops = None,
+    steps: Annotated[int, typer.Option(help="Steps of the algorithms.")] = 60,
+    fit_prompts: Annotated[int, typer.Option(help="Other prompts, on which their constants are fitted.")] = 256,
+    *,
+    common: Common,
+) -> None:
+    """Which algorithm does the loop resemble, step by step?"""
+    _show(*ask("align", {"loops": loops, "steps": steps, "fit_prompts": fit_prompts}, "align", common), common.png)
+
+
 @with_common()
 def attribute(loops: Loops = None, *, common: Common) -> None:
     """Split the prediction into what each head and MLP wrote."""
@@ -179,6 +191,7 @@ def _show(datasets: list, folder: Path, png: bool) -> None:
 VERBS: dict[str, Callable[..., None]] = {
     "cache": cache,
     "lens": lens,
+    "align": align,
     "attribute": attribute,
     "attention": attention,
     "patch": patch,

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.colors import qualitative
 
 from loopprobe.figures.panels import By, Line, draw, panels
-from loopprobe.figures.style import GREY, curve, finish, log_errors
-
-BASELINE_COLOURS = qualitative.Safe  # told apart by colour-blind readers
+from loopprobe.figures.style import BASELINE_COLOURS, GREY, curve, finish, log_errors
 
 
 def compare_figure(

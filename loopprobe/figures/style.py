@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.colors import sample_colorscale
+from plotly.colors import qualitative, sample_colorscale
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.storage import atomic
 
 BLACK, GREY = "#000000", "#777777"
 QUERY_ERROR = "squared error at the query / E(y²)"
+BASELINE_COLOURS = qualitative.Safe  # of what has no order; told apart by colour-blind readers
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 

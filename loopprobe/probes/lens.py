@@ -114,6 +114,27 @@ def check(checkpoint: Checkpoint, config: LensConfig) -> None:
     """Every checkpoint can be read."""
 
 
+def layer_readings(
+    model: LoopedTransformer, training: Prompts, ridge: float = 1e-4
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function from prompts to predictions [layer, batch, point], read after every layer of the only loop.
+
+    Each layer has its own affine map, fitted on ``training`` to the model's answer (the tuned lens).
+    """
+    moments = _Moments(ridge)
+    with torch.no_grad():
+        for xs, ys in training.split(chunk_size(training.xs.device)):
+            _at_sites(model, xs, ys, 1, partial(moments.add, target=model(xs, ys, 1)[0]))
+    maps = moments.solve()[0, 2::2]
+
+    def read(xs: Tensor, ys: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        _at_sites(model, xs, ys, 1, lambda loop, sites: found.append(sites[2::2]))
+        return einsum(_with_one(found[0]).to(maps), maps, "layer batch point d, layer point d -> layer batch point")
+
+    return read
+
+
 def _at_sites(
     model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int, use: Callable[[int, Sites], None]
 ) -> None:

@@ -1,5 +1,6 @@
 """What the terminal shows: tables and sentences from results."""
 
+from loopprobe.tables.algorithms import align_table
 from loopprobe.tables.common import show_table
 from loopprobe.tables.inside import (
     attention_table,
@@ -26,6 +27,7 @@ from loopprobe.tables.study import (
 )
 
 __all__ = [
+    "align_table",
     "attention_table",
     "attribute_table",
     "checkpoint_summary",

@@ -1,0 +1,271 @@
+"""Which algorithm a loop resembles, iteration by iteration: its errors and its induced weights beside theirs.
+
+Similarity of errors (Fu et al., arXiv 2310.17086, section 3.3): the cosine between the error vectors of model and
+algorithm over the points of a prompt. Similarity of induced weights (von Oswald et al., arXiv 2212.07677, section 3):
+the cosine between ∂prediction/∂query and the algorithm's weights. Each loop is matched with the step whose predictions
+are nearest, on other prompts than those that are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from pydantic import ConfigDict, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from loopprobe import algorithms
+from loopprobe.algorithms import Problem, predictions
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.errors import LoopprobeError
+from loopprobe.model import LoopedTransformer
+from loopprobe.probes.lens import layer_readings
+from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.statistics import bootstrap_mean, bootstrap_ratio
+from loopprobe.tasks import Prompts
+
+Model = Callable[[Tensor, Tensor], Float[Tensor, "loop batch point"]]  # from xs and ys to the predictions of all loops
+Iterates = Callable[[Problem], Float[Tensor, "step batch point"]]
+IDENTIFIED = 0.99  # an algorithm that explains this share of the predictions is what the model does
+SCALED = "least squares, scaled from 0 to 1"  # no algorithm, but what any of them must explain more than
+
+
+@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+class AlignConfig:
+    """How far the loop and the algorithms run, and how the algorithms are fitted.
+
+    Attributes:
+        loops: iterations; None: as many as trained.
+        steps: of the algorithms; of ridge, as many strengths.
+        fit_prompts: prompts that free constants are fitted and steps matched on, of a seed of their own.
+    """
+
+    loops: PositiveInt | None = None
+    steps: PositiveInt = 60
+    fit_prompts: PositiveInt = 256
+
+
+def run(
+    checkpoint: Checkpoint, prompts: Prompts, config: AlignConfig, progress: Progress = lambda steps: steps
+) -> xr.Dataset:
+    """Align the loops of a model with the steps of algorithms; of an ordinary transformer, the layers.
+
+    The layers of an ordinary transformer are read by a tuned lens. The null model has the same configuration and was
+    never trained.
+
+    Returns:
+        The dataset of ``align``, with the same variables of the null model, ``null_…``, where they have no ``step``.
+    """
+    check(checkpoint, config)
+    fitting = checkpoint.held_out(config.fit_prompts, prompts.origin.get("held_out_seed", 0) + 1)
+    prompts = prompts.to(checkpoint.device)
+    untrained = LoopedTransformer(checkpoint.config.model, torch.Generator().manual_seed(0)).to(checkpoint.device)
+    data, null = (
+        align(_reader(model, fitting, config), prompts, fitting, steps=config.steps)
+        for model in progress([checkpoint.model, untrained])
+    )
+    without_step = [name for name in null.data_vars if "step" not in null[name].dims]
+    data = data.merge(null[without_step].rename({name: f"null_{name}" for name in without_step}))
+    looped = checkpoint.config.model.n_loops > 1
+    data = data.assign_coords(model=checkpoint.label)
+    data.attrs |= {
+        "trained_loops": checkpoint.config.model.n_loops,
+        "iteration": "loop" if looped else "layer",
+    }
+    return stamp(data, "align", checkpoint, prompts, config)
+
+
+def check(checkpoint: Checkpoint, config: AlignConfig) -> None:
+    """Raise LoopprobeError where the model has but one iteration."""
+    model = checkpoint.config.model
+    if model.n_loops == 1 and config.loops not in (None, 1):
+        raise LoopprobeError(f"{checkpoint.label} is not looped: its layers are aligned; leave out loops")
+
+
+def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> xr.Dataset:
+    """Align any model's iterations with those of the algorithms.
+
+    Args:
+        model: from xs and ys to predictions [iteration, batch, point], differentiable.
+        prompts: on which similarities are scored.
+        fitting: others, on which constants are fitted and each iteration is matched with a step.
+        steps: of the algorithms.
+
+    Returns:
+        A dataset with dims ``algorithm``, ``loop`` (iterations done, from 1) and ``step`` (steps done, from 0):
+
+        * ``error_similarity [algorithm, loop, step]``: mean over prompts; ``weight_similarity`` of the weights that are
+          induced at the query; ``distance``: squared difference of the predictions at the query / E(y²)
+        * ``best_step [algorithm, loop]``; there ``best_error_similarity``, ``best_weight_similarity`` and
+          ``best_distance``, with ``_low`` and ``_high``: 95 % bootstrap intervals over prompts
+        * ``explained [algorithm]`` …: 1 − Σ(model − algorithm)² / Σ model², over all iterations and points, each
+          iteration with its best step; ``gain [algorithm]`` …: how much more than least squares scaled from 0 to 1
+        * ``steps_per_loop [algorithm]`` …: slope of the best step over the loop, through zero, while the model still
+          improves
+        * ``model_error [loop]``: squared error at the query / E(y²)
+
+        ``attrs["identified"]`` names the algorithm that explains most, and at least 0.99, else ``none``;
+        ``attrs["constants"]`` says what was fitted.
+    """
+    own = [_predict(model, part) for part in (fitting, prompts)]
+    weights = induced_weights(model, prompts)
+    problems = [Problem.of(part) for part in (fitting, prompts)]
+    chosen, constants = fitted(problems[0], own[0], steps, fitting.scale)
+    names = list(chosen)
+    n_loops = len(own[0])
+    shape = (len(names), n_loops, steps + 1)
+    found = {name: np.full(shape, np.nan) for name in ("error_similarity", "weight_similarity", "distance")}
+    best, scores, rates = np.zeros(shape[:2], int), [], []
+    explained = np.zeros((len(names), 2, len(prompts.ys)))
+    improving = _improving(prompts, own[1])
+    for i, iterates in enumerate(chosen.values()):
+        others = [predictions(problem, iterates(problem)) for problem in problems]
+        similar = _cosines(own[1] - prompts.ys, others[1] - prompts.ys)
+        nearest = torch.stack([(other - own[0]).square().mean((1, 2)) for other in others[0]], dim=1)
+        best[i] = nearest.nan_to_num(torch.inf).argmin(1).cpu()
+        of_weights = _weight_cosines(weights, problems[1], iterates)
+        apart = (own[1][:, None, :, -1] - others[1][None, :, :, -1]).square() / prompts.scale
+        parts = similar, of_weights, apart  # each [loop, step, batch]
+        for key, values in zip(found, parts, strict=True):
+            found[key][i, :, : values.shape[1]] = values.mean(-1).cpu()
+        at = torch.arange(n_loops), torch.from_numpy(best[i])
+        scores.append([values[at].cpu().numpy() for values in parts])
+        each = torch.stack([(other - own[1]).square().mean(-1) for other in others[1]], dim=1)
+        rates.append(_rate(each.nan_to_num(1e30).cpu().numpy(), improving))
+        left = (own[1] - others[1][at[1]]).square().sum((0, 2))
+        explained[i] = torch.stack([left, own[1].square().sum((0, 2))]).cpu().numpy()
+    dims = ("algorithm", "loop")
+    variables: dict[str, Any] = {name: ((*dims, "step"), values) for name, values in found.items()}
+    variables["best_step"] = (dims, best)
+    for j, key in enumerate(found):
+        variables |= with_ends(f"best_{key}", dims, bootstrap_mean(np.stack([score[j] for score in scores])))
+    ratios = [bootstrap_ratio(left, total) for left, total in explained]
+    share = 1 - np.array(ratios)  # [algorithm, (estimate, low, high)]
+    null = explained[names.index(SCALED), 0]
+    gains = np.array([bootstrap_ratio(null - left, total) for left, total in explained])
+    variables |= with_ends("gain", ("algorithm",), (gains[:, 0], gains[:, 1], gains[:, 2]))
+    variables |= with_ends("explained", ("algorithm",), (share[:, 0], share[:, 2], share[:, 1]))
+    slopes = np.array(rates)
+    variables |= with_ends("steps_per_loop", ("algorithm",), (slopes[:, 0], slopes[:, 1], slopes[:, 2]))
+    variables["model_error"] = ("loop", prompts.errors(own[1])[..., -1].mean(1).cpu().numpy())
+    coords = {"algorithm": names, "loop": np.arange(1, n_loops + 1), "step": np.arange(steps + 1)}
+    enough = share[:, 0] >= max(IDENTIFIED, share[:, 0].max() - 1e-3)  # of equals the simplest, which comes first
+    identified = names[int(enough.argmax())] if enough.any() else "none"
+    return xr.Dataset(variables, coords=coords, attrs={"identified": identified, "constants": constants})
+
+
+def fitted(
+    problem: Problem, own: Float[Tensor, "loop batch point"], steps: int, scale: float
+) -> tuple[dict[str, Callable[[Problem], Any]], str]:
+    """The algorithms by name, their free constants fitted so that their first steps are the model's first iterations.
+
+    Args:
+        problem: of the fitting prompts.
+        own: the model's predictions there.
+        steps: of the algorithms.
+        scale: E(y²).
+
+    Returns:
+        From a name to the iterates on any problem, and what was fitted, in words.
+    """
+    n_loops, n_dims = len(own), problem.xs.shape[-1]
+    largest = torch.linalg.eigvalsh(problem.second[:, -1])[:, -1].mean().item()
+
+    def loss(iterates: Any) -> Tensor:
+        return (predictions(problem, iterates)[1:] - own).square().mean() / scale
+
+    start = own.new_tensor(0.5 / largest)
+    rate = algorithms.fit(lambda p: loss(algorithms.gradient_descent(problem, n_loops, p)), start)
+    pair = algorithms.fit(
+        lambda p: loss(algorithms.momentum(problem, n_loops, p[0], p[1])), torch.stack([rate, torch.zeros_like(rate)])
+    )
+    matrix = algorithms.fit(
+        lambda p: loss(algorithms.preconditioned(problem, n_loops, p)), rate * torch.eye(n_dims).to(own)
+    )
+    strengths = torch.logspace(3, -5, steps, dtype=own.dtype, device=own.device)
+    spread = torch.linalg.eigvals(matrix).abs()
+    constants = (
+        f"gradient descent: step {rate:.3g}; momentum: step {pair[0]:.3g}, decay {pair[1]:.3g}; preconditioner: "
+        f"moduli of its eigenvalues {spread.min():.3g} to {spread.max():.3g}; ridge: strengths 1e3 to 1e-5"
+    )
+    return {
+        "gradient descent, fitted step": partial(algorithms.gradient_descent, steps=steps, rate=rate),
+        "gradient descent, best step": lambda p: algorithms.gradient_descent(p, steps, algorithms.best_rate(p)),
+        "gradient descent with momentum": partial(algorithms.momentum, steps=steps, rate=pair[0], decay=pair[1]),
+        "preconditioned gradient descent": partial(algorithms.preconditioned, steps=steps, matrix=matrix),
+        "Newton's iteration": partial(algorithms.newton, steps=steps),
+        "conjugate gradients": partial(algorithms.conjugate_gradients, steps=min(steps, n_dims + 2)),
+        SCALED: partial(_scaled, steps=steps),
+        "ridge, ever weaker": partial(algorithms.ridge_path, strengths=strengths),
+    }, constants
+
+
+def _scaled(problem: Problem, steps: int) -> Iterator[algorithms.Weights]:
+    full = torch.linalg.pinv(problem.second, hermitian=True) @ problem.first[..., None]
+    yield from (step / steps * full[..., 0] for step in range(steps + 1))
+
+
+def induced_weights(model: Model, prompts: Prompts, batch: int = 64) -> Float[Tensor, "loop batch dim"]:
+    """∂prediction/∂x at the query, after every iteration."""
+    found = []
+    for xs, ys in prompts.split(batch):
+        leaf = xs.clone().requires_grad_()
+        with torch.enable_grad():
+            read = model(leaf, ys)[..., -1]
+            grads = [torch.autograd.grad(row.sum(), leaf, retain_graph=True)[0][:, -1] for row in read]
+        found.append(torch.stack(grads))
+    return torch.cat(found, dim=1).double()
+
+
+def _reader(model: LoopedTransformer, fitting: Prompts, config: AlignConfig) -> Model:
+    """The predictions of a looped model after every loop, of an ordinary one after every layer."""
+    if model.cfg.n_loops > 1:
+        return lambda xs, ys: model(xs, ys, config.loops)
+    return layer_readings(model, fitting)
+
+
+def _predict(model: Model, prompts: Prompts, batch: int = 64) -> Float[Tensor, "loop batch point"]:
+    with torch.no_grad():
+        return torch.cat([model(xs, ys) for xs, ys in prompts.split(batch)], dim=1).double()
+
+
+def _cosines(
+    a: Float[Tensor, "loop batch last"], b: Float[Tensor, "step batch last"]
+) -> Float[Tensor, "loop step batch"]:
+    """Of all pairs; zero where one of the two is zero."""
+    a, b = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) for x in (a, b))
+    return torch.einsum("lbd,sbd->lsb", a, b.to(a))
+
+
+def _weight_cosines(
+    weights: Float[Tensor, "loop batch dim"], problem: Problem, iterates: Callable[[Problem], Any]
+) -> Float[Tensor, "loop step batch"]:
+    return _cosines(weights, torch.stack([w[:, -1] for w in iterates(problem)]))
+
+
+def _improving(prompts: Prompts, own: Tensor) -> np.ndarray:
+    """Iterations up to the one whose error is within a tenth of the way, in logarithms, to the least."""
+    error = prompts.errors(own)[..., -1].mean(1).log().cpu().numpy()
+    last = int(np.argmax(error <= error.min() + 0.1 * (error[0] - error.min())))
+    return np.arange(len(error)) <= max(last, 1)
+
+
+def _rate(
+    distances: Float[np.ndarray, "loop step batch"], improving: np.ndarray, resamples: int = 200
+) -> tuple[float, float, float]:
+    """Steps a loop with its interval: the slope through zero of the best step over the loop, while it improves."""
+    n = distances.shape[-1]
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
+    counts = np.concatenate([np.ones((1, n)), counts])
+    rows = distances[improving]
+    steps = (rows @ counts.T).argmin(1)  # [loop, resample]
+    loops = np.arange(1, len(distances) + 1)[improving]
+    slopes = loops @ steps / (loops @ loops)
+    low, high = np.quantile(slopes[1:], [0.025, 0.975])
+    return float(slopes[0]), float(low), float(high)
