@@ -21,8 +21,9 @@ def _maps(data: xr.Dataset) -> go.Figure:
     iteration = data.attrs["iteration"]
     columns = 4
     rows = -(-data.sizes["algorithm"] // columns)
+    titles = ["<br>".join(textwrap.wrap(str(name), 20)) for name in data.algorithm.values]
     figure = make_subplots(
-        rows=rows, cols=columns, subplot_titles=["<br>".join(textwrap.wrap(str(name), 20)) for name in data.algorithm.values],
+        rows=rows, cols=columns, subplot_titles=titles,
         shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.2,
     )  # fmt: skip
     for i, name in enumerate(data.algorithm.values):
