@@ -16,6 +16,7 @@ from loopprobe.figures.attribute import attribute_figures
 from loopprobe.figures.compare import accuracy_figure, compare_figure
 from loopprobe.figures.converge import converge_figure
 from loopprobe.figures.curves import curves_figure
+from loopprobe.figures.decode import decode_figures
 from loopprobe.figures.lens import lens_figures
 from loopprobe.figures.longrun import exit_figures, fixed_points_figures
 from loopprobe.figures.mask import mask_figure, mask_models_figure
@@ -37,6 +38,7 @@ _ONE_BY_ONE: dict[str, tuple[Callable[[xr.Dataset], dict[str, go.Figure]], Calla
     "align": (align_figures, tables.align_table),
     "attention": (attention_figures, tables.attention_table),
     "attribute": (attribute_figures, tables.attribute_table),
+    "decode": (decode_figures, tables.decode_table),
     "exit": (exit_figures, tables.exit_table),
     "fixed_points": (fixed_points_figures, tables.fixed_points_table),
     "lens": (lens_figures, tables.lens_table),

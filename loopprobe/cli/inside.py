@@ -87,6 +87,19 @@ def align(
     _show(*ask("align", {"loops": loops, "steps": steps, "fit_prompts": fit_prompts}, "align", common), common.png)
 
 
+@with_common(prompts=512)
+def decode(
+    loops: Loops = None,
+    train_prompts: Annotated[int, typer.Option(help="Other prompts, on which the decoders are trained.")] = 1024,
+    network_loops: Annotated[int, typer.Option(help="Loops at which networks are trained; 0: none.")] = 8,
+    *,
+    common: Common,
+) -> None:
+    """What does the state hold, at every loop, layer and token?"""
+    options = {"loops": loops, "train_prompts": train_prompts, "network_loops": network_loops}
+    _show(*ask("decode", options, "decode", common), common.png)
+
+
 @with_common()
 def attribute(loops: Loops = None, *, common: Common) -> None:
     """Split the prediction into what each head and MLP wrote."""
@@ -192,6 +205,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "cache": cache,
     "lens": lens,
     "align": align,
+    "decode": decode,
     "attribute": attribute,
     "attention": attention,
     "patch": patch,

@@ -1,6 +1,6 @@
 """What the terminal shows: tables and sentences from results."""
 
-from loopprobe.tables.algorithms import align_table
+from loopprobe.tables.algorithms import align_table, decode_table
 from loopprobe.tables.common import show_table
 from loopprobe.tables.inside import (
     attention_table,
@@ -35,6 +35,7 @@ __all__ = [
     "compare_table",
     "converge_table",
     "curves_table",
+    "decode_table",
     "exit_table",
     "fixed_points_table",
     "lens_table",

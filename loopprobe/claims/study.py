@@ -1,15 +1,11 @@
-"""The claims of the study (sections R1 to R7), each as a predicate on the answers of the saved questions.
-
-A claim reads the datasets of the saved questions by name (``r4_last_n``) and returns findings; with none, because
-its models are not there, it is undecided.
-"""
+"""The claims of the study, sections R1 to R7."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,75 +13,24 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
+from loopprobe.claims.evidence import EQUAL, MORE, Claim, Evidence, Kind, by_loops, far, kinds
 from loopprobe.dynamics.limits import Limit
 from loopprobe.statistics import moving_mean
 from loopprobe.verdicts import (
     Finding,
     Rule,
-    Verdict,
     about_equal,
     above,
     below,
     bootstrap,
-    conclude,
     decide,
     hold_ratio,
     ratio_of_spreads,
 )
 
-Evidence = Mapping[str, Sequence[xr.Dataset]]
 STAYS = 1.2  # an error stays at its level while it is below this multiple of it
-EQUAL = 1.25  # two errors are about equal within this factor
 RESTS = 0.95  # a state has come to a fixed point where this share of its tokens has
-MORE = 0.01  # a share is larger when it is so by a hundredth at least
 KEPT = (10, 15, 20, 25)  # values of n at which masks are compared
-
-
-@dataclass(frozen=True, order=True)
-class Kind:
-    """A model without its seed."""
-
-    task: str
-    layers: int
-    loops: int
-    window: int
-    grown: bool
-    steps: int
-
-    def __str__(self) -> str:
-        parts = ["noisy"] if self.task.startswith("noisy") else []
-        parts += [f"L {self.layers}"] if self.layers > 1 else []
-        parts += ["b grown"] if self.grown else [f"b {self.loops}"]
-        parts += [f"T {self.window}"]
-        parts += [f"{self.steps} steps"] if self.steps != 2000 else []
-        return ", ".join(parts)
-
-
-def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
-    """Datasets by kind, seeds together and in order."""
-    found: dict[Kind, list[tuple[int, xr.Dataset]]] = {}
-    for data in datasets:
-        cfg = json.loads(data.attrs["checkpoint"])["config"]
-        train: dict[str, Any] = cfg["train"] or {}
-        kind = Kind(
-            cfg["task"]["name"], cfg["model"]["n_layers"], cfg["model"]["n_loops"], train.get("loop_window", 0),
-            train.get("loops", {}).get("kind", "constant") != "constant", train.get("steps", 0),
-        )  # fmt: skip
-        found.setdefault(kind, []).append((train.get("seed", 0), data))
-    return {
-        kind: [data for _, data in sorted(pairs, key=lambda pair: pair[0])] for kind, pairs in sorted(found.items())
-    }
-
-
-def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Float[ndarray, "seed example"]:
-    """Query errors after ``loop`` loops; None: the last."""
-    at = [data.error.isel(loop=-1) if loop is None else data.error.sel(loop=loop) for data in datasets]
-    return np.stack([errors.values for errors in at])
-
-
-def by_loops(found: Mapping[Kind, Any], window: int) -> dict[int, Kind]:
-    """Kinds of one study window T, by b: a window above the loop count is the loop count."""
-    return {k.loops: k for k in found if k.loops > 1 and not k.grown and k.window == min(window, k.loops)}
 
 
 def successive(
@@ -296,7 +241,7 @@ def r7_earlier(evidence: Evidence) -> Iterator[Finding]:
                 yield decide(f"step at which the loss {what}: {kind} over L {layers}", estimate, interval, below(1))
 
 
-CLAIMS: tuple[tuple[str, str, Callable[[Evidence], Iterator[Finding]]], ...] = (
+CLAIMS: tuple[Claim, ...] = (
     ("R1", "larger b gives lower loss", r1_larger_b),
     ("R1", "with 12 times fewer parameters the looped model does well", r1_does_well),
     ("R2", "trained with b > 5 the error stays at its minimum when the loop goes on", r2_stays),
@@ -316,8 +261,3 @@ CLAIMS: tuple[tuple[str, str, Callable[[Evidence], Iterator[Finding]]], ...] = (
     ("R6", "this holds for every T and seed", r6_every_seed),
     ("R7", "at equal b, the loss of L = 1 falls and flattens earlier", r7_earlier),
 )
-
-
-def verdicts(evidence: Evidence) -> list[Verdict]:
-    """Every claim decided on what there is."""
-    return [conclude(section, claim, decided(evidence)) for section, claim, decided in CLAIMS]

@@ -1,0 +1,152 @@
+"""What states are decoded into, and the decoders: ridge at one place, and small networks over all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from loopprobe import algorithms
+from loopprobe.algorithms import Problem
+from loopprobe.tasks import Prompts
+
+States = Float[Tensor, "iteration batch pos d_model"]
+NETWORKS = ("on the pooled state", "at every token, then pooled")
+
+
+def targets_of(prompts: Prompts, steps: list[int]) -> dict[str, Float[Tensor, "iteration batch pos width"]]:
+    """What might be in the state of a token, by name: [1 or iteration, batch, pos, width], the query's label left out.
+
+    A token of point i has seen i examples at its input and i + 1 at its label; moments and weights are of these. The
+    prediction is that of least squares for the point itself, from the examples before it.
+
+    Args:
+        prompts: the prompts.
+        steps: of gradient descent (with its best rate) that each iteration is held against.
+    """
+    problem = Problem.of(prompts)
+    full = (torch.linalg.pinv(problem.second, hermitian=True) @ problem.first[..., None]).squeeze(-1)
+    descent = torch.stack(list(algorithms.gradient_descent(problem, max(steps), algorithms.best_rate(problem))))[steps]
+    n_points = prompts.ys.shape[1]
+    tokens = torch.arange(2 * n_points - 1, device=prompts.ys.device)
+    point, seen = tokens // 2, (tokens + 1) // 2
+    previous = F.pad(prompts.ys.double(), (1, 0))[:, :-1]
+    found = {
+        "XᵀY": problem.first[:, seen][None],
+        "w, least squares": full[:, seen][None],
+        "w, gradient descent": descent[:, :, seen],
+    }
+    if prompts.weights is not None:
+        found["w, true"] = prompts.weights.double()[:, None].expand(-1, len(tokens), -1)[None]
+    found["prediction, least squares"] = problem.predict(full)[:, point, None][None]
+    found["label before"] = previous[:, point, None][None]
+    return found
+
+
+def with_ones(prompts: Prompts) -> Prompts:
+    """The same inputs with all weights equal to one: the reference's control task (Yang et al., section 5.3)."""
+    weights = torch.ones_like(prompts.xs[:, 0])
+    return Prompts(prompts.xs, prompts.xs.sum(-1), prompts.origin | {"weights": "ones"}, prompts.scale, weights)
+
+
+class Ridge:
+    """A ridge regression at every iteration and token, in closed form from moments that are added batch by batch.
+
+    Args:
+        penalty: relative to the mean variance of the states.
+    """
+
+    def __init__(self, penalty: float) -> None:
+        self.penalty = penalty
+        self.outer: Tensor | float = 0.0
+        self.cross: dict[str, Tensor] = {}
+
+    def add(self, states: States, targets: dict[str, Tensor]) -> None:
+        x = F.pad(states.double(), (0, 1), value=1.0)
+        self.outer = self.outer + einsum(x, x, "t batch pos i, t batch pos j -> t pos i j")
+        for name, target in targets.items():
+            target = target.expand(len(states), -1, -1, -1)
+            self.cross[name] = self.cross.get(name, 0) + einsum(x, target, "t batch pos i, t batch pos j -> t pos i j")
+
+    def means(self, name: str) -> Float[Tensor, "iteration pos width"]:
+        """Of a target, over what was added."""
+        assert isinstance(self.outer, Tensor)
+        return self.cross[name][:, :, -1] / self.outer[..., -1:, -1]
+
+    def solve(self) -> dict[str, Float[Tensor, "iteration pos d_model+1 width"]]:
+        """The maps from a state, with a one behind it, to each target."""
+        assert isinstance(self.outer, Tensor)
+        n = self.outer[..., -1:, -1]
+        spread = self.outer.diagonal(dim1=-2, dim2=-1)[..., :-1] - self.outer[..., -1, :-1].square() / n
+        penalty = F.pad((self.penalty * spread.mean(-1, keepdim=True)).expand_as(spread), (0, 1))
+        regular = self.outer + torch.diag_embed(penalty + 1e-9)
+        return {name: torch.linalg.solve(regular, cross) for name, cross in self.cross.items()}
+
+
+def train_network(
+    states: States,
+    target: Float[Tensor, "iteration batch width"],
+    kind: str,
+    *,
+    hidden: int = 128,
+    steps: int = 600,
+    learning_rate: float = 3e-3,
+) -> Callable[[States], Float[Tensor, "iteration batch width"]]:
+    """Train a network of two layers an iteration, all at once, with learned weights of the positions.
+
+    On the pooled state it reads the weighted mean of the states (Yang et al., section 5.3, after Akyürek et al.
+    2022); at every token, its first layer comes before the mean, so that products within a token can be formed
+    (Zaheer et al. 2017).
+
+    Args:
+        states: of the training prompts.
+        target: [1 or iteration, batch, width].
+        kind: one of ``NETWORKS``.
+        hidden, steps, learning_rate: of the network and its training with AdamW in batches of 64.
+    """
+    generator = torch.Generator().manual_seed(0)
+    states, target = states.float(), target.float()
+    mean, std = states.mean((1, 2), keepdim=True), states.std((1, 2), keepdim=True)
+    centre, size = target.mean(1, keepdim=True), target.std((1, 2), keepdim=True).clamp_min(1e-6)
+    n_iterations, n_prompts, n_pos, d_model = states.shape
+
+    def drawn(*shape: int) -> Tensor:
+        values = torch.randn(n_iterations, *shape, generator=generator) * shape[0] ** -0.5
+        return values.to(states.device).requires_grad_()
+
+    first, last = drawn(d_model, hidden), drawn(hidden, target.shape[-1])
+    bias, offset, places = (
+        torch.zeros(n_iterations, width, device=states.device, requires_grad=True)
+        for width in (hidden, target.shape[-1], n_pos)
+    )
+    parameters = [first, bias, last, offset, places]
+
+    def raw(x: States) -> Tensor:
+        share = places.softmax(-1)
+        if kind == NETWORKS[0]:
+            pooled = einsum(x, share, "t batch pos d, t pos -> t batch d")
+            inside = F.gelu(einsum(pooled, first, "t batch d, t d h -> t batch h") + bias[:, None])
+        else:
+            each = F.gelu(einsum(x, first, "t batch pos d, t d h -> t batch pos h") + bias[:, None, None])
+            inside = einsum(each, share, "t batch pos h, t pos -> t batch h")
+        return einsum(inside, last, "t batch h, t h j -> t batch j") + offset[:, None]
+
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    wanted = ((target - centre) / size).expand(n_iterations, -1, -1)
+    with torch.enable_grad():
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * min(1.0, 2 * (steps - step) / steps)
+            chosen = torch.randint(n_prompts, (64,), generator=generator).to(states.device)
+            x = (states[:, chosen] - mean) / std
+            loss = (raw(x) - wanted[:, chosen]).square().mean((1, 2)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return lambda x: raw((x.float() - mean) / std) * size + centre
