@@ -38,6 +38,23 @@ def test_least_squares_of_repeated_inputs_has_least_norm():
     torch.testing.assert_close(least_squares(Prompts(xs, ys))[:, 5], expected)
 
 
+def test_least_squares_takes_prefixes_of_any_rank():
+    prompts = held_out(LINEAR, 6, 12, 4)
+    xs = prompts.xs.clone()
+    xs[0, :, 2:] = 0  # a dimension that only some prompts fill
+    xs[1, 3] = xs[1, 1]
+    xs[2, 5:] = xs[2, :1]
+    xs[3, :9, 3] = xs[3, :9, 0]
+    changed = Prompts(xs, prompts.ys)
+    expected = one_by_one(changed, lambda x, y: torch.linalg.lstsq(x, y[:, None], driver="gelsd").solution[:, 0])
+    torch.testing.assert_close(least_squares(changed), expected, atol=1e-8, rtol=1e-8)
+    padded = Prompts(torch.nn.functional.pad(xs, (0, 3)), prompts.ys)
+    torch.testing.assert_close(least_squares(padded), expected, atol=1e-8, rtol=1e-8)
+    assert (least_squares(Prompts(torch.zeros_like(xs), prompts.ys)) == 0).all()
+    short = Prompts(xs[:, :3], prompts.ys[:, :3])
+    torch.testing.assert_close(least_squares(short), expected[:, :3], atol=1e-8, rtol=1e-8)
+
+
 def test_least_squares_is_exact_with_enough_examples():
     prompts = held_out(LINEAR, 64, 31, 10)
     error = (least_squares(prompts) - prompts.ys).square() / 10

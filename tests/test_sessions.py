@@ -18,7 +18,7 @@ def run(name, capsys):
 
 def test_every_session_is_in_percent_format_and_ends_in_a_finding():
     paths = sorted(SESSIONS.glob("*.py"))
-    assert [path.stem for path in paths] == ["attention", "cache_and_lens", "fixed_points", "patching"]
+    assert [path.stem for path in paths] == ["algorithm", "attention", "cache_and_lens", "fixed_points", "patching"]
     for path in paths:
         cells = path.read_text().split("# %%")
         assert len(cells) > 8
@@ -65,3 +65,20 @@ def test_fixed_points(capsys):
         assert max(radii) > 1
     assert at_point < on_loop / 5
     assert second in finding
+
+
+def test_algorithm(capsys):
+    found, finding = run("algorithm", capsys)
+    aligned, decoded = found["aligned"], found["decoded"]
+    assert aligned.attrs["identified"] == "none"
+    assert aligned.null_explained.max() < 0.1
+    gains = aligned.gain_low.sel(algorithm=["Newton's iteration", "conjugate gradients", "ridge, ever weaker"])
+    assert (gains > 0).all(), "the loop is more like an algorithm than like an interpolation"
+    assert found["own_mistakes"].sel(loop=slice(7, None)).min() > 0.8
+    assert found["at_one_token"] < 0.1
+    assert found["over_tokens"][-1] > 0.8 > found["over_tokens"][0]
+    assert abs(found["shuffled"]).max() < 0.3
+    assert decoded.slope.sel(edit="prediction, at the query", after=0) > 0.8
+    assert abs(decoded.slope.sel(edit="prediction, at the query").isel(after=-1)) < 0.05
+    assert found["moved"] < 0.3
+    assert "none of the algorithms" in finding

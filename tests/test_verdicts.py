@@ -222,3 +222,62 @@ def test_where_a_curve_falls_and_flattens():
     assert falls_at(data) == pytest.approx(590, abs=10)  # the mean of 100 steps is below 0.1 once nine tenths are new
     assert flattens_at(data) == pytest.approx(580, abs=20)
     assert falls_at(curves(9999)) == np.inf
+
+
+def verdict_of(claim, evidence):
+    return next(verdict for verdict in verdicts(evidence) if claim in verdict.claim)
+
+
+def compared(name, task, loops, level, **config):
+    """Errors of one model at every number of examples, around ``level``."""
+    errors = level * np.random.default_rng(0).exponential(size=(400, 11))
+    cfg = {"task": {"name": task, **config}, "model": {"n_layers": 1, "n_loops": loops}, "train": {"steps": 2000}}
+    return xr.Dataset(
+        {"error": (("example", "point"), errors)},
+        coords={"point": np.arange(11), "model": name},
+        attrs={"checkpoint": json.dumps({"config": cfg})},
+    )
+
+
+@pytest.mark.parametrize(("level", "status"), [(0.5, "supported"), (2.0, "contradicted"), (None, "undecided")])
+def test_sparse_regression_is_decided_by_the_ratio_with_few_examples(level, status):
+    sparse = "sparse_linear_regression"
+    models = [compared("ordinary", sparse, 1, 1.0)]
+    models += [compared("looped", sparse, 20, level)] if level else []
+    models += [compared("signs", sparse, 20, 0.1, labels="sign")]
+    assert verdict_of("looped is better than ordinary on sparse", {"r8_classes": models}).status == status
+
+
+@pytest.mark.parametrize(("level", "status"), [(1.05, "supported"), (0.5, "contradicted"), (2.0, "contradicted")])
+def test_equal_models_are_those_within_a_factor(level, status):
+    models = [compared("a", "relu_network", 1, 1.0), compared("b", "relu_network", 12, level)]
+    assert verdict_of("looped and ordinary are about equal", {"r8_classes": models}).status == status
+
+
+def decoded(iteration, r2):
+    """Networks whose R² is given at each iteration."""
+    spread = np.ones((2, len(r2), 300))
+    squared = np.random.default_rng(0).uniform(0.9, 1.1, size=(2, 2, len(r2), 300)) * (1 - np.array(r2))[:, None]
+    return xr.Dataset(
+        {
+            "network_squared": (("network", "of", "iteration", "example"), squared),
+            "network_spread": (("of", "iteration", "example"), spread),
+        },
+        coords={"network": ["pooled", "tokens"], "of": ["XᵀY", "w, least squares"], "model": "m"},
+        attrs={"iteration": iteration},
+    )
+
+
+@pytest.mark.parametrize(
+    ("claim", "iteration", "r2", "status"),
+    [
+        ("more decodable with loops", "loop", [0.2, 0.5, 0.8], "supported"),
+        ("more decodable with loops", "loop", [0.8, 0.5, 0.2], "contradicted"),
+        ("more decodable with loops", "layer", [0.2, 0.5, 0.8], "undecided"),
+        ("in the middle layers", "layer", [0.2, 0.8, 0.3], "supported"),
+        ("in the middle layers", "layer", [0.2, 0.5, 0.8], "contradicted"),
+        ("in the middle layers", "loop", [0.2, 0.8, 0.3], "undecided"),
+    ],
+)
+def test_decodability_is_decided_by_the_difference_of_r2(claim, iteration, r2, status):
+    assert verdict_of(claim, {"r8_decode": [decoded(iteration, r2)]}).status == status

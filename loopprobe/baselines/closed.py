@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loopprobe.tasks import Prompts
@@ -20,10 +20,45 @@ def least_squares(prompts: Prompts) -> Predictions:
 
     w_k = X_k⁺ y_k with the pseudoinverse: the Bayes-optimal predictor of noiseless linear regression with
     w ~ N(0, I), since the posterior is then flat on the null space and centred at the least-norm solution
-    (Garg et al., arXiv 2208.01066, section 3.1). Computed in float64 for prefixes of any rank; torch's faster
-    ``lstsq(driver="gelsy")`` is wrong for batches with deficient ones (pytorch issue 187411).
+    (Garg et al., arXiv 2208.01066, section 3.1). Computed in float64: prefixes of full rank from one QR and one
+    batch of Cholesky factors, prompts with others by the pseudoinverse. (torch's ``lstsq(driver="gelsy")`` is wrong
+    for batches with deficient ranks: pytorch issue 187411.)
     """
     xs, ys = prompts.xs.double(), prompts.ys.double()
+    xs = xs[..., (xs != 0).any(1).any(0)]  # dimensions that are not filled
+    if not xs.shape[-1]:
+        return torch.zeros_like(ys)
+    predictions, full_rank = _full_rank(xs, ys)
+    if not full_rank.all():
+        predictions[~full_rank] = _any_rank(xs[~full_rank], ys[~full_rank])
+    return predictions
+
+
+def _full_rank(xs: Tensor, ys: Tensor) -> tuple[Predictions, Bool[Tensor, " batch"]]:
+    """Least squares of every prefix, right where all prefixes of a prompt have full rank, and whether they have."""
+    n_points, n_dims = xs.shape[1:]
+    few = min(n_points, n_dims)  # up to as many points as dimensions: X = RᵀQᵀ, w = Q (Rᵀ)⁻¹ y
+    q, r = torch.linalg.qr(xs[:, :few].mT)
+    diagonal = r.diagonal(dim1=-2, dim2=-1).abs()
+    full_rank = diagonal.amin(-1) > 1e-9 * diagonal.amax(-1)
+    safe = torch.where(full_rank[:, None, None], r, torch.eye(few, dtype=r.dtype, device=r.device))
+    solved = torch.linalg.solve_triangular(safe.mT, ys[:, :few, None], upper=False)
+    within = (q.mT @ xs.mT) * torch.ones(few, n_points, dtype=xs.dtype, device=xs.device).triu(1)
+    predictions = (within.mT @ solved).squeeze(-1)
+    if n_points > n_dims + 1:  # more points: the normal equations, and once more on what they leave
+        outer = einsum(xs, xs, "batch point i, batch point j -> batch point i j").cumsum(1)[:, n_dims:-1]
+        factor, failed = torch.linalg.cholesky_ex(outer)
+        full_rank &= (failed == 0).all(-1)
+        seen = torch.ones(n_points, n_points, dtype=xs.dtype, device=xs.device).tril(-1)[n_dims + 1 :]
+        weights = torch.zeros_like(factor[..., 0])
+        for _ in range(2):
+            left = (ys[:, None] - weights @ xs.mT) * seen  # [batch, prefix, point]
+            weights = weights + torch.cholesky_solve((left @ xs)[..., None], factor).squeeze(-1)
+        predictions[:, n_dims + 1 :] = (xs[:, n_dims + 1 :] * weights).sum(-1)
+    return predictions, full_rank
+
+
+def _any_rank(xs: Tensor, ys: Tensor) -> Predictions:
     predictions = torch.zeros_like(ys)
     for k in range(1, xs.shape[1]):
         weights = torch.linalg.pinv(xs[:, :k]) @ ys[:, :k, None]

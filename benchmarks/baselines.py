@@ -1,0 +1,97 @@
+"""Baselines on every prefix of many prompts, against the obvious loop over prompts and prefixes.
+
+    python benchmarks/baselines.py        # about 2 minutes on two cores
+
+Least squares, ridge, averaging and nearest neighbours of 1,280 prompts of 41 points in 20 dimensions, batched, and
+prompt by prompt with numpy, in turn (the loop on 128 prompts, its time scaled up); then the baselines that are fitted
+prefix by prefix, on 48 prompts, scikit-learn's in parallel and one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.linear_model import Lasso
+from sklearn.tree import DecisionTreeRegressor
+
+from loopprobe.baselines import BASELINES
+from loopprobe.config import TaskConfig
+from loopprobe.provenance import provenance
+from loopprobe.tasks import Prompts, held_out
+
+Solve = Callable[[np.ndarray, np.ndarray, np.ndarray], float]  # from examples, labels and the query to the prediction
+
+
+def _nearest(x: np.ndarray, y: np.ndarray, query: np.ndarray) -> float:
+    return float(y[np.argsort(np.linalg.norm(x - query, axis=1))[:3]].mean())
+
+
+def _sklearn(make: Callable[[], object]) -> Solve:
+    return lambda x, y, query: float(make().fit(x, y).predict(query[None])[0])  # type: ignore[attr-defined]
+
+
+LOOPS: dict[str, Solve] = {
+    "least_squares": lambda x, y, query: float(query @ np.linalg.lstsq(x, y, rcond=None)[0]),
+    "ridge": lambda x, y, query: float(query @ np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ y)),
+    "averaging": lambda x, y, query: float(query @ (x.T @ y) / len(y)),
+    "nearest": _nearest,
+    "lasso": _sklearn(lambda: Lasso(alpha=0.01, fit_intercept=False, max_iter=1000)),
+    "tree": _sklearn(lambda: DecisionTreeRegressor(random_state=0)),
+    "boosting": _sklearn(lambda: GradientBoostingRegressor(random_state=0)),
+}
+
+
+def loop(prompts: Prompts, solve: Solve) -> np.ndarray:
+    """What one writes first: prompt by prompt, prefix by prefix."""
+    found = np.zeros(prompts.ys.shape)
+    for i, (xs, ys) in enumerate(zip(prompts.xs.double().numpy(), prompts.ys.double().numpy(), strict=True)):
+        for k in range(1, len(ys)):
+            found[i, k] = solve(xs[:k], ys[:k], xs[k])
+    return found
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/baselines.json"))
+    args = parser.parse_args()
+    many, few = held_out(TaskConfig(), 1280, 41, 20), held_out(TaskConfig(), 48, 41, 20)
+    rows = {}
+    for name, baseline in BASELINES.items():
+        prompts = few if baseline.slow else many
+        put_to = prompts if baseline.sklearn else prompts[:128]
+        fast, slow = [], []
+        for _ in range(args.repeats if not baseline.slow else 1):
+            seconds, predictions = timed(lambda: baseline.predict(prompts, lambda steps: steps))  # noqa: B023
+            fast.append(seconds)
+            if name in LOOPS:
+                seconds, expected = timed(lambda: loop(put_to, LOOPS[name]))  # noqa: B023
+                slow.append(seconds * len(prompts.ys) / len(put_to.ys))
+                difference = np.median(np.abs(predictions.numpy()[: len(put_to.ys)] - expected))  # type: ignore[attr-defined]
+                assert difference < 1e-6, name
+        rows[name] = {"prompts": len(prompts.ys), "seconds": statistics.median(fast)}
+        if slow:
+            rows[name]["loop_seconds"] = statistics.median(slow)
+        times = f", the loop {rows[name]['loop_seconds']:.1f} s" if slow else ""
+        print(f"{baseline.words}, {len(prompts.ys)} prompts: {rows[name]['seconds']:.2f} s{times}")
+    machine = provenance("cpu", torch.float32)
+    args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
