@@ -5,7 +5,7 @@ With S = XᵀX / k and m = Xᵀy / k of the k points of a prefix, all look for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,10 @@ class Problem:
     def gradient(self, w: Weights) -> Weights:
         """Of half the mean squared error."""
         return einsum(self.second, w, "batch prefix i j, batch prefix j -> batch prefix i") - self.first
+
+    def solution(self) -> Weights:
+        """S⁺ m: least squares, of least norm where the points are too few."""
+        return (torch.linalg.pinv(self.second, hermitian=True) @ self.first[..., None]).squeeze(-1)
 
     def predict(self, w: Weights) -> Float[Tensor, "batch prefix"]:
         """Of the point after each prefix."""
@@ -140,7 +144,13 @@ def ridge_path(problem: Problem, strengths: Float[Tensor, " step"]) -> Iterator[
         yield torch.linalg.solve(problem.second + (strength / counts)[:, None, None] * identity, problem.first)
 
 
-def predictions(problem: Problem, iterates: Iterator[Weights]) -> Float[Tensor, "step batch prefix"]:
+def scaled(problem: Problem, steps: int) -> Iterator[Weights]:
+    """Least squares, scaled from 0 to 1 in equal steps: no algorithm, but what one is to be told from."""
+    solution = problem.solution()
+    yield from (step / steps * solution for step in range(steps + 1))
+
+
+def predictions(problem: Problem, iterates: Iterable[Weights]) -> Float[Tensor, "step batch prefix"]:
     """Of every iterate."""
     return torch.stack([problem.predict(w) for w in iterates])
 

@@ -9,7 +9,8 @@ from loopprobe.config import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.decode import decode_figures
 from loopprobe.probes import causal, decode
-from loopprobe.probes.decoders import NETWORKS, Ridge, targets_of, train_network, with_ones
+from loopprobe.probes.decoders import NETWORKS, targets_of, train_network, with_ones
+from loopprobe.probes.ridge import Ridge
 from loopprobe.settings import load_config
 from loopprobe.tables import decode_table
 from loopprobe.tasks import held_out

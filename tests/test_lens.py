@@ -6,6 +6,7 @@ from loopprobe import present
 from loopprobe.baselines.closed import least_squares
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.probes import lens
+from loopprobe.probes.ridge import Ridge
 from loopprobe.tasks import held_out
 
 
@@ -50,10 +51,10 @@ def test_the_tuned_lens_finds_an_answer_that_stands_there_linearly():
     sites = torch.randn(2, 200, 3, 8, generator=generator)
     weights, offset = torch.randn(2, 3, 8, generator=generator), torch.tensor([1.0, -2.0, 0.5])
     target = (sites[1] * weights[1]).sum(-1) + offset  # stands at the second site, not at the first
-    moments = lens._Moments(ridge=1e-9)
+    fits = [Ridge(1e-9)]
     for batch, answer in zip(sites.split(64, dim=1), target.split(64), strict=True):
-        moments.add(0, batch, answer)
-    [maps] = moments.solve()
+        lens._fit(fits, answer, 0, batch)
+    [maps] = lens._maps(fits)
     torch.testing.assert_close(maps[1, :, :-1].float(), weights[1], atol=1e-5, rtol=0)
     torch.testing.assert_close(maps[1, :, -1].float(), offset, atol=1e-5, rtol=0)
     other = torch.randn(500, 3, 8, generator=generator)

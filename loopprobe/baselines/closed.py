@@ -10,6 +10,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from loopprobe.algorithms import Problem, ridge_path
 from loopprobe.tasks import Prompts
 
 Predictions = Float[Tensor, "batch n_points"]
@@ -76,18 +77,15 @@ def ridge(prompts: Prompts, strength: float) -> Predictions:
         prompts: the prompts.
         strength: above 0, in the units of x².
     """
-    xs, ys = prompts.xs.double(), prompts.ys.double()
-    outer = einsum(xs, xs, "batch point i, batch point j -> batch point i j").cumsum(1)
-    identity = torch.eye(xs.shape[-1], dtype=xs.dtype, device=xs.device)
-    weights = torch.linalg.solve(outer[:, :-1] + strength * identity, _moments(xs, ys))
-    return _with_first(einsum(xs[:, 1:], weights, "batch point dim, batch point dim -> batch point"))
+    problem = Problem.of(prompts)
+    *_, weights = ridge_path(problem, torch.tensor([strength]).to(problem.xs))
+    return problem.predict(weights)
 
 
 def averaging(prompts: Prompts) -> Predictions:
     """w_k = X_kᵀy_k / k: one step of gradient descent from zero (Garg et al., section 3.1)."""
-    xs, ys = prompts.xs.double(), prompts.ys.double()
-    weights = _moments(xs, ys) / torch.arange(1, xs.shape[1], device=xs.device)[:, None]
-    return _with_first(einsum(xs[:, 1:], weights, "batch point dim, batch point dim -> batch point"))
+    problem = Problem.of(prompts)
+    return problem.predict(problem.first)
 
 
 def nearest_neighbours(prompts: Prompts, k: int = 3) -> Predictions:
@@ -99,13 +97,3 @@ def nearest_neighbours(prompts: Prompts, k: int = 3) -> Predictions:
     labels = ys[:, None].expand_as(distances).gather(2, order)
     there = torch.arange(order.shape[-1], device=ys.device) < torch.arange(ys.shape[1], device=ys.device)[:, None]
     return (labels * there).sum(-1) / there.sum(-1).clamp_min(1)
-
-
-def _moments(xs: Tensor, ys: Tensor) -> Float[Tensor, "batch n_points-1 n_dims"]:
-    """X_kᵀy_k of every prefix with an example and a point after it."""
-    return (xs * ys[..., None]).cumsum(1)[:, :-1]
-
-
-def _with_first(later: Float[Tensor, "batch n_points-1"]) -> Predictions:
-    """With zero for the first point, before which there is none."""
-    return torch.nn.functional.pad(later, (1, 0))

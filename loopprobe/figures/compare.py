@@ -61,7 +61,7 @@ def _figure(found: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Fig
 
 
 def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Every baseline that was put to the prompts, by name; models of one task share them."""
+    """Every baseline that was put to the prompts, by name; for models of one task, which share them."""
     return {
         str(name): data.sel(baseline=name)
         for data in datasets

@@ -48,8 +48,8 @@ def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[
     if by == "layers":
         return _by_layers(datasets)
     found: dict[str, list[Line]] = {}
-    for task in dict.fromkeys(_task(data) for data in datasets):
-        of_task = [data for data in datasets if _task(data) == task]
+    for task in dict.fromkeys(task_of(data) for data in datasets):
+        of_task = [data for data in datasets if task_of(data) == task]
         most = max(_loops(data) for data in of_task)
         for t in sorted({_window(data) for data in of_task if _loops(data) == most}):
             inside = [data for data in of_task if _window(data) == (min(t, _loops(data)) if t else 0)]
@@ -116,7 +116,7 @@ def draw(
     return figure
 
 
-def _task(data: xr.Dataset) -> str:
+def task_of(data: xr.Dataset) -> str:
     """In words, with what is special."""
     task = model_config(data)["task"]
     words = task["name"].replace("_", " ").replace("noisy linear regression", "noisy")

@@ -8,7 +8,7 @@ are nearest, on other prompts than those that are scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,14 @@ from torch import Tensor
 from loopprobe import algorithms
 from loopprobe.algorithms import Problem, predictions
 from loopprobe.checkpoint import Checkpoint
-from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.lens import layer_readings
+from loopprobe.probes.loops import require_loops_or_layers
 from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean, bootstrap_ratio
 from loopprobe.tasks import Prompts
 
 Model = Callable[[Tensor, Tensor], Float[Tensor, "loop batch point"]]  # from xs and ys to the predictions of all loops
-Iterates = Callable[[Problem], Float[Tensor, "step batch point"]]
 IDENTIFIED = 0.99  # an algorithm that explains this share of the predictions is what the model does
 SCALED = "least squares, scaled from 0 to 1"  # no algorithm, but what any of them must explain more than
 
@@ -82,10 +81,8 @@ def run(
 
 
 def check(checkpoint: Checkpoint, config: AlignConfig) -> None:
-    """Raise LoopprobeError where the model has but one iteration."""
-    model = checkpoint.config.model
-    if model.n_loops == 1 and config.loops not in (None, 1):
-        raise LoopprobeError(f"{checkpoint.label} is not looped: its layers are aligned; leave out loops")
+    """Raise LoopprobeError where loops are asked of a model that is not looped."""
+    require_loops_or_layers(checkpoint, config.loops)
 
 
 def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> xr.Dataset:
@@ -125,11 +122,12 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
     explained = np.zeros((len(names), 2, len(prompts.ys)))
     improving = _improving(prompts, own[1])
     for i, iterates in enumerate(chosen.values()):
-        others = [predictions(problem, iterates(problem)) for problem in problems]
+        theirs = list(iterates(problems[1]))
+        others = [predictions(problems[0], iterates(problems[0])), predictions(problems[1], theirs)]
         similar = _cosines(own[1] - prompts.ys, others[1] - prompts.ys)
         nearest = torch.stack([(other - own[0]).square().mean((1, 2)) for other in others[0]], dim=1)
         best[i] = nearest.nan_to_num(torch.inf).argmin(1).cpu()
-        of_weights = _weight_cosines(weights, problems[1], iterates)
+        of_weights = _cosines(weights, torch.stack([w[:, -1] for w in theirs]))
         apart = (own[1][:, None, :, -1] - others[1][None, :, :, -1]).square() / prompts.scale
         parts = similar, of_weights, apart  # each [loop, step, batch]
         for key, values in zip(found, parts, strict=True):
@@ -201,14 +199,9 @@ def fitted(
         "preconditioned gradient descent": partial(algorithms.preconditioned, steps=steps, matrix=matrix),
         "Newton's iteration": partial(algorithms.newton, steps=steps),
         "conjugate gradients": partial(algorithms.conjugate_gradients, steps=min(steps, n_dims + 2)),
-        SCALED: partial(_scaled, steps=steps),
+        SCALED: partial(algorithms.scaled, steps=steps),
         "ridge, ever weaker": partial(algorithms.ridge_path, strengths=strengths),
     }, constants
-
-
-def _scaled(problem: Problem, steps: int) -> Iterator[algorithms.Weights]:
-    full = torch.linalg.pinv(problem.second, hermitian=True) @ problem.first[..., None]
-    yield from (step / steps * full[..., 0] for step in range(steps + 1))
 
 
 def induced_weights(model: Model, prompts: Prompts, batch: int = 64) -> Float[Tensor, "loop batch dim"]:
@@ -241,12 +234,6 @@ def _cosines(
     """Of all pairs; zero where one of the two is zero."""
     a, b = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) for x in (a, b))
     return torch.einsum("lbd,sbd->lsb", a, b.to(a))
-
-
-def _weight_cosines(
-    weights: Float[Tensor, "loop batch dim"], problem: Problem, iterates: Callable[[Problem], Any]
-) -> Float[Tensor, "loop step batch"]:
-    return _cosines(weights, torch.stack([w[:, -1] for w in iterates(problem)]))
 
 
 def _improving(prompts: Prompts, own: Tensor) -> np.ndarray:

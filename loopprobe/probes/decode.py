@@ -8,6 +8,7 @@ the decoder says, or not.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from loopprobe.checkpoint import Checkpoint
-from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.causal import causal_check
-from loopprobe.probes.decoders import NETWORKS, Ridge, States, targets_of, train_network, with_ones
+from loopprobe.probes.decoders import NETWORKS, targets_of, train_network, with_ones
+from loopprobe.probes.loops import require_loops_or_layers
+from loopprobe.probes.ridge import Ridge, States, with_one
 from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_ratio
 from loopprobe.tasks import Prompts
@@ -82,31 +84,31 @@ def run(
     n_loops = config.loops or model.cfg.n_loops
     n_layers = model.cfg.n_layers
     steps = [loop + 1 if model.cfg.n_loops > 1 else layer + 1 for loop in range(n_loops) for layer in range(n_layers)]
-    fits = {control: Ridge(config.ridge) for control in CONTROLS}
+    fit, fit_ones = Ridge(config.ridge), Ridge(config.ridge)
     size = chunk_size(checkpoint.device)
     index = _LoopIndex(n_loops, n_layers, config.ridge)
     for batch in progress(training.split(size)):
         states = sites(model, batch, n_loops)
         targets = targets_of(batch, steps)
-        fits["none"].add(states, targets)
-        fits["shuffled"].add(states, {name: target.roll(1, dims=1) for name, target in targets.items()})
+        shuffled = {name: target.roll(1, dims=1) for name, target in targets.items()}
+        fit.add(states, _named("none", targets) | _named("shuffled", shuffled))
         ones = with_ones(batch)
-        fits["all weights one"].add(sites(model, ones, n_loops), targets_of(ones, steps))
+        fit_ones.add(sites(model, ones, n_loops), _named("all weights one", targets_of(ones, steps)))
         index.add(states)
-    maps = {control: fit.solve() for control, fit in fits.items()}
-    names = list(maps["none"])
+    maps = fit.solve() | fit_ones.solve()
+    names = list(targets)
     left: dict[tuple[str, str], Any] = {}
     total: dict[str, Any] = {}
     index.solve()
     for batch in prompts.split(size):
         states = sites(model, batch, n_loops)
-        x = torch.nn.functional.pad(states.double(), (0, 1), value=1.0)
+        x = with_one(states)
         index.score(states)
         for name, target in targets_of(batch, steps).items():
-            spread = (target - fits["none"].means(name)[:, None]).square().sum((1, 3))
+            spread = (target - fit.means(("none", name))[:, None]).square().sum((1, 3))
             total[name] = total.get(name, 0) + spread
-            for control, of in maps.items():
-                error = (torch.einsum("tbpi,tpij->tbpj", x, of[name]) - target).square().sum((1, 3))
+            for control in CONTROLS:
+                error = (torch.einsum("tbpi,tpij->tbpj", x, maps[control, name]) - target).square().sum((1, 3))
                 left[control, name] = left.get((control, name), 0) + error
     shape = (n_loops, n_layers, states.shape[2])
     r2 = np.full((len(CONTROLS), len(names), *shape), np.nan)
@@ -127,15 +129,18 @@ def run(
     if config.network_loops:
         data = data.merge(_networks(model, training, prompts, config, n_loops, steps, progress))
     if n_loops > 1:
-        found = causal_check(model, training, prompts, maps["none"]["prediction, least squares"], n_loops)
+        found = causal_check(model, training, prompts, maps["none", "prediction, least squares"], n_loops)
         data = data.merge(found, combine_attrs="no_conflicts")
     return stamp(data, "decode", checkpoint, prompts, config)
 
 
 def check(checkpoint: Checkpoint, config: DecodeConfig) -> None:
-    """Raise LoopprobeError where the model has but one iteration."""
-    if checkpoint.config.model.n_loops == 1 and config.loops not in (None, 1):
-        raise LoopprobeError(f"{checkpoint.label} is not looped: its layers are decoded; leave out loops")
+    """Raise LoopprobeError where loops are asked of a model that is not looped."""
+    require_loops_or_layers(checkpoint, config.loops)
+
+
+def _named(control: str, targets: dict[str, Tensor]) -> dict[Hashable, Tensor]:
+    return {(control, name): target for name, target in targets.items()}
 
 
 def sites(model: LoopedTransformer, prompts: Prompts, n_loops: int) -> States:
@@ -170,7 +175,7 @@ class _LoopIndex:
 
     def score(self, states: States) -> None:
         x, number = self._arranged(states)
-        read = torch.einsum("lbpi,lpij->lbpj", torch.nn.functional.pad(x.double(), (0, 1), value=1.0), self.map)
+        read = torch.einsum("lbpi,lpij->lbpj", with_one(x), self.map)
         self.left = self.left + (read - number).square().sum((1, 3))
         self.count += x.shape[1]
 

@@ -1,4 +1,4 @@
-"""What states are decoded into, and the decoders: ridge at one place, and small networks over all tokens."""
+"""What states are decoded into, and small networks that decode it from all tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from loopprobe import algorithms
 from loopprobe.algorithms import Problem
+from loopprobe.probes.ridge import States
 from loopprobe.tasks import Prompts
 
-States = Float[Tensor, "iteration batch pos d_model"]
 NETWORKS = ("on the pooled state", "at every token, then pooled")
 
 
@@ -29,7 +29,7 @@ def targets_of(prompts: Prompts, steps: list[int]) -> dict[str, Float[Tensor, "i
         steps: of gradient descent (with its best rate) that each iteration is held against.
     """
     problem = Problem.of(prompts)
-    full = (torch.linalg.pinv(problem.second, hermitian=True) @ problem.first[..., None]).squeeze(-1)
+    full = problem.solution()
     descent = torch.stack(list(algorithms.gradient_descent(problem, max(steps), algorithms.best_rate(problem))))[steps]
     n_points = prompts.ys.shape[1]
     tokens = torch.arange(2 * n_points - 1, device=prompts.ys.device)
@@ -51,40 +51,6 @@ def with_ones(prompts: Prompts) -> Prompts:
     """The same inputs with all weights equal to one: the reference's control task (Yang et al., section 5.3)."""
     weights = torch.ones_like(prompts.xs[:, 0])
     return Prompts(prompts.xs, prompts.xs.sum(-1), prompts.origin | {"weights": "ones"}, prompts.scale, weights)
-
-
-class Ridge:
-    """A ridge regression at every iteration and token, in closed form from moments that are added batch by batch.
-
-    Args:
-        penalty: relative to the mean variance of the states.
-    """
-
-    def __init__(self, penalty: float) -> None:
-        self.penalty = penalty
-        self.outer: Tensor | float = 0.0
-        self.cross: dict[str, Tensor] = {}
-
-    def add(self, states: States, targets: dict[str, Tensor]) -> None:
-        x = F.pad(states.double(), (0, 1), value=1.0)
-        self.outer = self.outer + einsum(x, x, "t batch pos i, t batch pos j -> t pos i j")
-        for name, target in targets.items():
-            target = target.expand(len(states), -1, -1, -1)
-            self.cross[name] = self.cross.get(name, 0) + einsum(x, target, "t batch pos i, t batch pos j -> t pos i j")
-
-    def means(self, name: str) -> Float[Tensor, "iteration pos width"]:
-        """Of a target, over what was added."""
-        assert isinstance(self.outer, Tensor)
-        return self.cross[name][:, :, -1] / self.outer[..., -1:, -1]
-
-    def solve(self) -> dict[str, Float[Tensor, "iteration pos d_model+1 width"]]:
-        """The maps from a state, with a one behind it, to each target."""
-        assert isinstance(self.outer, Tensor)
-        n = self.outer[..., -1:, -1]
-        spread = self.outer.diagonal(dim1=-2, dim2=-1)[..., :-1] - self.outer[..., -1, :-1].square() / n
-        penalty = F.pad((self.penalty * spread.mean(-1, keepdim=True)).expand_as(spread), (0, 1))
-        regular = self.outer + torch.diag_embed(penalty + 1e-9)
-        return {name: torch.linalg.solve(regular, cross) for name, cross in self.cross.items()}
 
 
 def train_network(

@@ -25,6 +25,7 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
+from loopprobe.probes.ridge import Ridge, with_one
 from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
@@ -72,7 +73,7 @@ def run(
     training = checkpoint.held_out(config.train_prompts, seed)
     size = chunk_size(device)
     steps = [(part, batch) for part in (training, prompts) for batch in part.split(size)]
-    moments = _Moments(config.ridge)
+    fits = [Ridge(config.ridge) for _ in range(n_loops)]
     maps: Float[Tensor, "loop site point d_model+1"] | None = None
     distances: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
     name, best = optimum(prompts, checkpoint.config.task)
@@ -81,9 +82,9 @@ def run(
         for part, (xs, ys) in progress(steps):
             final = model(xs, ys, n_loops, keep_loops=1)[0]
             if part is training:
-                _at_sites(model, xs, ys, n_loops, partial(moments.add, target=final))
+                _at_sites(model, xs, ys, n_loops, partial(_fit, fits, final))
                 continue
-            maps = moments.solve() if maps is None else maps
+            maps = _maps(fits) if maps is None else maps
             read = _read(model, xs, ys, n_loops, maps)
             against = torch.stack([ys, final, next(targets)])[:, None, None, None]
             distances.append(((read - against).square() / prompts.scale).cpu().numpy())
@@ -121,18 +122,26 @@ def layer_readings(
 
     Each layer has its own affine map, fitted on ``training`` to the model's answer (the tuned lens).
     """
-    moments = _Moments(ridge)
+    fits = [Ridge(ridge)]
     with torch.no_grad():
         for xs, ys in training.split(chunk_size(training.xs.device)):
-            _at_sites(model, xs, ys, 1, partial(moments.add, target=model(xs, ys, 1)[0]))
-    maps = moments.solve()[0, 2::2]
+            _at_sites(model, xs, ys, 1, partial(_fit, fits, model(xs, ys, 1)[0]))
+    maps = _maps(fits)[0, 2::2]
 
     def read(xs: Tensor, ys: Tensor) -> Tensor:
         found: list[Tensor] = []
         _at_sites(model, xs, ys, 1, lambda loop, sites: found.append(sites[2::2]))
-        return einsum(_with_one(found[0]).to(maps), maps, "layer batch point d, layer point d -> layer batch point")
+        return einsum(with_one(found[0]), maps, "layer batch point d, layer point d -> layer batch point")
 
     return read
+
+
+def _fit(fits: list[Ridge], answer: Float[Tensor, "batch point"], loop: int, sites: Sites) -> None:
+    fits[loop].add(sites, {"answer": answer.double()[None, :, :, None]})
+
+
+def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point d_model+1"]:
+    return torch.stack([fit.solve()["answer"][..., 0] for fit in fits])
 
 
 def _at_sites(
@@ -159,38 +168,9 @@ def _read(
     read: list[Tensor] = []
 
     def use(loop: int, sites: Sites) -> None:
-        tuned = einsum(_with_one(sites).to(maps), maps[loop], "site batch point d, site point d -> site batch point")
+        tuned = einsum(with_one(sites), maps[loop], "site batch point d, site point d -> site batch point")
         plain = [model.read_out(x).squeeze(-1) for x in (model.ln_final(sites), sites)]
         read.append(torch.stack([*plain, tuned.to(plain[0])]))
 
     _at_sites(model, xs, ys, n_loops, use)
     return torch.stack(read, dim=1)
-
-
-class _Moments:
-    """Second moments of the residual stream, a site and point, from which a ridge regression is solved."""
-
-    def __init__(self, ridge: float) -> None:
-        self.ridge = ridge
-        self.outer: dict[int, Tensor] = {}
-        self.with_target: dict[int, Tensor] = {}
-
-    def add(self, loop: int, sites: Sites, target: Float[Tensor, "batch point"]) -> None:
-        x, y = _with_one(sites).double(), target.double()
-        outer = einsum(x, x, "site batch point i, site batch point j -> site point i j")
-        self.outer[loop] = self.outer.get(loop, 0) + outer
-        both = einsum(x, y, "site batch point i, batch point -> site point i")
-        self.with_target[loop] = self.with_target.get(loop, 0) + both
-
-    def solve(self) -> Float[Tensor, "loop site point d_model+1"]:
-        outer = torch.stack([self.outer[loop] for loop in sorted(self.outer)])
-        with_target = torch.stack([self.with_target[loop] for loop in sorted(self.with_target)])
-        n = outer[..., -1, -1, None]  # the constant's square: as many as there are samples
-        spread = outer.diagonal(dim1=-2, dim2=-1)[..., :-1] - outer[..., -1, :-1].square() / n
-        penalty = torch.cat([spread.mean(-1, keepdim=True).expand_as(spread), torch.zeros_like(n)], dim=-1)
-        return torch.linalg.solve(outer + torch.diag_embed(self.ridge * penalty), with_target)
-
-
-def _with_one(x: Tensor) -> Tensor:
-    """With a constant as the last coordinate, for the offset of an affine map."""
-    return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)

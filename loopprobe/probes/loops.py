@@ -30,6 +30,12 @@ def require_looped(checkpoint: Checkpoint) -> None:
         )
 
 
+def require_loops_or_layers(checkpoint: Checkpoint, loops: int | None) -> None:
+    """Raise LoopprobeError where loops are asked of a model whose iterations are its layers."""
+    if checkpoint.config.model.n_loops == 1 and loops not in (None, 1):
+        raise LoopprobeError(f"{checkpoint.label} is not looped: its layers are its iterations; leave out loops")
+
+
 def require_tokens(positions: Collection[int] | None, query: int) -> None:
     """Raise LoopprobeError where a token stands behind the query's, and so cannot matter to it."""
     if positions is not None and max(positions) > query:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from loopprobe.figures.compare import baselines_of
 from loopprobe.figures.mask import loops_to_show
+from loopprobe.figures.panels import task_of
 from loopprobe.statistics import moving_mean
 from loopprobe.tables.common import error_table, interval, titled
 from loopprobe.verdicts import Verdict
@@ -68,10 +69,15 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
     table = error_table("error by in-context examples", datasets)
     for column in ("parameters", *(f"{point} examples" for point in points), *(["accuracy"] if right else [])):
         table.add_column(column, justify="right")
-    rows = [(_looped(data), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
-    rows += [(name, "", data, "optimum_") for name, data in {data.attrs["optimum"]: data for data in datasets}.items()]
-    for name, data in baselines_of(datasets).items():
-        rows.append((f"{name}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
+    rows = [(_looped(data, data.attrs["loops"]), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
+    tasks: dict[str, list[xr.Dataset]] = {}
+    for data in datasets:
+        tasks.setdefault(task_of(data), []).append(data)
+    for task, own in tasks.items():
+        of = f" ({task})" if len(tasks) > 1 else ""
+        rows += [(name + of, "", data, "optimum_") for name, data in {d.attrs["optimum"]: d for d in own}.items()]
+        for name, data in baselines_of(own).items():
+            rows.append((f"{name}{of}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
     for name, parameters, data, prefix in rows:
         cells = [interval(*(data[prefix + part].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
         if right:
@@ -80,8 +86,7 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
     return table
 
 
-def _looped(data: xr.Dataset) -> str:
-    loops = int(data.attrs["loops"])
+def _looped(data: xr.Dataset, loops: int) -> str:
     return f"{data.model.item()}, {loops} loop{'s' * (loops > 1)}"
 
 
@@ -102,7 +107,7 @@ def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
         equal = data.isel(loop=int(np.abs(np.log(data["mean"].isel(shift=0).values / level)).argmin()))
         columns += [trained] if int(equal.loop) == int(trained.loop) else [trained, equal]
     for at in columns:
-        table.add_column(f"{at.model.item()}, {int(at.loop)} loop{'s' * (int(at.loop) > 1)}", justify="right")
+        table.add_column(_looped(at, int(at.loop)), justify="right")
     for shift in dict.fromkeys(str(s) for data in datasets for s in data["shift"].values):
         cells = [
             interval(*(at[part].sel(shift=shift) for part in ("mean", "low", "high"))) if shift in at["shift"] else "–"

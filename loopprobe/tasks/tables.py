@@ -10,7 +10,7 @@ chosen at random: +1 or -1.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ class Table:
     n_classes: int
     columns: tuple[str, ...]
     target: str
+    _made: dict[int, tuple[ndarray, ndarray, int]] = field(default_factory=dict, repr=False)
 
     def half(self, part: str) -> Int[ndarray, " row"]:
         """Rows of the half for ``train`` or for ``test``: the same on every machine."""
@@ -81,7 +82,12 @@ class Table:
         return values, labels
 
     def arrays(self, n_dims: int) -> tuple[Float[ndarray, "row n_dims"], Float[ndarray, " row"], int]:
-        """Standardised inputs as wide as the model reads, labels, and how many dimensions are filled."""
+        """Standardised inputs as wide as the model reads, labels, and how many dimensions are filled; made once."""
+        if n_dims not in self._made:
+            self._made[n_dims] = self._as_wide_as(n_dims)
+        return self._made[n_dims]
+
+    def _as_wide_as(self, n_dims: int) -> tuple[ndarray, ndarray, int]:
         values, labels = self._standard
         if values.shape[1] > n_dims:
             train = values[self.half("train")]
