@@ -13,6 +13,7 @@ from loopprobe.figures.panels import panels
 from loopprobe.figures.style import loop_colour
 from loopprobe.probes import compare, converge
 from loopprobe.questions import Question, answer, prepare
+from loopprobe.results import read_dataset, write_dataset
 from loopprobe.settings import load_config
 from loopprobe.tables import compare_table, converge_table
 
@@ -111,3 +112,18 @@ def test_figures_and_tables_show_the_numbers_of_the_datasets():
     row = converge_table(converged, [4, 12])
     assert next(iter(row.columns[1].cells)).startswith(f"{converged[0]['mean'].sel(loop=4).item():.3g} [")
     assert len(compare_table(compared).rows) == 5  # the optimum beside the four models
+
+
+def test_several_tasks_have_an_optimum_each_also_when_read_from_disk(tmp_path):
+    noisy = tiny("noisy", "task.name=noisy_linear_regression")
+    datasets = datasets_of(compare, compare.CompareConfig(baselines=("nearest",)), tiny("plain"), noisy)
+    kept = []
+    for i, data in enumerate(datasets):
+        write_dataset(data, tmp_path / f"{i}.nc")
+        kept.append(read_dataset(tmp_path / f"{i}.nc"))
+    for found in (datasets, kept):
+        first = [cell.split(",")[0] for cell in compare_table(found).columns[0].cells]
+        assert first == [
+            "plain", "noisy", "least squares (linear regression)", "3 nearest neighbours (linear regression)",
+            "ridge (0.1²) (noisy)", "3 nearest neighbours (noisy)",
+        ]  # fmt: skip

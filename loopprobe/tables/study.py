@@ -69,7 +69,7 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
     table = error_table("error by in-context examples", datasets)
     for column in ("parameters", *(f"{point} examples" for point in points), *(["accuracy"] if right else [])):
         table.add_column(column, justify="right")
-    rows = [(_looped(data, data.attrs["loops"]), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
+    rows = [(_looped(data, int(data.attrs["loops"])), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
     tasks: dict[str, list[xr.Dataset]] = {}
     for data in datasets:
         tasks.setdefault(task_of(data), []).append(data)
