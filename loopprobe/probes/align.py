@@ -24,7 +24,7 @@ from loopprobe import algorithms
 from loopprobe.algorithms import Problem, predictions
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.model import LoopedTransformer
-from loopprobe.probes.lens import layer_readings
+from loopprobe.probes.lens import LensConfig, layer_readings
 from loopprobe.probes.loops import require_loops_or_layers
 from loopprobe.results import Progress, stamp, with_ends
 from loopprobe.statistics import bootstrap_mean, bootstrap_ratio
@@ -55,18 +55,20 @@ def run(
 ) -> xr.Dataset:
     """Align the loops of a model with the steps of algorithms; of an ordinary transformer, the layers.
 
-    The layers of an ordinary transformer are read by a tuned lens. The null model has the same configuration and was
+    The layers of an ordinary transformer are read by a tuned lens, fitted on prompts of its own. The null model has the same configuration and was
     never trained.
 
     Returns:
         The dataset of ``align``, with the same variables of the null model, ``null_…``, where they have no ``step``.
     """
     check(checkpoint, config)
-    fitting = checkpoint.held_out(config.fit_prompts, prompts.origin.get("held_out_seed", 0) + 1)
+    seed = prompts.origin.get("held_out_seed", 0)
+    fitting = checkpoint.held_out(config.fit_prompts, seed + 1)
+    of_lens = checkpoint.held_out(LensConfig().train_prompts, seed + 2)
     prompts = prompts.to(checkpoint.device)
     untrained = LoopedTransformer(checkpoint.config.model, torch.Generator().manual_seed(0)).to(checkpoint.device)
     data, null = (
-        align(_reader(model, fitting, config), prompts, fitting, steps=config.steps)
+        align(_reader(model, of_lens, config), prompts, fitting, steps=config.steps)
         for model in progress([checkpoint.model, untrained])
     )
     without_step = [name for name in null.data_vars if "step" not in null[name].dims]
@@ -216,11 +218,11 @@ def induced_weights(model: Model, prompts: Prompts, batch: int = 64) -> Float[Te
     return torch.cat(found, dim=1).double()
 
 
-def _reader(model: LoopedTransformer, fitting: Prompts, config: AlignConfig) -> Model:
+def _reader(model: LoopedTransformer, of_lens: Prompts, config: AlignConfig) -> Model:
     """The predictions of a looped model after every loop, of an ordinary one after every layer."""
     if model.cfg.n_loops > 1:
         return lambda xs, ys: model(xs, ys, config.loops)
-    return layer_readings(model, fitting)
+    return layer_readings(model, of_lens)
 
 
 def _predict(model: Model, prompts: Prompts, batch: int = 64) -> Float[Tensor, "loop batch point"]:
