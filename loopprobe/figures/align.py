@@ -33,7 +33,7 @@ def _maps(data: xr.Dataset) -> go.Figure:
         figure.add_scatter(
             x=at.best_step, y=at.loop, mode="lines+markers", line={"color": "white", "width": 1},
             marker={"size": 5, "color": "white", "line": {"color": BLACK, "width": 1}}, name="nearest step",
-            showlegend=i == 0, legendgroup="best", row=row, col=col, hovertemplate="nearest: step %{x}",
+            row=row, col=col, hovertemplate="nearest: step %{x}",
         )  # fmt: skip
     figure.update_xaxes(title="step", row=rows)
     figure.update_yaxes(title=f"{iteration}s", col=1)
@@ -43,7 +43,7 @@ def _maps(data: xr.Dataset) -> go.Figure:
     low = float(np.nanquantile(data.error_similarity, 0.02))
     figure.update_layout(
         height=330 * rows + 60, hovermode="closest", margin={"t": 130},
-        legend={"x": 1, "y": 1.12, "xanchor": "right", "bgcolor": "#dddddd"},
+        showlegend=False,
         coloraxis={
             "colorscale": "Viridis", "cmin": low, "cmax": 1.0,
             "colorbar": {"title": {"text": "cosine of the errors", "side": "right"}, "thickness": 14},

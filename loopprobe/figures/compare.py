@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -56,7 +57,8 @@ def _figure(found: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Fig
             line = data[f"baseline_{mean}"].where(data.baseline_mean > 1e-6)
             curve(figure, data.point, line, colour=look, dash="dash", name=name, col=col, in_legend=name not in shown)
             shown.add(name)
-    figure.update_xaxes(title="in-context examples before the query")
+    axis = "in-context examples before the query"
+    figure.update_xaxes(title="<br>".join(textwrap.wrap(axis, max(16, 100 // len(found)))))
     return figure
 
 

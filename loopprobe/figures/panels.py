@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -101,7 +102,7 @@ def draw(
         value: the line of one dataset.
         interval: its ends. Of several seeds the mean is drawn, with the range of the seeds as band.
     """
-    titles = list(found)
+    titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(found)))) for title in found]
     figure = make_subplots(rows=1, cols=len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     shown: set[str] = set()
     for col, lines in enumerate(found.values(), 1):
@@ -119,7 +120,7 @@ def draw(
 def task_of(data: xr.Dataset) -> str:
     """In words, with what is special."""
     task = model_config(data)["task"]
-    words = task["name"].replace("_", " ").replace("noisy linear regression", "noisy")
+    words = task["name"].replace("_", " ").replace("relu", "ReLU").replace("noisy linear regression", "noisy")
     words += f" of depth {task['depth']}" if task.get("depth") else ""
     return words + (", signs" if task.get("labels") == "sign" else "")
 

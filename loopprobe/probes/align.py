@@ -55,8 +55,8 @@ def run(
 ) -> xr.Dataset:
     """Align the loops of a model with the steps of algorithms; of an ordinary transformer, the layers.
 
-    The layers of an ordinary transformer are read by a tuned lens, fitted on prompts of its own. The null model has the same configuration and was
-    never trained.
+    The layers of an ordinary transformer are read by a tuned lens, fitted on prompts of its own. The null model has
+    the same configuration and was never trained.
 
     Returns:
         The dataset of ``align``, with the same variables of the null model, ``null_…``, where they have no ``step``.
