@@ -37,9 +37,7 @@ def _maps(data: xr.Dataset) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title="step", row=rows)
     figure.update_yaxes(title=f"{iteration}s", col=1)
-    finish(
-        figure, f"{data.model.item()}: similarity of its errors with those of algorithms, {iteration} by {iteration}"
-    )
+    finish(figure, f"{data.model.item()}: similarity of its errors with those of algorithms (dots: the nearest step)")
     low = float(np.nanquantile(data.error_similarity, 0.02))
     figure.update_layout(
         height=330 * rows + 60, hovermode="closest", margin={"t": 130},
