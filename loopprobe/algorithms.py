@@ -5,6 +5,7 @@ With S = XᵀX / k and m = Xᵀy / k of the k points of a prefix, all look for t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -24,24 +25,22 @@ class Problem:
 
     Attributes:
         xs: the inputs, float64.
-        second: XᵀX / k; zero for the empty prefix.
-        first: Xᵀy / k.
+        first: Xᵀy / k; zero for the empty prefix.
     """
 
     xs: Float[Tensor, "batch prefix dim"]
-    second: Float[Tensor, "batch prefix dim dim"]
     first: Weights
 
     @classmethod
     def of(cls, prompts: Prompts) -> Problem:
         """The problem of the prompts."""
         xs, ys = prompts.xs.double(), prompts.ys.double()
-        outer = einsum(xs, xs, "batch point i, batch point j -> batch point i j").cumsum(1)
-        moments = (xs * ys[..., None]).cumsum(1)
-        counts = torch.arange(1, xs.shape[1], dtype=xs.dtype, device=xs.device)[:, None]
-        second, first = torch.zeros_like(outer), torch.zeros_like(moments)
-        second[:, 1:], first[:, 1:] = outer[:, :-1] / counts[..., None], moments[:, :-1] / counts
-        return cls(xs, second, first)
+        return cls(xs, _of_prefixes(xs * ys[..., None]))
+
+    @functools.cached_property
+    def second(self) -> Float[Tensor, "batch prefix dim dim"]:
+        """XᵀX / k; zero for the empty prefix."""
+        return _of_prefixes(einsum(self.xs, self.xs, "batch point i, batch point j -> batch point i j"))
 
     def gradient(self, w: Weights) -> Weights:
         """Of half the mean squared error."""
@@ -54,6 +53,14 @@ class Problem:
     def predict(self, w: Weights) -> Float[Tensor, "batch prefix"]:
         """Of the point after each prefix."""
         return (self.xs * w).sum(-1)
+
+
+def _of_prefixes(values: Float[Tensor, "batch point *dims"]) -> Float[Tensor, "batch prefix *dims"]:
+    """The mean of the values before each point; zero before the first."""
+    counts = torch.arange(1, values.shape[1], dtype=values.dtype, device=values.device)
+    means = torch.zeros_like(values)
+    means[:, 1:] = values.cumsum(1)[:, :-1] / counts.reshape(-1, *[1] * (values.ndim - 2))
+    return means
 
 
 def gradient_descent(problem: Problem, steps: int, rate: float | Tensor) -> Iterator[Weights]:
