@@ -17,6 +17,7 @@ from loopprobe.figures.compare import accuracy_figure, compare_figure
 from loopprobe.figures.converge import converge_figure
 from loopprobe.figures.curves import curves_figure
 from loopprobe.figures.decode import decode_figures
+from loopprobe.figures.folds import folds_figure
 from loopprobe.figures.lens import lens_figures
 from loopprobe.figures.longrun import exit_figures, fixed_points_figures
 from loopprobe.figures.mask import mask_figure, mask_models_figure
@@ -31,6 +32,7 @@ _TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
     "compare": (compare_figure, tables.compare_table),
     "converge": (converge_figure, tables.converge_table),
     "curves": (curves_figure, tables.curves_table),
+    "folds": (lambda datasets, *title_by: folds_figure(datasets, *title_by[:1]), tables.folds_table),
     "mask": (mask_models_figure, tables.mask_models_table),
     "shift": (lambda datasets, *title_by: shift_figure(datasets, *title_by[:1]), tables.shift_table),
 }
@@ -62,7 +64,7 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
     found = {} if probe in _ONE_BY_ONE else {probe: _TOGETHER[probe][0](datasets)}
     if probe == "shift":
         found["shift-curves"] = shift_curves_figure(datasets)
-    if all("accuracy" in data for data in datasets):
+    if probe == "compare" and all("accuracy" in data for data in datasets):
         found["compare-accuracy"] = accuracy_figure(datasets)
     if len(datasets) > 1 and all("limit" in data for data in datasets):
         found["converge-limits"] = limits_models_figure(datasets, "models compared")
@@ -97,7 +99,7 @@ def figures_of(probe: str, datasets: Sequence[xr.Dataset], title: str, by: By = 
             found["figure-limits"] = limits_models_figure(followed, title)
         if probe == "shift":
             found["figure-curves"] = shift_curves_figure(datasets, title)
-        if right := [data for data in datasets if "accuracy" in data]:
+        if probe == "compare" and (right := [data for data in datasets if "accuracy" in data]):
             found["figure-accuracy"] = accuracy_figure(right, title)
         return found
     return {f"figure-{name}": made for name, made in figures(datasets).items()}

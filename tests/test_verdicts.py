@@ -117,7 +117,7 @@ def outcome(evidence, part):
 
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 22
+    assert len(verdicts({})) == len(CLAIMS) == 23
 
 
 def test_r1():
@@ -281,3 +281,24 @@ def decoded(iteration, r2):
 )
 def test_decodability_is_decided_by_the_difference_of_r2(claim, iteration, r2, status):
     assert verdict_of(claim, {"r8_decode": [decoded(iteration, r2)]}).status == status
+
+
+def folded(loops, left_out, accuracy, seed):
+    """A model on two tables, one of them left out of its training."""
+    right = np.random.default_rng(seed).uniform(size=(2, 4000, 3)) < accuracy
+    cfg = {"task": {"name": "tables"}, "model": {"n_loops": loops}}
+    return xr.Dataset(
+        {"right": (("table", "example", "point"), right), "trained_on": ("table", [left_out != "a", left_out != "b"])},
+        coords={"table": ["a", "b"], "point": [0, 1, 2]},
+        attrs={"checkpoint": json.dumps({"config": cfg})},
+    )
+
+
+@pytest.mark.parametrize(
+    ("looped", "left_out", "status"),
+    [(0.95, "ab", "supported"), (0.8, "ab", "contradicted"), (0.894, "ab", "undecided"), (0.95, "", "undecided")],
+)
+def test_left_out_tables_are_decided_by_the_difference_of_accuracy(looped, left_out, status):
+    models = [folded(1, one, 0.9, i) for i, one in enumerate("ab")]
+    models += [folded(20, one, looped, 2 + i) for i, one in enumerate(left_out)]
+    assert verdict_of("on a table of real data", {"r8_folds": models}).status == status

@@ -78,9 +78,24 @@ def r8_peak(evidence: Evidence) -> Iterator[Finding]:
             yield decide(what, *difference, above(MORE))
 
 
+def r8_tables(evidence: Evidence) -> Iterator[Finding]:
+    folds: dict[bool, dict[str, xr.Dataset]] = {True: {}, False: {}}  # of looped and ordinary models: by left-out table
+    for data in evidence.get("r8_folds", ()):
+        cfg = json.loads(data.attrs["checkpoint"])["config"]
+        if cfg["task"]["name"] == "tables":
+            left_out = data.table.values[~data.trained_on.values]
+            folds[cfg["model"]["n_loops"] > 1] |= {str(table): data for table in left_out}
+    for table, looped in folds[True].items():
+        if (ordinary := folds[False].get(table)) is not None:
+            a, b = (d.right.sel(table=table).isel(point=-1).values[None].astype(float) for d in (looped, ordinary))
+            difference = bootstrap(lambda a, b: a.mean() - b.mean(), a, b)
+            yield decide(f"accuracy on {table}, left out of training: looped minus ordinary", *difference, above(-MORE))
+
+
 CLAIMS: tuple[Claim, ...] = (
     ("R8", "looped is better than ordinary on sparse regression with few examples", r8_sparse),
     ("R8", "looped and ordinary are about equal on linear regression and ReLU networks", r8_equal),
     ("R8", "XᵀY and w become more decodable with loops", r8_with_loops),
     ("R8", "in the ordinary transformer they are most decodable in the middle layers", r8_peak),
+    ("R8", "on a table of real data that it was not trained on, looped is no less accurate than ordinary", r8_tables),
 )

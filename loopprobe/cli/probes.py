@@ -112,6 +112,26 @@ def shift(
     write(datasets, folder, common.png)
 
 
+@with_common()
+def folds(
+    tables: Annotated[
+        str, typer.Option(help="Tables with classes: paths, or names; default: all that are bundled.")
+    ] = "",
+    loops: Annotated[
+        int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
+    ] = None,
+    *,
+    common: Common,
+) -> None:
+    """Accuracy on tables, trained on and left out."""
+    options = {"loops": loops} | ({"tables": parse_words(tables)} if tables else {})
+    datasets, folder = ask("folds", options, "folds", common)
+    from loopprobe.tables import folds_table, show_table
+
+    show_table(folds_table(datasets))
+    write(datasets, folder, common.png)
+
+
 def run(
     files: Annotated[list[Path], typer.Argument(help="Saved questions, such as probes/r4_last_n.toml.")],
     quick: Quick = False,
@@ -215,6 +235,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "converge": converge,
     "compare": compare,
     "shift": shift,
+    "folds": folds,
     "run": run,
     "report": report,
 }

@@ -50,7 +50,8 @@ def run(
         * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
         * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
           named in ``attrs["optimum"]``
-        * where labels are signs ``accuracy``, ``accuracy_low``, ``accuracy_high [point]``: share of right signs
+        * where labels are signs ``right [example, point]``: whether the sign is right, and ``accuracy``,
+          ``accuracy_low``, ``accuracy_high [point]``: the share of right ones
         * of every baseline ``baseline_mean``, ``_low``, ``_high [baseline, point]``, ``baseline_accuracy`` …, and how
           many prompts it was put to, ``baseline_prompts [baseline]``
     """
@@ -68,6 +69,8 @@ def run(
     for prefix, answers in (("", predictions), ("optimum_", best)):
         variables[prefix.rstrip("_") or "error"] = (("example", "point"), prompts.errors(answers).cpu().numpy())
         variables |= _by_point(prefix, prompts, answers, signs)
+    if signs:
+        variables["right"] = (("example", "point"), _right(prompts, predictions))
     coords: dict[str, Any] = {"point": np.arange(predictions.shape[1]), "model": checkpoint.label}
     if config.baselines:
         parts = [_baseline(one, prompts, config, signs, progress) for one in config.baselines]
@@ -101,9 +104,12 @@ def _by_point(prefix: str, prompts: Prompts, answers: Tensor, signs: bool) -> Va
     names = [prefix + part for part in ("mean", "low", "high")]
     found: Variables = {name: (("point",), value) for name, value in zip(names, bootstrap_mean(errors.T), strict=True)}
     if signs:
-        right = ((answers > 0) == (prompts.ys > 0)).double().cpu().numpy()
-        found |= with_ends(f"{prefix}accuracy", ("point",), bootstrap_mean(right.T))
+        found |= with_ends(f"{prefix}accuracy", ("point",), bootstrap_mean(_right(prompts, answers).T))
     return found
+
+
+def _right(prompts: Prompts, answers: Tensor) -> np.ndarray:
+    return ((answers > 0) == (prompts.ys > 0)).cpu().numpy()
 
 
 _KEPT: dict[tuple[str, str], Tensor] = {}  # what a baseline said to prompts: models of one task share them

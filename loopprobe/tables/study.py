@@ -9,6 +9,7 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.figures.compare import baselines_of
+from loopprobe.figures.folds import rows_of
 from loopprobe.figures.mask import loops_to_show
 from loopprobe.figures.panels import task_of
 from loopprobe.statistics import moving_mean
@@ -114,6 +115,20 @@ def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
             for at in columns
         ]
         table.add_row(shift, *cells)
+    return table
+
+
+def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Accuracy at the query: a row a kind of model, on tables left out and on those trained on; a column a table."""
+    table = titled("tables of real data")
+    prompts, examples = datasets[0].sizes["example"], int(datasets[0].point[-1])
+    table.caption = f"right answers after {examples} examples, share of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("model")
+    names = [str(name) for name in datasets[0].table.values]
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows_of(datasets):
+        table.add_row(row.name, *(interval(*row.accuracy[name]) if name in row.accuracy else "–" for name in names))
     return table
 
 

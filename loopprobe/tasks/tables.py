@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BUNDLED = ("diabetes", "wine", "breast_cancer", "iris", "digits", "linnerud")  # scikit-learn's
-_CLASSES = ("wine", "breast_cancer", "iris", "digits")
+CLASSES = ("breast_cancer", "digits", "iris", "wine")  # those of them whose labels are classes
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _bundled(name: str) -> tuple[pd.DataFrame, bool]:
     except ImportError:
         raise LoopprobeError(f"the table {name!r} is scikit-learn's: pip install 'loopprobe[tables]'") from None
     loaded = getattr(sklearn.datasets, f"load_{name}")(as_frame=True)
-    return loaded.frame, name in _CLASSES
+    return loaded.frame, name in CLASSES
 
 
 def _file(path: Path) -> pd.DataFrame:
