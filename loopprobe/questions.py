@@ -33,8 +33,8 @@ from loopprobe.probes import (
     shift,
 )
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import Progress
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 @dataclasses.dataclass(frozen=True)

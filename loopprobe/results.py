@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.provenance import provenance
 from loopprobe.storage import atomic
 from loopprobe.tasks import Prompts
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]  # wraps the steps of a probe, to show how far it is
 
 
 def stamp(data: xr.Dataset, probe: str, checkpoint: Checkpoint, prompts: Prompts, config: Any) -> xr.Dataset:

@@ -21,8 +21,9 @@ from loopprobe.checkpoint import names
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.questions import PROBES, Prepared, Question, answer, prepare
-from loopprobe.results import Progress, attributes, read_dataset, write_dataset
+from loopprobe.results import attributes, read_dataset, write_dataset
 from loopprobe.settings import read_toml
+from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)

@@ -24,9 +24,9 @@ from loopprobe.cache import at_positions, selector
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint, short_name, split_name
 from loopprobe.model import LoopedTransformer
-from loopprobe.results import Progress
 from loopprobe.storage import atomic
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 WRITTEN = "written"  # the variable that marks the loops whose data are there
 

@@ -16,7 +16,7 @@ from loopprobe.figures.align import align_figures
 from loopprobe.probes import align
 from loopprobe.settings import load_config
 from loopprobe.tables import align_table
-from loopprobe.tasks import held_out
+from loopprobe.tasks import Prompts, held_out
 
 LINEAR = TaskConfig()
 
@@ -188,3 +188,22 @@ def test_the_probe_stands_beside_an_untrained_model_and_reads_layers(checkpoint)
         assert best.data
         assert len(align_table(data).rows) == data.sizes["algorithm"]
     assert TINY_CFG.model.n_loops == 4
+
+
+def test_an_algorithm_that_diverges_explains_nothing_and_says_so():
+    """A step that fits small inputs is too long for large ones: with it, gradient descent diverges there."""
+    fitting, prompts = held_out(LINEAR, 40, 9, 4), held_out(LINEAR, 40, 9, 4, seed=1, shift="inputs_triple")
+
+    def model(xs, ys):
+        problem = Problem.of(Prompts(xs, ys))
+        rate = 0.4 if problem.second[:, -1].diagonal(dim1=-2, dim2=-1).mean() < 3 else 0.04
+        return algorithms.predictions(problem, list(algorithms.gradient_descent(problem, 12, rate)))[1:].float()
+
+    data = align.align(model, prompts, fitting, steps=40).assign_coords(model="m")
+    data = data.assign(null_explained=data.explained).assign_attrs(iteration="loop")
+    at = data.sel(algorithm="gradient descent, fitted step")
+    assert at[["explained", "explained_low", "explained_high", "gain"]].isnull().to_array().all()
+    assert data.explained.sel(algorithm="Newton's iteration") > 0
+    cells = dict(zip(align_table(data).columns[0].cells, align_table(data).columns[1].cells, strict=True))
+    assert cells["gradient descent, fitted step"] == "diverges"
+    assert cells["Newton's iteration"] != "diverges"

@@ -121,7 +121,9 @@ def test_the_probe_scores_on_other_prompts_than_it_trains_on(checkpoint):
     assert (data.network_r2_low <= data.network_r2_high).all()
     assert data.sizes["after"] == 4 - data.attrs["edited_loop"] + 1
     assert set(decode_figures(data)) == {"decode", "decode-networks", "decode-causal"}
-    assert len(decode_table(data).rows) == 6
+    *of_targets, of_loop = decode_table(data).columns[0].cells
+    assert len(of_targets) == 6
+    assert of_loop == "number of the loop"
 
 
 def test_the_label_before_is_read_where_the_model_attends_to_it():

@@ -14,6 +14,7 @@ PACKAGE = Path(loopprobe.__file__).parent
 # A module imports only from modules to its left.
 ORDER = [
     "errors",
+    "types",
     "task_config",
     "config",
     "settings",

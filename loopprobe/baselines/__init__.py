@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from loopprobe.baselines import fitted
 from loopprobe.baselines.closed import Predictions, averaging, least_squares, nearest_neighbours, ridge
-from loopprobe.baselines.fitted import Progress
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 @dataclass(frozen=True)

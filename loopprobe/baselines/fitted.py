@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,7 @@ from torch import Tensor
 from loopprobe.baselines.closed import Predictions
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks import Prompts
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
+from loopprobe.types import Progress
 
 
 def lasso(prompts: Prompts, progress: Progress = lambda steps: steps, strength: float = 0.01) -> Predictions:

@@ -26,9 +26,10 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.lens import LensConfig, layer_readings
 from loopprobe.probes.loops import require_loops_or_layers
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_mean, bootstrap_ratio
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 Model = Callable[[Tensor, Tensor], Float[Tensor, "loop batch point"]]  # from xs and ys to the predictions of all loops
 IDENTIFIED = 0.99  # an algorithm that explains this share of the predictions is what the model does
@@ -104,7 +105,8 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
         * ``best_step [algorithm, loop]``; there ``best_error_similarity``, ``best_weight_similarity`` and
           ``best_distance``, with ``_low`` and ``_high``: 95 % bootstrap intervals over prompts
         * ``explained [algorithm]`` …: 1 − Σ(model − algorithm)² / Σ model², over all iterations and points, each
-          iteration with its best step; ``gain [algorithm]`` …: how much more than least squares scaled from 0 to 1
+          iteration with its best step; ``gain [algorithm]`` …: how much more than least squares scaled from 0 to 1;
+          missing where the algorithm diverges on these prompts
         * ``steps_per_loop [algorithm]`` …: slope of the best step over the loop, through zero, while the model still
           improves
         * ``model_error [loop]``: squared error at the query / E(y²)
@@ -147,15 +149,18 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
         variables |= with_ends(f"best_{key}", dims, bootstrap_mean(np.stack([score[j] for score in scores])))
     ratios = [bootstrap_ratio(left, total) for left, total in explained]
     share = 1 - np.array(ratios)  # [algorithm, (estimate, low, high)]
+    diverges = share[:, 0] < -1
+    share[diverges] = np.nan
     null = explained[names.index(SCALED), 0]
     gains = np.array([bootstrap_ratio(null - left, total) for left, total in explained])
+    gains[diverges] = np.nan
     variables |= with_ends("gain", ("algorithm",), (gains[:, 0], gains[:, 1], gains[:, 2]))
     variables |= with_ends("explained", ("algorithm",), (share[:, 0], share[:, 2], share[:, 1]))
     slopes = np.array(rates)
     variables |= with_ends("steps_per_loop", ("algorithm",), (slopes[:, 0], slopes[:, 1], slopes[:, 2]))
     variables["model_error"] = ("loop", prompts.errors(own[1])[..., -1].mean(1).cpu().numpy())
     coords = {"algorithm": names, "loop": np.arange(1, n_loops + 1), "step": np.arange(steps + 1)}
-    enough = share[:, 0] >= max(IDENTIFIED, share[:, 0].max() - 1e-3)  # of equals the simplest, which comes first
+    enough = share[:, 0] >= max(IDENTIFIED, np.nanmax(share[:, 0]) - 1e-3)  # of equals the simplest, which comes first
     identified = names[int(enough.argmax())] if enough.any() else "none"
     return xr.Dataset(variables, coords=coords, attrs={"identified": identified, "constants": constants})
 

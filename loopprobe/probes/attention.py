@@ -15,9 +15,10 @@ from torch import Tensor
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 SINK = 0.3  # mean mass on a token that makes it a sink, arXiv 2510.06477 and 2604.11791
 Pattern = Float[Tensor, "... query key"]

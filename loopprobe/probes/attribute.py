@@ -21,9 +21,10 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import Progress, stamp
+from loopprobe.results import stamp
 from loopprobe.statistics import bootstrap_ratio
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 NAMES = ("embed", "pos_embed", "result", "mlp_out", "ln_final_scale", "readout")
 

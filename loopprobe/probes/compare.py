@@ -16,9 +16,10 @@ from loopprobe.baselines import BASELINES, check_baselines
 from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 

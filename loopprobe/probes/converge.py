@@ -15,9 +15,10 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import require_looped
 from loopprobe.probes.states import follow_states
-from loopprobe.results import Progress, stamp
+from loopprobe.results import stamp
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)

@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass
 
 from loopprobe.checkpoint import METRICS, Checkpoint
 from loopprobe.errors import LoopprobeError
-from loopprobe.results import Progress, stamp
+from loopprobe.results import stamp
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)

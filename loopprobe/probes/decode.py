@@ -27,9 +27,10 @@ from loopprobe.probes.causal import causal_check
 from loopprobe.probes.decoders import NETWORKS, targets_of, train_network, with_ones
 from loopprobe.probes.loops import require_loops_or_layers
 from loopprobe.probes.ridge import Ridge, States, with_one
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_ratio
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 CONTROLS = ("none", "shuffled", "all weights one")
 OF_NETWORKS = ("XᵀY", "w, least squares", "w, gradient descent", "w, true")

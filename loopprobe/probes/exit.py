@@ -19,9 +19,10 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import require_looped
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 RULES = ("state step", "prediction step", "same answer")
 

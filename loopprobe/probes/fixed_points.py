@@ -18,8 +18,9 @@ from loopprobe.dynamics.solve import Status, distinct, solve
 from loopprobe.dynamics.spectrum import leading_singular_values, lyapunov_exponents, position_spectra
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.loops import require_looped
-from loopprobe.results import Progress, stamp
+from loopprobe.results import stamp
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)

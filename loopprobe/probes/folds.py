@@ -12,9 +12,10 @@ from loopprobe.baselines import check_baselines
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare
-from loopprobe.results import Progress, stamp
+from loopprobe.results import stamp
 from loopprobe.tasks import Prompts
 from loopprobe.tasks.tables import CLASSES, load_table
+from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)

@@ -26,9 +26,10 @@ from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.ridge import Ridge, with_one
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 LENSES = ("final norm", "no norm", "tuned")
 Sites = Float[Tensor, "site batch point d_model"]

@@ -18,9 +18,10 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.hooks import TOKENS_PER, kept_tokens, masked, mean_states
-from loopprobe.results import Progress, stamp
+from loopprobe.results import stamp
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)

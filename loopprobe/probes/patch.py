@@ -31,9 +31,10 @@ from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.loops import require_tokens
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_ratio
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 Site = Literal["z_pre", "z", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "attn_z"]
 BY_HEAD = ("q", "k", "v", "attn_z")

@@ -12,8 +12,9 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.loops import require_looped, some_tokens
-from loopprobe.results import Progress, stamp
+from loopprobe.results import stamp
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)

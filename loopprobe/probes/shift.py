@@ -11,10 +11,11 @@ from pydantic.dataclasses import dataclass
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
-from loopprobe.results import Progress, stamp, with_ends
+from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
 from loopprobe.tasks.shifts import SHIFTS, find_shift
+from loopprobe.types import Progress
 
 IN_DISTRIBUTION = "as in training"
 

@@ -18,8 +18,8 @@ from loopprobe.dynamics.limits import Limit, calibrate, classify, confusion, fea
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.spectrum import position_spectra
 from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
-from loopprobe.results import Progress
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
 
 def follow_states(

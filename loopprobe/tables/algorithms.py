@@ -24,15 +24,13 @@ def align_table(data: xr.Dataset) -> Table:
     middle = improving(data)
     for name in data.algorithm.values:
         at = data.sel(algorithm=name)
-        diverges = float(at.explained) < -1
+        diverges = bool(at.explained.isnull())
         cells = (
             ["diverges"] * 3 if diverges else [with_ends(at, part) for part in ("explained", "gain", "steps_per_loop")]
         )
         similar = [float(at[f"best_{part}_similarity"].sel(loop=middle).mean()) for part in ("error", "weight")]
-        null = float(at.null_explained)
-        table.add_row(
-            str(name), *cells, *(f"{value:.3g}" for value in similar), f"{null:.3g}" if null > -1 else "diverges"
-        )
+        null = "diverges" if at.null_explained.isnull() else f"{float(at.null_explained):.3g}"
+        table.add_row(str(name), *cells, *(f"{value:.3g}" for value in similar), null)
     return table
 
 
@@ -75,6 +73,19 @@ def decode_table(data: xr.Dataset) -> Table:
             at = data.sel(network=kind, control="none", of=name)
             cells.append(" → ".join(with_ends(at.isel(iteration=i), "network_r2") for i in (0, -1)))
         table.add_row(str(name), *cells, *[""] * (5 - len(cells)))
+    if "loop_index_r2" in data:
+        index = data.loop_index_r2
+        best = index.isel(index.argmax(["layer", "position"]))
+        where = f"layer {int(best.layer)}, " if data.sizes["layer"] > 1 else ""
+        last = index.isel(layer=-1, position=-1)
+        table.add_row(
+            "number of the loop",
+            f"{float(best):.3g}",
+            f"{where}token {int(best.position)}",
+            f"{float(last):.3g}",
+            "",
+            "",
+        )
     for edit in data.edit.values if "slope" in data else []:
         at = data.sel(edit=edit)
         moved = ", ".join(f"{with_ends(at.sel(after=k), 'slope')} after {k}" for k in (0, 1, 2) if k in data.after)
