@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
+from loopprobe.cluster import RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import (
@@ -34,6 +35,7 @@ from loopprobe.probes import (
 )
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.tasks import Prompts
+from loopprobe.train import pick_device
 from loopprobe.types import Progress
 
 
@@ -139,15 +141,29 @@ def prepare(question: Question, device: torch.device | str = "cpu") -> list[Prep
 
 
 def answer(
-    prepared: Sequence[Prepared], progress: Callable[[str], Progress] = lambda description: lambda steps: steps
-) -> list[xr.Dataset]:
-    """One dataset a checkpoint.
+    prepared: Sequence[Prepared],
+    progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+    cluster: RayPool | None = None,
+) -> Iterator[xr.Dataset]:
+    """One dataset a checkpoint, in their order, each as soon as it is there.
 
     Args:
         prepared: from ``prepare``.
         progress: makes, from a description, a wrapper for the steps of one run.
+        cluster: answers all of them at once, see ``loopprobe.cluster``.
     """
-    return [
-        PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
-        for p in prepared
-    ]
+    if cluster is None:
+        for p in prepared:
+            yield PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
+        return
+    futures = [cluster.submit(_answer_there, p, cluster.threads) for p in prepared]
+    for future in progress(f"{prepared[0].probe} of {len(prepared)} models")(futures) if futures else ():
+        yield future.result()
+
+
+def _answer_there(p: Prepared, threads: int) -> xr.Dataset:
+    """In a worker, on the best device that it has."""
+    torch.set_num_threads(threads)
+    device = pick_device()
+    p.checkpoint.model.to(device)
+    return PROBES[p.probe].run(p.checkpoint, p.prompts.to(device), p.config)

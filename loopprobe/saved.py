@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loopprobe.checkpoint import names
+from loopprobe.cluster import RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.questions import PROBES, Prepared, Question, answer, prepare
@@ -103,22 +104,24 @@ def answer_saved(
     quick: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+    cluster: RayPool | None = None,
 ) -> Answered:
     """Answer a question for the checkpoints that are there, reusing what ``folder`` holds of the same."""
     question = saved.question(quick)
     known = names()
     there = tuple(name for name in question.checkpoints if name in known or Path(name).is_dir())
     missing = tuple(name for name in question.checkpoints if name not in there)
-    datasets: list[xr.Dataset] = []
     folder.mkdir(parents=True, exist_ok=True)
-    for prepared in prepare(dataclasses.replace(question, checkpoints=there), device):
-        path = folder / f"{prepared.checkpoint.label}.nc"
-        data = _reusable(path, prepared)
-        if data is None:
-            [data] = answer([prepared], progress)
-            write_dataset(data, path)
-        datasets.append(data)
-    return Answered(saved, datasets, missing)
+    asked = {
+        folder / f"{prepared.checkpoint.label}.nc": prepared
+        for prepared in prepare(dataclasses.replace(question, checkpoints=there), device)
+    }
+    found = {path: data for path, prepared in asked.items() if (data := _reusable(path, prepared)) is not None}
+    todo = {path: prepared for path, prepared in asked.items() if path not in found}
+    for path, data in zip(todo, answer(list(todo.values()), progress, cluster), strict=True):
+        write_dataset(data, path)
+        found[path] = data
+    return Answered(saved, [found[path] for path in asked], missing)
 
 
 def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:

@@ -14,15 +14,17 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 from loopprobe.checkpoint import CONFIG, METRICS, STATE, read_json
+from loopprobe.cluster import RayPool, kept
 from loopprobe.config import Config, build
 from loopprobe.errors import LoopprobeError
+from loopprobe.runs import Row
 from loopprobe.settings import merge, nested, read_toml
 from loopprobe.train import train
 
@@ -111,23 +113,34 @@ def _status(config: Config, folder: Path) -> Status:
 
 
 def sweep(
-    planned: Sequence[Planned], workers: int, report: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None
+    planned: Sequence[Planned],
+    workers: int = 1,
+    report: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
+    *,
+    cluster: RayPool | None = None,
 ) -> None:
-    """Train the models that are new or unfinished, ``workers`` at once, the processor's threads divided among them.
+    """Train the models that are new or unfinished: ``workers`` at once, or as many as a cluster has room for.
 
     Args:
         planned: from ``plan``; those that are done or differ are passed over.
-        workers: models at a time.
+        workers: models at a time in processes of this machine, whose threads are divided among them.
+        cluster: trains them instead, see ``loopprobe.cluster``; it is left at the end.
         report: called every second with the last row of metrics of each model that has one.
 
     Raises:
         LoopprobeError: a model could not be trained; the others are finished first.
     """
     todo = [model for model in planned if model.todo]
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    # spawn: a forked child would inherit torch's thread pool in an unusable state
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = {pool.submit(_train_one, m.config, m.folder, m.status == "resume", threads): m for m in todo}
+    with cluster or _processes(workers) as pool:
+        futures: dict[Future[None], Planned] = {}
+        if isinstance(pool, RayPool):
+            keepers = {folder: pool.keeper(folder) for folder in {m.folder.parent for m in todo}}
+            for m in todo:
+                futures[pool.submit(_train_kept, keepers[m.folder.parent], m.config, m.name, pool.threads)] = m
+        else:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            for m in todo:
+                futures[pool.submit(_train_one, m.config, m.folder, threads)] = m
         waiting = set(futures)
         try:
             while waiting:
@@ -150,9 +163,20 @@ def last_row(folder: Path) -> dict[str, Any] | None:
     return json.loads(lines[-1]) if lines else None
 
 
-def _train_one(config: Config, folder: Path, resume: bool, threads: int) -> None:
+def _processes(workers: int) -> ProcessPoolExecutor:
+    # spawn: a forked child would inherit torch's thread pool in an unusable state
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1)
+
+
+def _train_one(config: Config, folder: Path, threads: int, report: Callable[[Row], None] = lambda row: None) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    resume = resume and (folder / STATE).exists()
-    train(config, folder, resume=resume, overwrite=not resume)
+    resume = (folder / STATE).exists()
+    train(config, folder, resume=resume, overwrite=not resume, report=report)
+
+
+def _train_kept(keeper: Any, config: Config, name: str, threads: int) -> None:
+    """On another machine, perhaps: from what the keeper has of the run, and sending it what comes to that."""
+    with kept(keeper, name) as (folder, send):
+        _train_one(config, folder, threads, lambda row: send())

@@ -27,6 +27,7 @@ ORDER = [
     "interventions",
     "hooks",
     "storage",
+    "cluster",
     "provenance",
     "statistics",
     "checkpoint",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import Overwrite
+from loopprobe.cli.options import Cpus, Engine, Gpus, Overwrite, cluster_of
 from loopprobe.errors import LoopprobeError
 
 
@@ -63,6 +63,9 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder for the models, one folder each.")] = Path("runs"),
     workers: Annotated[int, typer.Option(help="Models at a time; the threads are divided among them.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    engine: Engine = "local",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
 ) -> None:
     """Train the models of a grid that are not there yet."""
     if workers < 1:
@@ -84,7 +87,7 @@ def sweep(
         if model.status == "differs":
             print(f"{model.folder} was trained with another configuration: left as it is")
     with sweep_progress({model.name: model.steps for model in planned if model.todo}) as report:
-        run_sweep(planned, workers, report)
+        run_sweep(planned, workers, report, cluster=cluster_of(engine, cpus, gpus))
     there = [model for model in planned if model.status != "differs"]
     show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
 

@@ -7,11 +7,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loopprobe.errors import LoopprobeError
+
+if TYPE_CHECKING:
+    from loopprobe.cluster import RayPool
 
 Ckpt = Annotated[list[str] | None, typer.Option("--ckpt", help="Checkpoint name or path; repeat for several.")]
 Prompts = Annotated[int, typer.Option(help="Held-out prompts.")]
@@ -26,6 +29,11 @@ Png = Annotated[bool, typer.Option("--png", help="Also write the figure as PNG (
 ShiftedBy = Annotated[str | None, typer.Option(help="Draw the prompts otherwise: see `loopprobe shift --help`.")]
 Data = Annotated[str | None, typer.Option(help="Take the prompts from a table: CSV, parquet, or a name such as wine.")]
 Target = Annotated[str | None, typer.Option(help="With --data: the column that is the label.")]
+
+
+Engine = Annotated[str, typer.Option(help="Where jobs run: local, or ray for a Ray cluster (needs loopprobe[ray]).")]
+Cpus = Annotated[float, typer.Option(help="With --engine ray: processors of one job.")]
+Gpus = Annotated[float, typer.Option(help="With --engine ray: GPUs of one job; 0.25 puts four on each.")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +108,17 @@ def parse_numbers(text: str, option: str) -> list[int]:
 def parse_words(text: str) -> tuple[str, ...]:
     """``a,b`` as ("a", "b")."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def cluster_of(engine: str, cpus: float, gpus: float) -> RayPool | None:
+    """The Ray cluster, where that is the engine."""
+    if engine == "local":
+        return None
+    if engine != "ray":
+        raise LoopprobeError(f"no engine is called {engine!r}: choose local or ray")
+    from loopprobe.cluster import RayPool
+
+    return RayPool(cpus, gpus)
 
 
 def output_folder(name: str, out: Path | None, overwrite: bool) -> Path:

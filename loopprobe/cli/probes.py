@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loopprobe.cli.options import Common, Device, Png, Quick, output_folder, parse_numbers, parse_words, with_common
+from loopprobe.cli.options import (
+    Common,
+    Cpus,
+    Device,
+    Engine,
+    Gpus,
+    Png,
+    Quick,
+    cluster_of,
+    output_folder,
+    parse_numbers,
+    parse_words,
+    with_common,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -138,6 +151,9 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the answers, one folder a question; reused.")] = Path("results"),
     png: Png = False,
     device: Device = "auto",
+    engine: Engine = "local",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
 ) -> None:
     """Answer a saved question."""
     from loopprobe.figures.style import require_png, write_html, write_png
@@ -148,12 +164,13 @@ def run(
     from loopprobe.train import pick_device
 
     saved = {path.stem: read_saved(path) for path in files}
-    where = pick_device(device)
+    where = pick_device("cpu" if engine == "ray" else device)
     if png:
         require_png()
+    cluster = cluster_of(engine, cpus, gpus)
     for name, question in saved.items():
         folder = out / name
-        answered = answer_saved(question, folder, quick=quick, device=where, progress=track)
+        answered = answer_saved(question, folder, quick=quick, device=where, progress=track, cluster=cluster)
         if answered.missing:
             print(f"not trained yet, and so left out: {', '.join(answered.missing)}")
         if not answered.datasets:
@@ -210,7 +227,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     prepared = prepare(question, pick_device(common.device))
     label = prepared[0].checkpoint.label if len(prepared) == 1 else f"{len(prepared)}-models"
     folder = output_folder(f"{name}-{label}", common.out, common.overwrite)
-    return answer(prepared, track), folder
+    return list(answer(prepared, track)), folder
 
 
 def write(datasets: list[xr.Dataset], folder: Path, png: bool) -> None:

@@ -1,0 +1,148 @@
+"""Jobs on a Ray cluster, through the interface of ``concurrent.futures``.
+
+Ray finds its cluster by itself: the one named by RAY_ADDRESS, else one that runs on this machine, else a new one of
+this machine alone. What workers write is gathered on the driver's disk, so that nothing needs to be shared: a worker
+sends the files of its run whenever they change, and one that takes over from a dead one is given them first.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from concurrent.futures import wait as _wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.storage import atomic, fresh_folder
+
+RETRIES = 3  # of a job whose worker died
+PATIENCE = 120.0  # seconds that interrupted jobs have to save what they have
+
+
+class Keeper:
+    """Holds the folders of runs on the driver's disk; as a Ray actor, for workers that may be elsewhere."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+
+    def put(self, name: str, files: dict[str, bytes], names: list[str]) -> None:
+        """Write the files that changed, each whole or not at all, and delete those that are no longer there."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            with atomic(folder / file) as partial:
+                partial.write_bytes(content)
+        for path in _files(folder):
+            if path.name not in names:
+                path.unlink()
+
+    def get(self, name: str) -> dict[str, bytes]:
+        """All files of a run."""
+        return {path.name: path.read_bytes() for path in _files(self.root / name)}
+
+
+@contextmanager
+def kept(keeper: Any, name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A local folder that is filled with what the keeper has of a run, and a function that sends what changed since.
+
+    What is there at the end is sent too, whether the block ends well or not.
+    """
+    import ray
+
+    with tempfile.TemporaryDirectory() as root:
+        folder = fresh_folder(Path(root), name)
+        sent: dict[str, int] = {}
+        for file, content in ray.get(keeper.get.remote(name)).items():
+            (folder / file).write_bytes(content)
+            sent[file] = (folder / file).stat().st_mtime_ns
+
+        def send() -> None:
+            times = {path.name: path.stat().st_mtime_ns for path in _files(folder)}
+            changed = {file: (folder / file).read_bytes() for file, time in times.items() if sent.get(file) != time}
+            if changed or times.keys() != sent.keys():
+                ray.get(keeper.put.remote(name, changed, list(times)))
+            sent.clear()
+            sent.update(times)
+
+        try:
+            yield folder, send
+        finally:
+            send()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+
+
+class RayPool(Executor):
+    """An executor whose jobs are Ray tasks.
+
+    Args:
+        cpus: of one job; also its torch threads.
+        gpus: of one job, as a fraction where several share one.
+
+    Raises:
+        LoopprobeError: Ray is not installed, or no node of the cluster has what a job needs.
+    """
+
+    def __init__(self, cpus: float = 1, gpus: float = 0) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise LoopprobeError("the engine ray needs Ray: pip install 'loopprobe[ray]'") from None
+        self.ray: Any = ray
+        self.threads = max(1, int(cpus))
+        self.references: dict[Future[Any], Any] = {}
+        self.started = not ray.is_initialized()
+        if self.started:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        wanted = {"CPU": cpus, "GPU": gpus}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
+            self.shutdown()
+            most = ", ".join(f"{max((n.get(k, 0) for n in nodes), default=0):g} {k}" for k in wanted)
+            raise LoopprobeError(
+                f"no node of the Ray cluster has {cpus:g} CPU and {gpus:g} GPU (the most on one: {most}): ask for less"
+            )
+        self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_call)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a job; its future fails with what the job raised, or with Ray's error where its worker kept dying."""
+        reference = self.task.remote(fn, args, kwargs)
+        future: Future[Any] = Future()
+        reference.future().add_done_callback(lambda done: _pass_on(done, future))
+        self.references[future] = reference
+        return future
+
+    def keeper(self, root: Path) -> Any:
+        """A ``Keeper`` of a folder of this machine."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        return self.ray.remote(num_cpus=0, scheduling_strategy=here)(Keeper).remote(str(root.resolve()))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster; with ``cancel_futures``, jobs are interrupted and given time to save first."""
+        if cancel_futures:
+            for reference in self.references.values():
+                self.ray.cancel(reference)
+        if wait:
+            _wait(self.references, timeout=PATIENCE if cancel_futures else None)
+        if self.started:
+            self.ray.shutdown()
+
+
+def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return fn(*args, **kwargs)
+
+
+def _pass_on(done: Future[Any], future: Future[Any]) -> None:
+    """What a job raised goes on as it was raised, out of Ray's wrapping."""
+    if (error := done.exception()) is not None:
+        future.set_exception(getattr(error, "cause", None) or error)
+    else:
+        future.set_result(done.result())

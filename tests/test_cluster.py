@@ -1,0 +1,170 @@
+"""On a real Ray cluster: two nodes of one machine, on the loopback address. ``pytest -m ray``."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_sweep import grid
+
+from loopprobe.checkpoint import read_json
+from loopprobe.cluster import Keeper
+from loopprobe.errors import LoopprobeError
+from loopprobe.sweep import last_row, plan, read_grid
+from loopprobe.train import train
+
+RAY = Path(sys.executable).with_name("ray")
+LOOPPROBE = Path(sys.executable).with_name("loopprobe")
+SHORT = ['"model.n_loops" = 2', '"train.loop_window" = 2', '"train.seed" = [0, 1]']
+
+
+def test_a_keeper_writes_what_changed_and_deletes_what_is_gone(tmp_path):
+    keeper = Keeper(str(tmp_path / "out"))
+    assert keeper.get("m") == {}
+    keeper.put("m", {"config.json": b"1", "state": b"2"}, ["config.json", "state"])
+    keeper.put("m", {"config.json": b"3"}, ["config.json", "state"])
+    assert keeper.get("m") == {"config.json": b"3", "state": b"2"}
+    keeper.put("m", {}, ["config.json"])
+    assert keeper.get("m") == {"config.json": b"3"}
+
+
+def test_without_ray_the_remedy_is_named(monkeypatch):
+    from loopprobe.cli.options import cluster_of
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LoopprobeError, match=r"pip install 'loopprobe\[ray\]'"):
+        cluster_of("ray", 1, 0)
+    with pytest.raises(LoopprobeError, match="no engine is called 'slurm': choose local or ray"):
+        cluster_of("slurm", 1, 0)
+    assert cluster_of("local", 1, 0) is None
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes with one processor each; the environment that finds them."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = os.environ | {"RAY_ADDRESS": address, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    small = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    head = [RAY, "start", "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false", *small]
+    for node in (head, [RAY, "start", f"--address={address}", *small]):
+        subprocess.run(node, check=True, env=environment, stdout=subprocess.DEVNULL)
+    yield environment
+    subprocess.run([RAY, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def start(cluster, tmp_path):
+    """Starts a verb on the cluster; what it prints is in the file ``log``."""
+    processes = []
+
+    def started(*arguments):
+        with (tmp_path / "log").open("w") as log:
+            command = [LOOPPROBE, *map(str, arguments), "--engine", "ray"]
+            process = subprocess.Popen(command, env=cluster, start_new_session=True, stdout=log, stderr=log)
+        processes.append(process)
+        return process
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def step_of(folder):
+    row = last_row(folder)
+    return row["step"] if row else 0
+
+
+def workers():
+    """Processes of the cluster that run a training now."""
+    return [
+        int(path.name)
+        for path in Path("/proc").glob("[0-9]*")
+        if (path / "cmdline").exists() and b"ray::_call" in (path / "cmdline").read_bytes()
+    ]
+
+
+def same_as_alone(configs, tmp_path):
+    torch.set_num_threads(1)
+    for config in configs:
+        train(config, tmp_path / "alone" / config.name)
+        there, alone = (load_file(tmp_path / f / config.name / "model.safetensors") for f in ("out", "alone"))
+        assert all(torch.equal(there[name], alone[name]) for name in alone)
+        assert read_json(tmp_path / "out" / config.name)[1]["evaluation"] is not None
+
+
+@pytest.mark.ray
+def test_a_sweep_on_two_nodes_survives_the_death_of_a_worker(start, tmp_path):
+    path = grid(tmp_path / "g.toml", *SHORT, '"train.steps" = 200')
+    configs, _ = read_grid(path)
+    process = start("sweep", path, "--out", tmp_path / "out")
+    names = [config.name for config in configs]
+    wait_for(lambda: sum(step_of(tmp_path / "out" / name) >= 20 for name in names) == 2, process)  # one on each node
+    before = workers()
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: set(workers()) - set(before), process)  # another takes over
+    assert process.wait(timeout=180) == 0
+    assert not any((tmp_path / "out" / name / "state.safetensors").exists() for name in names)
+    same_as_alone(configs, tmp_path)
+
+
+@pytest.mark.ray
+def test_ctrl_c_leaves_a_state_from_which_the_same_command_goes_on(start, tmp_path):
+    path = grid(tmp_path / "g.toml", *SHORT, '"train.steps" = 200')
+    path.write_text(path.read_text().replace('"train.checkpoint_every" = 5', '"train.checkpoint_every" = 200'))
+    configs, _ = read_grid(path)
+    process = start("sweep", path, "--out", tmp_path / "out")
+    wait_for(lambda: any(step_of(tmp_path / "out" / config.name) >= 20 for config in configs), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    statuses = {model.status for model in plan(configs, tmp_path / "out")}
+    assert "resume" in statuses
+    assert not workers()
+    saved = max(step_of(tmp_path / "out" / config.name) for config in configs)
+    assert 20 <= saved < 200  # where it was stopped, not where a state was due
+    again = start("sweep", path, "--out", tmp_path / "out")
+    assert again.wait(timeout=180) == 0
+    same_as_alone(configs, tmp_path)
+
+
+@pytest.mark.ray
+def test_questions_get_the_same_answers_as_here(start, tmp_path):
+    from loopprobe.results import read_dataset
+    from loopprobe.saved import answer_saved, read_saved
+
+    probes = Path(__file__).parents[1] / "probes"
+    process = start("run", probes / "r2_converge.toml", "--quick", "--out", tmp_path / "there")
+    assert process.wait(timeout=400) == 0
+    here = answer_saved(read_saved(probes / "r2_converge.toml"), tmp_path / "here", quick=True)
+    for data in here.datasets:
+        there = read_dataset(tmp_path / "there" / "r2_converge" / f"{data.model.item()}.nc")
+        np.testing.assert_allclose(there["mean"], data["mean"], rtol=1e-3)
+
+
+@pytest.mark.ray
+def test_jobs_that_no_node_can_hold_are_refused(start, tmp_path):
+    path = grid(tmp_path / "g.toml", *SHORT, '"train.steps" = 3')
+    process = start("sweep", path, "--out", tmp_path / "out", "--gpus", "1")
+    assert process.wait(timeout=60) == 2
+    assert "no node of the Ray cluster has 1 CPU and 1 GPU" in (tmp_path / "log").read_text()
