@@ -1,14 +1,17 @@
 """The benchmark compares like with like: its plain model computes what ours does."""
 
+import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from loopprobe.model import LoopedTransformer
 from loopprobe.settings import load_config
 from loopprobe.tasks import held_out
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 RENAMED = [
     ("ln_1", "ln1"), ("ln_2", "ln2"), ("c_attn", "attn.qkv"), ("c_proj", "attn.out"), ("c_fc", "mlp.fc_in"),
     ("c_out", "mlp.fc_out"), ("ln_f", "ln_final"), ("wpe.weight", "W_pos"),
@@ -16,7 +19,7 @@ RENAMED = [
 
 
 def test_the_plain_model_of_the_benchmark_is_the_same_model(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).resolve().parents[1] / "benchmarks"), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     from train_step import PlainLooped
 
     plain, cfg = PlainLooped(10, 31, 64, 4, 1), load_config()
@@ -30,3 +33,35 @@ def test_the_plain_model_of_the_benchmark_is_the_same_model(monkeypatch):
     prompts = held_out(cfg.task, 4, 31, 10)
     expected = torch.stack(plain(prompts.xs, prompts.ys, 20, 10))
     torch.testing.assert_close(model(prompts.xs, prompts.ys, keep_loops=10), expected, atol=1e-5, rtol=0)
+
+
+def test_nothing_costs_more_operations_kernels_or_bytes_than_recorded(monkeypatch):
+    """Counts that do not depend on the machine; a change that makes them differ says so by ``benchmarks/counts.py``."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    from counts import counts
+
+    tree = json.loads((BENCHMARKS / "counts.json").read_text())
+    if tree["torch"] != torch.__version__.split("+")[0]:
+        pytest.skip(f"kernels were counted with torch {tree['torch']}, which cuts operations into its own")
+    recorded, found = tree["counts"], counts()
+    assert found.keys() == recorded.keys()
+    for name, row in found.items():
+        for unit, value in row.items():
+            remedy = f"{name}: {value:,} {unit}, recorded {recorded[name][unit]:,}: run `python benchmarks/counts.py`"
+            assert value <= recorded[name][unit], f"dearer than before: {remedy} if it must be so"
+            assert value >= 0.98 * recorded[name][unit], f"cheaper than before: {remedy} to keep it so"
+
+
+def test_the_counter_counts_what_torch_says_a_product_costs(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    from counts import Counter
+
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    with Counter() as counter:
+        (a @ b).reshape(21).relu()
+    assert counter.flops == 2 * 3 * 5 * 7
+    assert counter.kernels == 2  # the product and relu; reshape is a view
+    q = torch.ones(2, 4, 6, 8, requires_grad=True)
+    with Counter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+    assert counter.flops == (2 + 5) * 2 * 2 * 4 * 6 * 6 * 8  # two products forwards, five backwards, one of them again
