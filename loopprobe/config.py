@@ -125,15 +125,16 @@ class ModelConfig:
 class Schedule:
     """A whole number that may grow during training.
 
-    constant: always ``end``. linear: from ``start`` to ``end`` over the first ``over`` of the steps, in equal
-    stages. step: ``start``, raised by ``by`` every ``every`` steps until ``end``. An ``end`` of None means the
-    model's own number (n_dims, n_points or n_loops).
+    constant: always ``end``. linear: ``start`` for the first ``hold`` of the steps, then in equal stages to ``end`` at
+    ``over`` of them. step: ``start``, raised by ``by`` every ``every`` steps until ``end``. An ``end`` of None means
+    the model's own number (n_dims, n_points or n_loops).
     """
 
     kind: Literal["constant", "linear", "step"] = "constant"
     start: PositiveInt | None = None
     end: PositiveInt | None = None
     over: float | None = Field(default=None, gt=0, le=1)
+    hold: float | None = Field(default=None, gt=0, lt=1)  # of linear alone; None: it grows from the first step
     by: PositiveInt | None = None
     every: PositiveInt | None = None
 
@@ -145,6 +146,10 @@ class Schedule:
                 f"a {self.kind} schedule takes {' and '.join(sorted(needs)) or 'only end'} "
                 f"(given: {', '.join(sorted(given)) or 'none'}): change kind or these keys"
             )
+        if self.hold is not None and (self.over is None or self.hold >= self.over):
+            raise LoopprobeError(
+                f"hold ({self.hold:g}) is of a linear schedule and must be below its over: lower hold, or drop it"
+            )
         if self.start is not None and self.end is not None and self.start > self.end:
             raise LoopprobeError(f"schedule start ({self.start}) must be at most end ({self.end}): lower start")
 
@@ -154,7 +159,8 @@ class Schedule:
         if self.kind == "linear":
             assert self.start is not None
             assert self.over is not None
-            fraction = min(1.0, step / (self.over * steps))
+            held = self.hold or 0.0
+            fraction = min(1.0, max(0.0, step / steps - held) / (self.over - held))
             return self.start + int(fraction * (self.end - self.start))
         if self.kind == "step":
             assert self.start is not None
@@ -179,12 +185,13 @@ class TrainConfig:
     dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, over=0.4))
     points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, over=0.4))
     loops: Schedule = Field(default_factory=Schedule)
+    loss: Literal["log", "mse"] = "log"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
     muon_lr: PositiveFloat = 2e-2
     adam_lr: PositiveFloat = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
-    grad_clip: PositiveFloat | None = 1.0  # largest global gradient norm
+    grad_clip: NonNegativeFloat = 1.0  # largest global gradient norm; 0: no clipping
     warmup_steps: NonNegativeInt = 100
     decay: float = Field(default=0.5, ge=0, le=1)  # the last part of training in which rates fall to 0
     seed: NonNegativeInt = 0

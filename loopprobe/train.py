@@ -14,6 +14,8 @@ from loopprobe.model import LoopedTransformer
 from loopprobe.runs import Row, Run, deferred_interrupt, recorded_config
 from loopprobe.tasks import Prompts, sample
 
+LOG_FLOOR = 1e-3  # of E(y²): errors far below it weigh less
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """``auto`` is CUDA, else MPS, else CPU; anything else is a torch device that must be there."""
@@ -55,18 +57,25 @@ def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.op
     return optimizers
 
 
-def windowed_loss(model: LoopedTransformer, prompts: Prompts, n_loops: int, window: int) -> tuple[Tensor, Tensor]:
-    """Mean squared error over all points and the last ``window`` loops, which alone carry gradient.
+def windowed_loss(
+    model: LoopedTransformer, prompts: Prompts, n_loops: int, window: int, kind: str = "mse"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss over all points and the last ``window`` loops, which alone carry gradient.
 
-    Yang et al., arXiv 2311.12424, section 4.1 (b loops, window T).
+    mse: the mean squared error (Yang et al., arXiv 2311.12424, section 4.1: b loops, window T). log: the mean over
+    loops and points of log(mean squared error of the prompts / E(y²) + 0.001). That is the negative log likelihood of
+    errors whose variance at each loop and point is what it is (Kendall et al., arXiv 1705.07115, with the variances
+    solved for): points with few examples, whose error cannot fall, no longer drown those whose error can.
 
     Returns:
-        The loss, and the squared error at the query after the last loop (detached).
+        The loss; the mean squared error, and the squared error at the query after the last loop (both detached).
     """
     window = min(window, n_loops)
     predictions = model.run_loops(prompts.xs, prompts.ys, n_loops, keep_loops=window, grad_loops=window)
     errors = (predictions - prompts.ys).square()
-    return errors.mean(), errors[-1, :, -1].detach().mean()
+    squared = errors.mean()
+    loss = squared if kind == "mse" else (errors.mean(1) / prompts.scale + LOG_FLOOR).log().mean()
+    return loss, squared.detach(), errors[-1, :, -1].detach().mean()
 
 
 def train_step(
@@ -76,21 +85,21 @@ def train_step(
     step: int,
     cfg: TrainConfig,
 ) -> tuple[Tensor, Tensor]:
-    """One update of the weights; returns loss and query error as tensors, so that nothing waits for a device."""
+    """One update of the weights; returns squared errors, mean and at the query, as tensors: no device is waited for."""
     device = prompts.xs.device
     n_loops = cfg.loops.at(step, cfg.steps)
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
-        loss, error = windowed_loss(model, prompts, n_loops, cfg.loop_window)
+        loss, squared, error = windowed_loss(model, prompts, n_loops, cfg.loop_window, cfg.loss)
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()
-    if cfg.grad_clip is not None:
+    if cfg.grad_clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate_factor(step, cfg)
         optimizer.step()
-    return loss.detach(), error
+    return squared, error
 
 
 def train(
@@ -137,8 +146,8 @@ def train(
             prompts = sample(cfg.task, cfg.train.batch_size, points, cfg.model.n_dims, generator, active_dims=dims).to(
                 device
             )
-            loss, error = train_step(model, optimizers, prompts, step, cfg.train)
-            run.record(loss, error / cfg.task.scale(dims), dims, points)
+            squared, error = train_step(model, optimizers, prompts, step, cfg.train)
+            run.record(squared, error / cfg.task.scale(dims), dims, points)
             if interrupted():
                 run.save_state()
                 raise KeyboardInterrupt

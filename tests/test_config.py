@@ -41,6 +41,10 @@ def test_schedules():
     assert values[0] == 3
     assert values[50:] == [10] * 50
     assert values == sorted(values)
+    held = Schedule(kind="linear", start=3, end=10, over=0.5, hold=0.2)
+    values = [held.at(step, 100) for step in range(100)]
+    assert (values[:21], values[50:]) == ([3] * 21, [10] * 50)
+    assert values == sorted(values)
     step = Schedule(kind="step", start=5, end=8, by=2, every=10)
     assert [step.at(s, 100) for s in (0, 9, 10, 19, 20, 99)] == [5, 5, 7, 7, 8, 8]
     assert load_config(overrides=["train.points=20"]).train.points == Schedule(end=20)
@@ -60,6 +64,7 @@ def test_schedules():
         (["train.muon_lr=nan"], ["train.muon_lr", "nan"]),
         (["train.dims=11"], ["train.dims.end (11)", "n_dims (10)"]),
         (["train.dims.kind=step"], ["step schedule", "by"]),
+        (["train.dims={kind='linear',start=3,over=0.2,hold=0.3}"], ["hold (0.3)", "below its over", "lower hold"]),
         (["steps"], ["steps", "section.key=value"]),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -147,8 +148,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_advice(tmp_pat
 
     def broken(*arguments):
         calls.append(1)
-        loss, error = real(*arguments)
-        return (loss * torch.nan if len(calls) > 17 else loss), error
+        loss, squared, error = real(*arguments)
+        return loss, squared * (torch.nan if len(calls) > 17 else 1), error
 
     monkeypatch.setattr("loopprobe.train.windowed_loss", broken)
     with pytest.raises(LoopprobeError, match=r"nan at step 18 .*step 14.*lower train.muon_lr"):
@@ -179,11 +180,32 @@ def test_the_window_alone_is_in_the_loss():
     generator = torch.Generator().manual_seed(0)
     model = LoopedTransformer(cfg.model, generator)
     prompts = sample(cfg.task, 8, 6, 3, generator)
-    loss, error = windowed_loss(model, prompts, 4, 2)
+    loss, mean, error = windowed_loss(model, prompts, 4, 2, "mse")
     squared = (model(prompts.xs, prompts.ys, 4) - prompts.ys).square()
     torch.testing.assert_close(loss, squared[2:].mean())
+    torch.testing.assert_close(mean, squared[2:].mean())
     torch.testing.assert_close(error, squared[-1, :, -1].mean())
+    log, mean, _ = windowed_loss(model, prompts, 4, 2, "log")
+    torch.testing.assert_close(log, (squared[2:].mean(1) / 3 + 1e-3).log().mean())
+    torch.testing.assert_close(mean, squared[2:].mean())
     torch.testing.assert_close(windowed_loss(model, prompts, 1, 2)[0], squared[:1].mean())
+
+
+def test_the_log_loss_lets_every_loop_and_point_weigh_the_same():
+    """However large the error of a point, its part of the gradient is as large."""
+    cfg = config()
+    model = LoopedTransformer(cfg.model, torch.Generator().manual_seed(0))
+    prompts = sample(cfg.task, 8, 6, 3, torch.Generator().manual_seed(0))
+    louder = dataclasses.replace(prompts, ys=prompts.ys.clone())
+    louder.ys[:, 5] *= 1000  # of the last label, which no other prediction sees
+    grads = {}
+    for name, part in (("quiet", prompts), ("loud", louder)):
+        for kind in ("mse", "log"):
+            loss = windowed_loss(model, part, 4, 2, kind)[0]
+            [grad] = torch.autograd.grad(loss, [model.read_out.weight])
+            grads[name, kind] = grad.norm().item()
+    assert grads["loud", "mse"] > 20 * grads["quiet", "mse"]
+    assert grads["loud", "log"] < 2 * grads["quiet", "log"]
 
 
 def test_the_rate_warms_up_and_decays():
