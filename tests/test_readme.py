@@ -1,8 +1,10 @@
 """README's session gives the output that README shows, and its commands are those of CI."""
 
 import doctest
-import json
 from pathlib import Path
+
+from loopprobe.checkpoint import read_json
+from loopprobe.tables import checkpoint_table, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,14 +22,8 @@ def test_ci_runs_the_two_commands():
             assert part.removeprefix("pip install ") in ci
 
 
-def test_the_table_of_shipped_models_is_that_of_their_records():
-    readme = (ROOT / "README.md").read_text()
-    shipped = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
-    assert shipped
-    for folder in shipped:
-        record = json.loads((folder / "config.json").read_text())
-        row = next((line for line in readme.splitlines() if line.startswith(f"| `{folder.name}` |")), "")
-        evaluation = record["evaluation"]
-        for mean, low, high in zip(*(evaluation[key] for key in ("error", "error_low", "error_high")), strict=True):
-            assert f" {mean:.2g} [{low:.2g}, {high:.2g}] " in row, folder.name
-        assert f" {record['step']:,} steps " in row
+def test_the_table_of_shipped_models_is_that_of_the_command():
+    shipped = {path.parent.name: path.parent for path in sorted((ROOT / "checkpoints").glob("*/config.json"))}
+    table = markdown(checkpoint_table([(name, *read_json(folder)) for name, folder in shipped.items()]))
+    assert len(table.splitlines()) == len(shipped) + 2
+    assert f"\n{table}\n" in (ROOT / "README.md").read_text(), "run `loopprobe list --markdown`"

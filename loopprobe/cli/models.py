@@ -92,12 +92,16 @@ def sweep(
     show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
 
 
-def list_() -> None:
+def list_(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page in Markdown.")] = False,
+) -> None:
     """List the checkpoints that can be given by name."""
     from loopprobe.checkpoint import names, read_json
     from loopprobe.tables import checkpoint_table, show_table
+    from loopprobe.tables import markdown as as_markdown
 
-    show_table(checkpoint_table([(name, *read_json(folder)) for name, folder in names().items()]))
+    table = checkpoint_table([(name, *read_json(folder)) for name, folder in names().items()])
+    print(as_markdown(table)) if markdown else show_table(table)
 
 
 def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:

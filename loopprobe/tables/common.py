@@ -19,6 +19,13 @@ def show_table(table: Table) -> None:
     console.print(table)
 
 
+def markdown(table: Table) -> str:
+    """The same table for a page in Markdown."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    lines = [[str(column.header) for column in table.columns], ["---"] * len(columns), *zip(*columns, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def titled(title: str) -> Table:
     """A table in the common style."""
     return Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")

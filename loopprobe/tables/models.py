@@ -9,31 +9,35 @@ from typing import Any
 
 from rich.table import Table
 
-from loopprobe.config import Config
+from loopprobe.config import Config, TaskConfig
 from loopprobe.sweep import Planned
 from loopprobe.tables.common import titled
 
 
 def checkpoint_table(rows: Iterable[tuple[str, Config, dict[str, Any]]]) -> Table:
-    """One row a checkpoint: what it is and how good."""
+    """One row a checkpoint: what it is and how good, with 95 % bootstrap intervals of the errors."""
     table = titled("checkpoints")
-    for name in ("name", "task", "layers", "loops b", "window T", "error at b", "error at 500", "steps"):
+    for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "steps"):
         table.add_column(name, justify="left" if name in ("name", "task") else "right")
     for name, cfg, tree in rows:
-        errors = [f"{error:.3g}" for error in (tree["evaluation"] or {}).get("error", [])]
+        evaluation = tree["evaluation"] or {}
+        ends = zip(*(evaluation.get(part, []) for part in ("error", "error_low", "error_high")), strict=True)
+        errors = [f"{mean:.2g} [{low:.2g}, {high:.2g}]" for mean, low, high in ends]
         at_b, far = (*errors, "–", "–")[:2]
         window = str(cfg.train.loop_window) if cfg.train and cfg.model.n_loops > 1 else "–"
         table.add_row(
-            name,
-            cfg.task.name,
-            str(cfg.model.n_layers),
-            str(cfg.model.n_loops),
-            window,
-            at_b,
-            far,
-            str(tree["step"]),
-        )
+            name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, at_b, far,
+            f"{tree['step']:,}",
+        )  # fmt: skip
     return table
+
+
+def _in_words(task: TaskConfig) -> str:
+    """``decision tree of depth 2``, ``linear regression, signs``."""
+    words = task.name.replace("_", " ")
+    words += f" of depth {task.depth}" if task.depth else ""
+    words += f": {', '.join(task.tables)}" if task.tables else ""
+    return words + (", signs" if task.labels == "sign" else "")
 
 
 def plan_table(planned: Iterable[Planned]) -> Table:
