@@ -111,7 +111,7 @@ class Contestant:
     steps: int = 0
     seconds: float = 0.0
     curve: list[tuple[int, float, float]] = field(default_factory=list)  # steps, seconds, error
-    reached: float | None = None
+    reached: dict[float, float] = field(default_factory=dict)  # from a target to the seconds until it
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.cfg.train.seed)
@@ -174,8 +174,8 @@ def time_steps(contestants: list[Contestant], repeats: int) -> dict[str, list[fl
     return times
 
 
-def race(contestants: list[Contestant], target: float, budget: float, slice_: int = 25) -> None:
-    """Train in turn, a slice each, until each has reached the target or used its budget."""
+def race(contestants: list[Contestant], targets: tuple[float, ...], budget: float, slice_: int = 25) -> None:
+    """Train in turn, a slice each, until each has reached all targets, or used its budget or its steps."""
     prompts = held_out(contestants[0].cfg.task, 256, 31, 10, seed=1).to(contestants[0].device)
     running = list(contestants)
     while running:
@@ -184,9 +184,10 @@ def race(contestants: list[Contestant], target: float, budget: float, slice_: in
             error = c.error(prompts)
             c.curve.append((c.steps, round(c.seconds, 1), error))
             print(f"{c.name}: step {c.steps}, {c.seconds:.0f} s, error {error:.3f}", flush=True)
-            if error <= target:
-                c.reached = round(c.seconds, 1)
-            if c.reached is not None or c.seconds >= budget or c.steps >= c.cfg.train.steps:
+            for target in targets:
+                if error <= target:
+                    c.reached.setdefault(target, round(c.seconds, 1))
+            if len(c.reached) == len(targets) or c.seconds >= budget or c.steps >= c.cfg.train.steps:
                 running.remove(c)
 
 
@@ -225,15 +226,15 @@ def main() -> None:
         Contestant("loopprobe, default recipe", ours, device, plain=False),
         Contestant("plain nanoGPT-style, reference recipe", reference, device, plain=True),
     ]
-    race(racers, args.target, args.budget)
+    race(racers, (args.target,), args.budget)
     result = {
         "machine": machine,
         "step": rows,
         "target_error": args.target,
         "budget_s": args.budget,
         "race": {
-            c.name: {"reached_after_s": c.reached, "steps": c.steps, "seconds": c.seconds, "error": c.curve[-1][2],
-                     "curve": c.curve}
+            c.name: {"reached_after_s": c.reached.get(args.target), "steps": c.steps, "seconds": c.seconds,
+                     "error": c.curve[-1][2], "curve": c.curve}
             for c in racers
         },
     }  # fmt: skip

@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
+from loopprobe.config import TrainConfig
 from loopprobe.verdicts import Finding
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
@@ -36,7 +37,7 @@ class Kind:
         parts += [f"L {self.layers}"] if self.layers > 1 else []
         parts += ["b grown"] if self.grown else [f"b {self.loops}"]
         parts += [f"T {self.window}"]
-        parts += [f"{self.steps} steps"] if self.steps != 2000 else []
+        parts += [f"{self.steps} steps"] if self.steps != TrainConfig.steps else []
         return ", ".join(parts)
 
 
