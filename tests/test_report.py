@@ -68,8 +68,13 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
 def test_answers_are_reused_until_something_changes(questions, monkeypatch):
     first = answers(questions)
     assert first["r2_converge"].missing == ("not-trained",)
+
+    def asked_nothing(prepared, *rest):
+        assert not prepared
+        return []
+
     with monkeypatch.context() as patched:
-        patched.setattr("loopprobe.saved.answer", None)  # called, it would fail
+        patched.setattr("loopprobe.saved.answer", asked_nothing)
         again = answers(questions)
     assert again["r4_last_n"].datasets[0].identical(first["r4_last_n"].datasets[0])
     changed = make_model(torch.float32, n_loops=4)
