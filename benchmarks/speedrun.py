@@ -33,7 +33,7 @@ RECIPES: dict[str, list[str]] = {
     ],
     "mean squared error": ["train.loss=mse"],
     "batch 64": ["train.batch_size=64"],
-    "no hold": ["train.dims={kind='linear',start=3,over=0.45}", "train.points={kind='linear',start=10,over=0.45}"],
+    "no hold": ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"],
 }  # fmt: skip
 
 

@@ -125,8 +125,8 @@ class ModelConfig:
 class Schedule:
     """A whole number that may grow during training.
 
-    constant: always ``end``. linear: ``start`` for the first ``hold`` of the steps, then in equal stages to ``end`` at
-    ``over`` of them. step: ``start``, raised by ``by`` every ``every`` steps until ``end``. An ``end`` of None means
+    constant: always ``end``. linear: from ``start`` in equal stages to ``end`` at the fraction ``over`` of the steps,
+    after ``hold`` steps at ``start`` (at most half of the way). step: ``start``, raised by ``by`` every ``every`` steps until ``end``. An ``end`` of None means
     the model's own number (n_dims, n_points or n_loops).
     """
 
@@ -134,7 +134,7 @@ class Schedule:
     start: PositiveInt | None = None
     end: PositiveInt | None = None
     over: float | None = Field(default=None, gt=0, le=1)
-    hold: float | None = Field(default=None, gt=0, lt=1)  # of linear alone; None: it grows from the first step
+    hold: PositiveInt | None = None  # of linear alone; None: it grows from the first step
     by: PositiveInt | None = None
     every: PositiveInt | None = None
 
@@ -146,10 +146,8 @@ class Schedule:
                 f"a {self.kind} schedule takes {' and '.join(sorted(needs)) or 'only end'} "
                 f"(given: {', '.join(sorted(given)) or 'none'}): change kind or these keys"
             )
-        if self.hold is not None and (self.over is None or self.hold >= self.over):
-            raise LoopprobeError(
-                f"hold ({self.hold:g}) is of a linear schedule and must be below its over: lower hold, or drop it"
-            )
+        if self.hold is not None and self.kind != "linear":
+            raise LoopprobeError(f"hold ({self.hold}) is of linear schedules only, not {self.kind}: drop it")
         if self.start is not None and self.end is not None and self.start > self.end:
             raise LoopprobeError(f"schedule start ({self.start}) must be at most end ({self.end}): lower start")
 
@@ -159,8 +157,9 @@ class Schedule:
         if self.kind == "linear":
             assert self.start is not None
             assert self.over is not None
-            held = self.hold or 0.0
-            fraction = min(1.0, max(0.0, step / steps - held) / (self.over - held))
+            whole = self.over * steps
+            held = min(self.hold or 0, whole / 2)
+            fraction = min(1.0, max(0.0, step - held) / (whole - held))
             return self.start + int(fraction * (self.end - self.start))
         if self.kind == "step":
             assert self.start is not None
@@ -182,8 +181,8 @@ class TrainConfig:
     steps: PositiveInt = 1500
     batch_size: PositiveInt = 32
     loop_window: PositiveInt = 10  # T: the last T loops carry loss and gradient
-    dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, hold=0.2, over=0.45))
-    points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, hold=0.2, over=0.45))
+    dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, hold=150, over=0.4))
+    points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, hold=150, over=0.4))
     loops: Schedule = Field(default_factory=Schedule)
     loss: Literal["log", "mse"] = "log"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
@@ -193,7 +192,7 @@ class TrainConfig:
     weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
     grad_clip: NonNegativeFloat = 1.0  # largest global gradient norm; 0: no clipping
     warmup_steps: NonNegativeInt = 50
-    decay: float = Field(default=0.55, ge=0, le=1)  # the last part of training in which rates fall to 0
+    decay: float = Field(default=0.6, ge=0, le=1)  # the last part of training in which rates fall to 0
     seed: NonNegativeInt = 0
     device: str = "auto"  # auto: CUDA, else MPS, else CPU
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast

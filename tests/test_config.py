@@ -10,7 +10,7 @@ from loopprobe.settings import load_config, preset_names
 def test_a_config_is_complete_when_made():
     cfg = ModelConfig(d_model=64, n_heads=4, n_points=31)
     assert (cfg.d_head, cfg.d_mlp, cfg.n_ctx) == (16, 256, 62)
-    assert Config().train.dims == Schedule(kind="linear", start=3, end=10, hold=0.2, over=0.45)
+    assert Config().train.dims == Schedule(kind="linear", start=3, end=10, hold=150, over=0.4)
     assert TaskConfig().noise_std == 0
     assert TaskConfig(name="noisy_linear_regression").noise_std == 0.1
 
@@ -41,10 +41,11 @@ def test_schedules():
     assert values[0] == 3
     assert values[50:] == [10] * 50
     assert values == sorted(values)
-    held = Schedule(kind="linear", start=3, end=10, over=0.5, hold=0.2)
+    held = Schedule(kind="linear", start=3, end=10, over=0.5, hold=20)
     values = [held.at(step, 100) for step in range(100)]
     assert (values[:21], values[50:]) == ([3] * 21, [10] * 50)
     assert values == sorted(values)
+    assert [held.at(step, 20) for step in (0, 5, 9, 10)] == [3, 3, 8, 10]  # half of the way is held at most
     step = Schedule(kind="step", start=5, end=8, by=2, every=10)
     assert [step.at(s, 100) for s in (0, 9, 10, 19, 20, 99)] == [5, 5, 7, 7, 8, 8]
     assert load_config(overrides=["train.points=20"]).train.points == Schedule(end=20)
@@ -64,7 +65,7 @@ def test_schedules():
         (["train.muon_lr=nan"], ["train.muon_lr", "nan"]),
         (["train.dims=11"], ["train.dims.end (11)", "n_dims (10)"]),
         (["train.dims.kind=step"], ["step schedule", "by"]),
-        (["train.dims={kind='linear',start=3,over=0.2,hold=0.3}"], ["hold (0.3)", "below its over", "lower hold"]),
+        (["train.dims={kind='constant',hold=30}"], ["hold (30)", "linear schedules only", "drop it"]),
         (["steps"], ["steps", "section.key=value"]),
     ],
 )
