@@ -126,8 +126,8 @@ class Schedule:
     """A whole number that may grow during training.
 
     constant: always ``end``. linear: from ``start`` in equal stages to ``end`` at the fraction ``over`` of the steps,
-    after ``hold`` steps at ``start`` (at most half of the way). step: ``start``, raised by ``by`` every ``every`` steps until ``end``. An ``end`` of None means
-    the model's own number (n_dims, n_points or n_loops).
+    after ``hold`` steps at ``start`` (at most half of the way). step: ``start``, raised by ``by`` every ``every``
+    steps until ``end``. An ``end`` of None means the model's own number (n_dims, n_points or n_loops).
     """
 
     kind: Literal["constant", "linear", "step"] = "constant"
