@@ -3,7 +3,8 @@
     python benchmarks/train_step.py            # about 12 minutes on two cores
 
 Part 1 times one step of the same model on the same prompts (b 20, T 10, full curriculum), the three variants in
-turn, and reports medians and ratios. Part 2 trains, in turn and in slices, with this project's recipe and with the
+turn, and reports medians, ratios, and the share of the rate at which this machine multiplies the step's own matrices,
+measured in the same turns. Part 2 trains, in turn and in slices, with this project's recipe and with the
 reference's (its published recipe on this model, its curriculum shrunk to 20,000 steps; the plain step), until each
 reaches the target error on held-out prompts or has used its budget. Only training counts, not evaluation.
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from counts import counted
 from torch import Tensor, nn
 
 from loopprobe.config import Config
@@ -30,6 +32,8 @@ from loopprobe.provenance import provenance
 from loopprobe.settings import load_config
 from loopprobe.tasks import Prompts, held_out, sample
 from loopprobe.train import make_optimizers, pick_device, train_step
+
+PRODUCTS, N_PRODUCTS = "matrix products", 40
 
 # The plain model, as one would write it after nanoGPT: no hooks, nothing fused by hand.
 
@@ -160,11 +164,21 @@ def synchronise(device: torch.device) -> None:
 
 
 def time_steps(contestants: list[Contestant], repeats: int) -> dict[str, list[float]]:
-    """Seconds a step at full curriculum, the contestants in turn."""
+    """Seconds a step at full curriculum, the contestants in turn; and of ``N_PRODUCTS`` products of the MLP's shape."""
     times: dict[str, list[float]] = {c.name: [] for c in contestants}
     last = contestants[0].cfg.train.steps - 1
     prompts = contestants[0].draw(last)
+    m = contestants[0].cfg.model
+    left = torch.randn(prompts.ys.numel() * 2, m.d_model, device=contestants[0].device)
+    right = torch.randn(m.d_model, m.d_mlp, device=contestants[0].device)
+    times[PRODUCTS] = []
     for i in range(repeats + 3):
+        started = time.perf_counter()
+        for _ in range(N_PRODUCTS):
+            left @ right
+        synchronise(contestants[0].device)
+        if i >= 3:
+            times[PRODUCTS].append(time.perf_counter() - started)
         for contestant in contestants:
             started = time.perf_counter()
             contestant.step(contestant.cfg.train.steps - 1, prompts)
@@ -211,16 +225,24 @@ def main() -> None:
         Contestant("plain nanoGPT-style, reference recipe", reference, device, plain=True),
     ]
     times = time_steps(timed, args.repeats)
+    model, prompts = ours.model, timed[0].draw(ours.train.steps - 1)
+    flops = counted(lambda: timed[0].step(ours.train.steps - 1, prompts))["flops"]
+    per_product = 2 * prompts.ys.numel() * 2 * model.d_model * model.d_mlp
+    rate = N_PRODUCTS * per_product / statistics.median(times.pop(PRODUCTS))
     plain = statistics.median(times[timed[2].name])
     rows = {
         name: {
             "median_ms": 1000 * statistics.median(t), "min_ms": 1000 * min(t), "max_ms": 1000 * max(t),
             "ratio_to_plain": statistics.median(a / b for a, b in zip(t, times[timed[2].name], strict=True)),
+            "share_of_matmul_rate": flops / statistics.median(t) / rate,
         }
         for name, t in times.items()
     }  # fmt: skip
     for name, row in rows.items():
-        print(f"{name}: {row['median_ms']:.0f} ms a step, {row['ratio_to_plain']:.2f} of plain ({1000 * plain:.0f} ms)")
+        print(
+            f"{name}: {row['median_ms']:.0f} ms a step, {row['ratio_to_plain']:.2f} of plain ({1000 * plain:.0f} ms), "
+            f"{row['share_of_matmul_rate']:.0%} of the rate of its matrix products ({rate / 1e9:.0f} GFLOP/s)"
+        )
 
     racers = [
         Contestant("loopprobe, default recipe", ours, device, plain=False),
@@ -230,6 +252,8 @@ def main() -> None:
     result = {
         "machine": machine,
         "step": rows,
+        "step_flops": flops,
+        "matmul_flops_per_s": rate,
         "target_error": args.target,
         "budget_s": args.budget,
         "race": {
