@@ -90,11 +90,6 @@ def masked(
     def note_initial(e: Tensor, hook: LoopHookPoint) -> None:
         initial[:] = [model.initial_state(e)]
 
-    def replacement(z: Tensor, loop: int) -> Tensor:
-        if isinstance(fill, Tensor):
-            return (fill[loop] if fill.ndim == 3 else fill).to(z)
-        return initial[0] if fill == "initial" else torch.zeros_like(z)
-
     def mask(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
         if loops is not None and hook.loop() not in loops:
             return None
@@ -104,10 +99,17 @@ def masked(
                 f"the batch ({len(z)}) must divide into {len(keep)} equal blocks, one for each n: repeat the prompts"
             )
         keep = keep.repeat_interleave(len(z) // len(keep), dim=0)
-        return torch.where(keep[..., None], z, replacement(z, hook.loop()))
+        return torch.where(keep[..., None], z, replacement(fill, initial[0], hook.loop()).to(z))
 
     with model.hooks(fwd_hooks=[("hook_embed", note_initial), ("hook_z_pre", mask)]):
         yield model
+
+
+def replacement(fill: Fill, initial: Float[Tensor, "batch pos d_model"], loop: int) -> Float[Tensor, "... pos d_model"]:
+    """What stands in the place of a masked state before ``loop``, see ``masked``; ``initial`` is the initial state."""
+    if isinstance(fill, Tensor):
+        return (fill[loop] if fill.ndim == 3 else fill).to(initial)
+    return initial if fill == "initial" else torch.zeros_like(initial)
 
 
 def mean_states(

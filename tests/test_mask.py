@@ -9,7 +9,7 @@ from conftest import TINY_CFG
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.mask import loops_to_show, mask_figure
 from loopprobe.figures.style import write_html
-from loopprobe.hooks import masked
+from loopprobe.hooks import masked, mean_states
 from loopprobe.probes import mask as probe
 from loopprobe.results import read_dataset, write_dataset
 from loopprobe.tables import mask_finding, mask_table
@@ -38,6 +38,26 @@ def test_every_number_is_that_of_a_run_of_its_own(checkpoint, batch):
 
 
 @pytest.mark.parametrize("fill", ["initial", "zero", "mean"])
+@pytest.mark.parametrize(("unit", "n"), [("point", (0, 1, 4, 6)), ("token", (0, 1, 2, 7, 11, 12))])
+@pytest.mark.parametrize("at", [None, 2])
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("mode", ["first", "last"])
+def test_computing_only_what_a_mask_reaches_changes_nothing(checkpoint, batch, mode, invert, at, unit, n, fill):
+    config = probe.MaskConfig(
+        mode=mode, n=n, loops=4, unit=unit, invert=invert, fill=fill, once=at is not None, at=at
+    )  # fmt: skip
+    batch = batch[:5]
+    data = probe.run(checkpoint, batch, config)
+    value = mean_states(checkpoint.model, [batch], 4) if fill == "mean" else fill
+    loops = None if at is None else [at]
+    for count in n:
+        context = masked(checkpoint.model, mode, count, unit=unit, invert=invert, fill=value, loops=loops)
+        with torch.no_grad(), context:
+            squared = batch.errors(checkpoint.model(*batch, 4)).numpy()
+        np.testing.assert_allclose(data.error_by_point.sel(n=count), squared.mean(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("fill", ["initial", "zero", "mean"])
 def test_all_points_kept_is_the_clean_run(checkpoint, batch, fill):
     data = probe.run(checkpoint, batch, probe.MaskConfig(n=(6,), loops=4, fill=fill))
     np.testing.assert_array_equal(data.error.isel(n=0), data.clean_error)
@@ -47,7 +67,7 @@ def test_all_points_kept_is_the_clean_run(checkpoint, batch, fill):
 
 def test_masking_once_leaves_the_loops_before_alone(checkpoint, batch):
     data = probe.run(checkpoint, batch, probe.MaskConfig(n=(2,), loops=6, once=True, at=4))
-    assert np.array_equal(data.error.isel(n=0)[:4], data.clean_error[:4])
+    np.testing.assert_allclose(data.error.isel(n=0)[:4], data.clean_error[:4], atol=1e-6)
     assert not np.isclose(data.error.isel(n=0)[4], data.clean_error[4]).any()
 
 

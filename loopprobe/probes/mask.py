@@ -6,18 +6,24 @@ masked. The models were trained without the mask.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Bool, Float
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
+from loopprobe.blocks import Past
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
-from loopprobe.hooks import TOKENS_PER, kept_tokens, masked, mean_states
+from loopprobe.hook_points import LoopHookPoint
+from loopprobe.hooks import TOKENS_PER, Fill, kept_tokens, mean_states, replacement
+from loopprobe.model import LoopedTransformer
 from loopprobe.results import stamp
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
@@ -61,7 +67,8 @@ def run(
 ) -> xr.Dataset:
     """Error of the clean run and of every mask, after every loop.
 
-    All masks of a chunk of prompts go through the model in one batch.
+    Attention is causal, so the tokens before the first masked one are those of the clean run, and those before the
+    first kept one those of the run in which all are masked: each mask computes the tokens from there on alone.
 
     Returns:
         A dataset with dims ``n``, ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point``
@@ -83,33 +90,22 @@ def run(
     check(checkpoint, config)
     full = n_points * TOKENS_PER["point"] // TOKENS_PER[config.unit]
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
-    size = max(1, chunk_size(device) // len(counts))
-    chunks = prompts.split(size)
+    chunks = prompts.split(chunk_size(device))
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
     at = _mask_at(config, model.cfg.n_loops)
+    keep = kept_tokens(config.mode, counts, 2 * n_points, unit=config.unit, invert=config.invert)
 
     errors = np.empty((len(counts), config.loops, n_prompts), np.float32)
     by_point = np.zeros((len(counts), config.loops, n_points))
     done = 0
-    mask = masked(
-        model,
-        config.mode,
-        counts,
-        unit=config.unit,
-        invert=config.invert,
-        fill=fill,
-        loops=None if at is None else [at],
-    )
-    with torch.no_grad(), mask:
+    with torch.no_grad():
         for batch in progress(chunks):
-            xs, ys = batch
-            repeats = (len(counts), 1)
-            predictions = model(xs.repeat(*repeats, 1), ys.repeat(repeats), config.loops)
-            predictions = predictions.unflatten(1, (len(counts), len(xs))).transpose(0, 1)
-            squared = batch.errors(predictions).cpu().numpy()  # [n, loop, example, point]
-            errors[..., done : done + len(xs)] = squared[..., -1]
-            by_point += squared.sum(axis=2, dtype=np.float64)
-            done += len(xs)
+            here = slice(done, done + len(batch.ys))
+            for loop, predictions in enumerate(_predictions(model, batch, keep, fill, config.loops, at)):
+                squared = batch.errors(predictions).cpu().numpy()  # [n, example, point]
+                errors[:, loop, here] = squared[..., -1]
+                by_point[:, loop] += squared.sum(axis=1, dtype=np.float64)
+            done += len(batch.ys)
     by_point /= n_prompts
 
     mean, low, high = bootstrap_mean(errors)
@@ -143,6 +139,49 @@ def run(
     for name in data:
         data[name].attrs["units"] = "squared error / E(y²)"
     return stamp(data, "mask", checkpoint, prompts, config)
+
+
+def _predictions(
+    model: LoopedTransformer, batch: Prompts, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
+) -> Iterator[Float[Tensor, "n batch point"]]:
+    """Predictions under every mask, loop by loop."""
+    model.grow_loops(n_loops)
+    e = model.embed(*batch)
+    initial = model.initial_state(e)
+    starts_kept = keep[:, 0].tolist()
+    first = [int((row != row[0]).int().argmax()) or len(row) for row in keep]  # token from which it is the other way
+    whole = dict.fromkeys({True, *starts_kept}, initial)  # all tokens kept, or all masked
+    later = [initial[:, start:] for start in first]
+    for loop in range(n_loops):
+        masks = at is None or loop == at
+        value = replacement(fill, initial, loop).expand_as(initial) if masks else initial
+        past, read = {}, {}
+        for kept, z in whole.items():
+            whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
+            read[kept] = model.predict(whole[kept], loop)
+        predictions = []
+        for i, (start, kept) in enumerate(zip(first, starts_kept, strict=True)):
+            predictions.append(read[kept])
+            if start < e.shape[1]:
+                z = value[:, start:] if kept and masks else later[i]
+                before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
+                later[i] = model.step(z, e[:, start:], loop, before)
+                own = model.read_out(later[i][:, start % 2 :: 2]).squeeze(-1)
+                predictions[-1] = torch.cat([read[kept][:, : (start + 1) // 2], own], dim=1)
+        yield torch.stack(predictions)
+
+
+def _step_and_past(model: LoopedTransformer, z: Tensor, e: Tensor, loop: int) -> tuple[Tensor, list[Past]]:
+    """One iteration, and the keys and values of every layer in it."""
+    found: dict[str | None, Tensor] = {}
+
+    def note(x: Tensor, hook: LoopHookPoint) -> None:
+        found[hook.name] = x
+
+    names = [f"loops.{loop}.blocks.{layer}.attn.hook_{part}" for layer in range(model.cfg.n_layers) for part in "kv"]
+    with model.hooks(fwd_hooks=[(name, note) for name in names]):
+        z = model.step(z, e, loop)
+    return z, [(found[k], found[v]) for k, v in zip(names[::2], names[1::2], strict=True)]
 
 
 def check(checkpoint: Checkpoint, config: MaskConfig) -> None:
