@@ -101,6 +101,12 @@ class Checkpoint:
             self.device
         )
 
+    def more_like(self, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
+        """Prompts as in training, with as many points as these, that what reads states at every token is fitted on."""
+        train = self.config.train
+        longer = train is not None and prompts.ys.shape[1] > (train.points.end or 0)
+        return self.held_out(n_prompts, seed, "more_examples" if longer else None)
+
     def from_table(self, name: str, target: str | None = None, n_prompts: int = 1280, seed: int = 0) -> Prompts:
         """Prompts from a table of real data, at the scale of the labels that the model was trained on.
 

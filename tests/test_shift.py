@@ -7,7 +7,7 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.config import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.shift import shift_curves_figure, shift_figure
-from loopprobe.probes import shift
+from loopprobe.probes import align, decode, lens, shift
 from loopprobe.settings import load_config
 from loopprobe.tables import shift_table
 from loopprobe.tasks import held_out
@@ -109,3 +109,21 @@ def test_figures_and_table_of_models_with_different_shifts(checkpoint):
     assert len(table.rows) == len(SHIFTS) + 1
     assert len(table.columns) == 4  # the better one has a second column
     assert "–" in list(table.columns[1].cells)
+
+
+@pytest.mark.parametrize(
+    ("probe", "config"),
+    [
+        (lens, lens.LensConfig(train_prompts=40)),
+        (decode, decode.DecodeConfig(train_prompts=40, network_loops=1, network_steps=2)),
+        (align, align.AlignConfig(steps=4, fit_prompts=20)),
+    ],
+    ids=["lens", "decode", "align"],
+)
+def test_probes_that_are_fitted_read_prompts_longer_than_in_training(probe, config):
+    model = narrow()
+    prompts = model.held_out(20, shift="more_examples")
+    data = probe.run(model, prompts, config)
+    assert all(np.isfinite(data[name]).any() for name in data.data_vars)
+    assert model.more_like(prompts, 5, 1).ys.shape == (5, 6)
+    assert model.more_like(model.held_out(3), 5, 1).ys.shape == (5, 4)

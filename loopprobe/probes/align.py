@@ -64,8 +64,8 @@ def run(
     """
     check(checkpoint, config)
     seed = prompts.origin.get("held_out_seed", 0)
-    fitting = checkpoint.held_out(config.fit_prompts, seed + 1)
-    of_lens = checkpoint.held_out(LensConfig().train_prompts, seed + 2)
+    fitting = checkpoint.more_like(prompts, config.fit_prompts, seed + 1)
+    of_lens = checkpoint.more_like(prompts, LensConfig().train_prompts, seed + 2)
     prompts = prompts.to(checkpoint.device)
     untrained = LoopedTransformer(checkpoint.config.model, torch.Generator().manual_seed(0)).to(checkpoint.device)
     data, null = (

@@ -81,7 +81,7 @@ def run(
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
     seed = prompts.origin.get("held_out_seed", 0) + 1
-    training = checkpoint.held_out(config.train_prompts, seed)
+    training = checkpoint.more_like(prompts, config.train_prompts, seed)
     n_loops = config.loops or model.cfg.n_loops
     n_layers = model.cfg.n_layers
     steps = [loop + 1 if model.cfg.n_loops > 1 else layer + 1 for loop in range(n_loops) for layer in range(n_layers)]

@@ -71,7 +71,7 @@ def run(
     prompts = prompts.to(device)
     n_loops = config.loops or model.cfg.n_loops
     seed = prompts.origin.get("held_out_seed", 0) + 1
-    training = checkpoint.held_out(config.train_prompts, seed)
+    training = checkpoint.more_like(prompts, config.train_prompts, seed)
     size = chunk_size(device)
     steps = [(part, batch) for part in (training, prompts) for batch in part.split(size)]
     fits = [Ridge(config.ridge) for _ in range(n_loops)]
