@@ -2,7 +2,7 @@
 
     python benchmarks/probes.py            # some minutes on two cores
 
-Each row is put to the default checkpoint and 64 prompts, in a process of its own: seconds against a forward pass of as
+Each row is put to the default checkpoint and 16 prompts, in a process of its own: seconds against a forward pass of as
 many loops in the same process, medians of the repeats; peak is what its memory grew by. Growth is counted, not timed:
 the power with which the operations grow when loops, points, prompts or d_model double (4 to 8 loops, 8 to 16 points,
 4 to 8 prompts, d_model 64 to 128), which does not depend on the machine.
@@ -53,12 +53,11 @@ def every_n(checkpoint: Checkpoint, prompts: Prompts, loops: int) -> None:
 
 def spectra(checkpoint: Checkpoint, prompts: Prompts, loops: int) -> None:
     """The spectrum of every token's own Jacobian, at the state after the loops."""
-    model = checkpoint.model
+    system = LoopMap.of(checkpoint.model, prompts)
+    z = system.initial
     with torch.no_grad():
-        system = LoopMap(model, model.embed(*prompts))
-        z = model.initial_state(system.e)
         for _ in range(loops):
-            z = system(z)
+            z = system.step(z)
     position_spectra(system, z)
 
 
@@ -72,9 +71,7 @@ ROWS: dict[str, Work] = {
     "lens": lambda c, p, n: lens.run(c, p, lens.LensConfig(loops=n, train_prompts=len(p.ys))),
     "attribute": lambda c, p, n: attribute.run(c, p, LoopsConfig(loops=n)),
     "attention": lambda c, p, n: attention.run(c, p, LoopsConfig(loops=n)),
-    "patch, state at every loop and token": lambda c, p, n: patch.run(
-        c, p, patch.PatchConfig(loops=n, sites=("z",), corruption="query")
-    ),
+    "patch, state at every loop and token": lambda c, p, n: patch.run(c, p, patch.PatchConfig(loops=n, sites=("z",))),
     "attribution patching of the same": lambda c, p, n: patch.run(
         c, p, patch.PatchConfig(loops=n, sites=("z",), exact=False)
     ),
@@ -130,7 +127,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", choices=ROWS, help="measure one row in this process and print it as JSON")
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
