@@ -178,7 +178,7 @@ def _schedule(value: Any) -> Any:
 class TrainConfig:
     """How a model is trained. The defaults are the recipe of this project; presets hold others."""
 
-    steps: PositiveInt = 1500
+    steps: PositiveInt = 2000
     batch_size: PositiveInt = 32
     loop_window: PositiveInt = 10  # T: the last T loops carry loss and gradient
     dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, hold=150, over=0.4))
@@ -186,8 +186,8 @@ class TrainConfig:
     loops: Schedule = Field(default_factory=Schedule)
     loss: Literal["log", "mse"] = "log"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
-    muon_lr: PositiveFloat = 1.4e-2
-    adam_lr: PositiveFloat = 5e-3
+    muon_lr: PositiveFloat = 2e-2
+    adam_lr: PositiveFloat = 6e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
     grad_clip: NonNegativeFloat = 1.0  # largest global gradient norm; 0: no clipping
