@@ -179,20 +179,20 @@ class TrainConfig:
     """How a model is trained. The defaults are the recipe of this project; presets hold others."""
 
     steps: PositiveInt = 2000
-    batch_size: PositiveInt = 32
+    batch_size: PositiveInt = 64
     loop_window: PositiveInt = 10  # T: the last T loops carry loss and gradient
-    dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, hold=150, over=0.4))
-    points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, hold=150, over=0.4))
+    dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, over=0.4))
+    points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, over=0.4))
     loops: Schedule = Field(default_factory=Schedule)
-    loss: Literal["log", "mse"] = "log"  # mse: mean squared error; log: of the logarithms of its parts
+    loss: Literal["mse", "log"] = "mse"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
     muon_lr: PositiveFloat = 2e-2
-    adam_lr: PositiveFloat = 6e-3
+    adam_lr: PositiveFloat = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
     grad_clip: NonNegativeFloat = 1.0  # largest global gradient norm; 0: no clipping
-    warmup_steps: NonNegativeInt = 50
-    decay: float = Field(default=0.6, ge=0, le=1)  # the last part of training in which rates fall to 0
+    warmup_steps: NonNegativeInt = 100
+    decay: float = Field(default=0.5, ge=0, le=1)  # the last part of training in which rates fall to 0
     seed: NonNegativeInt = 0
     device: str = "auto"  # auto: CUDA, else MPS, else CPU
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast

@@ -10,7 +10,7 @@ from loopprobe.settings import load_config, preset_names
 def test_a_config_is_complete_when_made():
     cfg = ModelConfig(d_model=64, n_heads=4, n_points=31)
     assert (cfg.d_head, cfg.d_mlp, cfg.n_ctx) == (16, 256, 62)
-    assert Config().train.dims == Schedule(kind="linear", start=3, end=10, hold=150, over=0.4)
+    assert Config().train.dims == Schedule(kind="linear", start=3, end=10, over=0.4)
     assert TaskConfig().noise_std == 0
     assert TaskConfig(name="noisy_linear_regression").noise_std == 0.1
 
