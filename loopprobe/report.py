@@ -18,6 +18,7 @@ from loopprobe.claims import verdicts
 from loopprobe.present import figures_of, tables_of
 from loopprobe.saved import Answered
 from loopprobe.storage import atomic, write_json
+from loopprobe.tables import lines_of
 from loopprobe.verdicts import Verdict
 
 
@@ -78,11 +79,7 @@ def _part(name: str, answered: Answered) -> dict[str, Any]:
         "models": [data.model.item() for data in answered.datasets],
         "prompts": json.loads(answered.datasets[0].attrs["prompts"])["n_prompts"],
         "tables": [
-            {
-                "header": [column.header for column in table.columns],
-                "rows": list(zip(*(column.cells for column in table.columns), strict=True)),
-                "caption": table.caption or "",
-            }
+            {"lines": lines_of(table), "caption": table.caption or ""}
             for table in tables_of(answered.saved.probe, answered.datasets)
         ],
     }

@@ -205,6 +205,7 @@ def test_r6_rests():
     assert outcome(grid(0.3, 0.6, 0.9), "more tokens come to a fixed point") == "supported"
     assert outcome(grid(0.3, 0.6, 0.4), "more tokens come to a fixed point") == "contradicted"
     assert outcome(grid(0.5, 0.5, 0.5), "more tokens come to a fixed point") == "contradicted", "as many are not more"
+    assert outcome(grid(0.5, 1.0, 1.0), "more tokens come to a fixed point") == "supported", "more than all cannot be"
 
 
 def test_r7():

@@ -185,7 +185,7 @@ def r6_rests(evidence: Evidence) -> Iterator[Finding]:
     found = kinds([d for d in evidence.get("r6_converge", ()) if "limit" in d])
     for kind in found:
         deeper = replace(kind, layers=2 * kind.layers)
-        if deeper in found:
+        if deeper in found and at_rest(found[kind]).mean() <= 1 - MORE:  # where nearly all are, there cannot be more
             what = f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"
             difference = bootstrap(
                 lambda a, b: float(a.mean() - b.mean()), at_rest(found[deeper]), at_rest(found[kind])

@@ -1,7 +1,7 @@
 """What the terminal shows: tables and sentences from results."""
 
 from loopprobe.tables.algorithms import align_table, decode_table
-from loopprobe.tables.common import markdown, show_table
+from loopprobe.tables.common import lines_of, markdown, show_table
 from loopprobe.tables.inside import (
     attention_table,
     attribute_table,
@@ -43,6 +43,7 @@ __all__ = [
     "lens_table",
     "limits_models_table",
     "limits_table",
+    "lines_of",
     "markdown",
     "mask_finding",
     "mask_models_table",

@@ -21,9 +21,14 @@ def show_table(table: Table) -> None:
 
 def markdown(table: Table) -> str:
     """The same table for a page in Markdown."""
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
-    lines = [[str(column.header) for column in table.columns], ["---"] * len(columns), *zip(*columns, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head, *rows = lines_of(table)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def lines_of(table: Table) -> list[list[str]]:
+    """What stands in a table, line by line, its head first."""
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def titled(title: str) -> Table:
