@@ -2,6 +2,7 @@
 
     python benchmarks/speedrun.py                                  # the fast recipe, three seeds
     python benchmarks/speedrun.py --recipe default --recipe fast   # side by side, in turn
+    python benchmarks/speedrun.py --set train.steps=1000 --set model.n_layers=4
 
 The model is the default one (4 heads, d_model 64, 1 layer, b 20, T 10, 10 dimensions, 31 points). Seconds are those of
 training and of making its prompts; those of evaluation (256 held-out prompts every 25 steps) do not count. What was
@@ -34,10 +35,10 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is ch
 }
 
 
-def contestant(recipe: str, seed: int, steps: int | None, device: torch.device) -> Contestant:
-    """A model of a recipe and a seed, before its training."""
+def contestant(recipe: str, seed: int, also: list[str], device: torch.device) -> Contestant:
+    """A model of a recipe and a seed, before its training; ``also`` changes any key besides."""
     preset, changed = RECIPES[recipe]
-    overrides = [*changed, f"train.seed={seed}", *([f"train.steps={steps}"] if steps else [])]
+    overrides = [*changed, f"train.seed={seed}", *also]
     return Contestant(f"{recipe}, seed {seed}", load_config(preset=preset, overrides=overrides), device, plain=False)
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--recipe", action="append", choices=list(RECIPES))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, help="of training; by default those of the recipe")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value, for all recipes of this run")
     parser.add_argument("--budget", type=float, default=900, help="seconds of training a model")
     parser.add_argument("--to-the-end", action="store_true", help="train all steps, past the targets")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -57,13 +58,13 @@ def main() -> None:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     for seed in seeds:
-        contestants = [contestant(recipe, seed, args.steps, device) for recipe in recipes]
+        contestants = [contestant(recipe, seed, args.set, device) for recipe in recipes]
         race(contestants, (*TARGETS, *((0.0,) if args.to_the_end else ())), args.budget)
         for recipe, c in zip(recipes, contestants, strict=True):
             row = {"reached_after_s": {str(t): c.reached.get(t) for t in TARGETS}, "steps": c.steps,
                    "seconds": c.seconds, "error": c.curve[-1][2], "curve": c.curve,
                    "machine": provenance(device, torch.float32)}  # fmt: skip
-            found.setdefault(f"{recipe}, {c.cfg.train.steps} steps", {})[str(seed)] = row
+            found.setdefault(", ".join([recipe, *args.set]), {})[str(seed)] = row
     for recipe, rows in found.items():
         for target in TARGETS:
             times = [row["reached_after_s"][str(target)] for row in rows.values()]
