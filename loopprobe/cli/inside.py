@@ -11,6 +11,7 @@ import typer
 from loopprobe.cli.options import (
     Common,
     Device,
+    Loops,
     Out,
     Overwrite,
     Prompts,
@@ -21,8 +22,6 @@ from loopprobe.cli.options import (
     with_common,
 )  # fmt: skip
 from loopprobe.cli.probes import ask, write
-
-Loops = Annotated[int | None, typer.Option(help="Loops to run; by default as many as the model was trained with.")]
 
 
 def cache(

@@ -31,6 +31,7 @@ Data = Annotated[str | None, typer.Option(help="Take the prompts from a table: C
 Target = Annotated[str | None, typer.Option(help="With --data: the column that is the label.")]
 
 
+Loops = Annotated[int | None, typer.Option(help="Loops to run; by default as many as each model was trained with.")]
 Engine = Annotated[str, typer.Option(help="Where jobs run: local, or ray for a Ray cluster (needs loopprobe[ray]).")]
 Cpus = Annotated[float, typer.Option(help="With --engine ray: processors of one job.")]
 Gpus = Annotated[float, typer.Option(help="With --engine ray: GPUs of one job; 0.25 puts four on each.")]

@@ -14,6 +14,7 @@ from loopprobe.cli.options import (
     Device,
     Engine,
     Gpus,
+    Loops,
     Png,
     Quick,
     cluster_of,
@@ -84,9 +85,7 @@ def converge(
 
 @with_common()
 def compare(
-    loops: Annotated[
-        int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
-    ] = None,
+    loops: Loops = None,
     baselines: Annotated[
         str, typer.Option(help="Of least_squares, ridge, lasso, nearest, averaging, tree, boosting, network; or all.")
     ] = "",
@@ -111,9 +110,7 @@ def shift(
     shifts: Annotated[
         str, typer.Option(help="Of skewed, subspace, inputs_double, noise, orthants, ...; default: all that apply.")
     ] = "",
-    loops: Annotated[
-        int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
-    ] = None,
+    loops: Loops = None,
     *,
     common: Common,
 ) -> None:
@@ -130,9 +127,7 @@ def folds(
     tables: Annotated[
         str, typer.Option(help="Tables with classes: paths, or names; default: all that are bundled.")
     ] = "",
-    loops: Annotated[
-        int | None, typer.Option(help="Loops to run; by default as many as each was trained with.")
-    ] = None,
+    loops: Loops = None,
     *,
     common: Common,
 ) -> None:

@@ -78,14 +78,8 @@ def decode_table(data: xr.Dataset) -> Table:
         best = index.isel(index.argmax(["layer", "position"]))
         where = f"layer {int(best.layer)}, " if data.sizes["layer"] > 1 else ""
         last = index.isel(layer=-1, position=-1)
-        table.add_row(
-            "number of the loop",
-            f"{float(best):.3g}",
-            f"{where}token {int(best.position)}",
-            f"{float(last):.3g}",
-            "",
-            "",
-        )
+        cells = [f"{float(best):.3g}", f"{where}token {int(best.position)}", f"{float(last):.3g}"]
+        table.add_row("number of the loop", *cells, "", "")
     for edit in data.edit.values if "slope" in data else []:
         at = data.sel(edit=edit)
         moved = ", ".join(f"{with_ends(at.sel(after=k), 'slope')} after {k}" for k in (0, 1, 2) if k in data.after)
