@@ -5,13 +5,16 @@
     python benchmarks/speedrun.py --set train.steps=1000 --set model.n_layers=4
 
 The model is the default one (4 heads, d_model 64, 1 layer, b 20, T 10, 10 dimensions, 31 points). Seconds are those of
-training and of making its prompts; those of evaluation (256 held-out prompts every 25 steps) do not count. What was
-tried, and why, is in SPEEDRUN.md. Adds its rows to speedrun.json beside itself.
+training and of making its prompts; those of evaluation (256 held-out prompts every 50 steps) do not count. Cost is in
+steps of the default recipe with all dimensions, points and loops, counted from the operations of the matrix products.
+The error is the better of those of the weights and of their exponential average. What was tried, and why, is in
+SPEEDRUN.md. Adds its rows to speedrun.json beside itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 from pathlib import Path
@@ -20,11 +23,15 @@ from typing import Any
 import torch
 from train_step import Contestant, race
 
+from loopprobe.config import Config
+from loopprobe.evaluate import query_error
 from loopprobe.provenance import provenance
 from loopprobe.settings import load_config
+from loopprobe.tasks import Prompts
 from loopprobe.train import pick_device
 
 TARGETS = (0.1, 0.02, 0.01)
+DECAY = 0.98  # of the averaged weights, a step
 GROWING = ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"]
 RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is changed in it
     "default": (None, []),
@@ -35,11 +42,44 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is ch
 }
 
 
-def contestant(recipe: str, seed: int, also: list[str], device: torch.device) -> Contestant:
+class Averaged(Contestant):
+    """A contestant whose error is the better of those of its weights and of their average."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.average = copy.deepcopy(self.model)
+
+    def step(self, i: int, prompts: Prompts) -> None:
+        super().step(i, prompts)
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(now, 1 - DECAY)
+
+    def error(self, prompts: Prompts) -> float:
+        n_loops = self.cfg.model.n_loops
+        return min(query_error(model, prompts, n_loops)[-1].mean().item() for model in (self.model, self.average))
+
+
+def cost(cfg: Config, steps: int) -> float:
+    """Of the first steps of a training, in steps of the default recipe at its full size."""
+    unit = load_config()
+    full = unit.train.steps - 1
+    return sum(_operations(cfg, step) for step in range(steps)) / _operations(unit, full)
+
+
+def _operations(cfg: Config, step: int) -> float:
+    """Of one step: the matrix products of every loop, three times as many where it carries gradient."""
+    m, t = cfg.model, cfg.train
+    loops, tokens = t.loops.at(step, t.steps), 2 * t.points.at(step, t.steps)
+    per_token = m.n_layers * (24 * m.d_model**2 + 4 * tokens * m.d_model)
+    return t.batch_size * tokens * per_token * (loops + 2 * min(t.loop_window, loops))
+
+
+def contestant(recipe: str, seed: int, also: list[str], device: torch.device) -> Averaged:
     """A model of a recipe and a seed, before its training; ``also`` changes any key besides."""
     preset, changed = RECIPES[recipe]
     overrides = [*changed, f"train.seed={seed}", *also]
-    return Contestant(f"{recipe}, seed {seed}", load_config(preset=preset, overrides=overrides), device, plain=False)
+    return Averaged(f"{recipe}, seed {seed}", load_config(preset=preset, overrides=overrides), device, plain=False)
 
 
 def main() -> None:
@@ -59,18 +99,26 @@ def main() -> None:
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     for seed in seeds:
         contestants = [contestant(recipe, seed, args.set, device) for recipe in recipes]
-        race(contestants, (*TARGETS, *((0.0,) if args.to_the_end else ())), args.budget)
+        race(contestants, (*TARGETS, *((0.0,) if args.to_the_end else ())), args.budget, slice_=50)
         for recipe, c in zip(recipes, contestants, strict=True):
-            row = {"reached_after_s": {str(t): c.reached.get(t) for t in TARGETS}, "steps": c.steps,
-                   "seconds": c.seconds, "error": c.curve[-1][2], "curve": c.curve,
-                   "machine": provenance(device, torch.float32)}  # fmt: skip
+            at = {t: next((steps for steps, _, error in c.curve if error <= t), None) for t in TARGETS}
+            row = {"reached_after_s": {str(t): c.reached.get(t) for t in TARGETS},
+                   "reached_at_cost": {str(t): steps and cost(c.cfg, steps) for t, steps in at.items()},
+                   "steps": c.steps, "cost": cost(c.cfg, c.steps), "seconds": c.seconds,
+                   "error": c.curve[-1][2], "curve": c.curve, "machine": provenance(device, torch.float32)}  # fmt: skip
             found.setdefault(", ".join([recipe, *args.set]), {})[str(seed)] = row
     for recipe, rows in found.items():
         for target in TARGETS:
             times = [row["reached_after_s"][str(target)] for row in rows.values()]
             reached = [time for time in times if time is not None]
             middle = f"{statistics.median(reached):.0f} s" if len(reached) == len(times) else "not by all"
-            print(f"{recipe}: {target} after {middle} ({', '.join(str(time) for time in times)})")
+            costs = [row["reached_at_cost"][str(target)] for row in rows.values()]
+            print(
+                f"{recipe}: {target} after {middle} ({', '.join(str(time) for time in times)}), "
+                f"at cost {', '.join('–' if one is None else f'{one:.0f}' for one in costs)}"
+            )
+        ends = ", ".join(f"{row['error']:.2g} at {row['cost']:.0f}" for row in rows.values())
+        print(f"{recipe}: ends with {ends}")
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(args.out)
 

@@ -65,3 +65,16 @@ def test_the_counter_counts_what_torch_says_a_product_costs(monkeypatch):
     with Counter() as counter:
         torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
     assert counter.flops == (2 + 5) * 2 * 2 * 4 * 6 * 6 * 8  # two products forwards, five backwards, one of them again
+
+
+def test_the_cost_of_the_speed_run_is_in_full_steps_of_the_default(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    from speedrun import cost
+
+    cfg = load_config()
+    steps = cfg.train.steps
+    assert cost(cfg, steps) - cost(cfg, steps - 1) == pytest.approx(1)
+    half = load_config(overrides=["train.batch_size=32"])
+    assert cost(half, steps) == pytest.approx(cost(cfg, steps) / 2)
+    once = load_config(overrides=["model.n_loops=1", "train.loop_window=1"])  # 3 passes of one loop of 20 + 2 · 10
+    assert cost(once, steps) == pytest.approx(cost(cfg, steps) * 3 / 40)
