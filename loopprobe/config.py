@@ -178,13 +178,13 @@ def _schedule(value: Any) -> Any:
 class TrainConfig:
     """How a model is trained. The defaults are the recipe of this project; presets hold others."""
 
-    steps: PositiveInt = 2000
+    steps: PositiveInt = 1500
     batch_size: PositiveInt = 64
     loop_window: PositiveInt = 10  # T: the last T loops carry loss and gradient
     dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, over=0.4))
     points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, over=0.4))
     loops: Schedule = Field(default_factory=Schedule)
-    loss: Literal["mse", "log"] = "mse"  # mse: mean squared error; log: of the logarithms of its parts
+    loss: Literal["mse", "log"] = "log"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
     muon_lr: PositiveFloat = 2e-2
     adam_lr: PositiveFloat = 3e-3
