@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.statistics import bootstrap_mean
@@ -31,12 +32,16 @@ def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None 
 
 
 def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0) -> dict[str, Any]:
-    """Query error / E(y²) with its 95 % bootstrap interval, after the trained loop count and far beyond."""
+    """Query error / E(y²) with its 95 % bootstrap interval, after the trained loop count and far beyond.
+
+    Beside it the error on the same prompts of the best predictor that knows the task (``baselines.optimal``).
+    """
     trained = checkpoint.config.model.n_loops
     loops = [trained] if trained == 1 else [trained, FAR]
     prompts = checkpoint.held_out(n_prompts, seed)
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
+    name, best = optimum(prompts, checkpoint.config.task)
     return {
         "measure": "squared error at the query / E(y²)",
         "n_prompts": n_prompts,
@@ -45,4 +50,5 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0) ->
         "error": mean.tolist(),
         "error_low": low.tolist(),
         "error_high": high.tolist(),
+        "optimum": {"name": name, "error": prompts.errors(best)[:, -1].mean().item()},
     }

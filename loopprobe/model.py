@@ -142,6 +142,18 @@ class LoopedTransformer(LoopedRootModule):
             return e
         return torch.zeros_like(e) if self.cfg.injection == "add" else torch.ones_like(e)
 
+    def inject(
+        self, z: Float[Tensor, "batch pos d_model"], e: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The state with the input put in: their sum or product, or the state alone."""
+        if self.cfg.injection == "none":
+            return z
+        return z + e if self.cfg.injection == "add" else z * e
+
+    def positions(self, x: Float[Tensor, "batch pos d_model"], first: int) -> Float[Tensor, "batch pos d_model"]:
+        """The position embeddings of the tokens from ``first`` on, as many as there are in x."""
+        return self.W_pos[first : first + x.shape[1]].expand_as(x)
+
     def step(
         self,
         z: Float[Tensor, "batch pos d_model"],
@@ -159,11 +171,8 @@ class LoopedTransformer(LoopedRootModule):
         """
         hooks: LoopHooks = self.loops[loop]
         z = hooks.hook_z_pre(z)
-        if self.cfg.injection != "none":
-            z = z + e if self.cfg.injection == "add" else z * e
-        x = hooks.hook_input(z)
-        first = 0 if past is None else past[0][0].shape[1]
-        x = x + hooks.hook_pos_embed(self.W_pos[first : first + x.shape[1]].expand_as(x))
+        x = hooks.hook_input(self.inject(z, e))
+        x = x + hooks.hook_pos_embed(self.positions(x, 0 if past is None else past[0][0].shape[1]))
         for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
             x = block(x, block_hooks, None if past is None else past[layer])
         return hooks.hook_z(self.ln_final(x, hooks.ln_final))

@@ -53,7 +53,8 @@ class Run:
         assert cfg.train is not None
         self.out, self.cfg, self.train, self.model, self.optimizers = out, cfg, cfg.train, model, optimizers
         self.generator, self.report = generator, report
-        self.provenance = provenance(next(model.parameters()).device, torch.float32)  # of the code that trains
+        self.device = next(model.parameters()).device
+        self.provenance = provenance(self.device, torch.float32)  # of the code that trains
         self.step = 0
         self.seconds = 0.0  # of the run's earlier lives
         self.started = time.monotonic()

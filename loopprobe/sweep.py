@@ -10,11 +10,14 @@ the models of a table are the product of its axes:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +29,9 @@ from loopprobe.config import Config, build
 from loopprobe.errors import LoopprobeError
 from loopprobe.runs import Row
 from loopprobe.settings import merge, nested, read_toml
-from loopprobe.train import train
+from loopprobe.train import pick_device, start, train_runs
+
+STACK = 16  # models that a GPU trains as one, at most
 
 Status = Literal["new", "resume", "done", "differs"]
 
@@ -112,11 +117,38 @@ def _status(config: Config, folder: Path) -> Status:
     return "resume" if tree["evaluation"] is None else "done"
 
 
+def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[list[Planned]]:
+    """Models that can be trained as one (see ``loopprobe.stack``), ``size`` at most; no fewer stacks than workers.
+
+    A size of None is 16 on a GPU and 1 elsewhere.
+    """
+    alike: dict[Any, list[Planned]] = {}
+    for model in todo:
+        alike.setdefault(_shapes(model), []).append(model)
+    found = []
+    for members in alike.values():
+        assert members[0].config.train is not None
+        most = size or (STACK if pick_device(members[0].config.train.device).type == "cuda" else 1)
+        most = min(most, math.ceil(len(members) / workers))
+        found += [members[at : at + most] for at in range(0, len(members), most)]
+    return found
+
+
+def _shapes(model: Planned) -> tuple[Any, ...]:
+    """What has to be equal for models to be one stack: their shapes, those of their prompts, and the step."""
+    cfg, train = model.config, model.config.train
+    assert train is not None
+    step = read_json(model.folder)[1]["step"] if model.status == "resume" else 0
+    bare = dataclasses.replace(cfg.model, n_loops=1, injection="add")
+    return bare, train.steps, train.batch_size, train.points, train.precision, train.device, step
+
+
 def sweep(
     planned: Sequence[Planned],
     workers: int = 1,
     report: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
     *,
+    stack: int | None = None,
     cluster: RayPool | None = None,
 ) -> None:
     """Train the models that are new or unfinished: ``workers`` at once, or as many as a cluster has room for.
@@ -124,6 +156,8 @@ def sweep(
     Args:
         planned: from ``plan``; those that are done or differ are passed over.
         workers: models at a time in processes of this machine, whose threads are divided among them.
+        stack: so many models of the same shapes are trained as one; None: on a GPU up to 16, where a trial in their
+            first steps finds that faster, elsewhere 1.
         cluster: trains them instead, see ``loopprobe.cluster``; it is left at the end.
         report: called every second with the last row of metrics of each model that has one.
 
@@ -132,15 +166,18 @@ def sweep(
     """
     todo = [model for model in planned if model.todo]
     with cluster or _processes(workers) as pool:
-        futures: dict[Future[None], Planned] = {}
+        futures: dict[Future[None], str] = {}
         if isinstance(pool, RayPool):
             keepers = {folder: pool.keeper(folder) for folder in {m.folder.parent for m in todo}}
-            for m in todo:
-                futures[pool.submit(_train_kept, keepers[m.folder.parent], m.config, m.name, pool.threads)] = m
+            for members in stacks(todo, stack or 1):
+                kept_by = [keepers[m.folder.parent] for m in members]
+                futures[pool.submit(_train_kept, kept_by, members, pool.threads)] = _names(members)
         else:
             threads = max(1, (os.cpu_count() or 1) // workers)
-            for m in todo:
-                futures[pool.submit(_train_one, m.config, m.folder, threads)] = m
+            together = None if stack is None else True
+            for members in stacks(todo, stack, workers):
+                folders = [m.folder for m in members]
+                futures[pool.submit(_train, members, folders, threads, together)] = _names(members)
         waiting = set(futures)
         try:
             while waiting:
@@ -149,7 +186,7 @@ def sweep(
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)  # the workers were interrupted too, and save
             raise
-    failed = [(futures[future].name, error) for future in futures if (error := future.exception()) is not None]
+    failed = [(names, error) for future, names in futures.items() if (error := future.exception()) is not None]
     if failed:
         raise LoopprobeError("; ".join(f"{name}: {error}" for name, error in failed))
 
@@ -168,15 +205,33 @@ def _processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1)
 
 
-def _train_one(config: Config, folder: Path, threads: int, report: Callable[[Row], None] = lambda row: None) -> None:
+def _names(members: Iterable[Planned]) -> str:
+    return ", ".join(model.name for model in members)
+
+
+def _train(
+    members: Sequence[Planned],
+    folders: Sequence[Path],
+    threads: int,
+    together: bool | None = True,
+    reports: Sequence[Callable[[Row], None]] = (),
+) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    resume = (folder / STATE).exists()
-    train(config, folder, resume=resume, overwrite=not resume, report=report)
+    runs = []
+    for model, folder, report in zip(members, folders, reports or [_then(lambda: None)] * len(members), strict=True):
+        resume = (folder / STATE).exists()
+        runs.append(start(model.config, folder, resume=resume, overwrite=not resume, report=report))
+    train_runs(runs, together)
 
 
-def _train_kept(keeper: Any, config: Config, name: str, threads: int) -> None:
-    """On another machine, perhaps: from what the keeper has of the run, and sending it what comes to that."""
-    with kept(keeper, name) as (folder, send):
-        _train_one(config, folder, threads, lambda row: send())
+def _then(act: Callable[[], None]) -> Callable[[Row], None]:
+    return lambda row: act()
+
+
+def _train_kept(keepers: Sequence[Any], members: Sequence[Planned], threads: int) -> None:
+    """On another machine, perhaps: from what the keepers have of the runs, and sending them what comes to that."""
+    with ExitStack() as opened:
+        pairs = [opened.enter_context(kept(keeper, model.name)) for keeper, model in zip(keepers, members, strict=True)]
+        _train(members, [folder for folder, _ in pairs], threads, reports=[_then(send) for _, send in pairs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from loopprobe.config import Config, TrainConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.runs import Row, Run, deferred_interrupt, recorded_config
+from loopprobe.stack import Stack, Trial, muon_together
 from loopprobe.tasks import Prompts, sample
 
 LOG_FLOOR = 1e-3  # of E(y²): errors far below it weigh less
@@ -72,6 +73,10 @@ def windowed_loss(
     """
     window = min(window, n_loops)
     predictions = model.run_loops(prompts.xs, prompts.ys, n_loops, keep_loops=window, grad_loops=window)
+    return _loss(predictions, prompts, kind)
+
+
+def _loss(predictions: Tensor, prompts: Prompts, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     errors = (predictions - prompts.ys).square()
     squared = errors.mean()
     loss = squared if kind == "mse" else (errors.mean(1) / prompts.scale + LOG_FLOOR).log().mean()
@@ -93,13 +98,42 @@ def train_step(
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()
+    _prepare_update(model, optimizers, step, cfg)
+    for optimizer in optimizers:
+        optimizer.step()
+    return squared, error
+
+
+def _prepare_update(
+    model: LoopedTransformer, optimizers: list[torch.optim.Optimizer], step: int, cfg: TrainConfig
+) -> None:
+    """Clip the gradient and set the rates."""
     if cfg.grad_clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate_factor(step, cfg)
-        optimizer.step()
-    return squared, error
+
+
+def stack_step(stack: Stack, runs: Sequence[Run], prompts: list[Prompts], step: int) -> list[tuple[Tensor, Tensor]]:
+    """``train_step`` of all models of a stack at once, equal to one by one within rounding."""
+    loops = [run.train.loops.at(step, run.train.steps) for run in runs]
+    windows = [min(run.train.loop_window, n_loops) for run, n_loops in zip(runs, loops, strict=True)]
+    xs, ys = (torch.cat(parts) for parts in zip(*prompts, strict=True))
+    with torch.autocast(xs.device.type, torch.bfloat16, enabled=runs[0].train.precision == "bfloat16"):
+        predictions = stack.run_windows(xs, ys, loops, windows)
+        parts = zip(predictions, prompts, runs, strict=True)
+        losses = [_loss(own, part, run.train.loss) for own, part, run in parts]
+    stack.zero_grad()
+    torch.stack([loss for loss, *_ in losses]).sum().backward()
+    stack.pass_gradients_on()
+    muons = []
+    for run in runs:
+        _prepare_update(run.model, run.optimizers, step, run.train)
+        for optimizer in run.optimizers:
+            muons.append(optimizer) if isinstance(optimizer, torch.optim.Muon) else optimizer.step()
+    muon_together(muons)
+    return [(squared, error) for _, squared, error in losses]
 
 
 def train(
@@ -126,6 +160,20 @@ def train(
         LoopprobeError: ``out`` exists (or does not, to resume), or the loss is no longer finite.
         KeyboardInterrupt: at Ctrl-C, after the state of the last whole step was saved.
     """
+    run = start(cfg, out, resume=resume, overwrite=overwrite, report=report)
+    train_runs([run])
+    return run.out
+
+
+def start(
+    cfg: Config | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[Row], None] = lambda row: None,
+) -> Run:
+    """A run that is ready for its next step, as ``train`` begins or resumes it."""
     if resume:
         cfg = recorded_config(out, cfg)
     assert cfg is not None
@@ -135,20 +183,64 @@ def train(
         torch.set_float32_matmul_precision("high")  # TF32
     generator = torch.Generator().manual_seed(cfg.train.seed)
     model = LoopedTransformer(cfg.model, generator).to(device)
-    optimizers = make_optimizers(model, cfg.train)
-    run = Run(out, cfg, model, optimizers, generator, report)
+    run = Run(out, cfg, model, make_optimizers(model, cfg.train), generator, report)
     run.restore() if resume else run.begin(overwrite)
+    return run
 
-    steps = cfg.train.steps
+
+def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
+    """Train runs of equal shapes, steps and step to their end.
+
+    Args:
+        runs: from ``start``.
+        together: as one stack (see ``loopprobe.stack``), or one by one; None: whichever a trial in their first steps
+            finds faster.
+
+    Raises:
+        LoopprobeError: the loss of a run is no longer finite; the others were trained first.
+        KeyboardInterrupt: at Ctrl-C, after the states of the last whole step were saved.
+    """
+    broken: dict[Run, LoopprobeError] = {}
+    left, stack, trial = list(runs), _stack(runs), Trial(together)
     with deferred_interrupt() as interrupted:
-        for step in range(run.step, steps):
-            dims, points = cfg.train.dims.at(step, steps), cfg.train.points.at(step, steps)
-            prompts = sample(cfg.task, cfg.train.batch_size, points, cfg.model.n_dims, generator, active_dims=dims).to(
-                device
-            )
-            squared, error = train_step(model, optimizers, prompts, step, cfg.train)
-            run.record(squared, error / cfg.task.scale(dims), dims, points)
+        for step in range(left[0].step, left[0].train.steps):
+            prompts = [_draw(run, step) for run in left]
+            with trial.step(left[0].device) as as_one:
+                if stack is not None and as_one:
+                    found = stack_step(stack, left, prompts, step)
+                else:
+                    pairs = zip(left, prompts, strict=True)
+                    found = [train_step(run.model, run.optimizers, part, step, run.train) for run, part in pairs]
+            for run, (squared, error) in zip(left, found, strict=True):
+                dims, points = _lengths(run, step)
+                try:
+                    run.record(squared, error / run.cfg.task.scale(dims), dims, points)
+                except LoopprobeError as reason:
+                    broken[run] = reason
+            if broken.keys() & set(left):
+                left = [run for run in left if run not in broken]
+                stack = _stack(left)
+            if not left:
+                break
             if interrupted():
-                run.save_state()
+                for run in left:
+                    run.save_state()
                 raise KeyboardInterrupt
-    return run.finish()
+    for run in left:
+        run.finish()
+    if broken:
+        raise LoopprobeError("; ".join(map(str, broken.values())))
+
+
+def _stack(runs: Sequence[Run]) -> Stack | None:
+    return Stack([run.model for run in runs]) if len(runs) > 1 else None
+
+
+def _lengths(run: Run, step: int) -> tuple[int, int]:
+    return run.train.dims.at(step, run.train.steps), run.train.points.at(step, run.train.steps)
+
+
+def _draw(run: Run, step: int) -> Prompts:
+    dims, points = _lengths(run, step)
+    task, batch, width = run.cfg.task, run.train.batch_size, run.cfg.model.n_dims
+    return sample(task, batch, points, width, run.generator, active_dims=dims).to(run.device)

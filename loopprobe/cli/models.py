@@ -62,14 +62,19 @@ def sweep(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the models, one folder each.")] = Path("runs"),
     workers: Annotated[int, typer.Option(help="Models at a time; the threads are divided among them.")] = 1,
+    stack: Annotated[
+        int | None,
+        typer.Option(help="Models of the same shapes to train as one; by default 1, or up to 16 on a GPU."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     engine: Engine = "local",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
 ) -> None:
     """Train the models of a grid that are not there yet."""
-    if workers < 1:
-        raise LoopprobeError(f"workers ({workers}) must be at least 1: raise it")
+    for option, value in (("workers", workers), ("stack", stack)):
+        if value is not None and value < 1:
+            raise LoopprobeError(f"{option} ({value}) must be at least 1: raise it")
     from loopprobe.checkpoint import read_json
     from loopprobe.progress import sweep_progress
     from loopprobe.sweep import plan, read_grid
@@ -87,7 +92,7 @@ def sweep(
         if model.status == "differs":
             print(f"{model.folder} was trained with another configuration: left as it is")
     with sweep_progress({model.name: model.steps for model in planned if model.todo}) as report:
-        run_sweep(planned, workers, report, cluster=cluster_of(engine, cpus, gpus))
+        run_sweep(planned, workers, report, stack=stack, cluster=cluster_of(engine, cpus, gpus))
     there = [model for model in planned if model.status != "differs"]
     show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
 
@@ -97,11 +102,11 @@ def list_(
 ) -> None:
     """List the checkpoints that can be given by name."""
     from loopprobe.checkpoint import names, read_json
-    from loopprobe.tables import checkpoint_table, show_table
+    from loopprobe.tables import checkpoint_tables, show_table
     from loopprobe.tables import markdown as as_markdown
 
-    table = checkpoint_table([(name, *read_json(folder)) for name, folder in names().items()])
-    print(as_markdown(table)) if markdown else show_table(table)
+    for table in checkpoint_tables((name, *read_json(folder)) for name, folder in names().items()):
+        print(as_markdown(table)) if markdown else show_table(table)
 
 
 def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:

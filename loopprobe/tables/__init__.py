@@ -14,7 +14,7 @@ from loopprobe.tables.inside import (
     paths_table,
     recover_table,
 )
-from loopprobe.tables.models import checkpoint_summary, checkpoint_table, plan_table
+from loopprobe.tables.models import checkpoint_summary, checkpoint_table, checkpoint_tables, plan_table
 from loopprobe.tables.study import (
     compare_table,
     converge_table,
@@ -33,6 +33,7 @@ __all__ = [
     "attribute_table",
     "checkpoint_summary",
     "checkpoint_table",
+    "checkpoint_tables",
     "compare_table",
     "converge_table",
     "curves_table",

@@ -20,9 +20,10 @@ def show_table(table: Table) -> None:
 
 
 def markdown(table: Table) -> str:
-    """The same table for a page in Markdown."""
+    """The same table for a page in Markdown, folded under its title."""
     head, *rows = lines_of(table)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+    lines = (f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+    return "\n".join([f"<details><summary>{table.title} ({len(rows)})</summary>", "", *lines, "", "</details>"])
 
 
 def lines_of(table: Table) -> list[list[str]]:

@@ -13,11 +13,32 @@ from loopprobe.config import Config, TaskConfig
 from loopprobe.sweep import Planned
 from loopprobe.tables.common import titled
 
+Recorded = tuple[str, Config, dict[str, Any]]  # name, configuration, all that config.json records
 
-def checkpoint_table(rows: Iterable[tuple[str, Config, dict[str, Any]]]) -> Table:
-    """One row a checkpoint: what it is and how good, with 95 % bootstrap intervals of the errors."""
-    table = titled("checkpoints")
-    for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "steps"):
+
+def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
+    """One table a kind of model."""
+    kinds: dict[str, list[Recorded]] = {}
+    for row in rows:
+        kinds.setdefault(_kind(row[1]), []).append(row)
+    return [checkpoint_table(members, kind) for kind, members in sorted(kinds.items())]
+
+
+def _kind(cfg: Config) -> str:
+    if cfg.model.n_loops == 1:
+        return "ordinary transformers"
+    if cfg.task != TaskConfig():
+        return "other tasks"
+    return "linear regression, one layer" if cfg.model.n_layers == 1 else "linear regression, several layers"
+
+
+def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
+    """One row a checkpoint: what it is and how good, with 95 % bootstrap intervals of the errors.
+
+    The optimum is the error on the same prompts of the best predictor that knows the task.
+    """
+    table = titled(title)
+    for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "optimum", "steps"):
         table.add_column(name, justify="left" if name in ("name", "task") else "right")
     for name, cfg, tree in rows:
         evaluation = tree["evaluation"] or {}
@@ -25,8 +46,10 @@ def checkpoint_table(rows: Iterable[tuple[str, Config, dict[str, Any]]]) -> Tabl
         errors = [f"{mean:.2g} [{low:.2g}, {high:.2g}]" for mean, low, high in ends]
         at_b, far = (*errors, "–", "–")[:2]
         window = str(cfg.train.loop_window) if cfg.train and cfg.model.n_loops > 1 else "–"
+        optimum = evaluation.get("optimum")
+        best = f"{optimum['error']:.2g} ({optimum['name']})" if optimum else "–"
         table.add_row(
-            name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, at_b, far,
+            name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, at_b, far, best,
             f"{tree['step']:,}",
         )  # fmt: skip
     return table
