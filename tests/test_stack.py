@@ -1,6 +1,8 @@
 """Models trained as one stack are those trained alone, within rounding."""
 
 import dataclasses
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -31,8 +33,8 @@ DIFFERENT = [  # in all that may differ
 
 
 @pytest.fixture(autouse=True)
-def quick_evaluation(monkeypatch):
-    monkeypatch.setattr("loopprobe.evaluate.FAR", 10)
+def no_evaluation(monkeypatch):
+    monkeypatch.setattr("loopprobe.runs.evaluate", lambda checkpoint: {})
 
 
 def config(*overrides):
@@ -88,7 +90,7 @@ def test_the_joint_step_of_muon_is_that_of_torch():
         for all_ in (first, second)
     )
     for _ in range(3):
-        for mine, theirs in zip(sum(first, []), sum(second, []), strict=True):
+        for mine, theirs in zip(itertools.chain(*first), itertools.chain(*second), strict=True):
             mine.grad = torch.randn(mine.shape, generator=generator)
             theirs.grad = mine.grad.clone()
         muon_together(ones)
@@ -113,19 +115,24 @@ def test_a_stack_trains_as_each_alone_and_goes_on_alone(tmp_path, monkeypatch):
         if self is runs[-1] and self.step == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "record", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_runs(runs)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_runs(runs)
     assert load_checkpoint(tmp_path / "stack" / "1").step == 6
     train(None, tmp_path / "stack" / "0", resume=True)
     train_runs([start(None, tmp_path / "stack" / str(i), resume=True) for i in range(1, 5)])
-    for i in range(5):
-        one, other = (load_file(tmp_path / kind / str(i) / "model.safetensors") for kind in ("alone", "stack"))
-        before = LoopedTransformer(cfgs[i].model, torch.Generator().manual_seed(cfgs[i].train.seed)).state_dict()
-        for name in one:  # Muon's bfloat16 makes of a rounding some 1 % of its update
-            moved = (one[name] - before[name]).norm()
-            assert (one[name] - other[name]).norm() < 0.05 * moved + 1e-4, (i, name)
+    for i, cfg in enumerate(cfgs):
+        prompts = drawn(cfg, 9)
+        before, *after = (
+            model(*prompts, cfg.model.n_loops)
+            for model in (
+                LoopedTransformer(cfg.model, torch.Generator().manual_seed(cfg.train.seed)),
+                *(load_checkpoint(tmp_path / kind / str(i)).model for kind in ("alone", "stack")),
+            )
+        )
+        changed, apart = (after[0] - before).norm(), (after[0] - after[1]).norm()
+        assert apart < 0.02 * changed, i  # of a rounding, Muon's bfloat16 makes some 1 % of its update
         rows = [(tmp_path / kind / str(i) / "metrics.jsonl").read_text().splitlines() for kind in ("alone", "stack")]
         assert len(rows[0]) == len(rows[1]) == 4
 
@@ -134,7 +141,7 @@ def test_a_model_whose_loss_breaks_leaves_the_others(tmp_path):
     runs = [start(config(f"train.seed={seed}"), tmp_path / str(seed)) for seed in range(3)]
     with torch.no_grad():
         runs[1].model.W_pos.fill_(torch.nan)
-    with pytest.raises(LoopprobeError, match="nan at step 1 .*last good checkpoint: step 0"):
+    with pytest.raises(LoopprobeError, match=r"nan at step 1 .*last good checkpoint: step 0"):
         train_runs(runs)
     assert [load_checkpoint(tmp_path / str(seed)).step for seed in range(3)] == [12, 0, 12]
     train(config("train.seed=2"), tmp_path / "alone")
@@ -160,7 +167,9 @@ def test_models_of_the_same_shapes_are_stacked(tmp_path):
     assert sizes(None) == [1] * 8  # on a CPU
 
 
-def test_a_sweep_trains_stacks_and_names_all_of_one_that_failed(tmp_path):
+def test_a_sweep_trains_stacks_and_names_all_of_one_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr("loopprobe.sweep._processes", ThreadPoolExecutor)
+    monkeypatch.setattr("loopprobe.sweep.os.cpu_count", lambda: 1)
     models = planned(tmp_path, ["train.seed=0"], ["train.seed=1"], ["train.seed=2", "train.steps=5"])
     sweep(models, stack=4)
     assert {model.status for model in planned(tmp_path, ["train.seed=0"], ["train.seed=1"])} == {"done"}
