@@ -10,14 +10,14 @@ prefix by prefix, on 48 prompts, scikit-learn's in parallel and one by one.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from common import table, write
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import Lasso
 from sklearn.tree import DecisionTreeRegressor
@@ -64,10 +64,27 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - started, result
 
 
+def page(found: dict[str, Any]) -> str:
+    """The measurements as a table in Markdown."""
+    rows = [
+        [
+            BASELINES[name].words,
+            f"{row['prompts']:,}",
+            f"{row['seconds']:.2g}",
+            *(
+                [f"{row['loop_seconds']:.2g}", f"{row['loop_seconds'] / row['seconds']:.1f}"]
+                if "loop_seconds" in row
+                else "––"
+            ),
+        ]
+        for name, row in found["rows"].items()
+    ]
+    return table(["baseline", "prompts", "seconds", "the obvious loop", "ratio"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/baselines.json"))
     args = parser.parse_args()
     many, few = held_out(TaskConfig(), 1280, 41, 20), held_out(TaskConfig(), 48, 41, 20)
     rows = {}
@@ -89,8 +106,7 @@ def main() -> None:
         times = f", the loop {rows[name]['loop_seconds']:.1f} s" if slow else ""
         print(f"{baseline.words}, {len(prompts.ys)} prompts: {rows[name]['seconds']:.2f} s{times}")
     machine = provenance("cpu", torch.float32)
-    args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    print(args.out)
+    write(__file__, {"machine": machine, "rows": rows})
 
 
 if __name__ == "__main__":

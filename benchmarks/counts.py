@@ -9,12 +9,11 @@ training step or a probe dearer unnoticed.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import table, write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -25,7 +24,6 @@ from loopprobe.settings import load_config
 from loopprobe.train import make_optimizers, train_step
 
 N_PROMPTS = 8
-COUNTS = Path(__file__).with_suffix(".json")
 
 
 class Counter(TorchDispatchMode):
@@ -93,18 +91,25 @@ def counts() -> dict[str, dict[str, int]]:
     return found
 
 
+def page(found: dict[str, Any]) -> str:
+    """The counts as a table in Markdown."""
+    forward = found["counts"]["forward, 20 loops"]["flops"]
+    rows = []
+    for name, row in found["counts"].items():
+        ratio = f"{row['flops'] / forward:.2f}" if "flops" in row else "–"
+        rows.append(
+            [name, ratio, *(f"{row[unit]:,}" if unit in row else "–" for unit in ("flops", "kernels", "bytes"))]
+        )
+    return table(["what", "forward passes", "operations", "kernels", "bytes"], rows)
+
+
 def main() -> None:
     """Count, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=COUNTS)
-    args = parser.parse_args()
-    found = counts()
-    forward = found["forward, 20 loops"]
-    for name, row in found.items():
-        ratio = f", {row['flops'] / forward['flops']:.2f} of a forward pass" if "flops" in row else ""
-        print(f"{name}: " + ", ".join(f"{value:,} {unit}" for unit, value in row.items()) + ratio)
-    args.out.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "counts": found}, indent=1) + "\n")
-    print(args.out)
+    parser.parse_args()
+    found = {"torch": torch.__version__.split("+")[0], "counts": counts()}
+    print(page(found))
+    write(__file__, found)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from cache import memory
+from common import table, write
 from counts import counted
 
 from loopprobe import load_checkpoint
@@ -123,13 +123,29 @@ def one_row(name: str, n_prompts: int, repeats: int) -> dict[str, float]:
     }
 
 
+def page(found: dict[str, Any]) -> str:
+    """The measurements as a table in Markdown."""
+    head = ["probe", "seconds", "forward passes, by time", "by operations", "peak MB"]
+    rows = [
+        [
+            name,
+            f"{row['seconds']:.2g}",
+            f"{row['forwards']:.1f}",
+            f"{row['operations']:.1f}",
+            f"{row['peak_MB']:.0f}",
+            *(f"{row['growth'][axis]:.2f}" for axis in AXES),
+        ]
+        for name, row in found["rows"].items()
+    ]
+    return table([*head, *(f"power of {axis}" for axis in AXES)], rows)
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", choices=ROWS, help="measure one row in this process and print it as JSON")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     if args.row:
         print(json.dumps(one_row(args.row, args.prompts, args.repeats)))
@@ -154,8 +170,7 @@ def main() -> None:
             f"peak {row['peak_MB']:.0f} MB; grows with {grows}", flush=True,
         )  # fmt: skip
     machine = provenance("cpu", torch.float32)
-    args.out.write_text(json.dumps({"machine": machine, "prompts": args.prompts, "rows": rows}, indent=1) + "\n")
-    print(args.out)
+    write(__file__, {"machine": machine, "prompts": args.prompts, "rows": rows})
 
 
 if __name__ == "__main__":

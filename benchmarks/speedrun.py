@@ -17,10 +17,10 @@ import argparse
 import copy
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import out_path, table, write
 from train_step import Contestant, race
 
 from loopprobe.config import Config
@@ -82,6 +82,25 @@ def contestant(recipe: str, seed: int, also: list[str], device: torch.device) ->
     return Averaged(f"{recipe}, seed {seed}", load_config(preset=preset, overrides=overrides), device, plain=False)
 
 
+def page(found: dict[str, Any]) -> str:
+    """Medians over the seeds as a table in Markdown, every seed in brackets."""
+    head = ["recipe", *(f"seconds to {target:g}" for target in TARGETS), *(f"cost to {t:g}" for t in TARGETS)]
+    rows = []
+    for recipe, seeds in found.items():
+        line = [recipe]
+        for key in ("reached_after_s", "reached_at_cost"):
+            line += [_median([row[key][str(target)] for row in seeds.values()]) for target in TARGETS]
+        ends = ", ".join(f"{row['error']:.2g}" for row in seeds.values())
+        rows.append([*line, f"{ends} at {statistics.median(row['cost'] for row in seeds.values()):.0f}"])
+    return table([*head, "ends with, at cost"], rows)
+
+
+def _median(values: list[float | None]) -> str:
+    reached = [value for value in values if value is not None]
+    middle = f"{statistics.median(reached):.0f}" if len(reached) == len(values) else "not by all"
+    return f"{middle} ({', '.join('–' if value is None else f'{value:.0f}' for value in values)})"
+
+
 def main() -> None:
     """Race, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,12 +110,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="section.key=value, for all recipes of this run")
     parser.add_argument("--budget", type=float, default=900, help="seconds of training a model")
     parser.add_argument("--to-the-end", action="store_true", help="train all steps, past the targets")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     device = pick_device(args.device)
     recipes = args.recipe or ["fast"]
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    out = out_path(__file__, device)
+    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     for seed in seeds:
         contestants = [contestant(recipe, seed, args.set, device) for recipe in recipes]
         race(contestants, (*TARGETS, *((0.0,) if args.to_the_end else ())), args.budget, slice_=50)
@@ -107,20 +126,8 @@ def main() -> None:
                    "steps": c.steps, "cost": cost(c.cfg, c.steps), "seconds": c.seconds,
                    "error": c.curve[-1][2], "curve": c.curve, "machine": provenance(device, torch.float32)}  # fmt: skip
             found.setdefault(", ".join([recipe, *args.set]), {})[str(seed)] = row
-    for recipe, rows in found.items():
-        for target in TARGETS:
-            times = [row["reached_after_s"][str(target)] for row in rows.values()]
-            reached = [time for time in times if time is not None]
-            middle = f"{statistics.median(reached):.0f} s" if len(reached) == len(times) else "not by all"
-            costs = [row["reached_at_cost"][str(target)] for row in rows.values()]
-            print(
-                f"{recipe}: {target} after {middle} ({', '.join(str(time) for time in times)}), "
-                f"at cost {', '.join('–' if one is None else f'{one:.0f}' for one in costs)}"
-            )
-        ends = ", ".join(f"{row['error']:.2g} at {row['cost']:.0f}" for row in rows.values())
-        print(f"{recipe}: ends with {ends}")
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(args.out)
+    print(page(found))
+    write(__file__, found, device)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ reaches the target error on held-out prompts or has used its budget. Only traini
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import synchronise, table, write
 from counts import counted
 from torch import Tensor, nn
 
@@ -158,11 +157,6 @@ class Contestant:
         return ((last - prompts.ys[:, -1]).square().mean() / self.cfg.model.n_dims).item()
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def time_steps(contestants: list[Contestant], repeats: int) -> dict[str, list[float]]:
     """Seconds a step at full curriculum, the contestants in turn; and of ``N_PRODUCTS`` products of the MLP's shape."""
     times: dict[str, list[float]] = {c.name: [] for c in contestants}
@@ -205,13 +199,39 @@ def race(contestants: list[Contestant], targets: tuple[float, ...], budget: floa
                 running.remove(c)
 
 
+def page(found: dict[str, Any]) -> str:
+    """The measurements as tables in Markdown."""
+    steps = [
+        [
+            name,
+            f"{row['median_ms']:.0f} ({row['min_ms']:.0f} to {row['max_ms']:.0f})",
+            f"{row['ratio_to_plain']:.2f}",
+            f"{row['share_of_matmul_rate']:.0%}",
+        ]
+        for name, row in found["step"].items()
+    ]
+    races = []
+    for name, row in found["race"].items():
+        after = row["reached_after_s"]
+        reached = f"not in {row['seconds']:.0f}" if after is None else f"{after:.0f}"
+        races.append([name, reached, f"{row['steps']:,}", f"{row['error']:.2g}"])
+    rate = f"rate of matrix products ({found['matmul_flops_per_s'] / 1e9:.0f} GFLOP/s)"
+    return "\n\n".join(
+        [
+            table(
+                ["a step, full curriculum", "median ms (min to max)", "ratio to plain", f"share of the {rate}"], steps
+            ),
+            table([f"training to error {found['target_error']:g}", "seconds", "steps", "error at the end"], races),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=20, help="timed steps of each variant")
     parser.add_argument("--target", type=float, default=0.1, help="query error / n_dims to reach")
     parser.add_argument("--budget", type=float, default=600, help="seconds of training for each recipe")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/train_step.json"))
     args = parser.parse_args()
     device = pick_device(args.device)
     if device.type == "cuda":
@@ -262,8 +282,8 @@ def main() -> None:
             for c in racers
         },
     }  # fmt: skip
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(args.out)
+    print(page(result))
+    write(__file__, result, device)
 
 
 if __name__ == "__main__":

@@ -178,13 +178,13 @@ def _schedule(value: Any) -> Any:
 class TrainConfig:
     """How a model is trained. The defaults are the recipe of this project; presets hold others."""
 
-    steps: PositiveInt = 1500
+    steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
     loop_window: PositiveInt = 10  # T: the last T loops carry loss and gradient
     dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, over=0.4))
     points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, over=0.4))
     loops: Schedule = Field(default_factory=Schedule)
-    loss: Literal["mse", "log"] = "log"  # mse: mean squared error; log: of the logarithms of its parts
+    loss: Literal["mse", "log"] = "mse"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
     muon_lr: PositiveFloat = 2e-2
     adam_lr: PositiveFloat = 3e-3
@@ -252,6 +252,8 @@ class Config:
             for name, limit in (("dims", self.model.n_dims), ("points", self.model.n_points)):
                 if (end := getattr(self.train, name).end) != limit:
                     parts.append(f"{end}{name}")
+            if self.train.loss != TrainConfig.loss:
+                parts.append(self.train.loss)
             if self.train.steps != TrainConfig.steps:
                 parts.append(f"{self.train.steps}steps")
             if self.train.seed:

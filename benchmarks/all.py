@@ -1,0 +1,85 @@
+"""All benchmarks, and the page that shows them.
+
+python benchmarks/all.py              # an hour on two free cores; --device cuda on a GPU
+python benchmarks/all.py --only stack --only cache
+python benchmarks/all.py --page       # writes docs/benchmarks.md anew from what was measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import out_path
+
+FOLDER = Path(__file__).resolve().parent
+PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+RUNS = {  # a benchmark, its arguments, and whether it runs on a GPU
+    "counts": ([], False),
+    "train_step": (["--budget", "300"], True),
+    "stack": ([], True),
+    "speedrun": (["--recipe", "default", "--recipe", "fast", "--to-the-end"], True),
+    "probes": ([], False),
+    "cache": ([], False),
+    "baselines": ([], False),
+}
+HEAD = """# Benchmarks
+
+Each compares its rows side by side in one run, in turn; what is compared are ratios. This page is written by
+`python benchmarks/all.py` from the JSON files in `benchmarks/`; a single benchmark has its own command.
+"""
+
+
+def section(name: str) -> str:
+    """What a benchmark is, its command, and what it found on every kind of machine."""
+    module = importlib.import_module(name)
+    title, _, about = str(module.__doc__).strip().partition("\n\n")
+    parts = [f"## {title.rstrip('.')}", about]
+    for kind in ("cpu", "cuda") if RUNS[name][1] else ("cpu",):
+        path = out_path(str(FOLDER / f"{name}.py"), kind)
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            parts += [_machine(found), module.page(found)]
+        else:
+            device = " --device cuda" if kind == "cuda" else ""
+            parts.append(f"On {kind}: not measured. `python benchmarks/all.py --only {name}{device}` does it.")
+    return "\n\n".join(parts)
+
+
+def _machine(found: dict[str, Any]) -> str:
+    if "torch" in found:
+        return f"With torch {found['torch']}:"
+    machine = found["machine"] if "machine" in found else next(iter(next(iter(found.values())).values()))["machine"]
+    return f"On {machine['device']}, {machine['threads']} threads, torch {machine['torch']}:"
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n\n".join([HEAD.strip(), *map(section, RUNS)]) + "\n"
+
+
+def main() -> None:
+    """Run, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", action="append", choices=RUNS, help="may be given several times")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    for name in [] if args.page else args.only or RUNS:
+        arguments, on_gpu = RUNS[name]
+        if args.device == "cuda" and not on_gpu:
+            continue
+        print(f"== {name}", flush=True)
+        device = ["--device", args.device] if on_gpu else []
+        subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *arguments, *device], check=True)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

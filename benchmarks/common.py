@@ -1,0 +1,36 @@
+"""What the benchmarks share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def out_path(script: str, device: torch.device | str = "cpu") -> Path:
+    """Where a benchmark writes: beside itself, ``name.json`` on a CPU and ``name-cuda.json`` on a GPU."""
+    kind = torch.device(device).type
+    path = Path(script)
+    return path.with_name(path.stem + ("" if kind == "cpu" else f"-{kind}") + ".json")
+
+
+def write(script: str, found: dict[str, Any], device: torch.device | str = "cpu") -> None:
+    """Write what was measured, and say where."""
+    path = out_path(script, device)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(path)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -1,0 +1,87 @@
+"""Models trained as one stack against one after another: time of a step of all, in units of a step of one.
+
+    python benchmarks/stack.py            # about 3 minutes on two cores
+
+Default models that differ in their seeds, at the full curriculum; the ways take turns. On a GPU the goal is 16 models
+in less than three times the time of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import synchronise, table, write
+
+from loopprobe.provenance import provenance
+from loopprobe.settings import load_config
+from loopprobe.stack import Stack
+from loopprobe.tasks import Prompts, sample
+from loopprobe.train import pick_device, stack_step, start, train_step
+
+SIZES = (2, 4, 8, 16)
+
+
+def measure(size: int, repeats: int, device: str) -> dict[str, float]:
+    """Medians over steps of: the stack, all one after another, and one."""
+    configs = [load_config(overrides=[f"train.seed={seed}", f"train.device={device}"]) for seed in range(size)]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [start(cfg, Path(folder) / str(i)) for i, cfg in enumerate(configs)]
+        prompts = [_draw(run.cfg, i).to(run.device) for i, run in enumerate(runs)]
+        stack, step = Stack([run.model for run in runs]), runs[0].train.steps - 1
+        times: dict[str, list[float]] = {"stack": [], "alone": [], "one": []}
+
+        def alone(count: int) -> None:
+            for run, part in list(zip(runs, prompts, strict=True))[:count]:
+                train_step(run.model, run.optimizers, part, step, run.train)
+
+        ways = {
+            "stack": lambda: stack_step(stack, runs, prompts, step),
+            "alone": lambda: alone(size),
+            "one": lambda: alone(1),
+        }
+        for turn in range(repeats + 2):
+            for name, way in ways.items():
+                started = time.perf_counter()
+                way()
+                synchronise(runs[0].device)
+                if turn >= 2:  # after warm-up
+                    times[name].append(time.perf_counter() - started)
+    one = statistics.median(times["one"])
+    return {"one_s": one} | {name: statistics.median(times[name]) / one for name in ("stack", "alone")}
+
+
+def _draw(cfg: Any, seed: int) -> Prompts:
+    generator = torch.Generator().manual_seed(seed)
+    return sample(cfg.task, cfg.train.batch_size, cfg.model.n_points, cfg.model.n_dims, generator)
+
+
+def page(found: dict[str, Any]) -> str:
+    """The measurements as a table in Markdown."""
+    head = ["models", "one, ms", "as one stack, in steps of one", "one after another"]
+    rows = found["rows"].items()
+    return table(head, [[n, f"{1000 * r['one_s']:.0f}", f"{r['stack']:.1f}", f"{r['alone']:.1f}"] for n, r in rows])
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    found: dict[str, Any] = {"machine": provenance(device, torch.float32), "rows": {}}
+    for size in args.sizes:
+        found["rows"][str(size)] = measure(size, args.repeats, device.type)
+    print(page(found))
+    write(__file__, found, device)
+
+
+if __name__ == "__main__":
+    main()
