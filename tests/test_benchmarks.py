@@ -1,5 +1,6 @@
 """The benchmark compares like with like: its plain model computes what ours does."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -78,3 +79,15 @@ def test_the_cost_of_the_speed_run_is_in_full_steps_of_the_default(monkeypatch):
     assert cost(half, steps) == pytest.approx(cost(cfg, steps) / 2)
     once = load_config(overrides=["model.n_loops=1", "train.loop_window=1"])  # 3 passes of one loop of 20 + 2 · 10
     assert cost(once, steps) == pytest.approx(cost(cfg, steps) * 3 / 40)
+
+
+def test_the_page_shows_what_was_measured(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    spec = importlib.util.spec_from_file_location("all_benchmarks", BENCHMARKS / "all.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = module.PAGE.read_text()
+    assert page == module.page(), "run `python benchmarks/all.py --page`"
+    for name, (_, on_gpu) in module.RUNS.items():
+        measured = [(BENCHMARKS / f"{name}{kind}.json").exists() for kind in ("", "-cuda")[: 1 + on_gpu]]
+        assert page.count(f"--only {name}") == measured.count(False)

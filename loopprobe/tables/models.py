@@ -35,10 +35,10 @@ def _kind(cfg: Config) -> str:
 def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
     """One row a checkpoint: what it is and how good, with 95 % bootstrap intervals of the errors.
 
-    The optimum is the error on the same prompts of the best predictor that knows the task.
+    The best predictor is the error on the same prompts of the one that knows the task (``baselines.optimal``).
     """
     table = titled(title)
-    for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "optimum", "steps"):
+    for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "best predictor", "steps"):
         table.add_column(name, justify="left" if name in ("name", "task") else "right")
     for name, cfg, tree in rows:
         evaluation = tree["evaluation"] or {}
@@ -47,7 +47,7 @@ def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Ta
         at_b, far = (*errors, "–", "–")[:2]
         window = str(cfg.train.loop_window) if cfg.train and cfg.model.n_loops > 1 else "–"
         optimum = evaluation.get("optimum")
-        best = f"{optimum['error']:.2g} ({optimum['name']})" if optimum else "–"
+        best = f"{round(optimum['error'], 9):.2g} ({optimum['name']})" if optimum else "–"
         table.add_row(
             name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, at_b, far, best,
             f"{tree['step']:,}",
