@@ -91,8 +91,9 @@ def sweep(
     for model in planned:
         if model.status == "differs":
             print(f"{model.folder} was trained with another configuration: left as it is")
-    with sweep_progress({model.name: model.steps for model in planned if model.todo}) as report:
-        run_sweep(planned, workers, report, stack=stack, cluster=cluster_of(engine, cpus, gpus))
+    todo = {model.name: model.steps for model in planned if model.todo}
+    with sweep_progress(todo) as report:
+        run_sweep(planned, workers, report, stack=stack, cluster=cluster_of(engine, cpus, gpus) if todo else None)
     there = [model for model in planned if model.status != "differs"]
     show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
 
