@@ -92,8 +92,9 @@ def sweep(
         if model.status == "differs":
             print(f"{model.folder} was trained with another configuration: left as it is")
     todo = {model.name: model.steps for model in planned if model.todo}
+    cluster = cluster_of(engine, cpus, gpus) if todo else None
     with sweep_progress(todo) as report:
-        run_sweep(planned, workers, report, stack=stack, cluster=cluster_of(engine, cpus, gpus) if todo else None)
+        run_sweep(planned, workers, report, stack=stack, cluster=cluster)
     there = [model for model in planned if model.status != "differs"]
     show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
 
