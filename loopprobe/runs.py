@@ -97,7 +97,7 @@ class Run:
 
     def log(self) -> None:
         """Write the mean of the steps since the last row; stop where a loss is not finite."""
-        losses, errors = torch.tensor(self.pending).unbind(1)
+        losses, errors = torch.stack([part for pair in self.pending for part in pair]).cpu().view(-1, 2).unbind(1)
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0, 0])
             raise LoopprobeError(

@@ -163,9 +163,10 @@ def muon_together(optimizers: Sequence[torch.optim.Muon]) -> None:
         momentum.lerp_(gradient, 1 - settings["momentum"])
         update = _orthogonal(gradient.lerp(momentum, settings["momentum"]), settings)
         adjusted = max(1, shape[0] / shape[1]) ** 0.5
-        for matrix, buffer, group, kept, change in zip(matrices, buffers, groups, momentum, update, strict=True):
-            buffer.copy_(kept)
-            matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(change, alpha=-group["lr"] * adjusted)
+        torch._foreach_copy_(list(buffers), list(momentum))
+        torch._foreach_mul_(list(matrices), [1 - group["lr"] * group["weight_decay"] for group in groups])
+        changes = torch._foreach_mul(list(update.float()), [-group["lr"] * adjusted for group in groups])
+        torch._foreach_add_(list(matrices), changes)
 
 
 def _orthogonal(update: Float[Tensor, "matrix rows columns"], settings: dict[str, Any]) -> Tensor:

@@ -48,7 +48,9 @@ def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.op
     decay = 0.0 if matrices else cfg.weight_decay
     rest = [p for p in model.parameters() if id(p) not in chosen]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=cfg.adam_lr, betas=cfg.betas, weight_decay=decay)
+        torch.optim.AdamW(
+            rest, lr=cfg.adam_lr, betas=cfg.betas, weight_decay=decay, fused=rest[0].device.type == "cuda" or None
+        )
     ]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay))
