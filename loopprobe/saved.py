@@ -50,7 +50,7 @@ class Saved:
     shift: str | None = None
     data: str | None = None
     target: str | None = None
-    by: Literal["window", "layers"] = "window"
+    by: Literal["window", "layers", "loss"] = "window"
     quick: dict[str, Any] = Field(default_factory=dict)
 
     def question(self, quick: bool = False) -> Question:

@@ -96,6 +96,13 @@ def test_a_model_stands_in_the_panel_of_its_window():
     assert named == {"T = 2": ["b2", "b4-T2", "ordinary"], "T = 4": ["b2", "b4-T4", "ordinary"]}
 
 
+def test_panels_by_loss_hold_models_that_differ_in_it():
+    log = [tiny(f"log-{seed}", "train.loss=log", f"train.seed={seed}") for seed in (0, 1)]
+    found = panels(datasets_of(compare, compare.CompareConfig(), *models()[1:3], *log), "loss")
+    named = {title: [(line.name, len(line.datasets)) for line in lines] for title, lines in found.items()}
+    assert named == {"b = 4, T = 2": [("loss = log", 2), ("loss = mse", 1)], "b = 4, T = 4": [("loss = mse", 1)]}
+
+
 def test_figures_and_tables_show_the_numbers_of_the_datasets():
     compared = datasets_of(compare, compare.CompareConfig(), *models())
     converged = datasets_of(converge, converge.ConvergeConfig(loops=12), *models()[:3])

@@ -77,11 +77,12 @@ def test_seeds_that_differ_widen_the_interval():
 # Claims on synthetic datasets
 
 
-def meta(layers=1, loops=20, window=10, seed=0, grown=False, steps=2000, task="linear_regression"):
+def meta(layers=1, loops=20, window=10, seed=0, grown=False, steps=2000, task="linear_regression", loss="mse"):
     schedule = {"kind": "linear"} if grown else {"kind": "constant"}
     cfg = {
         "model": {"n_layers": layers, "n_loops": loops}, "task": {"name": task},
-        "train": {"loop_window": min(window, loops), "seed": seed, "steps": steps, "loops": schedule},
+        "train": {"loop_window": min(window, loops), "seed": seed, "steps": steps, "loops": schedule,
+                  "loss": loss},
     }  # fmt: skip
     return {"checkpoint": json.dumps({"config": cfg}), "trained_loops": loops}
 
@@ -117,7 +118,7 @@ def outcome(evidence, part):
 
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 23
+    assert len(verdicts({})) == len(CLAIMS) == 25
 
 
 def test_r1():
@@ -206,6 +207,22 @@ def test_r6_rests():
     assert outcome(grid(0.3, 0.6, 0.4), "more tokens come to a fixed point") == "contradicted"
     assert outcome(grid(0.5, 0.5, 0.5), "more tokens come to a fixed point") == "contradicted", "as many are not more"
     assert outcome(grid(0.5, 1.0, 1.0), "more tokens come to a fixed point") == "supported", "more than all cannot be"
+
+
+def test_r9():
+    def answers(at_b, at_end):
+        """Of the log loss; those of the mean squared error are about 1 and 2."""
+        ends = [(0.9, 1.75), (1, 2), (1.1, 2.25)]
+        seeds = [converged({1: 9, 20: at_b, 500: at_end}, seed=seed) for seed, (at_b, at_end) in enumerate(ends)]
+        log = [converged({1: 9, 20: at_b, 500: at_end}, seed=seed, loss="log") for seed in range(3)]
+        return {"r9_converge": [*seeds, *log]}
+
+    lower, lost = "better after b loops", "loses more"
+    assert [outcome(answers(0.5, 4), part) for part in (lower, lost)] == ["supported", "supported"]
+    assert [outcome(answers(2, 1), part) for part in (lower, lost)] == ["contradicted", "contradicted"]
+    assert [outcome(answers(1, 2), part) for part in (lower, lost)] == ["undecided", "undecided"]
+    assert outcome(answers(1, 2.1), lost) == "supported"  # the ends of a seed stay together: 1.94 to 2.05
+    assert outcome({"r9_converge": answers(0.5, 4)["r9_converge"][:3]}, lower) == "undecided"
 
 
 def test_r7():

@@ -13,9 +13,10 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.config import TrainConfig
 from loopprobe.figures.style import DASHES, colours, curve, loop_colour
 
-By = Literal["window", "layers"]
+By = Literal["window", "layers", "loss"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[
 
     With ``window``: one panel a task and window T. A window above the loop count is the loop count, so a model
     may stand in several panels, and ordinary models stand in all; colour is b, the same everywhere. With
-    ``layers``: one panel a loop count and window, colour is the number of layers.
+    ``layers`` or ``loss``: one panel a loop count and window, colour is the number of layers or the loss.
     """
-    if by == "layers":
-        return _by_layers(datasets)
+    if by != "window":
+        return _by_loops(datasets, _layers if by == "layers" else _loss, "L" if by == "layers" else by)
     found: dict[str, list[Line]] = {}
     for task in dict.fromkeys(task_of(data) for data in datasets):
         of_task = [data for data in datasets if task_of(data) == task]
@@ -60,14 +61,14 @@ def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[
     return found
 
 
-def _by_layers(datasets: Sequence[xr.Dataset]) -> dict[str, list[Line]]:
-    layers = sorted({_layers(data) for data in datasets})
-    colour = dict(zip(layers, colours(len(layers)), strict=True))
+def _by_loops(datasets: Sequence[xr.Dataset], kind: Callable[[xr.Dataset], Any], word: str) -> dict[str, list[Line]]:
+    found_kinds = sorted({kind(data) for data in datasets})
+    colour = dict(zip(found_kinds, colours(len(found_kinds)), strict=True))
     found: dict[str, list[xr.Dataset]] = {}
-    for data in sorted(datasets, key=lambda data: (_loops(data), _window(data), _layers(data))):
+    for data in sorted(datasets, key=lambda data: (_loops(data), _window(data), kind(data))):
         found.setdefault(f"b = {_loops(data)}, T = {_window(data)}", []).append(data)
     return {
-        title: _lines(inside, lambda data: colour[_layers(data)], lambda data: f"L = {_layers(data)}")
+        title: _lines(inside, lambda data: colour[kind(data)], lambda data: f"{word} = {kind(data)}")
         for title, inside in found.items()
     }
 
@@ -131,6 +132,10 @@ def _loops(data: xr.Dataset) -> int:
 
 def _layers(data: xr.Dataset) -> int:
     return model_config(data)["model"]["n_layers"]
+
+
+def _loss(data: xr.Dataset) -> str:
+    return (model_config(data)["train"] or {}).get("loss", TrainConfig.loss)
 
 
 def _window(data: xr.Dataset) -> int:
