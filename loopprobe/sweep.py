@@ -120,9 +120,10 @@ def _status(config: Config, folder: Path) -> Status:
 def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[list[Planned]]:
     """Models that can be trained as one (see ``loopprobe.stack``), ``size`` at most; no fewer stacks than workers.
 
-    A size of None is 16 on a GPU and 1 elsewhere.
+    A size of None is 16 on a GPU and 1 elsewhere. They come in the order of their first models.
     """
     alike: dict[Any, list[Planned]] = {}
+    todo = list(todo)
     for model in todo:
         alike.setdefault(_shapes(model), []).append(model)
     found = []
@@ -131,7 +132,7 @@ def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[
         most = size or (STACK if pick_device(members[0].config.train.device).type == "cuda" else 1)
         most = min(most, math.ceil(len(members) / workers))
         found += [members[at : at + most] for at in range(0, len(members), most)]
-    return found
+    return sorted(found, key=lambda members: todo.index(members[0]))
 
 
 def _shapes(model: Planned) -> tuple[Any, ...]:

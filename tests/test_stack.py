@@ -165,6 +165,8 @@ def test_models_of_the_same_shapes_are_stacked(tmp_path):
     assert sizes(4) == [4, 2, 1, 1]
     assert sizes(16, 2) == [3, 3, 1, 1]
     assert sizes(None) == [1] * 8  # on a CPU
+    mixed = [models[0], models[6], models[1]]
+    assert [[model.name for model in members] for members in stacks(mixed, 1)] == [[m.name] for m in mixed]
 
 
 def test_a_sweep_trains_stacks_and_names_all_of_one_that_failed(tmp_path, monkeypatch):
