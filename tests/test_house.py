@@ -24,6 +24,7 @@ ORDER = [
     "hooked_root",
     "blocks",
     "model",
+    "stack",
     "interventions",
     "hooks",
     "storage",
