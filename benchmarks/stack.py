@@ -21,8 +21,7 @@ from common import synchronise, table, write
 from loopprobe.provenance import provenance
 from loopprobe.settings import load_config
 from loopprobe.stack import Stack
-from loopprobe.tasks import Prompts, sample
-from loopprobe.train import pick_device, stack_step, start, train_step
+from loopprobe.train import draw, pick_device, stack_step, start, train_step
 
 SIZES = (2, 4, 8, 16)
 
@@ -32,8 +31,8 @@ def measure(size: int, repeats: int, device: str) -> dict[str, float]:
     configs = [load_config(overrides=[f"train.seed={seed}", f"train.device={device}"]) for seed in range(size)]
     with tempfile.TemporaryDirectory() as folder:
         runs = [start(cfg, Path(folder) / str(i)) for i, cfg in enumerate(configs)]
-        prompts = [_draw(run.cfg, i).to(run.device) for i, run in enumerate(runs)]
         stack, step = Stack([run.model for run in runs]), runs[0].train.steps - 1
+        prompts = [draw(run, step) for run in runs]
         times: dict[str, list[float]] = {"stack": [], "alone": [], "one": []}
 
         def alone(count: int) -> None:
@@ -54,11 +53,6 @@ def measure(size: int, repeats: int, device: str) -> dict[str, float]:
                     times[name].append(time.perf_counter() - started)
     one = statistics.median(times["one"])
     return {"one_s": one} | {name: statistics.median(times[name]) / one for name in ("stack", "alone")}
-
-
-def _draw(cfg: Any, seed: int) -> Prompts:
-    generator = torch.Generator().manual_seed(seed)
-    return sample(cfg.task, cfg.train.batch_size, cfg.model.n_points, cfg.model.n_dims, generator)
 
 
 def page(found: dict[str, Any]) -> str:

@@ -206,7 +206,7 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
     left, stack, trial = list(runs), _stack(runs), Trial(together)
     with deferred_interrupt() as interrupted:
         for step in range(left[0].step, left[0].train.steps):
-            prompts = [_draw(run, step) for run in left]
+            prompts = [draw(run, step) for run in left]
             with trial.step(left[0].device) as as_one:
                 if stack is not None and as_one:
                     found = stack_step(stack, left, prompts, step)
@@ -219,9 +219,9 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
                     run.record(squared, error / run.cfg.task.scale(dims), dims, points)
                 except LoopprobeError as reason:
                     broken[run] = reason
-            if broken.keys() & set(left):
-                left = [run for run in left if run not in broken]
-                stack = _stack(left)
+            whole = [run for run in left if run not in broken]
+            if len(whole) < len(left):
+                left, stack = whole, _stack(whole)
             if not left:
                 break
             if interrupted():
@@ -242,7 +242,8 @@ def _lengths(run: Run, step: int) -> tuple[int, int]:
     return run.train.dims.at(step, run.train.steps), run.train.points.at(step, run.train.steps)
 
 
-def _draw(run: Run, step: int) -> Prompts:
+def draw(run: Run, step: int) -> Prompts:
+    """The prompts of a run's step, on its device."""
     dims, points = _lengths(run, step)
     task, batch, width = run.cfg.task, run.train.batch_size, run.cfg.model.n_dims
     return sample(task, batch, points, width, run.generator, active_dims=dims).to(run.device)

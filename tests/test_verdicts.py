@@ -213,7 +213,7 @@ def test_r9():
     def answers(at_b, at_end):
         """Of the log loss; those of the mean squared error are about 1 and 2."""
         ends = [(0.9, 1.75), (1, 2), (1.1, 2.25)]
-        seeds = [converged({1: 9, 20: at_b, 500: at_end}, seed=seed) for seed, (at_b, at_end) in enumerate(ends)]
+        seeds = [converged({1: 9, 20: first, 500: last}, seed=seed) for seed, (first, last) in enumerate(ends)]
         log = [converged({1: 9, 20: at_b, 500: at_end}, seed=seed, loss="log") for seed in range(3)]
         return {"r9_converge": [*seeds, *log]}
 
