@@ -7,6 +7,7 @@ its diagonal blocks, one a position: how the state of a token after the loop dep
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +25,9 @@ from loopprobe.hook_points import LoopHookPoint
 
 def jvp(system: Map, z: State, tangent: State) -> State:
     """Jacobian of one iteration at z, times a tangent."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # the fused kernels have no forward-mode derivative; torch warns of itself when it derives for the first time
+        warnings.filterwarnings("ignore", "`torch.jit.script` is ")
         return torch.func.jvp(system.step, (z,), (tangent,))[1]
 
 
