@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
@@ -51,7 +52,7 @@ def _at_query(data: xr.Dataset) -> go.Figure:
 
 def _by_point(data: xr.Dataset) -> go.Figure:
     """Error with the final norm, logarithmic colours: loop × point, a panel a site; of one loop site × point."""
-    logs = xr.ufuncs.log10(data.error.sel(lens="final norm")).assign_coords(site=_names(data))
+    logs = xr.apply_ufunc(np.log10, data.error.sel(lens="final norm")).assign_coords(site=_names(data))
     ordinary = data.sizes["loop"] == 1
     titles = ["at every site"] if ordinary else logs.site.values.tolist()
     figure = make_subplots(1, len(titles), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
