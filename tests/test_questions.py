@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from conftest import TINY, make_model
 
 from loopprobe.baselines.closed import least_squares, ridge
@@ -9,7 +10,7 @@ from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.compare import compare_figure
 from loopprobe.figures.converge import converge_figure
-from loopprobe.figures.panels import panels
+from loopprobe.figures.panels import Line, draw, panels
 from loopprobe.figures.style import loop_colour
 from loopprobe.probes import compare, converge
 from loopprobe.questions import Question, answer, prepare
@@ -94,6 +95,14 @@ def test_a_model_stands_in_the_panel_of_its_window():
     found = panels(datasets_of(compare, compare.CompareConfig(), *models()))
     named = {title: [line.name for line in lines] for title, lines in found.items()}
     assert named == {"T = 2": ["b2", "b4-T2", "ordinary"], "T = 4": ["b2", "b4-T4", "ordinary"]}
+
+
+def test_seeds_are_drawn_where_all_of_them_have_a_value():
+    one = xr.Dataset({"loss": ("step", [4.0, 3.0, 2.0])}, {"step": [10, 20, 30]})
+    two = xr.Dataset({"loss": ("step", [6.0, 9.0, 5.0, 4.0])}, {"step": [10, 13, 20, 30]})  # stopped at 13, and gone on
+    figure = draw({"panel": [Line("b", (one, two), "black", "solid")]}, "step", lambda data: data.loss)
+    (line,) = (trace for trace in figure.data if trace.name == "b" and trace.fill is None)
+    assert (list(line.x), list(line.y)) == ([10, 20, 30], [5.0, 4.0, 3.0])
 
 
 def test_panels_by_loss_hold_models_that_differ_in_it():

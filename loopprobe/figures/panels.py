@@ -101,17 +101,18 @@ def draw(
         found: from ``panels``.
         x: the coordinate along x.
         value: the line of one dataset.
-        interval: its ends. Of several seeds the mean is drawn, with the range of the seeds as band.
+        interval: its ends. Of several seeds the mean is drawn where all have a value, with their range as band.
     """
     titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(found)))) for title in found]
     figure = make_subplots(rows=1, cols=len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     shown: set[str] = set()
     for col, lines in enumerate(found.values(), 1):
         for line in lines:
-            rows = np.stack([np.asarray(value(data)) for data in line.datasets])
-            band = (rows.min(0), rows.max(0)) if len(rows) > 1 else interval and interval(line.datasets[0])
+            seeds = xr.align(*line.datasets, join="inner", exclude=set(line.datasets[0].dims) - {x})
+            rows = np.stack([np.asarray(value(data)) for data in seeds])
+            band = (rows.min(0), rows.max(0)) if len(rows) > 1 else interval and interval(seeds[0])
             curve(
-                figure, line.datasets[0][x], rows.mean(0), band, colour=line.colour, dash=line.dash, name=line.name,
+                figure, seeds[0][x], rows.mean(0), band, colour=line.colour, dash=line.dash, name=line.name,
                 col=col, in_legend=line.name not in shown,
             )  # fmt: skip
             shown.add(line.name)
