@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes import converge, lens, mask, patch
+from loopprobe.replay import Replay
 from loopprobe.settings import load_config
 from loopprobe.train import make_optimizers, train_step
 
@@ -67,13 +68,17 @@ def counts() -> dict[str, dict[str, int]]:
     prompts = checkpoint.held_out(N_PROMPTS)
     assert cfg.train is not None
     train, optimizers = cfg.train, make_optimizers(model, cfg.train)
-    train_step(model, optimizers, prompts, train.steps - 1, train)  # makes the state of the optimizers
+
+    def step() -> None:
+        train_step(model, optimizers, prompts, train.steps - 1, train, Replay(torch.device("cpu")))
+
+    step()  # makes the state of the optimizers
 
     def forward(n_loops: int) -> Callable[[], Any]:
         return lambda: torch.no_grad()(model)(*prompts, n_loops)
 
     found = {
-        "training step": counted(lambda: train_step(model, optimizers, prompts, train.steps - 1, train)),
+        "training step": counted(step),
         "forward, 20 loops": counted(forward(20)),
         "forward, 40 loops": counted(forward(40)),
         "converge, 40 loops": counted(

@@ -19,6 +19,7 @@ import torch
 from common import synchronise, table, write
 
 from loopprobe.provenance import provenance
+from loopprobe.replay import Replay
 from loopprobe.settings import load_config
 from loopprobe.stack import Stack
 from loopprobe.train import draw, pick_device, stack_step, start, train_step
@@ -32,15 +33,16 @@ def measure(size: int, repeats: int, device: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         runs = [start(cfg, Path(folder) / str(i)) for i, cfg in enumerate(configs)]
         stack, step = Stack([run.model for run in runs]), runs[0].train.steps - 1
+        replay, replays = Replay(runs[0].device), {run: Replay(run.device) for run in runs}
         prompts = [draw(run, step) for run in runs]
         times: dict[str, list[float]] = {"stack": [], "alone": [], "one": []}
 
         def alone(count: int) -> None:
             for run, part in list(zip(runs, prompts, strict=True))[:count]:
-                train_step(run.model, run.optimizers, part, step, run.train)
+                train_step(run.model, run.optimizers, part, step, run.train, replays[run])
 
         ways = {
-            "stack": lambda: stack_step(stack, runs, prompts, step),
+            "stack": lambda: stack_step(stack, runs, prompts, step, replay),
             "alone": lambda: alone(size),
             "one": lambda: alone(1),
         }

@@ -28,6 +28,7 @@ from loopprobe.config import Config
 from loopprobe.evaluate import query_error
 from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
+from loopprobe.replay import Replay
 from loopprobe.settings import load_config
 from loopprobe.tasks import Prompts, held_out, sample
 from loopprobe.train import make_optimizers, pick_device, train_step
@@ -126,13 +127,14 @@ class Contestant:
         else:
             self.model = LoopedTransformer(m, self.generator).to(self.device)
             self.optimizers = make_optimizers(self.model, t)
+            self.replay = Replay(self.device)
 
     def step(self, i: int, prompts: Prompts) -> None:
         t = self.cfg.train
         if self.plain:
             plain_step(self.model, self.optimizer, prompts, t.loops.at(i, t.steps), t.loop_window)
         else:
-            train_step(self.model, self.optimizers, prompts, i, t)
+            train_step(self.model, self.optimizers, prompts, i, t, self.replay)
 
     def draw(self, i: int) -> Prompts:
         m, t = self.cfg.model, self.cfg.train
@@ -244,9 +246,15 @@ def main() -> None:
         Contestant("loopprobe, reference recipe", reference, device, plain=False),
         Contestant("plain nanoGPT-style, reference recipe", reference, device, plain=True),
     ]
+    if device.type == "cuda":
+        timed.append(Contestant("loopprobe, default recipe, launched kernel by kernel", ours, device, plain=False))
+        timed[-1].replay = Replay(torch.device("cpu"))  # of no graph
+        half = load_config(overrides=["train.precision=bfloat16"])
+        timed.append(Contestant("loopprobe, default recipe, bfloat16", half, device, plain=False))
     times = time_steps(timed, args.repeats)
-    model, prompts = ours.model, timed[0].draw(ours.train.steps - 1)
-    flops = counted(lambda: timed[0].step(ours.train.steps - 1, prompts))["flops"]
+    counting = Contestant("", ours, torch.device("cpu"), plain=False)  # a graph that is replayed shows no operations
+    model, prompts = ours.model, counting.draw(ours.train.steps - 1)
+    flops = counted(lambda: counting.step(ours.train.steps - 1, prompts))["flops"]
     per_product = 2 * prompts.ys.numel() * 2 * model.d_model * model.d_mlp
     rate = N_PRODUCTS * per_product / statistics.median(times.pop(PRODUCTS))
     plain = statistics.median(times[timed[2].name])

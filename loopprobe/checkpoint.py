@@ -15,6 +15,7 @@ from typing import Any
 
 import safetensors
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -217,10 +218,11 @@ def save_state(
     generator: torch.Generator,
     step: int,
     seconds: float,
+    pending: Float[Tensor, "step 2"],
 ) -> None:
-    """Write all that the next training step depends on, whole or not at all."""
+    """Write all that the next training step and the next row of metrics depend on, whole or not at all."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors["generator"] = generator.get_state()
+    tensors |= {"generator": generator.get_state(), "pending": pending}
     for i, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{parameter}.{key}": value for key, value in values.items()}
@@ -233,8 +235,8 @@ def read_state(
     model: LoopedTransformer,
     optimizers: list[torch.optim.Optimizer],
     generator: torch.Generator,
-) -> tuple[int, float] | None:
-    """Put a saved state back in place; returns its step and seconds, or None where there is none."""
+) -> tuple[int, float, Float[Tensor, "step 2"]] | None:
+    """Put a saved state back in place; returns its step, its seconds and what was pending, or None if there is none."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -251,7 +253,8 @@ def read_state(
             if kind == "optimizer" and int(rest[0]) == i:
                 state.setdefault(int(rest[1]), {})[rest[2]] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"]), float(metadata["seconds"])
+    pending = tensors.get("pending", torch.empty(0, 2))  # states of earlier versions have written it as a row
+    return int(metadata["step"]), float(metadata["seconds"]), pending
 
 
 def remove_state(folder: Path) -> None:

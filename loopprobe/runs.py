@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.checkpoint import METRICS, Checkpoint, read_json, read_state, remove_state, save, save_state
@@ -58,7 +59,8 @@ class Run:
         self.step = 0
         self.seconds = 0.0  # of the run's earlier lives
         self.started = time.monotonic()
-        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.unread: list[Tensor] = []  # of the steps since the last row, on the device …
+        self.pending = torch.empty(0, 2)  # … and those before them
         self.saved_at = 0
         self.lengths: dict[str, int] = {}
 
@@ -71,7 +73,7 @@ class Run:
         state = read_state(self.out, self.model, self.optimizers, self.generator)
         if state is None:
             raise LoopprobeError(f"{self.out} holds no unfinished run: nothing to resume")
-        self.step, self.seconds = state
+        self.step, self.seconds, self.pending = state
         self.saved_at = self.step
         rows = [json.loads(line) for line in _whole_lines(self.out / METRICS)]
         kept = [row for row in rows if row["step"] <= self.step]
@@ -84,20 +86,23 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.cfg, self.model, self.step, round(self.elapsed(), 1), provenance=self.provenance)
 
-    def record(self, loss: Tensor, error: Tensor, dims: int, points: int) -> None:
-        """Note one step; read the numbers and save the state when it is time."""
+    def record(self, errors: Float[Tensor, 2], dims: int, points: int) -> None:
+        """Note one step, its loss and its error at the query; read them and save the state when it is time."""
         train = self.train
         self.step += 1
-        self.pending.append((loss, error))
+        self.unread.append(errors)
         self.lengths = {"dims": dims, "points": points, "loops": train.loops.at(self.step - 1, train.steps)}
+        if self.step % train.log_every == 0 or self.step == train.steps:
+            self.log()
         if self.step % train.checkpoint_every == 0:
             self.save_state()
-        elif self.step % train.log_every == 0 or self.step == train.steps:
-            self.log()
 
-    def log(self) -> None:
-        """Write the mean of the steps since the last row; stop where a loss is not finite."""
-        losses, errors = torch.stack([part for pair in self.pending for part in pair]).cpu().view(-1, 2).unbind(1)
+    def read(self) -> Float[Tensor, "step 2"]:
+        """Loss and error of the steps since the last row, from the device; stops where a loss is not finite."""
+        if self.unread:
+            self.pending = torch.cat([self.pending, torch.stack(self.unread).cpu()])
+            self.unread.clear()
+        losses = self.pending[:, 0]
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0, 0])
             raise LoopprobeError(
@@ -105,19 +110,23 @@ class Run:
                 f"checkpoint: step {self.saved_at}, in {self.out}): lower train.muon_lr or train.adam_lr, "
                 "lengthen train.warmup_steps, or lower train.grad_clip"
             )
-        row: Row = {"step": self.step, "loss": losses.mean().item(), "error": errors.mean().item()}
+        return self.pending
+
+    def log(self) -> None:
+        """Write the mean of the steps since the last row."""
+        loss, error = self.read().mean(0).tolist()
+        row: Row = {"step": self.step, "loss": loss, "error": error}
         row |= self.lengths | {"seconds": round(self.elapsed(), 2)}
-        self.pending.clear()
+        self.pending = torch.empty(0, 2)
         with (self.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.report(row)
 
     def save_state(self) -> None:
         """Write the checkpoint and all that the next step depends on."""
-        if self.pending:
-            self.log()
+        self.read()
         save(self.checkpoint(), self.out)
-        save_state(self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed())
+        save_state(self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed(), self.pending)
         self.saved_at = self.step
 
     def finish(self) -> Path:

@@ -153,8 +153,10 @@ def muon_together(optimizers: Sequence[torch.optim.Muon]) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for matrix in group["params"]:
-                buffer = optimizer.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
-                by_shape.setdefault(matrix.shape, []).append((matrix, buffer, group))
+                state = optimizer.state[matrix]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                by_shape.setdefault(matrix.shape, []).append((matrix, state["momentum_buffer"], group))
     for shape, members in by_shape.items():
         matrices, buffers, groups = zip(*members, strict=True)
         settings = groups[0]
@@ -164,9 +166,11 @@ def muon_together(optimizers: Sequence[torch.optim.Muon]) -> None:
         update = _orthogonal(gradient.lerp(momentum, settings["momentum"]), settings)
         adjusted = max(1, shape[0] / shape[1]) ** 0.5
         torch._foreach_copy_(list(buffers), list(momentum))
-        torch._foreach_mul_(list(matrices), [1 - group["lr"] * group["weight_decay"] for group in groups])
-        changes = torch._foreach_mul(list(update.float()), [-group["lr"] * adjusted for group in groups])
-        torch._foreach_add_(list(matrices), changes)
+        given = [torch.as_tensor(group["lr"], device=update.device) for group in groups]
+        decays = torch._foreach_mul(given, [group["weight_decay"] for group in groups])
+        rate, decay = (torch.stack(list(numbers)).view(-1, 1, 1) for numbers in (given, decays))
+        changed = torch.stack(matrices) * (1 - decay) - adjusted * rate * update
+        torch._foreach_copy_(list(matrices), list(changed))
 
 
 def _orthogonal(update: Float[Tensor, "matrix rows columns"], settings: dict[str, Any]) -> Tensor:

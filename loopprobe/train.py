@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.config import Config, TrainConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
+from loopprobe.replay import Replay
 from loopprobe.runs import Row, Run, deferred_interrupt, recorded_config
 from loopprobe.stack import Stack, Trial, muon_together
 from loopprobe.tasks import Prompts, sample
@@ -47,9 +50,11 @@ def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.op
     chosen = {id(p) for p in matrices}
     decay = 0.0 if matrices else cfg.weight_decay
     rest = [p for p in model.parameters() if id(p) not in chosen]
+    device = rest[0].device
+    on_gpu = True if device.type == "cuda" else None
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            rest, lr=cfg.adam_lr, betas=cfg.betas, weight_decay=decay, fused=rest[0].device.type == "cuda" or None
+            rest, lr=cfg.adam_lr, betas=cfg.betas, weight_decay=decay, fused=on_gpu, capturable=bool(on_gpu)
         )
     ]
     if matrices:
@@ -57,6 +62,8 @@ def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.op
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
+            if on_gpu:
+                group["lr"] = torch.tensor(group["lr"], device=device)  # a recorded step reads it anew
     return optimizers
 
 
@@ -75,13 +82,13 @@ def windowed_loss(
     """
     window = min(window, n_loops)
     predictions = model.run_loops(prompts.xs, prompts.ys, n_loops, keep_loops=window, grad_loops=window)
-    return _loss(predictions, prompts, kind)
+    return _loss(predictions, prompts.ys, prompts.scale, kind)
 
 
-def _loss(predictions: Tensor, prompts: Prompts, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    errors = (predictions - prompts.ys).square()
+def _loss(predictions: Tensor, ys: Tensor, scale: float, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    errors = (predictions - ys).square()
     squared = errors.mean()
-    loss = squared if kind == "mse" else (errors.mean(1) / prompts.scale + LOG_FLOOR).log().mean()
+    loss = squared if kind == "mse" else (errors.mean(1) / scale + LOG_FLOOR).log().mean()
     return loss, squared.detach(), errors[-1, :, -1].detach().mean()
 
 
@@ -91,51 +98,84 @@ def train_step(
     prompts: Prompts,
     step: int,
     cfg: TrainConfig,
-) -> tuple[Tensor, Tensor]:
-    """One update of the weights; returns squared errors, mean and at the query, as tensors: no device is waited for."""
-    device = prompts.xs.device
+    replay: Replay,
+) -> Float[Tensor, 2]:
+    """One update of the weights.
+
+    Args:
+        model, optimizers: what is trained.
+        prompts: what on.
+        step: which of the training, for the schedules.
+        cfg: the recipe.
+        replay: of the steps of this model.
+
+    Returns:
+        The mean squared error, and that at the query after the last loop in units of E(y²); no device is waited for.
+    """
     n_loops = cfg.loops.at(step, cfg.steps)
-    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
-        loss, squared, error = windowed_loss(model, prompts, n_loops, cfg.loop_window, cfg.loss)
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()
-    _prepare_update(model, optimizers, step, cfg)
-    for optimizer in optimizers:
-        optimizer.step()
-    return squared, error
+    _set_rates(optimizers, step, cfg)
+
+    def work(xs: Tensor, ys: Tensor) -> Tensor:
+        part = dataclasses.replace(prompts, xs=xs, ys=ys)
+        with torch.autocast(xs.device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
+            loss, squared, error = windowed_loss(model, part, n_loops, cfg.loop_window, cfg.loss)
+        model.zero_grad()
+        loss.backward()
+        _clip(model, cfg)
+        for optimizer in optimizers:
+            if isinstance(optimizer, torch.optim.Muon) and xs.is_cuda:
+                muon_together([optimizer])  # torch's own reads its rate back from the device
+            else:
+                optimizer.step()
+        return torch.stack([squared, error / prompts.scale])
+
+    return replay((n_loops, prompts.scale), work, *prompts)
 
 
-def _prepare_update(
-    model: LoopedTransformer, optimizers: list[torch.optim.Optimizer], step: int, cfg: TrainConfig
-) -> None:
-    """Clip the gradient and set the rates."""
-    if cfg.grad_clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+def _set_rates(optimizers: list[torch.optim.Optimizer], step: int, cfg: TrainConfig) -> None:
+    factor = rate_factor(step, cfg)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * rate_factor(step, cfg)
+            rate = group["peak_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
-def stack_step(stack: Stack, runs: Sequence[Run], prompts: list[Prompts], step: int) -> list[tuple[Tensor, Tensor]]:
+def _clip(model: LoopedTransformer, cfg: TrainConfig) -> None:
+    if cfg.grad_clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+
+
+def stack_step(
+    stack: Stack, runs: Sequence[Run], prompts: list[Prompts], step: int, replay: Replay
+) -> Float[Tensor, "run 2"]:
     """``train_step`` of all models of a stack at once, equal to one by one within rounding."""
     loops = [run.train.loops.at(step, run.train.steps) for run in runs]
     windows = [min(run.train.loop_window, n_loops) for run, n_loops in zip(runs, loops, strict=True)]
-    xs, ys = (torch.cat(parts) for parts in zip(*prompts, strict=True))
-    with torch.autocast(xs.device.type, torch.bfloat16, enabled=runs[0].train.precision == "bfloat16"):
-        predictions = stack.run_windows(xs, ys, loops, windows)
-        parts = zip(predictions, prompts, runs, strict=True)
-        losses = [_loss(own, part, run.train.loss) for own, part, run in parts]
-    stack.zero_grad()
-    torch.stack([loss for loss, *_ in losses]).sum().backward()
-    stack.pass_gradients_on()
-    muons = []
     for run in runs:
-        _prepare_update(run.model, run.optimizers, step, run.train)
-        for optimizer in run.optimizers:
-            muons.append(optimizer) if isinstance(optimizer, torch.optim.Muon) else optimizer.step()
-    muon_together(muons)
-    return [(squared, error) for _, squared, error in losses]
+        _set_rates(run.optimizers, step, run.train)
+
+    def work(xs: Tensor, ys: Tensor) -> Tensor:
+        with torch.autocast(xs.device.type, torch.bfloat16, enabled=runs[0].train.precision == "bfloat16"):
+            predictions = stack.run_windows(xs, ys, loops, windows)
+            parts = zip(predictions, ys.chunk(len(runs)), prompts, runs, strict=True)
+            losses = [_loss(own, labels, part.scale, run.train.loss) for own, labels, part, run in parts]
+        stack.zero_grad()
+        torch.stack([loss for loss, *_ in losses]).sum().backward()
+        stack.pass_gradients_on()
+        muons = []
+        for run in runs:
+            _clip(run.model, run.train)
+            for optimizer in run.optimizers:
+                muons.append(optimizer) if isinstance(optimizer, torch.optim.Muon) else optimizer.step()
+        muon_together(muons)
+        pairs = zip(losses, prompts, strict=True)
+        return torch.stack([torch.stack([squared, error / part.scale]) for (_, squared, error), part in pairs])
+
+    xs, ys = (torch.cat(parts) for parts in zip(*prompts, strict=True))
+    return replay((*loops, *(part.scale for part in prompts)), work, xs, ys)
 
 
 def train(
@@ -203,25 +243,20 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
         KeyboardInterrupt: at Ctrl-C, after the states of the last whole step were saved.
     """
     broken: dict[Run, LoopprobeError] = {}
-    left, stack, trial = list(runs), _stack(runs), Trial(together)
+    left, ways, trial = list(runs), _ways(runs), Trial(together)
     with deferred_interrupt() as interrupted:
         for step in range(left[0].step, left[0].train.steps):
             prompts = [draw(run, step) for run in left]
             with trial.step(left[0].device) as as_one:
-                if stack is not None and as_one:
-                    found = stack_step(stack, left, prompts, step)
-                else:
-                    pairs = zip(left, prompts, strict=True)
-                    found = [train_step(run.model, run.optimizers, part, step, run.train) for run, part in pairs]
-            for run, (squared, error) in zip(left, found, strict=True):
-                dims, points = _lengths(run, step)
+                found = ways[as_one and len(left) > 1](prompts, step)
+            for run, errors in zip(left, found, strict=True):
                 try:
-                    run.record(squared, error / run.cfg.task.scale(dims), dims, points)
+                    run.record(errors, *_lengths(run, step))
                 except LoopprobeError as reason:
                     broken[run] = reason
             whole = [run for run in left if run not in broken]
             if len(whole) < len(left):
-                left, stack = whole, _stack(whole)
+                left, ways = whole, _ways(whole)
             if not left:
                 break
             if interrupted():
@@ -234,8 +269,19 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
         raise LoopprobeError("; ".join(map(str, broken.values())))
 
 
-def _stack(runs: Sequence[Run]) -> Stack | None:
-    return Stack([run.model for run in runs]) if len(runs) > 1 else None
+def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[Prompts], int], list[Tensor]]]:
+    """A step of all runs: as one stack where that is asked for (True), or one by one."""
+    replays = [Replay(run.device) for run in runs]
+
+    def one_by_one(prompts: list[Prompts], step: int) -> list[Tensor]:
+        each = zip(runs, prompts, replays, strict=True)
+        return [train_step(run.model, run.optimizers, part, step, run.train, replay) for run, part, replay in each]
+
+    ways: dict[bool, Callable[[list[Prompts], int], list[Tensor]]] = {False: one_by_one}
+    if len(runs) > 1:
+        stack, replay = Stack([run.model for run in runs]), Replay(runs[0].device)
+        ways[True] = lambda prompts, step: list(stack_step(stack, runs, prompts, step, replay))
+    return ways
 
 
 def _lengths(run: Run, step: int) -> tuple[int, int]:
@@ -246,4 +292,8 @@ def draw(run: Run, step: int) -> Prompts:
     """The prompts of a run's step, on its device."""
     dims, points = _lengths(run, step)
     task, batch, width = run.cfg.task, run.train.batch_size, run.cfg.model.n_dims
-    return sample(task, batch, points, width, run.generator, active_dims=dims).to(run.device)
+    prompts = sample(task, batch, points, width, run.generator, active_dims=dims)
+    if run.device.type != "cuda":
+        return prompts.to(run.device)
+    xs, ys = (part.pin_memory().to(run.device, non_blocking=True) for part in prompts)  # waits for no earlier step
+    return dataclasses.replace(prompts, xs=xs, ys=ys, weights=None)

@@ -24,6 +24,7 @@ ORDER = [
     "hooked_root",
     "blocks",
     "model",
+    "replay",
     "stack",
     "interventions",
     "hooks",

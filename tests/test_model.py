@@ -10,7 +10,6 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.foreign import from_nanogpt
 from loopprobe.hook_points import split_name
 from loopprobe.model import LoopedTransformer
-from loopprobe.tasks import Prompts
 
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
 INJECTIONS = ("add", "multiply", "none")
@@ -241,14 +240,6 @@ def test_bad_loop_counts(model, prompts):
 def test_a_transformer_lens_config_makes_a_model():
     model = LoopedTransformer(ModelConfig(**TINY).to_transformer_lens())
     assert (model.cfg.d_model, model.cfg.n_layers) == (16, 2)
-
-
-@pytest.mark.cuda
-def test_cuda_agrees_with_the_cpu(prompts):
-    model = make_model(torch.float32)
-    xs, ys = prompts.xs.float(), prompts.ys.float()
-    here = Prompts(xs, ys).to("cuda")
-    torch.testing.assert_close(model.to("cuda")(here.xs, here.ys).cpu(), model.to("cpu")(xs, ys), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("explicit", [False, True])

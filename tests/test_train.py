@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def rows(folder):
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
+def measured(folder):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(folder)]
+
+
 def weights(folder):
     return load_file(Path(folder) / "model.safetensors")
 
@@ -56,7 +61,7 @@ def test_a_run_leaves_a_complete_checkpoint(tmp_path):
     loaded = load_checkpoint(folder)
     assert loaded.step == 40
     assert loaded.evaluation["loops"] == [4, 10]
-    assert [row["step"] for row in rows(folder)] == [5, 7, 10, 14, 15, 20, 21, 25, 28, 30, 35, 40]
+    assert [row["step"] for row in rows(folder)] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert (rows(folder)[0]["dims"], rows(folder)[-1]["dims"]) == (2, 3)
 
 
@@ -115,7 +120,7 @@ def wait_for_step(folder, step):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("steps", [(5,), (14, 30)])
+@pytest.mark.parametrize("steps", [(5,), (15, 30)])
 def test_a_run_killed_at_any_step_ends_with_the_same_weights(tmp_path, steps):
     for i, step in enumerate(steps):
         process = start(tmp_path / "killed", "slow", *(["resume"] if i else []))
@@ -126,8 +131,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_weights(tmp_path, steps):
     assert end(start(tmp_path / "killed", "resume")) == (0, "")
     train(config(), tmp_path / "whole")
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
-    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "killed")]
-    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "whole")]
+    assert measured(tmp_path / "killed") == measured(tmp_path / "whole")
 
 
 def test_ctrl_c_saves_the_state(tmp_path):
@@ -136,10 +140,24 @@ def test_ctrl_c_saves_the_state(tmp_path):
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in end(process)[1]
     stopped_at = load_checkpoint(tmp_path / "stopped").step
-    assert stopped_at == rows(tmp_path / "stopped")[-1]["step"] >= 10
+    assert stopped_at >= 10
     train(None, tmp_path / "stopped", resume=True)
     train(config(), tmp_path / "whole")
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+    assert measured(tmp_path / "stopped") == measured(tmp_path / "whole")
+
+
+def test_a_run_stopped_between_two_rows_writes_the_rows_of_one_that_never_was(tmp_path, monkeypatch):
+    stops = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr("loopprobe.train.deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 7))
+        with pytest.raises(KeyboardInterrupt):
+            train(config(), tmp_path / "stopped")
+    assert [row["step"] for row in rows(tmp_path / "stopped")] == [5]
+    assert load_checkpoint(tmp_path / "stopped").step == 8
+    train(None, tmp_path / "stopped", resume=True)
+    train(config(), tmp_path / "whole")
+    assert measured(tmp_path / "stopped") == measured(tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_advice(tmp_path, monkeypatch):
@@ -238,14 +256,6 @@ def test_devices():
     for name in ("nonsense", *([] if torch.cuda.is_available() else ["cuda"])):
         with pytest.raises(LoopprobeError, match=f"'{name}' is not available"):
             pick_device(name)
-
-
-@pytest.mark.cuda
-def test_training_on_cuda_follows_the_cpu(tmp_path):
-    train(config("train.device=cuda"), tmp_path / "cuda")
-    train(config(), tmp_path / "cpu")
-    for here, there in zip(rows(tmp_path / "cuda"), rows(tmp_path / "cpu"), strict=True):
-        assert here["loss"] == pytest.approx(there["loss"], rel=0.05)
 
 
 @pytest.mark.slow
