@@ -97,8 +97,8 @@ def page(found: dict[str, Any]) -> str:
 
 def _median(values: list[float | None]) -> str:
     reached = [value for value in values if value is not None]
-    middle = f"{statistics.median(reached):.0f}" if len(reached) == len(values) else "not by all"
-    return f"{middle} ({', '.join('–' if value is None else f'{value:.0f}' for value in values)})"
+    middle = f"{statistics.median(reached):.3g}" if len(reached) == len(values) else "not by all"
+    return f"{middle} ({', '.join('–' if value is None else f'{value:.3g}' for value in values)})"
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def measure(size: int, repeats: int, device: str) -> dict[str, float]:
         stack, step = Stack([run.model for run in runs]), runs[0].train.steps - 1
         replay, replays = Replay(runs[0].device), {run: Replay(run.device) for run in runs}
         prompts = [draw(run, step) for run in runs]
-        times: dict[str, list[float]] = {"stack": [], "alone": [], "one": []}
+        times: dict[str, list[float]] = {"stack": [], "alone": [], "one": [], "launched": []}
 
         def alone(count: int) -> None:
             for run, part in list(zip(runs, prompts, strict=True))[:count]:
@@ -46,6 +46,9 @@ def measure(size: int, repeats: int, device: str) -> dict[str, float]:
             "alone": lambda: alone(size),
             "one": lambda: alone(1),
         }
+        if runs[0].device.type == "cuda":
+            run, off = runs[0], Replay(torch.device("cpu"))  # of no graph
+            ways["launched"] = lambda: train_step(run.model, run.optimizers, prompts[0], step, run.train, off)
         for turn in range(repeats + 2):
             for name, way in ways.items():
                 started = time.perf_counter()
@@ -54,14 +57,17 @@ def measure(size: int, repeats: int, device: str) -> dict[str, float]:
                 if turn >= 2:  # after warm-up
                     times[name].append(time.perf_counter() - started)
     one = statistics.median(times["one"])
-    return {"one_s": one} | {name: statistics.median(times[name]) / one for name in ("stack", "alone")}
+    ratios = {name: statistics.median(seconds) / one for name, seconds in times.items() if seconds and name != "one"}
+    return {"one_s": one} | ratios
 
 
 def page(found: dict[str, Any]) -> str:
     """The measurements as a table in Markdown."""
-    head = ["models", "one, ms", "as one stack, in steps of one", "one after another"]
-    rows = found["rows"].items()
-    return table(head, [[n, f"{1000 * r['one_s']:.0f}", f"{r['stack']:.1f}", f"{r['alone']:.1f}"] for n, r in rows])
+    columns = {"stack": "as one stack, in steps of one", "alone": "one after another"}
+    columns["launched"] = "one, launched kernel by kernel"
+    shown = [key for key in columns if key in next(iter(found["rows"].values()))]
+    rows = [[n, f"{1000 * r['one_s']:.3g}", *(f"{r[key]:.1f}" for key in shown)] for n, r in found["rows"].items()]
+    return table(["models", "one, ms", *(columns[key] for key in shown)], rows)
 
 
 def main() -> None:

@@ -206,7 +206,7 @@ def page(found: dict[str, Any]) -> str:
     steps = [
         [
             name,
-            f"{row['median_ms']:.0f} ({row['min_ms']:.0f} to {row['max_ms']:.0f})",
+            f"{row['median_ms']:.3g} ({row['min_ms']:.3g} to {row['max_ms']:.3g})",
             f"{row['ratio_to_plain']:.2f}",
             f"{row['share_of_matmul_rate']:.0%}",
         ]
@@ -215,7 +215,7 @@ def page(found: dict[str, Any]) -> str:
     races = []
     for name, row in found["race"].items():
         after = row["reached_after_s"]
-        reached = f"not in {row['seconds']:.0f}" if after is None else f"{after:.0f}"
+        reached = f"not in {row['seconds']:.0f}" if after is None else f"{after:.3g}"
         races.append([name, reached, f"{row['steps']:,}", f"{row['error']:.2g}"])
     rate = f"rate of matrix products ({found['matmul_flops_per_s'] / 1e9:.0f} GFLOP/s)"
     return "\n\n".join(
@@ -268,7 +268,7 @@ def main() -> None:
     }  # fmt: skip
     for name, row in rows.items():
         print(
-            f"{name}: {row['median_ms']:.0f} ms a step, {row['ratio_to_plain']:.2f} of plain ({1000 * plain:.0f} ms), "
+            f"{name}: {row['median_ms']:.3g} ms a step, {row['ratio_to_plain']:.2f} of plain ({1000 * plain:.3g} ms), "
             f"{row['share_of_matmul_rate']:.0%} of the rate of its matrix products ({rate / 1e9:.0f} GFLOP/s)"
         )
 

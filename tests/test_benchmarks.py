@@ -88,6 +88,6 @@ def test_the_page_shows_what_was_measured(monkeypatch):
     spec.loader.exec_module(module)
     page = module.PAGE.read_text()
     assert page == module.page(), "run `python benchmarks/all.py --page`"
-    for name, (_, on_gpu) in module.RUNS.items():
-        measured = [(BENCHMARKS / f"{name}{kind}.json").exists() for kind in ("", "-cuda")[: 1 + on_gpu]]
+    for name, devices in module.RUNS.items():
+        measured = [module.out_path(str(BENCHMARKS / f"{name}.py"), device).exists() for device in devices]
         assert page.count(f"--only {name}") == measured.count(False)

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.cuda
 SMALL = [f"model.{key}={value}" for key, value in TINY.items() if key != "n_loops"] + [
     "model.n_loops=4", "train.loop_window=2", "train.batch_size=8", "train.steps=40", "train.warmup_steps=5",
     "train.dims={kind='linear',start=2,over=0.4}", "train.points={kind='linear',start=4,over=0.4}",
-    "train.log_every=5", "train.checkpoint_every=7",
+    "train.log_every=5", "train.checkpoint_every=7", "train.muon_lr=0.002", "train.adam_lr=0.0003",
 ]  # fmt: skip
 DIFFERENT = [  # models of one stack
     [],
@@ -114,8 +114,10 @@ def test_a_stack_trains_as_each_alone(tmp_path, together):
         train(cfg, tmp_path / "alone" / str(i))
     train_runs([start(cfg, tmp_path / "stack" / str(i)) for i, cfg in enumerate(cfgs)], together)
     for i, cfg in enumerate(cfgs):
-        one, other = (load_file(tmp_path / kind / str(i) / "model.safetensors") for kind in ("alone", "stack"))
-        assert_close_weights(one, other, initial(cfg, tmp_path))
+        prompts = Checkpoint(cfg, start(cfg, tmp_path / "initial", overwrite=True).model).held_out(16)
+        models = [load_checkpoint(tmp_path / kind / str(i), "cuda").model for kind in ("alone", "stack")]
+        one, other = (model(*prompts) for model in models)
+        assert (one - other).norm() < 0.02 * one.norm(), i
         np.testing.assert_allclose(losses(tmp_path / "alone" / str(i)), losses(tmp_path / "stack" / str(i)), rtol=0.05)
 
 
@@ -164,6 +166,8 @@ def test_probes_agree_with_the_cpu(name):
     apart = {}
     for variable in here.data_vars:
         one, other = here[variable].values, there[variable].values
+        if variable == "eigenvalue_imag":  # of a pair, either comes first
+            one, other = abs(one), abs(other)
         if one.dtype.kind == "f" and not np.allclose(one, other, rtol=1e-2, atol=1e-3, equal_nan=True):
             apart[variable] = float(np.nanmax(np.abs(one - other)))
     assert not apart

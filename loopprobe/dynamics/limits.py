@@ -84,7 +84,8 @@ def features(series: Float[Tensor, "time ... width"], size: Tensor | float | Non
     x = torch.where(finite[..., None], x, 0.0)
     norms = x.norm(dim=-1)
     own = norms.square().mean(0).sqrt()
-    scale = (own if size is None else torch.as_tensor(size, dtype=x.dtype).expand_as(own)).clamp_min(1e-300)
+    given = own if size is None else torch.as_tensor(size, dtype=x.dtype, device=x.device).expand_as(own)
+    scale = given.clamp_min(1e-300)
     quarter = WINDOW // 4
     growth = norms[-quarter:].mean(0) / norms[:quarter].mean(0).clamp_min(1e-300)
     lags = torch.stack([(x[k:] - x[:-k]).square().sum(-1).mean(0).sqrt() / scale for k in range(1, LONGEST + 1)])

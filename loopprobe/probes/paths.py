@@ -40,7 +40,8 @@ def run(
         ``layer``:
 
         * ``path [followed, position, loop, component]``: principal components of the state after the loop, the same
-          axes for all (over prompts, tokens and loops); ``explained [component]``: their shares of the variance
+          axes for all (over prompts, tokens and loops), each with its largest entry positive
+        * ``explained [component]``: their shares of the variance
         * ``layer_limit [followed, position, layer]``: the type of limit of the residual stream after each layer
         * ``layer_distance [layer, other_layer]``: ‖x − x'‖ / ‖x‖ between the residual streams of two layers in the
           last loop, mean over prompts and tokens: far from 0 where each layer has a limit of its own (arXiv
@@ -57,7 +58,8 @@ def run(
     flat = z.flatten(0, 2)
     centred = flat - flat.mean(0)
     _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    path = (centred @ axes[:3].mT).unflatten(0, z.shape[:3]).permute(1, 2, 0, 3)
+    axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()  # the largest entry positive
+    path = (centred @ axes.mT).unflatten(0, z.shape[:3]).permute(1, 2, 0, 3)
     layers = [cache.stack("resid_post", layer) for layer in range(model.cfg.n_layers)]
     thresholds = calibrate(layers[0].dtype)
     limits = torch.stack([classify(features(x), thresholds)[0] for x in layers], dim=-1)
