@@ -6,7 +6,9 @@ operation, in that one loop, is written out.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,8 @@ from loopprobe.hook_points import AttentionHooks, BlockHooks, MLPHooks, NormHook
 
 Past = tuple[Float[Tensor, "batch past head d_head"], Float[Tensor, "batch past head d_head"]]  # keys and values
 
-_ACTIVATIONS = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
     "relu": F.relu,
 }

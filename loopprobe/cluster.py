@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster, through the interface of ``concurrent.futures``.
+"""Jobs in processes of this machine, or on a Ray cluster, through the interface of ``concurrent.futures``.
 
 Ray finds its cluster by itself: the one named by RAY_ADDRESS, else one that runs on this machine, else a new one of
 this machine alone. What workers write is gathered on the driver's disk, so that nothing needs to be shared: a worker
@@ -8,11 +8,13 @@ sends the files of its run whenever they change, and one that takes over from a 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures import wait as _wait
 from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,30 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
 
 
+class Processes(ProcessPoolExecutor):
+    """An executor whose jobs are processes of this machine.
+
+    Args:
+        workers: jobs at a time, among which the machine's threads are divided.
+        fresh: a new process for every job.
+        device: what the jobs compute on, see ``train.pick_device``.
+    """
+
+    def __init__(self, workers: int, *, fresh: bool = False, device: str = "auto") -> None:
+        # spawn: a forked child would inherit torch's thread pool in an unusable state
+        super().__init__(workers, mp_context=get_context("spawn"), max_tasks_per_child=1 if fresh else None)
+        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.device = device
+        self.fresh = fresh
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
+        """Wait for the jobs; after an error or Ctrl-C end them, except those that have a process, and a run, each."""
+        if kind is not None and not self.fresh:
+            for process in active_children():
+                process.terminate()
+        return super().__exit__(kind, *rest)
+
+
 class RayPool(Executor):
     """An executor whose jobs are Ray tasks.
 
@@ -95,7 +121,7 @@ class RayPool(Executor):
         except ImportError:
             raise LoopprobeError("the engine ray needs Ray: pip install 'loopprobe[ray]'") from None
         self.ray: Any = ray
-        self.threads = max(1, int(cpus))
+        self.threads, self.device = max(1, int(cpus)), "auto"
         self.references: dict[Future[Any], Any] = {}
         self.started = not ray.is_initialized()
         if self.started:
@@ -125,8 +151,14 @@ class RayPool(Executor):
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         return self.ray.remote(num_cpus=0, scheduling_strategy=here)(Keeper).remote(str(root.resolve()))
 
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """Wait for the jobs, or after an error interrupt them, and leave the cluster."""
+        self.shutdown(cancel_futures=kind is not None)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; with ``cancel_futures``, jobs are interrupted and given time to save first."""
+        if not self.ray.is_initialized():  # left already
+            return
         if cancel_futures:
             for reference in self.references.values():
                 self.ray.cancel(reference)

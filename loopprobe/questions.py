@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
-from loopprobe.cluster import RayPool
+from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import (
@@ -143,27 +143,31 @@ def prepare(question: Question, device: torch.device | str = "cpu") -> list[Prep
 def answer(
     prepared: Sequence[Prepared],
     progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
-    cluster: RayPool | None = None,
+    pool: Processes | RayPool | None = None,
 ) -> Iterator[xr.Dataset]:
     """One dataset a checkpoint, in their order, each as soon as it is there.
 
     Args:
         prepared: from ``prepare``.
         progress: makes, from a description, a wrapper for the steps of one run.
-        cluster: answers all of them at once, see ``loopprobe.cluster``.
+        pool: answers several at once, see ``loopprobe.cluster``; None: one after the other, in this process.
     """
-    if cluster is None:
+    if pool is None or (isinstance(pool, Processes) and len(prepared) == 1):
         for p in prepared:
             yield PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
         return
-    futures = [cluster.submit(_answer_there, p, cluster.threads) for p in prepared]
-    for future in progress(f"{prepared[0].probe} of {len(prepared)} models")(futures) if futures else ():
+    futures = [pool.submit(_answer_there, _on(p, "cpu"), pool.threads, pool.device) for p in prepared]
+    for future in progress(f"{len(prepared)} answers")(futures) if futures else ():
         yield future.result()
 
 
-def _answer_there(p: Prepared, threads: int) -> xr.Dataset:
-    """In a worker, on the best device that it has."""
-    torch.set_num_threads(threads)
-    device = pick_device()
+def _on(p: Prepared, device: torch.device | str) -> Prepared:
     p.checkpoint.model.to(device)
-    return PROBES[p.probe].run(p.checkpoint, p.prompts.to(device), p.config)
+    return dataclasses.replace(p, prompts=p.prompts.to(device))
+
+
+def _answer_there(p: Prepared, threads: int, device: str) -> xr.Dataset:
+    """In a worker."""
+    torch.set_num_threads(threads)
+    p = _on(p, pick_device(device))
+    return PROBES[p.probe].run(p.checkpoint, p.prompts, p.config)

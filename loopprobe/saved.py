@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loopprobe.checkpoint import names
-from loopprobe.cluster import RayPool
+from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.questions import PROBES, Prepared, Question, answer, prepare
@@ -98,30 +98,43 @@ class Answered:
 
 
 def answer_saved(
-    saved: Saved,
+    saved: Mapping[str, Saved],
     folder: Path,
     *,
     quick: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
-    cluster: RayPool | None = None,
-) -> Answered:
-    """Answer a question for the checkpoints that are there, reusing what ``folder`` holds of the same."""
-    question = saved.question(quick)
+    pool: Processes | RayPool | None = None,
+) -> dict[str, Answered]:
+    """Answer questions for the checkpoints that are there, reusing what ``folder`` holds of the same.
+
+    Args:
+        saved: questions by name.
+        folder: of the answers, one folder a question.
+        quick: their quick forms.
+        device: where the models are, unless a pool has them elsewhere.
+        progress, pool: see ``questions.answer``.
+
+    Returns:
+        The answers, by the names of the questions.
+    """
     known = names()
-    there = tuple(name for name in question.checkpoints if name in known or Path(name).is_dir())
-    missing = tuple(name for name in question.checkpoints if name not in there)
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = {
-        folder / f"{prepared.checkpoint.label}.nc": prepared
-        for prepared in prepare(dataclasses.replace(question, checkpoints=there), device)
-    }
-    found = {path: data for path, prepared in asked.items() if (data := _reusable(path, prepared)) is not None}
-    todo = {path: prepared for path, prepared in asked.items() if path not in found}
-    for path, data in zip(todo, answer(list(todo.values()), progress, cluster), strict=True):
+    asked: dict[str, dict[Path, Prepared]] = {}
+    missing: dict[str, tuple[str, ...]] = {}
+    for name, one in saved.items():
+        question = one.question(quick)
+        there = tuple(model for model in question.checkpoints if model in known or Path(model).is_dir())
+        missing[name] = tuple(model for model in question.checkpoints if model not in there)
+        prepared = prepare(dataclasses.replace(question, checkpoints=there), device)
+        asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    everything = {path: p for paths in asked.values() for path, p in paths.items()}
+    found = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
+    todo = {path: p for path, p in everything.items() if path not in found}
+    for path, data in zip(todo, answer(list(todo.values()), progress, pool), strict=True):
         write_dataset(data, path)
         found[path] = data
-    return Answered(saved, [found[path] for path in asked], missing)
+    return {name: Answered(one, [found[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
 
 
 def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:

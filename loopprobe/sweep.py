@@ -14,17 +14,15 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 from loopprobe.checkpoint import CONFIG, METRICS, STATE, read_json
-from loopprobe.cluster import RayPool, kept
+from loopprobe.cluster import Processes, RayPool, kept
 from loopprobe.config import Config, build
 from loopprobe.errors import LoopprobeError
 from loopprobe.runs import Row
@@ -166,7 +164,7 @@ def sweep(
         LoopprobeError: a model could not be trained; the others are finished first.
     """
     todo = [model for model in planned if model.todo]
-    with cluster or _processes(workers) as pool:
+    with cluster or Processes(workers, fresh=True) as pool:
         futures: dict[Future[None], str] = {}
         if isinstance(pool, RayPool):
             keepers = {folder: pool.keeper(folder) for folder in {m.folder.parent for m in todo}}
@@ -174,11 +172,10 @@ def sweep(
                 kept_by = [keepers[m.folder.parent] for m in members]
                 futures[pool.submit(_train_kept, kept_by, members, pool.threads)] = _names(members)
         else:
-            threads = max(1, (os.cpu_count() or 1) // workers)
             together = None if stack is None else True
             for members in stacks(todo, stack, workers):
                 folders = [m.folder for m in members]
-                futures[pool.submit(_train, members, folders, threads, together)] = _names(members)
+                futures[pool.submit(_train, members, folders, pool.threads, together)] = _names(members)
         waiting = set(futures)
         try:
             while waiting:
@@ -199,11 +196,6 @@ def last_row(folder: Path) -> dict[str, Any] | None:
         return None
     lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
     return json.loads(lines[-1]) if lines else None
-
-
-def _processes(workers: int) -> ProcessPoolExecutor:
-    # spawn: a forked child would inherit torch's thread pool in an unusable state
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1)
 
 
 def _names(members: Iterable[Planned]) -> str:

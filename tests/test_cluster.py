@@ -156,8 +156,8 @@ def test_questions_get_the_same_answers_as_here(start, tmp_path):
     probes = Path(__file__).parents[1] / "probes"
     process = start("run", probes / "r2_converge.toml", "--quick", "--out", tmp_path / "there")
     assert process.wait(timeout=400) == 0
-    here = answer_saved(read_saved(probes / "r2_converge.toml"), tmp_path / "here", quick=True)
-    for data in here.datasets:
+    saved = {"r2_converge": read_saved(probes / "r2_converge.toml")}
+    for data in answer_saved(saved, tmp_path / "here", quick=True)["r2_converge"].datasets:
         there = read_dataset(tmp_path / "there" / "r2_converge" / f"{data.model.item()}.nc")
         np.testing.assert_allclose(there["mean"], data["mean"], rtol=1e-3)
 

@@ -1,16 +1,23 @@
 """The report on tiny models; and, in a browser, the page as a reader sees it."""
 
+import dataclasses
 import json
+import os
 import shutil
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
+import xarray as xr
 from conftest import TINY, make_model
 
 from loopprobe.checkpoint import Checkpoint, save
 from loopprobe.claims import CLAIMS
+from loopprobe.cli.options import pool_of
+from loopprobe.cluster import Processes
 from loopprobe.errors import LoopprobeError
+from loopprobe.questions import Question, answer, prepare
 from loopprobe.report import write_report
 from loopprobe.saved import answer_saved, read_saved, saved_questions
 from loopprobe.settings import load_config
@@ -48,8 +55,8 @@ def questions(tmp_path):
     return folder
 
 
-def answers(questions, **options):
-    return {n: answer_saved(q, Path("data") / n, **options) for n, q in saved_questions(questions).items()}
+def answers(questions, folder="data", **options):
+    return answer_saved(saved_questions(questions), Path(folder), **options)
 
 
 def test_a_report_holds_every_question_and_claim(questions, tmp_path):
@@ -85,6 +92,35 @@ def test_answers_are_reused_until_something_changes(questions, monkeypatch):
     assert not new["r2_converge"].datasets[1].identical(first["r2_converge"].datasets[1])
     assert new["r2_converge"].datasets[0].identical(first["r2_converge"].datasets[0])
     assert answers(questions, quick=True)["r2_converge"].datasets[0].sizes["example"] == 5
+
+
+def test_processes_give_the_same_answers(questions):
+    with Processes(2) as pool:
+        there = answers(questions, "there", pool=pool)
+    for name, here in answers(questions).items():
+        assert [data.model.item() for data in here.datasets] == [data.model.item() for data in there[name].datasets]
+        for one, other in zip(here.datasets, there[name].datasets, strict=True):
+            xr.testing.assert_allclose(one, other)
+
+
+def test_an_error_in_a_process_ends_the_others(questions, tmp_path):
+    (prepared,) = prepare(Question(probe="compare", checkpoints=("runs/b4",), prompts=5))
+    broken = dataclasses.replace(prepared, probe="nope")
+    with pytest.raises(KeyError, match="nope"), Processes(2) as pool:
+        list(answer([broken, *[prepared] * 20], pool=pool))
+    assert not active_children()
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, min(4, os.cpu_count())), (3, 3), (1, None)])
+def test_workers(given, found):
+    with pool_of(given, "cpu") as pool:
+        assert (pool and pool._max_workers) == (None if found == 1 else found)
+        assert pool is None or pool.threads == max(1, os.cpu_count() // found)
+
+
+def test_bad_numbers_of_workers_get_one_line():
+    with pytest.raises(LoopprobeError, match=r"workers \(0\)"):
+        pool_of(0, "cpu")
 
 
 def test_bad_questions_get_one_line(questions, tmp_path):

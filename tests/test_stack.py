@@ -169,9 +169,15 @@ def test_models_of_the_same_shapes_are_stacked(tmp_path):
     assert [[model.name for model in members] for members in stacks(mixed, 1)] == [[m.name] for m in mixed]
 
 
+class Threads(ThreadPoolExecutor):
+    threads = 1
+
+    def __init__(self, workers, **options):
+        super().__init__(workers)
+
+
 def test_a_sweep_trains_stacks_and_names_all_of_one_that_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr("loopprobe.sweep._processes", ThreadPoolExecutor)
-    monkeypatch.setattr("loopprobe.sweep.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("loopprobe.sweep.Processes", Threads)
     models = planned(tmp_path, ["train.seed=0"], ["train.seed=1"], ["train.seed=2", "train.steps=5"])
     sweep(models, stack=4)
     assert {model.status for model in planned(tmp_path, ["train.seed=0"], ["train.seed=1"])} == {"done"}

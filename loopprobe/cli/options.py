@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ import typer
 from loopprobe.errors import LoopprobeError
 
 if TYPE_CHECKING:
-    from loopprobe.cluster import RayPool
+    from loopprobe.cluster import Processes, RayPool
 
 Ckpt = Annotated[list[str] | None, typer.Option("--ckpt", help="Checkpoint name or path; repeat for several.")]
 Prompts = Annotated[int, typer.Option(help="Held-out prompts.")]
@@ -32,6 +34,10 @@ Target = Annotated[str | None, typer.Option(help="With --data: the column that i
 
 
 Loops = Annotated[int | None, typer.Option(help="Loops to run; by default as many as each model was trained with.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Models at a time, which share the threads; by default up to 4 on a CPU, and 1 on a GPU."),
+]
 Engine = Annotated[str, typer.Option(help="Where jobs run: local, or ray for a Ray cluster (needs loopprobe[ray]).")]
 Cpus = Annotated[float, typer.Option(help="With --engine ray: processors of one job.")]
 Gpus = Annotated[float, typer.Option(help="With --engine ray: GPUs of one job; 0.25 puts four on each.")]
@@ -109,6 +115,21 @@ def parse_numbers(text: str, option: str) -> list[int]:
 def parse_words(text: str) -> tuple[str, ...]:
     """``a,b`` as ("a", "b")."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def pool_of(
+    workers: int | None, device: str, engine: str = "local", cpus: float = 1, gpus: float = 0
+) -> AbstractContextManager[Processes | RayPool | None]:
+    """What answers several models at once: processes, the Ray cluster where that is the engine, or nothing."""
+    if workers is not None and workers < 1:
+        raise LoopprobeError(f"workers ({workers}) must be at least 1: raise it")
+    if (cluster := cluster_of(engine, cpus, gpus)) is not None:
+        return cluster
+    from loopprobe.cluster import Processes
+    from loopprobe.train import pick_device
+
+    chosen = workers or (min(4, os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1)
+    return nullcontext() if chosen == 1 else Processes(chosen, device=device)
 
 
 def cluster_of(engine: str, cpus: float, gpus: float) -> RayPool | None:

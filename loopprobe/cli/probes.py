@@ -17,10 +17,11 @@ from loopprobe.cli.options import (
     Loops,
     Png,
     Quick,
-    cluster_of,
+    Workers,
     output_folder,
     parse_numbers,
     parse_words,
+    pool_of,
     with_common,
 )
 
@@ -146,11 +147,12 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the answers, one folder a question; reused.")] = Path("results"),
     png: Png = False,
     device: Device = "auto",
+    workers: Workers = None,
     engine: Engine = "local",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
 ) -> None:
-    """Answer a saved question."""
+    """Answer saved questions."""
     from loopprobe.figures.style import require_png, write_html, write_png
     from loopprobe.present import figures_of, tables_of
     from loopprobe.progress import track
@@ -162,10 +164,10 @@ def run(
     where = pick_device("cpu" if engine == "ray" else device)
     if png:
         require_png()
-    cluster = cluster_of(engine, cpus, gpus)
-    for name, question in saved.items():
-        folder = out / name
-        answered = answer_saved(question, folder, quick=quick, device=where, progress=track, cluster=cluster)
+    with pool_of(workers, device, engine, cpus, gpus) as pool:
+        answers = answer_saved(saved, out, quick=quick, device=where, progress=track, pool=pool)
+    for name, answered in answers.items():
+        question, folder = answered.saved, out / name
         if answered.missing:
             print(f"not trained yet, and so left out: {', '.join(answered.missing)}")
         if not answered.datasets:
@@ -185,6 +187,7 @@ def report(
     quick: Quick = False,
     out: Annotated[Path, typer.Option(help="Folder of the report; answers in it are reused.")] = Path("report"),
     device: Device = "auto",
+    workers: Workers = None,
 ) -> None:
     """Answer all saved questions, and judge the study's claims."""
     from loopprobe.progress import track
@@ -195,10 +198,8 @@ def report(
 
     saved, where = saved_questions(questions), pick_device(device)
     data = out / ("data-quick" if quick else "data")
-    answers = {
-        name: answer_saved(question, data / name, quick=quick, device=where, progress=track)
-        for name, question in saved.items()
-    }
+    with pool_of(workers, device) as pool:
+        answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
     show_table(verdict_table(write_report(answers, out)))
     print(out / "report.json")
     print(out / "index.html")
