@@ -22,7 +22,7 @@ from loopprobe.model import LoopedTransformer
 from loopprobe.probes import converge, lens, mask, patch
 from loopprobe.replay import Replay
 from loopprobe.settings import load_config
-from loopprobe.train import make_optimizers, train_step
+from loopprobe.steps import make_optimizers, train_step
 
 N_PROMPTS = 8
 

@@ -22,7 +22,8 @@ from loopprobe.provenance import provenance
 from loopprobe.replay import Replay
 from loopprobe.settings import load_config
 from loopprobe.stack import Stack
-from loopprobe.train import draw, pick_device, stack_step, start, train_step
+from loopprobe.steps import stack_step, train_step
+from loopprobe.train import draw, pick_device, start
 
 SIZES = (2, 4, 8, 16)
 

@@ -30,8 +30,9 @@ from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
 from loopprobe.replay import Replay
 from loopprobe.settings import load_config
+from loopprobe.steps import make_optimizers, train_step
 from loopprobe.tasks import Prompts, held_out, sample
-from loopprobe.train import make_optimizers, pick_device, train_step
+from loopprobe.train import pick_device
 
 PRODUCTS, N_PRODUCTS = "matrix products", 40
 

@@ -33,7 +33,8 @@ from loopprobe.probes import (
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.replay import Replay
 from loopprobe.settings import load_config
-from loopprobe.train import draw, start, train, train_runs, train_step
+from loopprobe.steps import train_step
+from loopprobe.train import draw, start, train, train_runs
 
 pytestmark = pytest.mark.cuda
 

@@ -15,9 +15,10 @@ from loopprobe.model import LoopedTransformer
 from loopprobe.runs import Run
 from loopprobe.settings import load_config
 from loopprobe.stack import Stack, Trial, muon_together
+from loopprobe.steps import windowed_loss
 from loopprobe.sweep import plan, stacks, sweep
 from loopprobe.tasks import sample
-from loopprobe.train import start, train, train_runs, windowed_loss
+from loopprobe.train import start, train, train_runs
 
 SMALL = [f"model.{key}={value}" for key, value in TINY.items() if key != "n_loops"] + [
     "train.dims=3", "train.points=6", "train.batch_size=4", "train.device=cpu", "train.steps=12",

@@ -17,8 +17,9 @@ from loopprobe.checkpoint import load_checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.settings import load_config
+from loopprobe.steps import make_optimizers, rate_factor, windowed_loss
 from loopprobe.tasks import sample
-from loopprobe.train import make_optimizers, pick_device, rate_factor, train, windowed_loss
+from loopprobe.train import pick_device, train
 
 SMALL = [f"model.{key}={value}" for key, value in TINY.items()] + [
     "train.steps=40", "train.loop_window=2", "train.batch_size=8", "train.warmup_steps=5", "train.device=cpu",
@@ -169,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_advice(tmp_pat
         loss, squared, error = real(*arguments)
         return loss, squared * (torch.nan if len(calls) > 17 else 1), error
 
-    monkeypatch.setattr("loopprobe.train.windowed_loss", broken)
+    monkeypatch.setattr("loopprobe.steps.windowed_loss", broken)
     with pytest.raises(LoopprobeError, match=r"nan at step 18 .*step 14.*lower train.muon_lr"):
         train(config(), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run").step == 14
