@@ -125,14 +125,25 @@ def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
     return PROBES[name], build(PROBES[name].config, options)
 
 
-def prepare(question: Question, device: torch.device | str = "cpu") -> list[Prepared]:
+def prepare(
+    question: Question, device: torch.device | str = "cpu", loaded: dict[str, Checkpoint] | None = None
+) -> list[Prepared]:
     """Load and check everything that a question needs.
+
+    Args:
+        question: what is asked.
+        device: where the models are put.
+        loaded: checkpoints by the names that they were asked for, which are not loaded again; new ones are added.
 
     Raises:
         LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use.
     """
     probe, config = configured(question.probe, question.options)
-    checkpoints = [load_checkpoint(name, device) for name in question.checkpoints]
+    loaded = {} if loaded is None else loaded
+    for name in question.checkpoints:
+        if name not in loaded:
+            loaded[name] = load_checkpoint(name, device)
+    checkpoints = [loaded[name] for name in question.checkpoints]
     for checkpoint in checkpoints:
         probe.check(checkpoint, config)
     return [

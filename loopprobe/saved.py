@@ -17,7 +17,7 @@ import xarray as xr
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loopprobe.checkpoint import names
+from loopprobe.checkpoint import Checkpoint, names
 from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
@@ -119,13 +119,14 @@ def answer_saved(
         The answers, by the names of the questions.
     """
     known = names()
+    loaded: dict[str, Checkpoint] = {}
     asked: dict[str, dict[Path, Prepared]] = {}
     missing: dict[str, tuple[str, ...]] = {}
     for name, one in saved.items():
         question = one.question(quick)
         there = tuple(model for model in question.checkpoints if model in known or Path(model).is_dir())
         missing[name] = tuple(model for model in question.checkpoints if model not in there)
-        prepared = prepare(dataclasses.replace(question, checkpoints=there), device)
+        prepared = prepare(dataclasses.replace(question, checkpoints=there), device, loaded)
         asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
         (folder / name).mkdir(parents=True, exist_ok=True)
     everything = {path: p for paths in asked.values() for path, p in paths.items()}

@@ -120,7 +120,7 @@ def conclude(section: str, claim: str, findings: Iterable[Finding]) -> Verdict:
 
 
 def bootstrap(
-    statistic: Callable[..., Any], *groups: Float[ndarray, "seed example"], seed: int = 0, resamples: int = RESAMPLES
+    statistic: Callable[..., Any], *groups: Float[ndarray, "seed example ..."], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
     """An estimate and its 95 % percentile interval over prompts and seeds.
 
@@ -129,32 +129,40 @@ def bootstrap(
     seed the interval is over prompts only.
 
     Args:
-        statistic: from one vector of per-prompt values a group (mean over its seeds) to a number.
+        statistic: from the values of each group (means over its seeds), [..., example], to numbers [...]; where groups
+            have more dimensions than seed and example, the values have them too.
         groups: values per seed and prompt, with the same prompts.
+        seed: of the resampling.
     """
     generator = np.random.default_rng(seed)
-    estimate = statistic(*(group.mean(0) for group in groups))
-    draws = np.empty(resamples)
     n = groups[0].shape[1]
-    for i in range(resamples):
-        prompts = generator.integers(n, size=n)
-        chosen = []
-        for group in groups:
-            seeds = generator.integers(len(group), size=len(group)) if len(group) > 1 else [0]
-            chosen.append(group[seeds].mean(0)[prompts])
-        draws[i] = statistic(*chosen)
+    prompts = generator.integers(n, size=(RESAMPLES, n))
+    drawn = []
+    for group in groups:
+        if len(group) == 1:
+            drawn.append(group[0][prompts])
+            continue
+        counts = generator.multinomial(len(group), np.full(len(group), 1 / len(group)), size=RESAMPLES)
+        means = np.tensordot(counts / len(group), group, axes=1)  # [resample, example, ...]
+        drawn.append(means[np.arange(RESAMPLES)[:, None], prompts])
+    estimate, draws = statistic(*(group.mean(0) for group in groups)), statistic(*drawn)
     low, high = np.quantile(draws, [0.025, 0.975]) if np.isfinite(draws).all() else (np.nan, np.nan)
     return float(estimate), (float(low), float(high))
 
 
-def ratio_of_means(numerator: ndarray, denominator: ndarray) -> float:
+def ratio_of_means(numerator: Float[ndarray, "... example"], denominator: ndarray) -> Float[ndarray, ...]:
     """Mean over mean."""
-    return float(numerator.mean() / denominator.mean())
+    return numerator.mean(-1) / denominator.mean(-1)
 
 
-def ratio_of_spreads(numerator: ndarray, denominator: ndarray) -> float:
+def difference_of_means(one: Float[ndarray, "... example"], other: ndarray) -> Float[ndarray, ...]:
+    """Mean minus mean."""
+    return one.mean(-1) - other.mean(-1)
+
+
+def ratio_of_spreads(numerator: Float[ndarray, "... example"], denominator: ndarray) -> Float[ndarray, ...]:
     """Standard deviation over standard deviation."""
-    return float(numerator.std() / denominator.std())
+    return numerator.std(-1) / denominator.std(-1)
 
 
 def hold_ratio(
@@ -162,7 +170,7 @@ def hold_ratio(
     numerator: Float[ndarray, "seed example"],
     denominator: Float[ndarray, "seed example"],
     rule: Rule,
-    statistic: Callable[..., float] = ratio_of_means,
+    statistic: Callable[..., Any] = ratio_of_means,
 ) -> Finding:
     """Hold the ratio of two groups' errors against a rule."""
     return decide(what, *bootstrap(statistic, numerator, denominator), rule)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.claims.evidence import EQUAL, MORE, Claim, Evidence
-from loopprobe.verdicts import Finding, about_equal, above, below, bootstrap, decide, hold_ratio
+from loopprobe.verdicts import Finding, about_equal, above, below, bootstrap, decide, difference_of_means, hold_ratio
 
 FEW = (4, 6, 8)  # examples of a sparse function: fewer than dimensions, enough to find it
 
@@ -46,8 +47,8 @@ def r8_equal(evidence: Evidence) -> Iterator[Finding]:
             yield hold_ratio(what, a, b, about_equal(EQUAL))
 
 
-def _r2(squared: ndarray, spread: ndarray) -> float:
-    return float(1 - squared.sum() / spread.sum())
+def _r2(squared: Float[ndarray, "... example"], spread: ndarray) -> Float[ndarray, ...]:
+    return 1 - squared.sum(-1) / spread.sum(-1)
 
 
 def _decoded(evidence: Evidence, looped: bool) -> Iterator[tuple[xr.Dataset, str, str, ndarray, ndarray]]:
@@ -88,7 +89,7 @@ def r8_tables(evidence: Evidence) -> Iterator[Finding]:
     for table, looped in folds[True].items():
         if (ordinary := folds[False].get(table)) is not None:
             a, b = (d.right.sel(table=table).isel(point=-1).values[None].astype(float) for d in (looped, ordinary))
-            difference = bootstrap(lambda a, b: a.mean() - b.mean(), a, b)
+            difference = bootstrap(difference_of_means, a, b)
             yield decide(f"accuracy on {table}, left out of training: looped minus ordinary", *difference, above(-MORE))
 
 

@@ -37,9 +37,9 @@ def r9_lost(evidence: Evidence) -> Iterator[Finding]:
         yield decide(what, *growth, above(1))
 
 
-def _growth(ends: Float[ndarray, "example end"]) -> float:
-    last, trained = ends.mean(0)
-    return float(last / trained)
+def _growth(ends: Float[ndarray, "... example end"]) -> Float[ndarray, ...]:
+    means = ends.mean(-2)
+    return means[..., 0] / means[..., 1]
 
 
 CLAIMS: tuple[Claim, ...] = (

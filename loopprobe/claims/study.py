@@ -24,7 +24,9 @@ from loopprobe.verdicts import (
     below,
     bootstrap,
     decide,
+    difference_of_means,
     hold_ratio,
+    ratio_of_means,
     ratio_of_spreads,
 )
 
@@ -83,7 +85,7 @@ def at_rest(datasets: Sequence[xr.Dataset]) -> Float[ndarray, "seed followed"]:
 def r2_rests(evidence: Evidence) -> Iterator[Finding]:
     for kind, data in kinds([d for d in evidence.get("r2_converge", ()) if "limit" in d]).items():
         if kind.loops > 5:
-            estimate = bootstrap(lambda rest: float(rest.mean()), at_rest(data))
+            estimate = bootstrap(lambda rest: rest.mean(-1), at_rest(data))
             yield decide(
                 f"{kind}: share of tokens at a fixed point after {data[0].attrs['far']} loops", *estimate, above(RESTS)
             )
@@ -126,11 +128,11 @@ def _grows(evidence: Evidence, name: str) -> Iterator[Finding]:
         errors = data.error.sel(loop=kind.loops).values  # [n, example]
         ranks = data.n.values.argsort().argsort()
 
-        def spearman(*rows: ndarray, ranks: ndarray = ranks) -> float:
-            means = np.array([row.mean() for row in rows])
-            return float(np.corrcoef(means.argsort().argsort(), ranks)[0, 1])
+        def spearman(*rows: Float[ndarray, "... example"], ranks: ndarray = ranks) -> Float[ndarray, ...]:
+            found = np.stack([row.mean(-1) for row in rows], axis=-1).argsort(-1).argsort(-1)
+            return (found - ranks.mean()) @ (ranks - ranks.mean()) / ((ranks - ranks.mean()) ** 2).sum()
 
-        estimate, interval = bootstrap(spearman, *(row[None] for row in errors), resamples=400)
+        estimate, interval = bootstrap(spearman, *(row[None] for row in errors))
         yield decide(f"{kind}: rank correlation of error and n", estimate, interval, below(-0.8))
 
 
@@ -187,9 +189,7 @@ def r6_rests(evidence: Evidence) -> Iterator[Finding]:
         deeper = replace(kind, layers=2 * kind.layers)
         if deeper in found and at_rest(found[kind]).mean() <= 1 - MORE:  # where nearly all are, there cannot be more
             what = f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"
-            difference = bootstrap(
-                lambda a, b: float(a.mean() - b.mean()), at_rest(found[deeper]), at_rest(found[kind])
-            )
+            difference = bootstrap(difference_of_means, at_rest(found[deeper]), at_rest(found[kind]))
             yield decide(what, *difference, above(MORE))
 
 
@@ -235,7 +235,7 @@ def r7_earlier(evidence: Evidence) -> Iterator[Finding]:
                 continue
             for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
                 one, more = (np.array([[measure(d)] for d in found[k]]) for k in (kind, deeper))
-                estimate, interval = bootstrap(lambda a, b: float(a.mean() / b.mean()), one, more)
+                estimate, interval = bootstrap(ratio_of_means, one, more)
                 if min(len(one), len(more)) < 2:
                     interval = (np.nan, np.nan)  # one run has no spread over seeds: it decides nothing
                 yield decide(f"step at which the loss {what}: {kind} over L {layers}", estimate, interval, below(1))
