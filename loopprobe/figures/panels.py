@@ -73,16 +73,23 @@ def _by_loops(datasets: Sequence[xr.Dataset], kind: Callable[[xr.Dataset], Any],
     }
 
 
+def by_name(
+    datasets: Sequence[xr.Dataset], name: Callable[[xr.Dataset], str] = lambda data: _without_seed(data)
+) -> dict[str, list[xr.Dataset]]:
+    """Datasets of the same name, by default that of the model without its seed: the seeds together."""
+    found: dict[str, list[xr.Dataset]] = {}
+    for data in datasets:
+        found.setdefault(name(data), []).append(data)
+    return found
+
+
 def _lines(
     datasets: Sequence[xr.Dataset],
     colour: Callable[[xr.Dataset], str],
     name: Callable[[xr.Dataset], str] = lambda data: _without_seed(data),
 ) -> list[Line]:
-    seeds: dict[str, list[xr.Dataset]] = {}
-    for data in datasets:
-        seeds.setdefault(name(data), []).append(data)
     lines: list[Line] = []
-    for label, own in seeds.items():
+    for label, own in by_name(datasets, name).items():
         look = colour(own[0])
         dash = DASHES[sum(line.colour == look for line in lines) % len(DASHES)]
         lines.append(Line(label, tuple(own), look, dash))

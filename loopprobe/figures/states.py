@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.figures.panels import by_name
 from loopprobe.figures.style import BLACK, GREY, colours, curve, finish, trained_line
 
 
@@ -47,20 +48,20 @@ def _moves(data: xr.Dataset) -> go.Figure:
 
 
 def limits_models_figure(datasets: Sequence[xr.Dataset], title: str) -> go.Figure:
-    """Shares of the types of limit, a bar a model, of states and of predictions.
+    """Shares of the types of limit, a bar a model (mean of its seeds), of states and of predictions.
 
     Args:
         datasets: of the converge probe, with states, one a model.
         title: of the figure.
     """
     types = datasets[0].limit.attrs["types"].split(", ")
-    names = [data.model.item() for data in datasets]
+    models = by_name(datasets)
     figure = make_subplots(1, 2, subplot_titles=["states of tokens", "predictions at points"], horizontal_spacing=0.06)
     for col, name in enumerate(("limit", "prediction_limit"), 1):
         for i, (kind, colour) in enumerate(zip(types, colours(len(types)), strict=True)):
-            shares = [float((data[name] == i).mean()) for data in datasets]
+            shares = [float(np.mean([(data[name] == i).mean() for data in seeds])) for seeds in models.values()]
             figure.add_bar(
-                x=names, y=shares, name=kind, marker={"color": colour}, legendgroup=kind, row=1, col=col,
+                x=list(models), y=shares, name=kind, marker={"color": colour}, legendgroup=kind, row=1, col=col,
                 showlegend=col == 1 and any((data.limit == i).any() for data in datasets),
                 hovertemplate="%{x}: %{y:.1%}",
             )  # fmt: skip
