@@ -126,24 +126,22 @@ def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
 
 
 def prepare(
-    question: Question, device: torch.device | str = "cpu", loaded: dict[str, Checkpoint] | None = None
+    question: Question,
+    device: torch.device | str = "cpu",
+    load: Callable[[str, torch.device | str], Checkpoint] = load_checkpoint,
 ) -> list[Prepared]:
     """Load and check everything that a question needs.
 
     Args:
         question: what is asked.
         device: where the models are put.
-        loaded: checkpoints by the names that they were asked for, which are not loaded again; new ones are added.
+        load: gets a checkpoint by its name, on the device.
 
     Raises:
         LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use.
     """
     probe, config = configured(question.probe, question.options)
-    loaded = {} if loaded is None else loaded
-    for name in question.checkpoints:
-        if name not in loaded:
-            loaded[name] = load_checkpoint(name, device)
-    checkpoints = [loaded[name] for name in question.checkpoints]
+    checkpoints = [load(name, device) for name in question.checkpoints]
     for checkpoint in checkpoints:
         probe.check(checkpoint, config)
     return [

@@ -124,9 +124,9 @@ class Run:
 
     def save_state(self) -> None:
         """Write the checkpoint and all that the next step depends on."""
-        self.read()
+        pending = self.read()
         save(self.checkpoint(), self.out)
-        save_state(self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed(), self.pending)
+        save_state(self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed(), pending)
         self.saved_at = self.step
 
     def finish(self) -> Path:

@@ -7,6 +7,7 @@ the model and the version of loopprobe has changed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import xarray as xr
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loopprobe.checkpoint import Checkpoint, names
+from loopprobe.checkpoint import load_checkpoint, names
 from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
@@ -119,14 +120,14 @@ def answer_saved(
         The answers, by the names of the questions.
     """
     known = names()
-    loaded: dict[str, Checkpoint] = {}
+    load = functools.cache(load_checkpoint)  # a model once for all questions
     asked: dict[str, dict[Path, Prepared]] = {}
     missing: dict[str, tuple[str, ...]] = {}
     for name, one in saved.items():
         question = one.question(quick)
         there = tuple(model for model in question.checkpoints if model in known or Path(model).is_dir())
         missing[name] = tuple(model for model in question.checkpoints if model not in there)
-        prepared = prepare(dataclasses.replace(question, checkpoints=there), device, loaded)
+        prepared = prepare(dataclasses.replace(question, checkpoints=there), device, load)
         asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
         (folder / name).mkdir(parents=True, exist_ok=True)
     everything = {path: p for paths in asked.values() for path, p in paths.items()}

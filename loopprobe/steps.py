@@ -108,11 +108,7 @@ def train_step(
         model.zero_grad()
         loss.backward()
         _clip(model, cfg)
-        for optimizer in optimizers:
-            if isinstance(optimizer, torch.optim.Muon) and xs.is_cuda:
-                muon_together([optimizer])  # torch's own reads its rate back from the device
-            else:
-                optimizer.step()
+        _update(optimizers, together=xs.is_cuda)  # torch's own Muon reads its rate back from the device
         return torch.stack([squared, error / prompts.scale])
 
     return replay((n_loops, prompts.scale), work, *prompts)
@@ -134,6 +130,14 @@ def _clip(model: LoopedTransformer, cfg: TrainConfig) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
 
 
+def _update(optimizers: list[torch.optim.Optimizer], together: bool) -> None:
+    muons = [optimizer for optimizer in optimizers if together and isinstance(optimizer, torch.optim.Muon)]
+    for optimizer in optimizers:
+        if optimizer not in muons:
+            optimizer.step()
+    muon_together(muons)
+
+
 def stack_step(
     stack: Stack, runs: Sequence[Run], prompts: list[Prompts], step: int, replay: Replay
 ) -> Float[Tensor, "run 2"]:
@@ -151,12 +155,9 @@ def stack_step(
         stack.zero_grad()
         torch.stack([loss for loss, *_ in losses]).sum().backward()
         stack.pass_gradients_on()
-        muons = []
         for run in runs:
             _clip(run.model, run.train)
-            for optimizer in run.optimizers:
-                muons.append(optimizer) if isinstance(optimizer, torch.optim.Muon) else optimizer.step()
-        muon_together(muons)
+        _update([optimizer for run in runs for optimizer in run.optimizers], together=True)
         pairs = zip(losses, prompts, strict=True)
         return torch.stack([torch.stack([squared, error / part.scale]) for (_, squared, error), part in pairs])
 

@@ -3,7 +3,6 @@
 Run with ``pytest -m cuda``.
 """
 
-import dataclasses
 import json
 from contextlib import nullcontext
 
@@ -14,23 +13,7 @@ from conftest import TINY, TINY_CFG, make_model
 from safetensors.torch import load_file
 
 from loopprobe.checkpoint import Checkpoint, load_checkpoint
-from loopprobe.probes import (
-    align,
-    attention,
-    attribute,
-    compare,
-    converge,
-    decode,
-    exit,
-    fixed_points,
-    lens,
-    mask,
-    patch,
-    paths,
-    recover,
-    shift,
-)  # fmt: skip
-from loopprobe.probes.loops import LoopsConfig
+from loopprobe.questions import configured
 from loopprobe.replay import Replay
 from loopprobe.settings import load_config
 from loopprobe.steps import train_step
@@ -137,31 +120,31 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
 
 
 PROBES = {
-    "align": (align, align.AlignConfig(steps=5, fit_prompts=32)),
-    "attention": (attention, LoopsConfig(loops=3)),
-    "attribute": (attribute, LoopsConfig(loops=3)),
-    "compare": (compare, compare.CompareConfig()),
-    "converge": (converge, converge.ConvergeConfig(loops=12, states=2, far=130)),
-    "decode": (decode, decode.DecodeConfig(loops=3, train_prompts=64, network_loops=0)),
-    "exit": (exit, exit.ExitConfig(loops=12)),
-    "fixed_points": (fixed_points, fixed_points.FixedPointsConfig(random_starts=0, far=130, lyapunov_steps=5)),
-    "lens": (lens, lens.LensConfig(loops=3, train_prompts=64)),
-    "mask": (mask, mask.MaskConfig(n=(1, 3), loops=4)),
-    "patch": (patch, patch.PatchConfig(loops=2)),
-    "patch, linear": (patch, patch.PatchConfig(loops=2, exact=False)),
-    "paths": (paths, paths.PathsConfig(loops=130)),
-    "recover": (recover, recover.RecoverConfig(after=3, loops=5)),
-    "shift": (shift, shift.ShiftConfig(shifts=("skewed", "noise"))),
+    "align": dict(steps=5, fit_prompts=32),
+    "attention": dict(loops=3),
+    "attribute": dict(loops=3),
+    "compare": dict(),
+    "converge": dict(loops=12, states=2, far=130),
+    "decode": dict(loops=3, train_prompts=64, network_loops=0),
+    "exit": dict(loops=12),
+    "fixed_points": dict(random_starts=0, far=130, lyapunov_steps=5),
+    "lens": dict(loops=3, train_prompts=64),
+    "mask": dict(n=(1, 3), loops=4),
+    "patch": dict(loops=2),
+    "patch, linear": dict(loops=2, exact=False),
+    "paths": dict(loops=130),
+    "recover": dict(after=3, loops=5),
+    "shift": dict(shifts=("skewed", "noise")),
 }
 
 
 @pytest.mark.parametrize("name", PROBES)
 def test_probes_agree_with_the_cpu(name):
-    probe, asked = PROBES[name]
+    probe, asked = configured(name.partition(",")[0], PROBES[name])
     found = []
     for device in ("cpu", "cuda"):
         checkpoint = Checkpoint(TINY_CFG, make_model(torch.float32).to(device), name="tiny")
-        found.append(probe.run(checkpoint, checkpoint.held_out(16), dataclasses.replace(asked)))
+        found.append(probe.run(checkpoint, checkpoint.held_out(16), asked))
     here, there = found
     assert set(here.data_vars) == set(there.data_vars)
     apart = {}

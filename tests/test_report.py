@@ -113,14 +113,14 @@ def test_an_error_in_a_process_ends_the_others(questions, tmp_path):
 
 @pytest.mark.parametrize(("given", "found"), [(None, min(4, os.cpu_count())), (3, 3), (1, None)])
 def test_workers(given, found):
-    with pool_of(given, "cpu") as pool:
+    with pool_of(given, torch.device("cpu")) as pool:
         assert (pool and pool._max_workers) == (None if found == 1 else found)
         assert pool is None or pool.threads == max(1, os.cpu_count() // found)
 
 
 def test_bad_numbers_of_workers_get_one_line():
     with pytest.raises(LoopprobeError, match=r"workers \(0\)"):
-        pool_of(0, "cpu")
+        pool_of(0, torch.device("cpu"))
 
 
 def test_bad_questions_get_one_line(questions, tmp_path):

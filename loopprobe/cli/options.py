@@ -16,6 +16,8 @@ import typer
 from loopprobe.errors import LoopprobeError
 
 if TYPE_CHECKING:
+    import torch
+
     from loopprobe.cluster import Processes, RayPool
 
 Ckpt = Annotated[list[str] | None, typer.Option("--ckpt", help="Checkpoint name or path; repeat for several.")]
@@ -118,7 +120,7 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 
 def pool_of(
-    workers: int | None, device: str, engine: str = "local", cpus: float = 1, gpus: float = 0
+    workers: int | None, device: torch.device, engine: str = "local", cpus: float = 1, gpus: float = 0
 ) -> AbstractContextManager[Processes | RayPool | None]:
     """What answers several models at once: processes, the Ray cluster where that is the engine, or nothing."""
     if workers is not None and workers < 1:
@@ -126,10 +128,9 @@ def pool_of(
     if (cluster := cluster_of(engine, cpus, gpus)) is not None:
         return cluster
     from loopprobe.cluster import Processes
-    from loopprobe.train import pick_device
 
-    chosen = workers or (min(4, os.cpu_count() or 1) if pick_device(device).type == "cpu" else 1)
-    return nullcontext() if chosen == 1 else Processes(chosen, device=device)
+    chosen = workers or (min(4, os.cpu_count() or 1) if device.type == "cpu" else 1)
+    return nullcontext() if chosen == 1 else Processes(chosen, device=str(device))
 
 
 def cluster_of(engine: str, cpus: float, gpus: float) -> RayPool | None:

@@ -164,7 +164,7 @@ def run(
     where = pick_device("cpu" if engine == "ray" else device)
     if png:
         require_png()
-    with pool_of(workers, device, engine, cpus, gpus) as pool:
+    with pool_of(workers, where, engine, cpus, gpus) as pool:
         answers = answer_saved(saved, out, quick=quick, device=where, progress=track, pool=pool)
     for name, answered in answers.items():
         question, folder = answered.saved, out / name
@@ -198,7 +198,7 @@ def report(
 
     saved, where = saved_questions(questions), pick_device(device)
     data = out / ("data-quick" if quick else "data")
-    with pool_of(workers, device) as pool:
+    with pool_of(workers, where) as pool:
         answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
     show_table(verdict_table(write_report(answers, out)))
     print(out / "report.json")

@@ -73,8 +73,13 @@ def _by_loops(datasets: Sequence[xr.Dataset], kind: Callable[[xr.Dataset], Any],
     }
 
 
+def _without_seed(data: xr.Dataset) -> str:
+    seed = (model_config(data)["train"] or {}).get("seed", 0)
+    return data.model.item().removesuffix(f"-s{seed}")
+
+
 def by_name(
-    datasets: Sequence[xr.Dataset], name: Callable[[xr.Dataset], str] = lambda data: _without_seed(data)
+    datasets: Sequence[xr.Dataset], name: Callable[[xr.Dataset], str] = _without_seed
 ) -> dict[str, list[xr.Dataset]]:
     """Datasets of the same name, by default that of the model without its seed: the seeds together."""
     found: dict[str, list[xr.Dataset]] = {}
@@ -86,7 +91,7 @@ def by_name(
 def _lines(
     datasets: Sequence[xr.Dataset],
     colour: Callable[[xr.Dataset], str],
-    name: Callable[[xr.Dataset], str] = lambda data: _without_seed(data),
+    name: Callable[[xr.Dataset], str] = _without_seed,
 ) -> list[Line]:
     lines: list[Line] = []
     for label, own in by_name(datasets, name).items():
@@ -148,8 +153,3 @@ def _loss(data: xr.Dataset) -> str:
 
 def _window(data: xr.Dataset) -> int:
     return (model_config(data)["train"] or {}).get("loop_window", 0)
-
-
-def _without_seed(data: xr.Dataset) -> str:
-    seed = (model_config(data)["train"] or {}).get("seed", 0)
-    return data.model.item().removesuffix(f"-s{seed}")
