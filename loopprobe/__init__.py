@@ -9,6 +9,8 @@ Names are loaded when they are first used, so that ``import loopprobe`` is insta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from loopprobe.memory import keep_freed_memory
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ _HOME = {
     "train": "train",
 }
 __all__ = [*_HOME, "__version__"]
+
+
+keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import loopprobe
 PACKAGE = Path(loopprobe.__file__).parent
 # A module imports only from modules to its left.
 ORDER = [
+    "memory",
     "errors",
     "types",
     "task_config",
