@@ -17,6 +17,7 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from common import synchronise, table, write
 from counts import counted
 from torch import Tensor, nn
 
+from loopprobe import blocks
 from loopprobe.config import Config
 from loopprobe.evaluate import query_error
 from loopprobe.model import LoopedTransformer
@@ -115,6 +117,7 @@ class Contestant:
     model: Any = None
     steps: int = 0
     seconds: float = 0.0
+    short: int = blocks.SHORT  # tokens, up to which attention is written out
     curve: list[tuple[int, float, float]] = field(default_factory=list)  # steps, seconds, error
     reached: dict[float, float] = field(default_factory=dict)  # from a target to the seconds until it
 
@@ -135,7 +138,8 @@ class Contestant:
         if self.plain:
             plain_step(self.model, self.optimizer, prompts, t.loops.at(i, t.steps), t.loop_window)
         else:
-            train_step(self.model, self.optimizers, prompts, i, t, self.replay)
+            with mock.patch.object(blocks, "SHORT", self.short):
+                train_step(self.model, self.optimizers, prompts, i, t, self.replay)
 
     def draw(self, i: int) -> Prompts:
         m, t = self.cfg.model, self.cfg.train
@@ -247,6 +251,8 @@ def main() -> None:
         Contestant("loopprobe, reference recipe", reference, device, plain=False),
         Contestant("plain nanoGPT-style, reference recipe", reference, device, plain=True),
     ]
+    if device.type == "cpu":
+        timed.append(Contestant("loopprobe, default recipe, torch's attention", ours, device, plain=False, short=0))
     if device.type == "cuda":
         timed.append(Contestant("loopprobe, default recipe, launched kernel by kernel", ours, device, plain=False))
         timed[-1].replay = Replay(torch.device("cpu"))  # of no graph

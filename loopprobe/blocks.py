@@ -1,7 +1,7 @@
 """One layer of the looped block: layer norm, attention and MLP, each passing its hook points.
 
-Attention, layer norm and the activation are torch's, unless a hook sits on what they hide: then that one
-operation, in that one loop, is written out.
+Layer norm and attention are torch's, unless a hook sits on what they hide: then that one operation, in that one loop,
+is written out. Attention is so, too, for prompts so short that torch's is slower.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from loopprobe.config import ModelConfig
@@ -26,6 +26,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
 }
+SHORT = 64  # tokens, up to which attention written out is faster on a CPU than torch's, whose blocks are made for more
 
 
 class LayerNorm(nn.LayerNorm):
@@ -62,23 +63,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: AttentionHooks, past: Past | None = None) -> Tensor:
         """Attend to these tokens and, with ``past``, to the keys and values of the tokens before them."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head))
-        q, k, v = (
-            hooks.hook_q(qkv[..., 0, :, :]),
-            hooks.hook_k(qkv[..., 1, :, :]),
-            hooks.hook_v(qkv[..., 2, :, :]),
-        )
+        parts = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)
+        q, k, v = (hook(part) for hook, part in zip((hooks.hook_q, hooks.hook_k, hooks.hook_v), parts, strict=True))
         if past is not None:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        if hooked(hooks.hook_attn_scores, hooks.hook_pattern):
-            scores = einsum(q, k, "b query h d, b key h d -> b h query key") / math.sqrt(self.d_head)
-            scores = hooks.hook_attn_scores(scores.masked_fill(~_seen(q, k), -torch.inf))
-            pattern = hooks.hook_pattern(scores.softmax(-1))
-            z = einsum(pattern, v, "b h query key, b key h d -> b query h d")
+        short = x.device.type == "cpu" and k.shape[1] <= SHORT
+        if short or hooked(hooks.hook_attn_scores, hooks.hook_pattern):
+            z = _attend(q, k, v, hooks)
         else:
-            seen = None if past is None else _seen(q, k)
+            unseen = None if past is None else _unseen(q, k)
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            z = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None).transpose(1, 2)
+            z = F.scaled_dot_product_attention(q, k, v, unseen, is_causal=past is None).transpose(1, 2)
         z = hooks.hook_z(z)
         if hooked(hooks.hook_result):
             result = hooks.hook_result(einsum(z, self.W_O, "b pos h d, h d m -> b pos h m"))
@@ -104,10 +99,20 @@ class Attention(nn.Module):
         return rearrange(self.out.weight, "m (h d) -> h d m", h=self.n_heads)
 
 
-def _seen(q: Tensor, k: Tensor) -> Bool[Tensor, "query key"]:
-    """Which keys a query sees: its own token and those before; the queries are the last tokens of the keys."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, hooks: AttentionHooks) -> Float[Tensor, "batch query head d_head"]:
+    """Attention written out, heads as further batches."""
+    batch, _, n_heads, d_head = q.shape
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+    scores = torch.baddbmm(_unseen(q, k), q, k.mT, alpha=1 / math.sqrt(d_head))
+    scores = hooks.hook_attn_scores(scores.unflatten(0, (batch, n_heads)))
+    pattern = hooks.hook_pattern(scores.softmax(-1))
+    return torch.bmm(pattern.flatten(0, 1), v).unflatten(0, (batch, n_heads)).transpose(1, 2)
+
+
+def _unseen(q: Tensor, k: Tensor) -> Float[Tensor, "query key"]:
+    """0 where a token sees another, itself or one before, else -inf; the queries are the last tokens of the keys."""
     n_query, n_key = q.shape[1], k.shape[1]
-    return torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril(n_key - n_query)
+    return q.new_full((n_query, n_key), -torch.inf).triu(n_key - n_query + 1)
 
 
 class MLP(nn.Module):

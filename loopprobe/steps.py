@@ -105,9 +105,10 @@ def train_step(
         part = dataclasses.replace(prompts, xs=xs, ys=ys)
         with torch.autocast(xs.device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
             loss, squared, error = windowed_loss(model, part, n_loops, cfg.loop_window, cfg.loss)
-        model.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
-        _clip(model, cfg)
+        _clip(optimizers, cfg)
         _update(optimizers, together=xs.is_cuda)  # torch's own Muon reads its rate back from the device
         return torch.stack([squared, error / prompts.scale])
 
@@ -125,9 +126,10 @@ def _set_rates(optimizers: list[torch.optim.Optimizer], step: int, cfg: TrainCon
                 group["lr"] = rate
 
 
-def _clip(model: LoopedTransformer, cfg: TrainConfig) -> None:
-    if cfg.grad_clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+def _clip(optimizers: Sequence[torch.optim.Optimizer], cfg: TrainConfig) -> None:
+    if cfg.grad_clip:  # model.parameters() would search the hook points of every loop
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
 
 
 def _update(optimizers: list[torch.optim.Optimizer], together: bool) -> None:
@@ -156,7 +158,7 @@ def stack_step(
         torch.stack([loss for loss, *_ in losses]).sum().backward()
         stack.pass_gradients_on()
         for run in runs:
-            _clip(run.model, run.train)
+            _clip(run.optimizers, run.train)
         _update([optimizer for run in runs for optimizer in run.optimizers], together=True)
         pairs = zip(losses, prompts, strict=True)
         return torch.stack([torch.stack([squared, error / part.scale]) for (_, squared, error), part in pairs])

@@ -1,10 +1,12 @@
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from conftest import TINY, make_model
 from safetensors.torch import load_file
 
+from loopprobe import blocks
 from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.foreign import from_nanogpt
@@ -12,6 +14,7 @@ from loopprobe.hook_points import split_name
 from loopprobe.model import LoopedTransformer
 
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
+SDPA = torch.nn.functional.scaled_dot_product_attention
 INJECTIONS = ("add", "multiply", "none")
 
 
@@ -242,8 +245,25 @@ def test_a_transformer_lens_config_makes_a_model():
     assert (model.cfg.d_model, model.cfg.n_layers) == (16, 2)
 
 
+def _gradients(model, prompts):
+    model.zero_grad()
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", wraps=SDPA) as fused:
+        (model(prompts.xs, prompts.ys, 3)[-1] - prompts.ys).square().mean().backward()
+    return fused.call_count, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_attention_written_out_has_the_gradients_of_torchs(model, prompts, monkeypatch):
+    written, gradients = _gradients(model, prompts)
+    monkeypatch.setattr(blocks, "SHORT", prompts.ys.shape[1] * 2 - 1)
+    fused, same = _gradients(model, prompts)
+    assert (written, fused) == (0, 3 * 2)
+    torch.testing.assert_close(gradients, same, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("short", [0, blocks.SHORT])
 @pytest.mark.parametrize("explicit", [False, True])
-def test_later_tokens_go_on_from_the_keys_and_values_of_the_earlier(explicit, model, prompts):
+def test_later_tokens_go_on_from_the_keys_and_values_of_the_earlier(explicit, short, model, prompts, monkeypatch):
+    monkeypatch.setattr(blocks, "SHORT", short)
     _, cache = model.run_with_cache(prompts.xs, prompts.ys, 3)
     e, first = cache["hook_embed"], 5
     past = [(cache[2, "k", layer][:, :first], cache[2, "v", layer][:, :first]) for layer in range(2)]
