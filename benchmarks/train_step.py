@@ -33,8 +33,8 @@ from loopprobe.provenance import provenance
 from loopprobe.replay import Replay
 from loopprobe.settings import load_config
 from loopprobe.steps import make_optimizers, train_step
-from loopprobe.tasks import Prompts, held_out, sample
-from loopprobe.train import pick_device
+from loopprobe.tasks import Prompts, held_out
+from loopprobe.train import draw, pick_device
 
 PRODUCTS, N_PRODUCTS = "matrix products", 40
 
@@ -136,16 +136,13 @@ class Contestant:
     def step(self, i: int, prompts: Prompts) -> None:
         t = self.cfg.train
         if self.plain:
-            plain_step(self.model, self.optimizer, prompts, t.loops.at(i, t.steps), t.loop_window)
+            plain_step(self.model, self.optimizer, prompts, t.lengths(i)["loops"], t.loop_window)
         else:
             with mock.patch.object(blocks, "SHORT", self.short):
                 train_step(self.model, self.optimizers, prompts, i, t, self.replay)
 
     def draw(self, i: int) -> Prompts:
-        m, t = self.cfg.model, self.cfg.train
-        dims, points = t.dims.at(i, t.steps), t.points.at(i, t.steps)
-        batch = sample(self.cfg.task, t.batch_size, points, m.n_dims, self.generator, active_dims=dims)
-        return batch.to(self.device)
+        return draw(self.cfg, i, self.generator, self.device)
 
     def train(self, steps: int) -> None:
         started = time.perf_counter()

@@ -201,6 +201,11 @@ class TrainConfig:
 
     _schedules = pydantic.field_validator("dims", "points", "loops", mode="before")(_schedule)
 
+    def lengths(self, step: int) -> dict[str, int]:
+        """How many dims, points and loops a step has, counted from 0."""
+        schedules = {"dims": self.dims, "points": self.points, "loops": self.loops}
+        return {name: schedule.at(step, self.steps) for name, schedule in schedules.items()}
+
 
 @dataclass(config=STRICT, kw_only=True)
 class Config:

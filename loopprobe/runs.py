@@ -62,7 +62,6 @@ class Run:
         self.unread: list[Tensor] = []  # of the steps since the last row, on the device …
         self.pending = torch.empty(0, 2)  # … and those before them
         self.saved_at = 0
-        self.lengths: dict[str, int] = {}
 
     def begin(self, overwrite: bool) -> None:
         new_folder(self.out, overwrite)
@@ -86,12 +85,11 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.cfg, self.model, self.step, round(self.elapsed(), 1), provenance=self.provenance)
 
-    def record(self, errors: Float[Tensor, 2], dims: int, points: int) -> None:
+    def record(self, errors: Float[Tensor, 2]) -> None:
         """Note one step, its loss and its error at the query; read them and save the state when it is time."""
         train = self.train
         self.step += 1
         self.unread.append(errors)
-        self.lengths = {"dims": dims, "points": points, "loops": train.loops.at(self.step - 1, train.steps)}
         if self.step % train.log_every == 0 or self.step == train.steps:
             self.log()
         if self.step % train.checkpoint_every == 0:
@@ -116,7 +114,7 @@ class Run:
         """Write the mean of the steps since the last row."""
         loss, error = self.read().mean(0).tolist()
         row: Row = {"step": self.step, "loss": loss, "error": error}
-        row |= self.lengths | {"seconds": round(self.elapsed(), 2)}
+        row |= self.train.lengths(self.step - 1) | {"seconds": round(self.elapsed(), 2)}
         self.pending = torch.empty(0, 2)
         with (self.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -98,7 +98,7 @@ def train_step(
     Returns:
         The mean squared error, and that at the query after the last loop in units of E(y²); no device is waited for.
     """
-    n_loops = cfg.loops.at(step, cfg.steps)
+    n_loops = cfg.lengths(step)["loops"]
     _set_rates(optimizers, step, cfg)
 
     def work(xs: Tensor, ys: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def stack_step(
     stack: Stack, runs: Sequence[Run], prompts: list[Prompts], step: int, replay: Replay
 ) -> Float[Tensor, "run 2"]:
     """``train_step`` of all models of a stack at once, equal to one by one within rounding."""
-    loops = [run.train.loops.at(step, run.train.steps) for run in runs]
+    loops = [run.train.lengths(step)["loops"] for run in runs]
     windows = [min(run.train.loop_window, n_loops) for run, n_loops in zip(runs, loops, strict=True)]
     for run in runs:
         _set_rates(run.optimizers, step, run.train)

@@ -99,12 +99,12 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
     left, ways, trial = list(runs), _ways(runs), Trial(together)
     with deferred_interrupt() as interrupted:
         for step in range(left[0].step, left[0].train.steps):
-            prompts = [draw(run, step) for run in left]
+            prompts = [draw(run.cfg, step, run.generator, run.device) for run in left]
             with trial.step(left[0].device) as as_one:
                 found = ways[as_one and len(left) > 1](prompts, step)
             for run, errors in zip(left, found, strict=True):
                 try:
-                    run.record(errors, *_lengths(run, step))
+                    run.record(errors)
                 except LoopprobeError as reason:
                     broken[run] = reason
             whole = [run for run in left if run not in broken]
@@ -137,16 +137,12 @@ def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[Prompts], int], list
     return ways
 
 
-def _lengths(run: Run, step: int) -> tuple[int, int]:
-    return run.train.dims.at(step, run.train.steps), run.train.points.at(step, run.train.steps)
-
-
-def draw(run: Run, step: int) -> Prompts:
-    """The prompts of a run's step, on its device."""
-    dims, points = _lengths(run, step)
-    task, batch, width = run.cfg.task, run.train.batch_size, run.cfg.model.n_dims
-    prompts = sample(task, batch, points, width, run.generator, active_dims=dims)
-    if run.device.type != "cuda":
-        return prompts.to(run.device)
-    xs, ys = (part.pin_memory().to(run.device, non_blocking=True) for part in prompts)  # waits for no earlier step
+def draw(cfg: Config, step: int, generator: torch.Generator, device: torch.device) -> Prompts:
+    """The prompts of a step of a training, on a device."""
+    assert cfg.train is not None
+    size, width = cfg.train.lengths(step), cfg.model.n_dims
+    prompts = sample(cfg.task, cfg.train.batch_size, size["points"], width, generator, active_dims=size["dims"])
+    if device.type != "cuda":
+        return prompts.to(device)
+    xs, ys = (part.pin_memory().to(device, non_blocking=True) for part in prompts)  # waits for no earlier step
     return dataclasses.replace(prompts, xs=xs, ys=ys, weights=None)

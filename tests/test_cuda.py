@@ -72,7 +72,10 @@ def test_recorded_steps_are_those_launched_one_by_one(tmp_path, changed):
     ends = []
     for name, replay in (("recorded", Replay(torch.device("cuda"))), ("launched", Replay(torch.device("cpu")))):
         run = start(config(*changed), tmp_path / name)
-        errors = [train_step(run.model, run.optimizers, draw(run, step), step, run.train, replay) for step in range(40)]
+        drawn = (draw(run.cfg, step, run.generator, run.device) for step in range(40))
+        errors = [
+            train_step(run.model, run.optimizers, part, step, run.train, replay) for step, part in enumerate(drawn)
+        ]
         ends.append((torch.stack(errors).cpu(), {k: v.cpu() for k, v in run.model.state_dict().items()}))
         assert (replay.graph is not None) == (name == "recorded")
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0.02, atol=1e-3)
