@@ -19,13 +19,14 @@ from common import out_path
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
-SPEEDRUN = ["--recipe", "default", "--recipe", "fast", "--to-the-end"]
+SPEEDRUN = ["--recipe", "default", "--recipe", "fast", "--recipe", "sprint", "--to-the-end"]
 RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it runs on, and its arguments there
     "counts": {"cpu": []},
     "train_step": {"cpu": ["--budget", "300"], "cuda": ["--budget", "60"]},
     "stack": {"cpu": [], "cuda": []},
     "speedrun": {"cpu": SPEEDRUN, "cuda": SPEEDRUN},
     "probes": {"cpu": []},
+    "memory": {"cpu": []},
     "cache": {"cpu": []},
     "baselines": {"cpu": []},
 }

@@ -33,9 +33,14 @@ from loopprobe.train import pick_device
 TARGETS = (0.1, 0.02, 0.01)
 DECAY = 0.98  # of the averaged weights, a step
 GROWING = ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"]
+SPRINT = [
+    "train.steps=1400", "train.muon_lr=0.014", "train.adam_lr=0.005",
+    "train.dims={kind='linear',start=3,hold=140,over=0.36}", "train.points={kind='linear',start=10,hold=140,over=0.36}",
+]  # fmt: skip
 RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is changed in it
     "default": (None, []),
     "fast": ("fast", []),
+    "sprint": ("fast", SPRINT),
     "fast, mean squared error": ("fast", ["train.loss=mse"]),
     "fast, batch 64": ("fast", ["train.batch_size=64"]),
     "fast, no hold": ("fast", GROWING),
@@ -48,12 +53,12 @@ class Averaged(Contestant):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.average = copy.deepcopy(self.model)
+        self.means, self.weights = list(self.average.parameters()), list(self.model.parameters())
 
     def step(self, i: int, prompts: Prompts) -> None:
         super().step(i, prompts)
         with torch.no_grad():
-            for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                mean.lerp_(now, 1 - DECAY)
+            torch._foreach_lerp_(self.means, self.weights, 1 - DECAY)
 
     def error(self, prompts: Prompts) -> float:
         n_loops = self.cfg.model.n_loops
