@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import table, write
+from common import in_a_process, table, write
 
 from loopprobe import load_checkpoint
 from loopprobe.hook_points import short_name, split_name
@@ -163,8 +161,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     for _ in range(args.repeats):
         for name in ROWS:
-            done = subprocess.run([sys.executable, __file__, "--row", name], capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout))
+            found[name].append(in_a_process(__file__, "--row", name))
     rows = {name: {key: statistics.median(row[key] for row in runs) for key in runs[0]} for name, runs in found.items()}
     for name, row in rows.items():
         print(f"{name}: {row['seconds']:.2f} s, peak {row['peak_MB']:.0f} MB, kept {row['kept_MB']:.0f} MB")

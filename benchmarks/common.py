@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,12 @@ def synchronise(device: torch.device) -> None:
     """Wait for what was launched."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def in_a_process(script: str, *arguments: str, **environment: str) -> Any:
+    """What a benchmark prints as JSON when it is run with these arguments in a process of its own."""
+    command, own = [sys.executable, script, *arguments], os.environ | environment
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=own).stdout)
 
 
 def out_path(script: str, device: torch.device | str = "cpu") -> Path:

@@ -9,21 +9,22 @@ ways in turn, medians. See ``loopprobe/memory.py``. On Linux with glibc only.
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
 import torch
-from common import table, write
+from common import in_a_process, table, write
 
 from loopprobe import load_checkpoint
 from loopprobe.provenance import provenance
 
 PROMPTS, LOOPS = (64, 256, 1280), 20
-WAYS = {"kept": {}, "handed back": {"GLIBC_TUNABLES": ""}}  # a user's own setting of malloc is left alone
+WAYS: dict[str, dict[str, str]] = {
+    "kept": {},
+    "handed back": {"GLIBC_TUNABLES": ""},
+}  # a user's own setting of malloc is left alone
 
 
 def one(n_prompts: int) -> float:
@@ -51,19 +52,17 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", type=int, help="measure so many prompts in this process and print the seconds")
+    parser.add_argument("--row", type=int, help="measure so many prompts in this process and print the seconds as JSON")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     if args.row:
-        print(one(args.row))
+        print(json.dumps(one(args.row)))
         return
     seconds: dict[str, dict[str, list[float]]] = {str(n): {way: [] for way in WAYS} for n in PROMPTS}
     for _ in range(args.repeats):
         for n_prompts, times in seconds.items():
             for way, environment in WAYS.items():
-                command = [sys.executable, __file__, "--row", n_prompts]
-                done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
-                times[way].append(float(done.stdout))
+                times[way].append(in_a_process(__file__, "--row", n_prompts, **environment))
     found = {"machine": provenance("cpu", torch.float32), "seconds": seconds}
     print(page(found))
     write(__file__, found)

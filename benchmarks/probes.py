@@ -14,15 +14,13 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from cache import memory
-from common import table, write
+from common import in_a_process, table, write
 from counts import counted
 
 from loopprobe import load_checkpoint
@@ -152,17 +150,8 @@ def main() -> None:
         return
     rows: dict[str, Any] = {}
     for name, work in ROWS.items():
-        command = [
-            sys.executable,
-            __file__,
-            "--row",
-            name,
-            "--prompts",
-            str(args.prompts),
-            "--repeats",
-            str(args.repeats),
-        ]
-        row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        size = ("--prompts", str(args.prompts), "--repeats", str(args.repeats))
+        row = in_a_process(__file__, "--row", name, *size)
         rows[name] = row | {"growth": growth(work)}
         grows = ", ".join(f"{axis} {power:.2f}" for axis, power in rows[name]["growth"].items())
         print(

@@ -6,24 +6,21 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt(3)
 _KEEP, _LARGE = 2**31 - 1, 2**30  # bytes that stay; a tensor above is mapped by itself
+_USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let glibc reuse up to 2 GiB of freed memory, so that the next loop does not fault its pages in again.
 
-    A tensor of 32 MiB or more is otherwise mapped anew for every operation of every loop, zeroed page by page by one
-    thread after the other, and unmapped. Does nothing on other systems, or where the environment sets malloc itself
-    (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_`` or ``GLIBC_TUNABLES``, mallopt(3)).
-
-    Returns:
-        Whether it is so now.
+    A tensor of 32 MiB or more is otherwise mapped for each operation of each loop, and handed back after it. Does
+    nothing on other systems, or where the environment sets malloc itself (``MALLOC_TRIM_THRESHOLD_``,
+    ``MALLOC_MMAP_THRESHOLD_`` or ``GLIBC_TUNABLES``, mallopt(3)).
     """
-    own = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"))
-    if own or sys.platform != "linux":
-        return False
+    if sys.platform != "linux" or any(name in os.environ for name in _USERS_OWN):
+        return
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is None:  # another C library
-        return False
-    return bool(set_option(_TRIM_THRESHOLD, _KEEP) and set_option(_MMAP_THRESHOLD, _LARGE))
+    if set_option is not None:  # other C libraries have none
+        set_option(_TRIM_THRESHOLD, _KEEP)
+        set_option(_MMAP_THRESHOLD, _LARGE)
