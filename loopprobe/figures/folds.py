@@ -88,7 +88,7 @@ def folds_figure(
         tables = list(row.accuracy)
         means, lows, highs = zip(*row.accuracy.values(), strict=True)
         figure.add_scatter(
-            x=means, y=[_tables(datasets).index(t) + 0.28 * (2 * i / max(1, len(rows) - 1) - 1) for t in tables],
+            x=means, y=[_tables(datasets).index(t) + 0.36 * (2 * i / max(1, len(rows) - 1) - 1) for t in tables],
             mode="markers", name=row.name, marker={"size": 10, "color": row.colour, "symbol": row.symbol,
                                                    "line": {"width": 2, "color": row.colour}},
             error_x={"type": "data", "symmetric": False, "thickness": 1,
@@ -100,7 +100,7 @@ def folds_figure(
     figure.update_xaxes(title="share of right answers at the query", tickformat=".0%")
     figure.update_yaxes(tickvals=list(range(len(tables))), ticktext=tables, automargin=True, autorange="reversed")
     finish(figure, title)
-    figure.update_layout(hovermode="closest")
+    figure.update_layout(hovermode="closest", height=max(figure.layout.height, 18 * len(rows) * len(tables) + 150))
     return figure
 
 
