@@ -31,6 +31,7 @@ from loopprobe.tasks import Prompts
 from loopprobe.train import pick_device
 
 TARGETS = (0.1, 0.02, 0.01)
+SHOWN = ("default", "fast", "sprint")  # on every page, measured or not
 DECAY = 0.98  # of the averaged weights, a step
 GROWING = ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"]
 SPRINT = [
@@ -92,8 +93,11 @@ def page(found: dict[str, Any]) -> str:
     """Medians over the seeds as a table in Markdown, every seed in brackets."""
     head = ["recipe", *(f"seconds to {target:g}" for target in TARGETS), *(f"cost to {t:g}" for t in TARGETS)]
     rows = []
-    for recipe, seeds in found.items():
-        line = [recipe]
+    for recipe in dict.fromkeys([*SHOWN, *found]):
+        line, seeds = [recipe], found.get(recipe)
+        if seeds is None:
+            rows.append([recipe, *["not measured"] * 7])
+            continue
         for key in ("reached_after_s", "reached_at_cost"):
             line += [_median([row[key][str(target)] for row in seeds.values()]) for target in TARGETS]
         ends = ", ".join(f"{row['error']:.2g}" for row in seeds.values())
