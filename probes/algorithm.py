@@ -9,6 +9,7 @@ import numpy as np
 
 from loopprobe import figure, load_checkpoint, probe
 from loopprobe.present import figures
+from loopprobe.tables.common import with_ends
 
 checkpoint = load_checkpoint("lr-b20-T10")
 
@@ -34,9 +35,9 @@ print(aligned.attrs["constants"])
 # squared error. One means that no algorithm makes the mistakes that the model makes.
 
 # %%
-nearest = aligned.best_distance.min("algorithm")
-own_mistakes = nearest / aligned.model_error
-print(own_mistakes.sel(loop=[1, 3, 5, 7, 10, 15, 20]).to_pandas().round(2))
+nearest = aligned.sel(algorithm=aligned.best_distance.idxmin("algorithm"))
+mistakes = nearest[["best_distance", "best_distance_low", "best_distance_high"]] / aligned.model_error
+print(mistakes.sel(loop=[1, 3, 5, 7, 10, 15, 20]).to_dataframe().round(2))
 figures([aligned])["align-best"]
 
 # %% [markdown]
@@ -50,8 +51,8 @@ figures([decoded])["decode"]
 
 # %%
 at_one_token = float(decoded.r2.sel(target="w, least squares", control="none").isel(position=slice(20, None)).max())
-over_tokens = decoded.network_r2.sel(network="at every token, then pooled", control="none", of="w, least squares")
-shuffled = decoded.network_r2.sel(network="at every token, then pooled", control="shuffled", of="w, least squares")
+pooled = decoded.sel(network="at every token, then pooled", of="w, least squares")
+over_tokens, shuffled = (pooled.network_r2.sel(control=control) for control in ("none", "shuffled"))
 print(f"w at one token (of the last 41): R² {at_one_token:.2f}")
 print("w from all tokens, by loop:")
 print(over_tokens.to_series().round(2).to_string())
@@ -71,21 +72,25 @@ figures([decoded])["decode-causal"]
 
 # %% [markdown]
 # ## Finding
+#
+# In brackets: 95 % intervals over prompts.
 
 # %%
 gains = aligned.gain.where(aligned.explained > 0, -np.inf)
 closest = str(aligned.algorithm.values[gains.values.argmax()])
 at = aligned.sel(algorithm=closest)
 newton = aligned.sel(algorithm="Newton's iteration")
-moved = float(decoded.slope.sel(edit="w, at all tokens before it").max())
+edited = decoded.sel(edit="w, at all tokens before it")
+edited = edited.sel(after=edited.slope.idxmax("after"))
+after_first, after_last = (pooled.sel(control="none").isel(iteration=i) for i in (0, -1))
 print(
-    f"{checkpoint.label} is none of the algorithms: the nearest, {closest}, explains {float(at.explained):.1%} of its "
-    f"predictions, {float(at.gain):.1%} more than interpolation to least squares [{float(at.gain_low):.1%}, "
-    f"{float(at.gain_high):.1%}]. It is as fast as a second-order method ({float(newton.steps_per_loop):.2f} steps of "
-    f"Newton's iteration a loop), but from loop 7 on its mistakes are its own: its squared difference from every "
-    f"algorithm is at least {float(own_mistakes.sel(loop=7)):.0%} of its squared error at loop 7, and "
-    f"{float(own_mistakes.sel(loop=20)):.0%} at loop 20. No token holds w (R² {at_one_token:.2f}); all tokens together "
-    f"do (R² {float(over_tokens[0]):.2f} after the first "
-    f"loop, {float(over_tokens[-1]):.2f} after the last), and yet the loop does not use it there: editing it moves the "
-    f"prediction by at most {moved:.0%} of what it should."
+    f"{checkpoint.label} is none of the algorithms: the nearest, {closest}, explains {with_ends(at, 'explained')} of "
+    f"its predictions, {with_ends(at, 'gain')} more than interpolation to least squares. It is as fast as a "
+    f"second-order method ({float(newton.steps_per_loop):.2f} steps of Newton's iteration a loop), but from loop 7 on "
+    f"its mistakes are its own: its squared difference from the nearest algorithm, over its squared error, is "
+    f"{with_ends(mistakes.sel(loop=7), 'best_distance')} at loop 7 and "
+    f"{with_ends(mistakes.sel(loop=20), 'best_distance')} at loop 20. No token holds w (R² at most "
+    f"{at_one_token:.2f}); all tokens together do (R² {with_ends(after_first, 'network_r2')} after the first loop, "
+    f"{with_ends(after_last, 'network_r2')} after the last), and yet the loop does not use it there: editing it moves "
+    f"the prediction by at most {with_ends(edited, 'slope')} of what it should."
 )
