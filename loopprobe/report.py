@@ -1,4 +1,4 @@
-"""Answers of the saved questions to one HTML page with figures, tables and verdicts, and to report.json."""
+"""Answers of the saved questions to one HTML page with figures, tables and verdicts, to findings.md and report.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from loopprobe.verdicts import Verdict
 
 
 def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
-    """Write index.html, report.json and plotly's script.
+    """Write index.html and plotly's script; and the verdicts, as findings.md and report.json.
 
     Args:
         answers: by the name of the question.
@@ -42,17 +42,25 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     )
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
     made = f"Made by loopprobe {loopprobe.__version__}, {span} held-out prompts a model."
-    template = resources.files("loopprobe") / "templates" / "report.html"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    page = environment.from_string(template.read_text(encoding="utf-8")).render(
-        made=made, verdicts=decided, sections=sections
-    )
-    with atomic(folder / "plotly.min.js") as partial:
-        partial.write_text(get_plotlyjs(), encoding="utf-8")
-    with atomic(folder / "index.html") as partial:
-        partial.write_text(page, encoding="utf-8")
+    holds = {"made": made, "verdicts": decided, "sections": sections}
+    texts = {
+        "plotly.min.js": get_plotlyjs(),
+        "index.html": _render("report.html", holds),
+        "findings.md": _render("findings.md", holds),
+    }
+    for name, text in texts.items():
+        with atomic(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     write_json(folder / "report.json", {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]})
     return decided
+
+
+def _render(name: str, holds: Mapping[str, Any]) -> str:
+    template = resources.files("loopprobe") / "templates" / name
+    environment = jinja2.Environment(
+        autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(holds).strip() + "\n"
 
 
 def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdict]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
 Status = Literal["supported", "contradicted", "undecided"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 RESAMPLES = 2000
 
 
@@ -88,6 +89,10 @@ class Verdict:
     claim: str
     status: Status
     findings: tuple[Finding, ...] = ()
+
+    def count(self, status: Status) -> int:
+        """How many of the findings are so."""
+        return sum(finding.status == status for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

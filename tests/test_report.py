@@ -70,6 +70,20 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     record = json.loads((tmp_path / "report.json").read_text())
     assert [verdict["claim"] for verdict in record["verdicts"]] == [claim for _, claim, _ in CLAIMS]
     assert any(verdict["findings"] for verdict in record["verdicts"])
+    rows = claims_in(tmp_path / "findings.md")
+    assert rows == [(verdict.claim, verdict.status) for verdict in decided]
+
+
+def claims_in(page):
+    """The rows of the first table of a page of findings."""
+    table = page.read_text().split("\n\n")[3].splitlines()[2:]
+    return [tuple(row.split(" | ")[1:3]) for row in table]
+
+
+def test_the_page_of_findings_has_every_claim():
+    assert [claim for claim, _ in claims_in(PROBES.parent / "docs" / "findings.md")] == [
+        claim for _, claim, _ in CLAIMS
+    ]
 
 
 def test_answers_are_reused_until_something_changes(questions, monkeypatch):

@@ -201,8 +201,8 @@ def report(
     with pool_of(workers, where) as pool:
         answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
     show_table(verdict_table(write_report(answers, out)))
-    print(out / "report.json")
-    print(out / "index.html")
+    for name in ("report.json", "findings.md", "index.html"):
+        print(out / name)
 
 
 def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple[list[xr.Dataset], Path]:

@@ -14,7 +14,7 @@ from loopprobe.figures.mask import loops_to_show
 from loopprobe.figures.panels import task_of
 from loopprobe.statistics import moving_mean
 from loopprobe.tables.common import error_table, interval, titled
-from loopprobe.verdicts import Verdict
+from loopprobe.verdicts import STATUSES, Verdict
 
 
 def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
@@ -165,10 +165,9 @@ def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
 def verdict_table(decided: Sequence[Verdict]) -> Table:
     """One row a claim, with how many of its findings support it."""
     table = titled("claims of the study")
-    for name in ("section", "claim", "verdict", "supported", "contradicted", "undecided"):
+    for name in ("section", "claim", "verdict", *STATUSES):
         table.add_column(name, justify="left" if name in ("section", "claim", "verdict") else "right")
     for verdict in decided:
-        states = [finding.status for finding in verdict.findings]
-        counts = [str(states.count(status)) for status in ("supported", "contradicted", "undecided")]
+        counts = (str(verdict.count(status)) for status in STATUSES)
         table.add_row(verdict.section, verdict.claim, verdict.status, *counts)
     return table
