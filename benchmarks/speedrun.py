@@ -91,18 +91,19 @@ def contestant(recipe: str, seed: int, also: list[str], device: torch.device) ->
 
 def page(found: dict[str, Any]) -> str:
     """Medians over the seeds as a table in Markdown, every seed in brackets."""
-    head = ["recipe", *(f"seconds to {target:g}" for target in TARGETS), *(f"cost to {t:g}" for t in TARGETS)]
+    reached = (*(f"seconds to {target:g}" for target in TARGETS), *(f"cost to {target:g}" for target in TARGETS))
+    head = ["recipe", *reached, "ends with, at cost"]
     rows = []
     for recipe in dict.fromkeys([*SHOWN, *found]):
         line, seeds = [recipe], found.get(recipe)
         if seeds is None:
-            rows.append([recipe, *["not measured"] * 7])
+            rows.append([recipe, *["not measured"] * (len(head) - 1)])
             continue
         for key in ("reached_after_s", "reached_at_cost"):
             line += [_median([row[key][str(target)] for row in seeds.values()]) for target in TARGETS]
         ends = ", ".join(f"{row['error']:.2g}" for row in seeds.values())
         rows.append([*line, f"{ends} at {statistics.median(row['cost'] for row in seeds.values()):.0f}"])
-    return table([*head, "ends with, at cost"], rows)
+    return table(head, rows)
 
 
 def _median(values: list[float | None]) -> str:

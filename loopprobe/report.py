@@ -19,7 +19,7 @@ from loopprobe.present import figures_of, tables_of
 from loopprobe.saved import Answered
 from loopprobe.storage import atomic, write_json
 from loopprobe.tables import lines_of
-from loopprobe.verdicts import Verdict
+from loopprobe.verdicts import STATUSES, Verdict
 
 
 def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
@@ -42,7 +42,7 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     )
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
     made = f"Made by loopprobe {loopprobe.__version__}, {span} held-out prompts a model."
-    holds = {"made": made, "verdicts": decided, "sections": sections}
+    holds = {"made": made, "verdicts": decided, "sections": sections, "statuses": STATUSES}
     texts = {
         "plotly.min.js": get_plotlyjs(),
         "index.html": _render("report.html", holds),

@@ -35,8 +35,11 @@ def peak_memory():
 
 
 def run_script(script, *arguments):
-    """What a script prints, in a process of its own; it may import from this file."""
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    """What a script prints, in a process of its own, whose peak is what it holds: large blocks that it frees go back.
+
+    It may import from this file.
+    """
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 

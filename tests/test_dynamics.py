@@ -6,7 +6,6 @@ import torch
 from conftest import make_model, needs_peak, run_script
 
 from loopprobe.dynamics.limits import (
-    WINDOW,
     Limit,
     calibrate,
     classify,
@@ -231,5 +230,4 @@ print(peak_memory() - before)
 @needs_peak
 def test_memory_does_not_grow_with_the_loops():
     state = 16 * 62 * 64 * 4
-    # Where freed memory lies in pieces, the late states of the second run need a block of their own.
-    assert int(run_script(SCRIPT, 3000)) - int(run_script(SCRIPT, 300)) < 2 * WINDOW * state < 2700 * state
+    assert int(run_script(SCRIPT, 3000)) - int(run_script(SCRIPT, 300)) < 20 * state

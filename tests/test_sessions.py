@@ -74,11 +74,11 @@ def test_algorithm(capsys):
     assert aligned.null_explained.max() < 0.1
     gains = aligned.gain_low.sel(algorithm=["Newton's iteration", "conjugate gradients", "ridge, ever weaker"])
     assert (gains > 0).all(), "the loop is more like an algorithm than like an interpolation"
-    assert found["mistakes"].best_distance_low.sel(loop=slice(7, None)).min() > 0.5
+    assert found["mistakes"].best_distance.sel(loop=slice(7, None)).min() > 0.8
     assert found["at_one_token"] < 0.1
     assert found["over_tokens"][-1] > 0.8 > found["over_tokens"][0]
     assert abs(found["shuffled"]).max() < 0.3
     assert decoded.slope.sel(edit="prediction, at the query", after=0) > 0.8
     assert abs(decoded.slope.sel(edit="prediction, at the query").isel(after=-1)) < 0.05
-    assert found["edited"].slope_high < 0.4
+    assert found["edited"].slope < 0.3
     assert "none of the algorithms" in finding
