@@ -97,6 +97,12 @@ def test_a_model_stands_in_the_panel_of_its_window():
     assert named == {"T = 2": ["b2", "b4-T2", "ordinary"], "T = 4": ["b2", "b4-T4", "ordinary"]}
 
 
+def test_panels_name_their_tasks_where_there_are_several():
+    noisy = tiny("noisy", "task.name=noisy_linear_regression")
+    found = panels(datasets_of(compare, compare.CompareConfig(), tiny(), noisy))
+    assert list(found) == ["linear regression, T = 2", "noisy, T = 2"]
+
+
 def test_seeds_are_drawn_where_all_of_them_have_a_value():
     one = xr.Dataset({"loss": ("step", [4.0, 3.0, 2.0])}, {"step": [10, 20, 30]})
     two = xr.Dataset({"loss": ("step", [6.0, 9.0, 5.0, 4.0])}, {"step": [10, 13, 20, 30]})  # stopped at 13, and gone on

@@ -50,12 +50,13 @@ def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[
     if by != "window":
         return _by_loops(datasets, _layers if by == "layers" else _loss, "L" if by == "layers" else by)
     found: dict[str, list[Line]] = {}
-    for task in dict.fromkeys(task_of(data) for data in datasets):
+    tasks = list(dict.fromkeys(task_of(data) for data in datasets))
+    for task in tasks:
         of_task = [data for data in datasets if task_of(data) == task]
         most = max(_loops(data) for data in of_task)
         for t in sorted({_window(data) for data in of_task if _loops(data) == most}):
             inside = [data for data in of_task if _window(data) == (min(t, _loops(data)) if t else 0)]
-            kind = "" if task == "linear regression" else f"{task}, "
+            kind = "" if tasks == ["linear regression"] else f"{task}, "
             title = f"{kind}T = {t}" if t else f"{kind}ordinary" if most == 1 else f"{kind}trained elsewhere"
             found[title] = _lines(inside, lambda data: loop_colour(_loops(data)))
     return found
@@ -115,7 +116,8 @@ def draw(
         value: the line of one dataset.
         interval: its ends. Of several seeds the mean is drawn where all have a value, with their range as band.
     """
-    titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(found)))) for title in found]
+    whole = (title.replace(" = ", "\u00a0=\u00a0") for title in found)  # lines do not break there
+    titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(found)))) for title in whole]
     figure = make_subplots(rows=1, cols=len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     shown: set[str] = set()
     for col, lines in enumerate(found.values(), 1):
