@@ -145,7 +145,6 @@ def _predictions(
     model: LoopedTransformer, batch: Prompts, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
 ) -> Iterator[Float[Tensor, "n batch point"]]:
     """Predictions under every mask, loop by loop."""
-    model.grow_loops(n_loops)
     e = model.embed(*batch)
     initial = model.initial_state(e)
     starts_kept = keep[:, 0].tolist()

@@ -23,7 +23,6 @@ from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from loopprobe.cache import selector
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.corruptions import corrupt
 from loopprobe.errors import LoopprobeError
@@ -32,6 +31,7 @@ from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.loops import require_tokens
 from loopprobe.results import stamp, with_ends
+from loopprobe.selection import selector
 from loopprobe.statistics import bootstrap_ratio
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
@@ -183,10 +183,7 @@ class _Runs:
         later, earlier = slice(first, None), slice(0, first)
         e = tiled(self.base["hook_embed"], later)
         z = tiled(self.base[loop, "z_pre"], later)
-        if layer is None:
-            wanted = selector(f"hook_{site}", [loop], None, self.model.hook_dict)
-        else:
-            wanted = selector(site, [loop], [layer], self.model.hook_dict)
+        wanted = selector(site, [loop], layer, self.model)
         with self.model.hooks(fwd_hooks=[(wanted, patch)]):
             for now in range(loop, self.n_loops):
                 past = [
