@@ -74,6 +74,7 @@ class _Tree:
         self.loop, self.hooks, self.names = loop, hooks, names
         self.points: dict[str, LoopHookPoint] = {}
         self.attached: dict[Attached, list[tuple[LoopHookPoint, LensHandle]]] = {}
+        self.handed_out = False  # points that somebody holds must stay what is passed
         self.wanted: tuple[Any, Any] = (None, None)
 
     def point(self, local: str) -> LoopHookPoint:
@@ -102,7 +103,13 @@ class _Tree:
                 self.attached[a] = [(p, p.add_hook(a.hook, a.dir, a.is_permanent, a.level, a.prepend)) for p in points]
         self.wanted = shared, own
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody would miss this tree."""
+        return not (self.handed_out or self.attached or any(p.ctx or p.has_hooks() for p in self.points.values()))
+
     def detach(self, a: Attached) -> None:
+        """Take a hook off its points."""
         for point, handle in self.attached.pop(a, ()):
             point.remove_handle(handle)
         self.wanted = (None, None)
@@ -217,9 +224,11 @@ class HookTrees(Mapping[str, HookPoint]):
             self.shared = tuple(a for a in self.shared if a not in leaving)
             state.attached = tuple(a for a in state.attached if a not in leaving)
             self.busy -= len(leaving)
-        for tree in state.trees.values():
+        for tree in list(state.trees.values()):
             for a in leaving:
                 tree.detach(a)
+            if tree.is_idle:
+                del state.trees[tree.loop]
 
     # As a mapping
 
@@ -230,8 +239,10 @@ class HookTrees(Mapping[str, HookPoint]):
         state = self.thread
         if loop not in state.trees:
             state.trees[loop] = self._tree(loop)
-            self.busy += 1
         tree = state.trees[loop]
+        if not tree.handed_out:
+            tree.handed_out = True
+            self.busy += 1
         tree.update(self.shared, state.attached)
         return tree.point(local)
 
