@@ -54,7 +54,7 @@ def edited(
     """
     choice = LoopChoice(loops)
     matches = selector(name, choice.known, layers, model)
-    _require_axes(model, name, {"head": heads, "position": positions})
+    _require_axes(model, name, {"loop": loops, "head": heads, "position": positions})
     heads = None if heads is None else resolve(heads, model.cfg.n_heads, "head")
     if positions is not None and not isinstance(positions, slice):
         positions = as_numbers(positions, "position")
@@ -89,13 +89,14 @@ def places(name: str, activation: Tensor, heads: Numbers, positions: Numbers) ->
 
 
 def _require_axes(model: LoopedTransformer, name: str, chosen: Mapping[str, Numbers]) -> None:
-    """Raise LoopprobeError where heads or positions are chosen of an activation that has none."""
+    """Raise LoopprobeError where loops, heads or positions are chosen of an activation that has none."""
     matches = selector(name, None, None, model)
     trees = model.hook_trees
     known = [*trees.once_names, *(full_name(0, local) for local in trees.local_names)]
     for point in filter(matches, known):
         for axis, wanted in chosen.items():
-            if wanted is not None and _axis(point, axis) is None:
+            has_axis = split_name(point)[0] is not None if axis == "loop" else _axis(point, axis) is not None
+            if wanted is not None and not has_axis:
                 raise LoopprobeError(f"{name} has no {axis}s: drop {axis}s={wanted!r}")
 
 

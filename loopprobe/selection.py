@@ -108,7 +108,7 @@ def selector(names: Names, loops: Collection[int] | None, layers: Numbers, model
     Args:
         names: None for all; short names (``"resid_post"``, ``"pattern"``; ``"z"`` is the state, ``"attn_z"`` the heads'
             output), names without a loop (``"blocks.0.hook_resid_post"``), full names, or a predicate of your own.
-        loops: iterations, from 0; None for all.
+        loops: iterations, from 0; points that are passed once, before the loops, are chosen whatever it says.
         layers: layers, see ``selection``; points that belong to no layer are chosen whatever it says.
         model: whose points they are.
 
@@ -134,7 +134,7 @@ def selector(names: Names, loops: Collection[int] | None, layers: Numbers, model
     def matches(name: str) -> bool:
         loop, layer, _ = split_name(name)
         return (
-            (loops is None or loop in loops)
+            (loops is None or loop is None or loop in loops)
             and (chosen_layers is None or layer is None or layer in chosen_layers)
             and bool(wanted(name))
         )
