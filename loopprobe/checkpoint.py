@@ -45,6 +45,7 @@ class Checkpoint:
         provenance: versions, commit and device of the training.
         name: the name or path that it was loaded under.
         folder: where it was loaded from.
+        alias: its label, where the last part of its name does not tell it from others beside it.
     """
 
     config: Config
@@ -55,11 +56,12 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     folder: Path | None = None
+    alias: str | None = None
 
     @property
     def label(self) -> str:
-        """The last part of the name, for figures and files."""
-        return Path(self.name).name or self.config.name
+        """The alias, or the last part of the name: for figures and files."""
+        return self.alias or Path(self.name).name or self.config.name
 
     @property
     def device(self) -> torch.device:

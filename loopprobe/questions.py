@@ -1,9 +1,11 @@
-"""A question is a probe put to checkpoints: what a verb of the command line asks, or a file under probes/ saves."""
+"""A question is a probe to run on checkpoints: what a verb of the command line asks, or a file under probes/ saves."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ import xarray as xr
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loopprobe.checkpoint import DEFAULT, Checkpoint, load_checkpoint
+from loopprobe.budget import require
+from loopprobe.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
 from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
@@ -33,10 +36,13 @@ from loopprobe.probes import (
     recover,
     shift,
 )
-from loopprobe.probes.loops import LoopsConfig
+from loopprobe.probes.loops import LoopsConfig, require_tokens, resolve_tokens
+from loopprobe.results import unique_labels
 from loopprobe.tasks import Prompts
 from loopprobe.train import pick_device
 from loopprobe.types import Progress
+
+RESAMPLES = 2000  # of the bootstrap, whose counts take a number a prompt and resample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ PROBES = {
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
 class Question:
-    """A probe, its options, and the checkpoints and prompts that it is put to.
+    """A probe, its options, and the checkpoints and prompts that it runs on.
 
     Attributes:
         probe: name of the probe.
@@ -92,10 +98,10 @@ class Question:
     target: str | None = None
 
     def prompts_for(self, checkpoint: Checkpoint) -> Prompts:
-        """The prompts that are put to a model.
+        """The prompts that a model is run on.
 
         Raises:
-            LoopprobeError: the model cannot be put to the shift, or the table cannot be used.
+            LoopprobeError: the shift does not fit the model, or the table cannot be used.
         """
         if self.data is None:
             return checkpoint.held_out(self.prompts, self.seed, self.shift)
@@ -114,14 +120,24 @@ class Prepared:
     prompts: Prompts
 
 
-def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
+def configured(name: str, options: dict[str, Any], n_points: int | None = None) -> tuple[Probe, Any]:
     """A probe by name, and its configuration from options.
 
+    Args:
+        name: of the probe.
+        options: fields of its configuration; ``positions`` may also be negative, from the end, or ``query``.
+        n_points: of the prompts; None where they are not known yet: then ``positions`` stand for nothing.
+
     Raises:
-        LoopprobeError: no such probe, or an option that it does not have.
+        LoopprobeError: no such probe, an option that it does not have, or a token that the prompts do not have.
     """
     if name not in PROBES:
         raise LoopprobeError(f"no probe is called {name!r}: choose from {', '.join(PROBES)}")
+    if (positions := options.get("positions")) is not None:
+        tokens = (0,) * len(positions) if n_points is None else resolve_tokens(positions, n_points)
+        if tokens:  # none at all is refused by the probe's own check
+            require_tokens(tokens, 2 * (n_points or 1) - 2)
+        options = options | {"positions": tokens}
     return PROBES[name], build(PROBES[name].config, options)
 
 
@@ -137,16 +153,43 @@ def prepare(
         device: where the models are put.
         load: gets a checkpoint by its name, on the device.
 
+    Returns:
+        One a checkpoint, each with a label of its own.
+
     Raises:
-        LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use.
+        LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use, a checkpoint comes
+            twice, or the memory cannot hold the answer.
     """
-    probe, config = configured(question.probe, question.options)
-    checkpoints = [load(name, device) for name in question.checkpoints]
-    for checkpoint in checkpoints:
+    _, general = configured(question.probe, question.options)
+    folders: dict[Path, str] = {}
+    for name in question.checkpoints:
+        if (folder := find(name).resolve()) in folders:
+            raise LoopprobeError(f"checkpoint {name!r} is the same folder as {folders[folder]!r}: give it once")
+        folders[folder] = name
+    prepared = []
+    labels = unique_labels(question.checkpoints)
+    for name, label in zip(question.checkpoints, labels, strict=True):
+        checkpoint = dataclasses.replace(load(name, device), alias=label)
+        _require_memory(question, checkpoint, general)
+        prompts = question.prompts_for(checkpoint)
+        probe, config = configured(question.probe, question.options, prompts.ys.shape[1])
         probe.check(checkpoint, config)
-    return [
-        Prepared(question.probe, checkpoint, config, question.prompts_for(checkpoint)) for checkpoint in checkpoints
-    ]
+        prepared.append(Prepared(question.probe, checkpoint, config, prompts))
+    return prepared
+
+
+def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:
+    """Raise LoopprobeError where the memory cannot hold the prompts, or the errors of every loop."""
+    model = checkpoint.config.model
+    loops = getattr(config, "loops", None) or model.n_loops
+    runs = len(getattr(config, "n", ())) + 1
+    prompts = question.prompts * (4 * model.n_points * (model.n_dims + 1) + 8 * RESAMPLES)
+    errors = loops * runs * (4 * question.prompts + 8 * model.n_points)
+    require(
+        prompts + errors,
+        f"{question.probe} of {checkpoint.label} with {question.prompts:,} prompts and {loops:,} loops",
+        "lower --prompts or --loops",
+    )
 
 
 def answer(
@@ -154,20 +197,54 @@ def answer(
     progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
     pool: Processes | RayPool | None = None,
 ) -> Iterator[xr.Dataset]:
-    """One dataset a checkpoint, in their order, each as soon as it is there.
+    """One dataset a checkpoint, in their order, each as soon as it and those before it are there.
 
     Args:
         prepared: from ``prepare``.
         progress: makes, from a description, a wrapper for the steps of one run.
         pool: answers several at once, see ``loopprobe.cluster``; None: one after the other, in this process.
     """
+    waiting: dict[int, xr.Dataset] = {}
+    following = 0
+    for i, data in as_answered(prepared, progress, pool):
+        waiting[i] = data
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def as_answered(
+    prepared: Sequence[Prepared],
+    progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+    pool: Processes | RayPool | None = None,
+) -> Iterator[tuple[int, xr.Dataset]]:
+    """Every answer with its place among the prepared, in the order in which they are done.
+
+    Args:
+        prepared, progress, pool: as in ``answer``.
+    """
     if pool is None or (isinstance(pool, Processes) and len(prepared) == 1):
-        for p in prepared:
-            yield PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
+        for i, p in enumerate(prepared):
+            yield i, PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
         return
-    futures = [pool.submit(_answer_there, _on(p, "cpu"), pool.threads, pool.device) for p in prepared]
-    for future in progress(f"{len(prepared)} answers")(futures) if futures else ():
-        yield future.result()
+    places = {pool.submit(_answer_there, _on(p, "cpu"), pool.threads, pool.device): i for i, p in enumerate(prepared)}
+    if places:
+        done = _Done(places)
+        for future in progress(f"{len(prepared)} answers")(done):
+            yield places[future], future.result()
+
+
+class _Done:
+    """Futures in the order in which they are done; it has a length, which progress bars ask for."""
+
+    def __init__(self, futures: Collection[Future[Any]]) -> None:
+        self.futures = futures
+
+    def __len__(self) -> int:
+        return len(self.futures)
+
+    def __iter__(self) -> Iterator[Future[Any]]:
+        return as_completed(self.futures)
 
 
 def _on(p: Prepared, device: torch.device | str) -> Prepared:
@@ -176,7 +253,7 @@ def _on(p: Prepared, device: torch.device | str) -> Prepared:
 
 
 def _answer_there(p: Prepared, threads: int, device: str) -> xr.Dataset:
-    """In a worker."""
+    """Run one prepared probe in a worker process."""
     torch.set_num_threads(threads)
     p = _on(p, pick_device(device))
     return PROBES[p.probe].run(p.checkpoint, p.prompts, p.config)

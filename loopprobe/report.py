@@ -11,19 +11,20 @@ from typing import Any
 
 import jinja2
 import plotly.io
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import loopprobe
 from loopprobe.claims import verdicts
 from loopprobe.present import figures_of, tables_of
+from loopprobe.results import writing
 from loopprobe.saved import Answered
-from loopprobe.storage import atomic, write_json
 from loopprobe.tables import lines_of
 from loopprobe.verdicts import STATUSES, Verdict
 
 
 def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
-    """Write index.html and plotly's script; and the verdicts, as findings.md and report.json.
+    """Write index.html, which can be sent by itself, and the verdicts as findings.md and report.json.
 
     Args:
         answers: by the name of the question.
@@ -31,6 +32,9 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
 
     Returns:
         The verdicts, every claim of the study in its order.
+
+    Raises:
+        LoopprobeError: a file cannot be written.
     """
     decided = verdicts({name: answered.datasets for name, answered in answers.items()})
     sections = [
@@ -43,15 +47,15 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
     made = f"Made by loopprobe {loopprobe.__version__}, {span} held-out prompts a model."
     holds = {"made": made, "verdicts": decided, "sections": sections, "statuses": STATUSES}
+    record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
     texts = {
-        "plotly.min.js": get_plotlyjs(),
-        "index.html": _render("report.html", holds),
+        "index.html": _render("report.html", holds | {"script": Markup(get_plotlyjs())}),
         "findings.md": _render("findings.md", holds),
+        "report.json": json.dumps(record, indent=2) + "\n",
     }
     for name, text in texts.items():
-        with atomic(folder / name) as partial:
+        with writing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    write_json(folder / "report.json", {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]})
     return decided
 
 
@@ -75,13 +79,15 @@ def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdi
 
 def _part(name: str, answered: Answered) -> dict[str, Any]:
     figures = figures_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
-    options = {"full_html": False, "include_plotlyjs": False, "config": {"responsive": True, "displaylogo": False}}
+    config = {"responsive": True, "displaylogo": False}
+    options: dict[str, Any] = {
+        "full_html": False, "include_plotlyjs": False, "auto_play": False, "config": config,
+    }  # fmt: skip
     return {
         "name": name,
         "asks": answered.saved.asks,
         "figures": [
-            jinja2.utils.markupsafe.Markup(plotly.io.to_html(figure, div_id=f"{stem}-{name}", **options))
-            for stem, figure in figures.items()
+            Markup(plotly.io.to_html(figure, div_id=f"{stem}-{name}", **options)) for stem, figure in figures.items()
         ],
         "missing": answered.missing,
         "models": [data.model.item() for data in answered.datasets],

@@ -22,9 +22,10 @@ from loopprobe.checkpoint import load_checkpoint, names
 from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
 from loopprobe.errors import LoopprobeError
-from loopprobe.questions import PROBES, Prepared, Question, answer, prepare
+from loopprobe.questions import PROBES, Prepared, Question, as_answered, prepare
 from loopprobe.results import attributes, read_dataset, write_dataset
 from loopprobe.settings import read_toml
+from loopprobe.study import study_folder, toml_files
 from loopprobe.types import Progress
 
 
@@ -33,7 +34,7 @@ class Saved:
     """A question as its file has it.
 
     Attributes:
-        section: of the report.
+        section: of the report; needed there alone.
         title, asks: for the reader.
         probe, checkpoints, options, prompts, seed: see ``Question``.
         by: what makes a panel of its figure (``figures.panels``).
@@ -67,20 +68,29 @@ def read_saved(path: Path) -> Saved:
     """Read and check a saved question.
 
     Raises:
-        LoopprobeError: there is none, or a key or a probe that is not known.
+        LoopprobeError: there is none, a key is missing, or a key or a probe is not known.
     """
-    saved = build(Saved, read_toml(path, "saved question"))
+    tree = read_toml(path, "saved question")
+    needed = [
+        field.name
+        for field in dataclasses.fields(Saved)
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in needed if name not in tree]:
+        raise LoopprobeError(f"{path} has no {' and no '.join(missing)}: add {missing[0]} = … at its top")
+    saved = build(Saved, tree)
     if saved.probe not in PROBES:
         raise LoopprobeError(f"{path} asks the probe {saved.probe!r}: choose from {', '.join(PROBES)}")
     return saved
 
 
-def saved_questions(folder: Path) -> dict[str, Saved]:
-    """All saved questions of a folder by name, grid files left out, in the order of their names."""
-    paths = [path for path in sorted(folder.glob("*.toml")) if not path.stem.endswith("_models")]
-    if not paths:
-        raise LoopprobeError(f"{folder} holds no saved questions: give the folder probes/ of the repository")
-    return {path.stem: read_saved(path) for path in paths}
+def saved_questions(folder: Path | None = None) -> dict[str, Saved]:
+    """All saved questions of a folder by name, in the order of their names; None: those of the study.
+
+    Raises:
+        LoopprobeError: there are none, or one cannot be read.
+    """
+    return {path.stem: read_saved(path) for path in toml_files(folder or study_folder())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,22 +139,25 @@ def answer_saved(
         missing[name] = tuple(model for model in question.checkpoints if model not in there)
         prepared = prepare(dataclasses.replace(question, checkpoints=there), device, load)
         asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
+    for name in saved:
         (folder / name).mkdir(parents=True, exist_ok=True)
     everything = {path: p for paths in asked.values() for path, p in paths.items()}
-    found = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
-    todo = {path: p for path, p in everything.items() if path not in found}
-    for path, data in zip(todo, answer(list(todo.values()), progress, pool), strict=True):
-        write_dataset(data, path)
-        found[path] = data
-    return {name: Answered(one, [found[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
+    answers = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
+    todo = [path for path in everything if path not in answers]
+    for i, data in as_answered([everything[path] for path in todo], progress, pool):
+        write_dataset(data, todo[i])  # at once: an interrupted run keeps what it has
+        answers[todo[i]] = data
+    return {name: Answered(one, [answers[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
 
 
 def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
-    if not path.exists():
+    """The answer that a file holds, where it is that of the prepared question; a damaged file holds none."""
+    try:
+        data = read_dataset(path)
+        version = json.loads(data.attrs["provenance"])["loopprobe"]
+    except (LoopprobeError, KeyError, TypeError, ValueError):
         return None
-    data = read_dataset(path)
     wanted = attributes(prepared.probe, prepared.checkpoint, prepared.prompts, prepared.config)
     same: Mapping[str, Any] = {key: data.attrs.get(key) for key in wanted if key != "provenance"}
-    version = json.loads(data.attrs["provenance"])["loopprobe"]
-    is_same = all(same[key] == wanted[key] for key in same)
+    is_same = all(same[key] == wanted[key] for key in same) and str(data.model.item()) == prepared.checkpoint.label
     return data if is_same and version == json.loads(wanted["provenance"])["loopprobe"] else None

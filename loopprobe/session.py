@@ -13,13 +13,13 @@ from loopprobe.tasks import Prompts
 
 
 def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **options: Any) -> xr.Dataset:
-    """Put a probe to a checkpoint, with a progress bar.
+    """Run a probe on a checkpoint, with a progress bar.
 
     Args:
         name: of the probe: a key of ``questions.PROBES``, such as lens, patch or converge.
         checkpoint: from ``load_checkpoint``.
         prompts: held-out prompts, or how many.
-        options: fields of the probe's configuration, such as ``loops``.
+        options: fields of the probe's configuration, such as ``loops``; ``positions`` may be negative or ``query``.
 
     Returns:
         The probe's dataset; ``figure(data)`` shows it.
@@ -27,8 +27,9 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
     Raises:
         LoopprobeError: no such probe, or an option that it does not have or the model cannot answer.
     """
-    found, config = configured(name, options)
-    found.check(checkpoint, config)
+    configured(name, options)
     batch = checkpoint.held_out(prompts) if isinstance(prompts, int) else prompts
+    chosen, config = configured(name, options, batch.ys.shape[1])
+    chosen.check(checkpoint, config)
     [data] = answer([Prepared(name, checkpoint, config, batch)], track)
     return data

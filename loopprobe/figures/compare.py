@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from loopprobe.figures.panels import By, Line, draw, panels
+from loopprobe.figures.panels import By, Line, by_prompts, draw, panels
 from loopprobe.figures.style import BASELINE_COLOURS, GREY, curve, finish, log_errors
 
 
@@ -42,28 +42,29 @@ def _figure(found: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Fig
     figure = draw(found, "point", lambda data: data[mean], lambda data: (data[low], data[high]))
     shown: set[str] = set()
     for col, lines in enumerate(found.values(), 1):
-        datasets = [data for line in lines for data in line.datasets]
-        for data in {data.attrs["optimum"]: data for data in datasets}.values():
-            name = data.attrs["optimum"]
+        for words, members in by_prompts([data for line in lines for data in line.datasets]).items():
+            data, of = members[0], f" ({words})" if words else ""
+            name = data.attrs["optimum"] + of
             above = data.where(data.optimum_mean > 1e-6, drop=True)  # exact optima reach zero, which no log axis shows
             new = name not in shown
             line = above[f"optimum_{mean}"]
             curve(figure, above.point, line, colour=GREY, dash="dot", name=name, col=col, in_legend=new)
             shown.add(name)
-        for i, (name, data) in enumerate(baselines_of(datasets).items()):
-            if name in shown and name in {other.attrs["optimum"] for other in datasets}:
-                continue
-            look = BASELINE_COLOURS[i % len(BASELINE_COLOURS)]
-            line = data[f"baseline_{mean}"].where(data.baseline_mean > 1e-6)
-            curve(figure, data.point, line, colour=look, dash="dash", name=name, col=col, in_legend=name not in shown)
-            shown.add(name)
+            for i, (baseline, at) in enumerate(baselines_of(members).items()):
+                if baseline == data.attrs["optimum"]:
+                    continue
+                name = baseline + of
+                look = BASELINE_COLOURS[i % len(BASELINE_COLOURS)]
+                line = at[f"baseline_{mean}"].where(at.baseline_mean > 1e-6)
+                curve(figure, at.point, line, colour=look, dash="dash", name=name, col=col, in_legend=name not in shown)
+                shown.add(name)
     axis = "in-context examples before the query"
     figure.update_xaxes(title="<br>".join(textwrap.wrap(axis, max(16, 100 // len(found)))))
     return figure
 
 
 def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Every baseline that was put to the prompts, by name; for models of one task, which share them."""
+    """Every baseline by name, with what it answered to the prompts; for models that share them."""
     return {
         str(name): data.sel(baseline=name)
         for data in datasets

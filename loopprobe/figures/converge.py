@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from loopprobe.figures.panels import By, draw, panels
+from loopprobe.figures.panels import By, by_prompts, draw, panels
 from loopprobe.figures.style import BLACK, QUERY_ERROR, finish, level, log_errors
 
 
@@ -25,12 +25,13 @@ def converge_figure(
     figure = draw(found, "loop", lambda data: data["mean"], lambda data: (data.low, data.high))
     shown: set[str] = set()
     for col, lines in enumerate(found.values(), 1):
-        for data in {line.datasets[0].attrs["optimum"]: line.datasets[0] for line in lines}.values():
-            best, name = float(data.optimum.mean()), data.attrs["optimum"]
+        for words, members in by_prompts([line.datasets[0] for line in lines]).items():
+            data = members[0]
+            best, name = float(data.optimum.mean()), data.attrs["optimum"] + (f" ({words})" if words else "")
             if best > 1e-8:  # exact least squares is 0, which no logarithmic axis shows
                 level(figure, data.loop, best, name, col=col, colour=BLACK, in_legend=name not in shown)
                 shown.add(name)
     ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
-    figure.update_xaxes(title="loops", type="log", tickvals=ticks)
+    figure.update_xaxes(title="loops done", type="log", tickvals=ticks)
     log_errors(figure, QUERY_ERROR)
     return finish(figure, title)

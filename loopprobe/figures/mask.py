@@ -27,13 +27,16 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     config = json.loads(data.attrs["config"])
     verb = "masked" if config["invert"] else "kept"
     over_n = len(n) >= 4
+    unmasked = 0 if config["invert"] else int(data.attrs["full"])  # this n is the clean run
+    picked = few_of([int(value) for value in n if value != unmasked])
+    notes = [f"n = {unmasked} is the clean run"] if unmasked in n else []
+    masking = len(n) - len(notes)
+    notes += [f"{len(picked)} of {masking} n"] if len(picked) < masking else []
     titles = [
         f"by n, the {config['unit']}s {verb}" if over_n else f"after {int(last.loop)} loops, by examples",
-        "over the loops",
+        "over the loops" + (f" ({', '.join(notes)})" if notes else ""),
     ]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.2 if over_n else 0.1)
-    masking = n[n != (0 if config["invert"] else data.attrs["full"])]  # the others are the clean run
-    picked = masking if len(masking) <= 6 else masking[np.linspace(0, len(masking) - 1, 6).round().astype(int)]
     if over_n:
         shown = loops_to_show(data)
         for loop, colour in zip(shown, colours(len(shown)), strict=True):
@@ -46,9 +49,8 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         for value, colour in zip(picked, colours(len(picked)), strict=True):
             means = last.error_by_point.sel(n=value)
             curve(figure, left, means, colour=colour, name=f"n = {value}", legend="legend2", in_legend=False)
-        curve(
-            figure, left, last.clean_error_by_point, colour=BLACK, name="clean run", legend="legend2", in_legend=False
-        )
+        by_point = last.clean_error_by_point
+        curve(figure, left, by_point, colour=BLACK, name="clean run", legend="legend2", in_legend=False)
     for value, colour in zip(picked, colours(len(picked)), strict=True):
         at = data.sel(n=value)
         name = f"n = {value}"
@@ -60,7 +62,7 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         level(figure, x, zero, "predicting zero", col=col, legend="legend2", in_legend=col == 2)
     trained_line(figure, int(data.attrs["trained_loops"]), col=2)
     figure.update_xaxes(title=left_title, col=1)
-    figure.update_xaxes(title="loops", col=2)
+    figure.update_xaxes(title="loops done", col=2)
     log_errors(figure, QUERY_ERROR if over_n else "squared error / E(y²)")
     figure.update_layout(legend2={"x": 1.005, "y": 1})
     finish(figure, f"{data.model.item()}: {data.attrs['description']}")
@@ -100,9 +102,16 @@ def _two_loops(data: xr.Dataset) -> list[tuple[int, str]]:
     return [(trained, "solid"), (last, "dot")] if last > trained else [(last, "solid")]
 
 
+def few_of(values: list[int], most: int = 12) -> list[int]:
+    """All values, or where there are more than ``most``, six of them from the first to the last."""
+    if len(values) <= most:
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, 6).round().astype(int)]
+
+
 def loops_to_show(data: xr.Dataset, wanted: Sequence[int] | None = None) -> list[int]:
     """A handful of loop counts: those asked for, or 1, 5, as trained, and the last."""
     last = int(data.loop[-1])
     if wanted is None:
         wanted = [1, 5, data.attrs["trained_loops"], last]
-    return sorted({int(loop) for loop in wanted if loop <= last})
+    return sorted({int(loop) for loop in wanted if loop in data.loop.values}) or [last]

@@ -41,25 +41,44 @@ def model_config(data: xr.Dataset) -> dict[str, Any]:
 
 
 def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[Line]]:
-    """Lines by panel.
+    """Lines by panel; every dataset stands in at least one, under a title that is true of it.
 
     With ``window``: one panel a task and window T. A window above the loop count is the loop count, so a model
-    may stand in several panels, and ordinary models stand in all; colour is b, the same everywhere. With
-    ``layers`` or ``loss``: one panel a loop count and window, colour is the number of layers or the loss.
+    may stand in several panels, titled T = min(…, b), and ordinary models stand in all; colour is b, the same
+    everywhere. With ``layers`` or ``loss``: one panel a loop count and window, colour is the number of layers or
+    the loss.
     """
     if by != "window":
         return _by_loops(datasets, _layers if by == "layers" else _loss, "L" if by == "layers" else by)
-    found: dict[str, list[Line]] = {}
+    lines: dict[str, list[Line]] = {}
     tasks = list(dict.fromkeys(task_of(data) for data in datasets))
     for task in tasks:
         of_task = [data for data in datasets if task_of(data) == task]
-        most = max(_loops(data) for data in of_task)
-        for t in sorted({_window(data) for data in of_task if _loops(data) == most}):
-            inside = [data for data in of_task if _window(data) == (min(t, _loops(data)) if t else 0)]
-            kind = "" if tasks == ["linear regression"] else f"{task}, "
-            title = f"{kind}T = {t}" if t else f"{kind}ordinary" if most == 1 else f"{kind}trained elsewhere"
-            found[title] = _lines(inside, lambda data: loop_colour(_loops(data)))
-    return found
+        kind = "" if tasks == ["linear regression"] else f"{task}, "
+        for t, inside in _by_window(of_task).items():
+            lines[kind + _window_title(t, inside)] = _lines(inside, lambda data: loop_colour(_loops(data)))
+    return lines
+
+
+def _by_window(datasets: Sequence[xr.Dataset]) -> dict[int, list[xr.Dataset]]:
+    """The windows of the models with most loops and who shares them, then the windows of models that share none."""
+    most = max(_loops(data) for data in datasets)
+    inside: dict[int, list[xr.Dataset]] = {}
+    for t in sorted({_window(data) for data in datasets if _loops(data) == most}):
+        inside[t] = [data for data in datasets if _window(data) == (min(t, _loops(data)) if t else 0)]
+    for t in sorted({_window(data) for data in datasets} - inside.keys()):
+        placed = [data for members in inside.values() for data in members]
+        if any(_window(data) == t and not any(data is other for other in placed) for data in datasets):
+            inside[t] = [data for data in datasets if _window(data) == (min(t, _loops(data)) if t else 0)]
+    return dict(sorted(inside.items()))
+
+
+def _window_title(t: int, inside: Sequence[xr.Dataset]) -> str:
+    if t == 0:
+        return "ordinary, trained elsewhere" if all(_loops(data) == 1 for data in inside) else "trained elsewhere"
+    if all(_loops(data) == 1 for data in inside):
+        return "ordinary"
+    return f"T = {t}" if all(_window(data) == t or _loops(data) == 1 for data in inside) else f"T = min({t}, b)"
 
 
 def _by_loops(datasets: Sequence[xr.Dataset], kind: Callable[[xr.Dataset], Any], word: str) -> dict[str, list[Line]]:
@@ -82,11 +101,26 @@ def _without_seed(data: xr.Dataset) -> str:
 def by_name(
     datasets: Sequence[xr.Dataset], name: Callable[[xr.Dataset], str] = _without_seed
 ) -> dict[str, list[xr.Dataset]]:
-    """Datasets of the same name, by default that of the model without its seed: the seeds together."""
-    found: dict[str, list[xr.Dataset]] = {}
+    """Datasets of the same name, by default that of the model without its seed: the seeds together.
+
+    Models of one name that differ in more than the seed are no seeds of one another: each has its own label.
+    """
+    named: dict[str, list[xr.Dataset]] = {}
     for data in datasets:
-        found.setdefault(name(data), []).append(data)
-    return found
+        named.setdefault(name(data), []).append(data)
+    groups: dict[str, list[xr.Dataset]] = {}
+    for label, members in named.items():
+        if len({_but_seed(data) for data in members}) == 1:
+            groups[label] = members
+        else:
+            groups |= {str(data.model.item()): [data] for data in members}
+    return groups
+
+
+def _but_seed(data: xr.Dataset) -> str:
+    """The configuration of a model without the seed of its training, as a key."""
+    config = model_config(data)
+    return json.dumps(config | {"train": (config["train"] or {}) | {"seed": None}}, sort_keys=True)
 
 
 def _lines(
@@ -139,6 +173,34 @@ def task_of(data: xr.Dataset) -> str:
     words = task["name"].replace("_", " ").replace("relu", "ReLU").replace("noisy linear regression", "noisy")
     words += f" of depth {task['depth']}" if task.get("depth") else ""
     return words + (", signs" if task.get("labels") == "sign" else "")
+
+
+def by_prompts(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:
+    """Datasets that share their prompts, and so the optimum and baselines, by what tells these prompts from the others.
+
+    The words are empty where all share them, else the task, and their size where one task has several.
+    """
+    groups: dict[tuple[str, str, int, int], list[xr.Dataset]] = {}
+    for data in datasets:
+        key = (task_of(data), data.attrs["prompts"], data.sizes["point"], _dims(data))
+        groups.setdefault(key, []).append(data)
+    tasks = [key[0] for key in groups]
+    named: dict[str, list[xr.Dataset]] = {}
+    for (task, _, points, dims), members in groups.items():
+        words = [task] if len(set(tasks)) > 1 else []
+        words += [f"{points} points in {dims} dimensions"] if tasks.count(task) > 1 else []
+        label = ", ".join(words)
+        if label in named:  # the same task and size, drawn otherwise
+            label = ", ".join([*words, *(str(data.model.item()) for data in members)])
+        named[label] = members
+    return named
+
+
+def _dims(data: xr.Dataset) -> int:
+    """Dimensions of the prompts that are not zero."""
+    config = model_config(data)
+    dims = (config["train"] or {}).get("dims", {}).get("end") or config["model"]["n_dims"]
+    return int(dims)
 
 
 def _loops(data: xr.Dataset) -> int:

@@ -52,7 +52,7 @@ def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of dis
     for i, shift in enumerate(shown):
         row, col = i // columns + 1, i % columns + 1
         for data, colour in zip(datasets, colours(len(datasets)), strict=True):
-            if shift not in data["shift"]:
+            if shift not in data["shift"] or not _there(data, shift):
                 continue
             at, name = data.sel(shift=shift), data.model.item()
             band = at.error_by_point_low, at.error_by_point_high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import qualitative, sample_colorscale
+from plotly.offline import get_plotlyjs
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.storage import atomic
+from loopprobe.results import writing
 
 BLACK, GREY = "#000000", "#777777"
 QUERY_ERROR = "squared error at the query / E(y²)"
@@ -149,9 +151,57 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
     return figure
 
 
-def write_html(figure: go.Figure, path: Path) -> None:
-    """An interactive page; plotly's script lies once beside all pages of the folder."""
-    figure.write_html(path, include_plotlyjs="directory", full_html=True)
+def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
+    """Write an interactive page, whole or not at all; a figure with a slider stands still.
+
+    Args:
+        figure: to write.
+        path: of the page.
+        alone: whether the page holds plotly's script, so that it can be sent by itself; else plotly.min.js must lie
+            beside it.
+
+    Raises:
+        LoopprobeError: it cannot be written.
+    """
+    page = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=True, auto_play=False)
+    with writing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool = False) -> list[Path]:
+    """Write the figures of a folder: one holds plotly's script itself, several share one file of it beside them.
+
+    Args:
+        figures: by the stem of their files.
+        folder: where to write; it must exist.
+        png: write pictures too.
+
+    Returns:
+        What was written.
+
+    Raises:
+        LoopprobeError: a file cannot be written, or no PNG can be made.
+    """
+    alone = len(figures) == 1
+    if not alone and figures:
+        write_script(folder)
+    paths = []
+    for stem, figure in figures.items():
+        write_html(figure, folder / f"{stem}.html", alone=alone)
+        paths.append(folder / f"{stem}.html")
+        if png:
+            write_png(figure, folder / f"{stem}.png")
+            paths.append(folder / f"{stem}.png")
+    return paths
+
+
+def write_script(folder: Path) -> None:
+    """Write plotly's script into a folder, unless it lies there."""
+    script, path = get_plotlyjs().encode(), folder / "plotly.min.js"
+    if path.is_file() and path.read_bytes() == script:
+        return
+    with writing(path) as partial:
+        partial.write_bytes(script)
 
 
 def require_png() -> None:
@@ -163,10 +213,10 @@ def write_png(figure: go.Figure, path: Path) -> None:
     """A picture, through kaleido and a Chrome.
 
     Raises:
-        LoopprobeError: one of these is not installed.
+        LoopprobeError: one of these is not installed, or the picture cannot be written.
     """
     picture = _png(figure, width=1100, height=max(520, figure.layout.height or 0), scale=2)
-    with atomic(path) as partial:
+    with writing(path) as partial:
         partial.write_bytes(picture)
 
 

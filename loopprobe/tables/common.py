@@ -51,6 +51,18 @@ def interval(mean: Any, low: Any, high: Any) -> str:
     return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # breaks before the bracket only
 
 
+def cell(data: xr.Dataset, names: Sequence[str], **where: Any) -> str:
+    """A mean with its interval where a dataset has the place and the variables; else a dash.
+
+    Args:
+        data: of a probe.
+        names: of the mean and the ends of its interval.
+        where: the labels along its dims.
+    """
+    there = all(name in data for name in names) and all(value in data[dim].values for dim, value in where.items())
+    return interval(*(data[name].sel(where) for name in names)) if there else "–"
+
+
 def with_ends(at: xr.Dataset, name: str) -> str:
     """A variable with its ends ``{name}_low`` and ``{name}_high``."""
     return interval(*(at[name + part] for part in ("", "_low", "_high")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,9 +12,10 @@ from rich.table import Table
 from loopprobe.figures.compare import baselines_of
 from loopprobe.figures.folds import rows_of
 from loopprobe.figures.mask import loops_to_show
-from loopprobe.figures.panels import task_of
+from loopprobe.figures.panels import by_prompts
+from loopprobe.probes.paired import mask_difference
 from loopprobe.statistics import moving_mean
-from loopprobe.tables.common import error_table, interval, titled
+from loopprobe.tables.common import cell, error_table, interval, titled
 from loopprobe.verdicts import STATUSES, Verdict
 
 
@@ -35,6 +37,61 @@ def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
     return table
 
 
+def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
+    """The errors with the first and with the last n kept, and their paired difference: a row an n.
+
+    Args:
+        first, last: of the mask probe, see ``mask_difference``.
+        loops: loop counts to show, three columns each; None: as trained and the last.
+    """
+    difference = mask_difference(first, last)
+    table = titled(f"{first.model.item()}: the first n against the last n {json.loads(first.attrs['config'])['unit']}s")
+    table.caption = (
+        f"squared error at the query / E(y²), mean of {difference.sizes['example']} prompts [95 % bootstrap interval]; "
+        "difference: first minus last, prompt by prompt"
+    )
+    table.add_column("n", justify="right")
+    shown = loops_to_show(difference, loops or (int(first.attrs["trained_loops"]), int(difference.loop[-1])))
+    for loop in shown:
+        for name in ("first", "last", "difference"):
+            table.add_column(f"{name}, {loop} loop{'s' * (loop > 1)}", justify="right")
+    parts = ("mean", "low", "high")
+    for n in difference.n.values:
+        cells = [cell(data, parts, n=n, loop=loop) for loop in shown for data in (first, last, difference)]
+        table.add_row(str(n), *cells)
+    clean = [
+        text for loop in shown
+        for text in (cell(first, [f"clean_{part}" for part in parts], loop=loop), "", "")
+    ]  # fmt: skip
+    table.add_row("clean", *clean)
+    return table
+
+
+def mask_modes_finding(first: xr.Dataset, last: xr.Dataset) -> str:
+    """One sentence: where first and last differ most after the last loop."""
+    end = mask_difference(first, last).isel(loop=-1)
+    largest = end.isel(n=abs(end["mean"]).argmax("n"))
+    text = interval(largest["mean"], largest.low, largest.high)
+    clean = float(first.clean_mean.sel(loop=int(end.loop)))
+    return (
+        f"{first.model.item()}: after {int(end.loop)} loops first minus last is largest with n = {int(largest.n)}: "
+        f"{text}; the error of the clean run is {clean:.3g}."
+    )
+
+
+def mask_difference_table(data: xr.Dataset) -> Table:
+    """The paired difference alone: a row an n, a column a loop count."""
+    table = titled(f"{data.model.item()}: {data.attrs['description']}")
+    table.caption = f"mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+    table.add_column("n", justify="right")
+    shown = loops_to_show(data)
+    for loop in shown:
+        table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
+    for n in data.n.values:
+        table.add_row(str(n), *(cell(data, ("mean", "low", "high"), n=n, loop=loop) for loop in shown))
+    return table
+
+
 def mask_finding(data: xr.Dataset) -> str:
     """One sentence: what the mask costs after the last loop."""
     last = data.isel(loop=-1)
@@ -49,7 +106,7 @@ def mask_finding(data: xr.Dataset) -> str:
 def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
     """Error / E(y²) with its 95 % interval: a row a model, a column a loop count, the optimum last."""
     last = min(int(data.loop[-1]) for data in datasets)
-    shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last]
+    shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last] or [last]
     table = error_table("error against the number of loops", datasets)
     for loop in shown:
         table.add_column(f"{loop} loops", justify="right")
@@ -65,24 +122,23 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
 
     Where labels are signs the last column is the accuracy at the query.
     """
-    points = [int(p) for p in np.unique(np.linspace(0, int(datasets[0].point[-1]), 5).round())]
-    right = all("accuracy" in data for data in datasets)
+    last = sorted({int(data.point[-1]) for data in datasets})
+    points = sorted({*(int(p) for p in np.linspace(0, last[-1], 5).round()), *last})
+    right = any("accuracy" in data for data in datasets)
     table = error_table("error by in-context examples", datasets)
     for column in ("parameters", *(f"{point} examples" for point in points), *(["accuracy"] if right else [])):
         table.add_column(column, justify="right")
     rows = [(_looped(data, int(data.attrs["loops"])), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
-    tasks: dict[str, list[xr.Dataset]] = {}
-    for data in datasets:
-        tasks.setdefault(task_of(data), []).append(data)
-    for task, own in tasks.items():
-        of = f" ({task})" if len(tasks) > 1 else ""
-        rows += [(name + of, "", data, "optimum_") for name, data in {d.attrs["optimum"]: d for d in own}.items()]
-        for name, data in baselines_of(own).items():
+    for words, members in by_prompts(datasets).items():
+        of = f" ({words})" if words else ""
+        rows.append((members[0].attrs["optimum"] + of, "", members[0], "optimum_"))
+        for name, data in baselines_of(members).items():
             rows.append((f"{name}{of}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
     for name, parameters, data, prefix in rows:
-        cells = [interval(*(data[prefix + part].sel(point=p) for part in ("mean", "low", "high"))) for p in points]
+        cells = [cell(data, [prefix + part for part in ("mean", "low", "high")], point=p) for p in points]
         if right:
-            cells += [interval(*(data[f"{prefix}accuracy{part}"].isel(point=-1) for part in ("", "_low", "_high")))]
+            names = [f"{prefix}accuracy{part}" for part in ("", "_low", "_high")]
+            cells.append(cell(data, names, point=int(data.point[-1])))
         table.add_row(name, parameters, *cells)
     return table
 
@@ -134,16 +190,15 @@ def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
 
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Error / E(y²) with its 95 % interval: a row a model and loop count, a column an n."""
-    first = datasets[0]
-    picked = first.n.values[np.unique(np.linspace(0, first.sizes["n"] - 1, 8).round().astype(int))]
+    values = np.unique(np.concatenate([data.n.values for data in datasets]))
+    picked = values[np.unique(np.linspace(0, len(values) - 1, 8).round().astype(int))]
     table = error_table("error by what is kept", datasets)
     table.add_column("loops", justify="right")
     for n in picked:
         table.add_column(f"n = {n}", justify="right")
     for data in datasets:
         for loop in loops_to_show(data, (int(data.attrs["trained_loops"]), int(data.loop[-1]))):
-            at = data.sel(loop=loop)
-            cells = [interval(*(at[part].sel(n=n) for part in ("mean", "low", "high"))) for n in picked]
+            cells = [cell(data, ("mean", "low", "high"), loop=loop, n=n) for n in picked]
             table.add_row(data.model.item(), str(loop), *cells)
     return table
 

@@ -1,0 +1,64 @@
+"""First against last: what it costs a prompt to keep the one end of the state rather than the other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.statistics import bootstrap_mean
+
+MODES = ("first", "last")
+
+
+def mask_difference(first: xr.Dataset, last: xr.Dataset) -> xr.Dataset:
+    """Error where the first n are kept minus error where the last n are kept, prompt by prompt.
+
+    The two runs have the same prompts, so the interval of their difference is free of what prompts have in common.
+
+    Args:
+        first, last: of the mask probe, of one model, with the same prompts and options but for ``mode``.
+
+    Returns:
+        A dataset with dims ``n``, ``loop`` (iterations done, from 1) and ``example``: ``difference [n, loop, example]``
+        in the units of the errors, and ``mean``, ``low``, ``high [n, loop]``, its mean with a 95 % interval. Positive
+        where keeping the last is better. It has the n and loops that both datasets have.
+
+    Raises:
+        LoopprobeError: they are not such a pair.
+    """
+    for key in ("checkpoint", "prompts"):
+        if first.attrs[key] != last.attrs[key]:
+            raise LoopprobeError(f"the masks differ in their {key}: compare first and last of one model")
+    options = [json.loads(data.attrs["config"]) for data in (first, last)]
+    modes = [config.pop("mode") for config in options]
+    unlike = [key for key in options[0] if key not in ("n", "loops") and options[0][key] != options[1][key]]
+    if modes != list(MODES) or unlike:
+        raise LoopprobeError(
+            f"the masks keep {' and '.join(modes)} and differ in {', '.join(unlike) or 'nothing else'}: give one of "
+            "first and one of last with the same options"
+        )
+    one, other = xr.align(first.error.reset_coords(drop=True), last.error.reset_coords(drop=True), join="inner")
+    if not one.size:
+        raise LoopprobeError("the masks have no n or no loop in common: run both with the same --n and --loops")
+    difference = (one - other).transpose("n", "loop", "example")
+    mean, low, high = bootstrap_mean(difference.values)
+    dims = ("n", "loop")
+    data = xr.Dataset(
+        {"difference": difference, "mean": (dims, mean), "low": (dims, low), "high": (dims, high)},
+        coords={"model": first.model.item()},
+        attrs=_attributes(first, options[0], one),
+    )
+    for name in data:
+        data[name].attrs["units"] = "squared error / E(y²)"
+    return data
+
+
+def _attributes(first: xr.Dataset, options: dict[str, Any], shared: xr.DataArray) -> dict[str, Any]:
+    same = {key: first.attrs[key] for key in ("checkpoint", "prompts", "provenance", "trained_loops", "full")}
+    config = options | {"n": np.asarray(shared.n).tolist(), "loops": int(shared.loop[-1])}
+    words = f"error with the first n {options['unit']}s minus error with the last n, prompt by prompt"
+    return same | {"probe": "mask_difference", "config": json.dumps(config), "description": words}
