@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,11 +59,13 @@ def test_mask_prints_table_and_sentence_and_paths_last(command, tiny):
 
 
 def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
+    shutil.copytree("runs/tiny", "other/tiny")
     options = ["--n", "0:6:2,5", "--loops", "2,4", "--fill", "mean", "--invert", "--once", "--unit", "token"]
     code, out, _ = command(
-        "mask", "--ckpt", tiny, "--ckpt", "runs/tiny", "--prompts", 5, "--at", 1, "--out", "o", *options
+        "mask", "--ckpt", tiny, "--ckpt", "other/tiny", "--prompts", 5, "--at", 1, "--out", "o", *options
     )
     assert code == 0
+    assert sorted(path.name for path in Path("o").glob("*.nc")) == ["mask-other-tiny.nc", "mask-tiny.nc"]
     data = read_dataset(Path("o/mask-tiny.nc"))
     assert data.n.values.tolist() == [0, 2, 4, 5, 6]
     config = json.loads(data.attrs["config"])

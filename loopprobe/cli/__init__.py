@@ -9,6 +9,7 @@ import typer
 
 import loopprobe
 from loopprobe.cli import inside, models, probes
+from loopprobe.cli.options import OnceCommand
 from loopprobe.errors import LoopprobeError
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
     help="Train looped transformers and probe what happens in every loop.",
 )
 for name, verb in (models.VERBS | probes.VERBS | inside.VERBS).items():
-    app.command(name)(verb)
+    app.command(name, cls=OnceCommand)(verb)
 
 # The base of what typer raises for a wrong command line; typer itself exports only this child of it.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,21 +13,28 @@ from loopprobe.cli.options import (
     Loops,
     Out,
     Overwrite,
+    Positions,
     Prompts,
     Seed,
+    at_least,
+    one_of,
     output_folder,
     parse_numbers,
+    parse_positions,
     parse_words,
     with_common,
 )  # fmt: skip
-from loopprobe.cli.probes import ask, write
+from loopprobe.cli.probes import ask, show
+from loopprobe.errors import LoopprobeError
 
 
 def cache(
     names: Annotated[str, typer.Option(help="Activations, such as resid_post,pattern, or all.")] = "resid_post",
-    loops: Annotated[str, typer.Option(help="Iterations to keep, from 0: 0:49 (both ends), 7, or 0:500:10.")] = "0:19",
+    loops: Annotated[
+        str, typer.Option(help="Loops to keep by index, the first is loop 0: 0:49 (both ends), 7, or 0:500:10.")
+    ] = "0:19",
     layers: Annotated[str | None, typer.Option(help="Layers to keep; default: all.")] = None,
-    positions: Annotated[str | None, typer.Option(help="Tokens to keep, from 0; default: all.")] = None,
+    positions: Positions = None,
     ckpt: Annotated[str | None, typer.Option(help="Checkpoint name or path.")] = None,
     prompts: Prompts = 64,
     seed: Seed = 0,
@@ -37,21 +43,29 @@ def cache(
     device: Device = "auto",
 ) -> None:
     """Write activations to a file, loop by loop."""
+    wanted, chosen = parse_numbers(loops, "--loops"), parse_positions(positions)
+    choice = None if layers is None else tuple(parse_numbers(layers, "--layers"))
+    at_least(prompts, 1, "prompts")
+    at_least(seed, 0, "seed")
+    from loopprobe.budget import require
     from loopprobe.checkpoint import DEFAULT, load_checkpoint
-    from loopprobe.errors import LoopprobeError
+    from loopprobe.probes.loops import resolve_tokens
     from loopprobe.progress import track
     from loopprobe.results import attributes
     from loopprobe.stream import CacheConfig, check_cache, stream_cache
     from loopprobe.train import pick_device
 
-    config = CacheConfig(
-        loops=tuple(parse_numbers(loops, "--loops")),
-        names=None if names == "all" else parse_words(names),
-        layers=_numbers(layers, "--layers"),
-        positions=_numbers(positions, "--positions"),
-    )
     checkpoint = load_checkpoint(ckpt or DEFAULT, pick_device(device))
+    cfg = checkpoint.config.model
+    needed = 4 * prompts * cfg.n_points * (cfg.n_dims + 1 + 8 * cfg.d_model)  # the prompts, and a loop's activations
+    require(needed, f"cache of {checkpoint.label} with {prompts:,} prompts", "lower --prompts")
     held_out = checkpoint.held_out(prompts, seed)
+    config = CacheConfig(
+        loops=tuple(wanted),
+        names=None if names == "all" else parse_words(names),
+        layers=choice,
+        positions=None if chosen is None else resolve_tokens(chosen, held_out.ys.shape[1]),
+    )
     check_cache(checkpoint.model, config)
     path = output_folder(f"cache-{checkpoint.label}", out, overwrite) / "cache.nc"
     attrs = attributes("cache", checkpoint, held_out, config)
@@ -70,8 +84,10 @@ def lens(
     common: Common,
 ) -> None:
     """Read the answer after every loop, layer and sublayer."""
+    at_least(loops, 1, "loops")
+    at_least(train_prompts, 1, "train_prompts")
     options = {"loops": loops, "train_prompts": train_prompts}
-    _show(*ask("lens", options, "lens", common), common.png)
+    show(*ask("lens", options, "lens", common), common.png)
 
 
 @with_common(prompts=256)
@@ -83,7 +99,9 @@ def align(
     common: Common,
 ) -> None:
     """Which algorithm does the loop resemble, step by step?"""
-    _show(*ask("align", {"loops": loops, "steps": steps, "fit_prompts": fit_prompts}, "align", common), common.png)
+    for value, name in ((loops, "loops"), (steps, "steps"), (fit_prompts, "fit_prompts")):
+        at_least(value, 1, name)
+    show(*ask("align", {"loops": loops, "steps": steps, "fit_prompts": fit_prompts}, "align", common), common.png)
 
 
 @with_common(prompts=512)
@@ -95,20 +113,25 @@ def decode(
     common: Common,
 ) -> None:
     """What does the state hold, at every loop, layer and token?"""
+    at_least(loops, 1, "loops")
+    at_least(train_prompts, 1, "train_prompts")
+    at_least(network_loops, 0, "network_loops")
     options = {"loops": loops, "train_prompts": train_prompts, "network_loops": network_loops}
-    _show(*ask("decode", options, "decode", common), common.png)
+    show(*ask("decode", options, "decode", common), common.png)
 
 
 @with_common()
 def attribute(loops: Loops = None, *, common: Common) -> None:
     """Split the prediction into what each head and MLP wrote."""
-    _show(*ask("attribute", {"loops": loops}, "attribute", common), common.png)
+    at_least(loops, 1, "loops")
+    show(*ask("attribute", {"loops": loops}, "attribute", common), common.png)
 
 
 @with_common(prompts=256)
 def attention(loops: Loops = None, *, common: Common) -> None:
     """Where each head attends, loop by loop."""
-    _show(*ask("attention", {"loops": loops}, "attention", common), common.png)
+    at_least(loops, 1, "loops")
+    show(*ask("attention", {"loops": loops}, "attention", common), common.png)
 
 
 @with_common(prompts=64)
@@ -122,7 +145,7 @@ def patch(
     loops: Loops = None,
     example: Annotated[int, typer.Option(help="With --corruption label: whose, from 0.")] = 0,
     noise_std: Annotated[float, typer.Option(help="With --corruption noise: its standard deviation.")] = 1.0,
-    positions: Annotated[str | None, typer.Option(help="Tokens to patch, from 0; default: all.")] = None,
+    positions: Positions = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only estimate, from one gradient (attribution patching).")
     ] = False,
@@ -130,74 +153,74 @@ def patch(
     common: Common,
 ) -> None:
     """Patch a clean run into a corrupted one, place by place."""
+    one_of(corruption, ("label", "weights", "query", "noise"), "corruption")
+    at_least(loops, 1, "loops")
+    at_least(example, 0, "example")
+    at_least(noise_std, 0, "noise_std")
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
         "noise_std": noise_std, "exact": not estimate,
-        "positions": _numbers(positions, "--positions"),
+        "positions": parse_positions(positions),
     }  # fmt: skip
-    _show(*ask("patch", options, f"patch-{corruption}", common), common.png)
+    show(*ask("patch", options, f"patch-{corruption}", common), common.png)
 
 
 @with_common(prompts=16)
 def fixed_points(
     method: Annotated[str, typer.Option(help="Solver: newton_krylov or anderson.")] = "newton_krylov",
     random_starts: Annotated[int, typer.Option(help="Searches from random states, besides the loop's own end.")] = 2,
-    far: Annotated[int, typer.Option(help="Loops to the loop's own end.")] = 1000,
+    far: Annotated[int, typer.Option(help="Loops after which the loop counts as at its own end.")] = 1000,
     tolerance: Annotated[float, typer.Option(help="Of |F(x) - x| / |x|.")] = 1e-9,
     *,
     common: Common,
 ) -> None:
     """Find fixed points directly, stable or not."""
+    one_of(method, ("newton_krylov", "anderson"), "method")
+    at_least(random_starts, 0, "random_starts")
+    at_least(far, 1, "far")
     options = {"method": method, "random_starts": random_starts, "far": far, "tolerance": tolerance}
-    _show(*ask("fixed_points", options, "fixed-points", common), common.png)
+    show(*ask("fixed_points", options, "fixed-points", common), common.png)
 
 
 @with_common()
 def exit_(
-    loops: Annotated[int, typer.Option(help="The most loops.")] = 100,
+    loops: Annotated[int, typer.Option(help="The most loops that a rule may run.")] = 100,
     *,
     common: Common,
 ) -> None:
     """Compare rules of early exit."""
-    _show(*ask("exit", {"loops": loops}, "exit", common), common.png)
+    at_least(loops, 1, "loops")
+    show(*ask("exit", {"loops": loops}, "exit", common), common.png)
 
 
 @with_common(prompts=64)
 def recover(
-    after: Annotated[int | None, typer.Option(help="Loops before the push; by default as trained.")] = None,
-    loops: Annotated[int, typer.Option(help="Loops that follow it.")] = 40,
-    positions: Annotated[str | None, typer.Option(help="Tokens to push, from 0; default: some of each kind.")] = None,
+    after: Annotated[
+        int | None, typer.Option(help="Push the state after this many loops; default: as many as in training.")
+    ] = None,
+    loops: Annotated[int, typer.Option(help="Loops that follow the push.")] = 40,
+    positions: Positions = None,
     *,
     common: Common,
 ) -> None:
     """Push the state at one token; does the loop come back?"""
-    options = {"after": after, "loops": loops, "positions": _numbers(positions, "--positions")}
-    _show(*ask("recover", options, "recover", common), common.png)
+    at_least(after, 1, "after")
+    at_least(loops, 1, "loops")
+    options = {"after": after, "loops": loops, "positions": parse_positions(positions)}
+    show(*ask("recover", options, "recover", common), common.png)
 
 
 @with_common(prompts=6)
 def paths(
     loops: Annotated[int, typer.Option(help="Loops to follow.")] = 300,
-    positions: Annotated[str | None, typer.Option(help="Tokens, from 0; default: some of each kind.")] = None,
+    positions: Positions = None,
     *,
     common: Common,
 ) -> None:
     """Draw the paths of states; the limit of each layer."""
-    options = {"loops": loops, "positions": _numbers(positions, "--positions")}
-    _show(*ask("paths", options, "paths", common), common.png)
-
-
-def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
-    return None if text is None else tuple(parse_numbers(text, option))
-
-
-def _show(datasets: list, folder: Path, png: bool) -> None:
-    from loopprobe.present import table
-    from loopprobe.tables import show_table
-
-    for data in datasets:
-        show_table(table(data))
-    write(datasets, folder, png)
+    at_least(loops, 1, "loops")
+    options = {"loops": loops, "positions": parse_positions(positions)}
+    show(*ask("paths", options, "paths", common), common.png)
 
 
 VERBS: dict[str, Callable[..., None]] = {

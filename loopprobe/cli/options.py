@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from loopprobe.errors import LoopprobeError
+from loopprobe.study import study_folder, toml_files
 
 if TYPE_CHECKING:
     import torch
 
     from loopprobe.cluster import Processes, RayPool
+
+MOST_NUMBERS = 10_000  # that one option may name
 
 Ckpt = Annotated[list[str] | None, typer.Option("--ckpt", help="Checkpoint name or path; repeat for several.")]
 Prompts = Annotated[int, typer.Option(help="Held-out prompts.")]
@@ -35,7 +42,17 @@ Data = Annotated[str | None, typer.Option(help="Take the prompts from a table: C
 Target = Annotated[str | None, typer.Option(help="With --data: the column that is the label.")]
 
 
-Loops = Annotated[int | None, typer.Option(help="Loops to run; by default as many as each model was trained with.")]
+Loops = Annotated[
+    int | None,
+    typer.Option(help="Loops to run; the answer is read after the last. Default: as many as in training."),
+]
+Positions = Annotated[
+    str | None,
+    typer.Option(
+        help="Tokens from 0 (even: inputs, odd: labels), -1 for the last, or query, such as 0,5,query; default: all, "
+        "in recover and paths some of each kind."
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Models at a time, which share the threads; by default up to 4 on a CPU, and 1 on a GPU."),
@@ -45,9 +62,26 @@ Cpus = Annotated[float, typer.Option(help="With --engine ray: processors of one 
 Gpus = Annotated[float, typer.Option(help="With --engine ray: GPUs of one job; 0.25 puts four on each.")]
 
 
+class OnceCommand(TyperCommand):
+    """A command that refuses an option given twice where it takes one value: the last would win without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments.
+
+        Raises:
+            LoopprobeError: an option that takes one value comes twice.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in given:
+            twice = given.count(parameter) > 1
+            if twice and parameter.param_type_name == "option" and not parameter.multiple:
+                raise LoopprobeError(f"{parameter.opts[0]} is given {given.count(parameter)} times: give it once")
+        return super().parse_args(ctx, args)
+
+
 @dataclasses.dataclass(frozen=True)
 class Common:
-    """The options of every verb that puts a probe to checkpoints."""
+    """The options of every verb that runs a probe on checkpoints."""
 
     ckpt: list[str] | None
     prompts: int
@@ -86,7 +120,10 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
 
         @functools.wraps(verb)
         def command(**values: Any) -> None:
-            verb(common=Common(**{name: values.pop(name) for name in _COMMON}), **values)
+            common = Common(**{name: values.pop(name) for name in _COMMON})
+            at_least(common.prompts, 1, "prompts")
+            at_least(common.seed, 0, "seed")
+            verb(common=common, **values)
 
         command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads
         return command
@@ -95,28 +132,85 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
 
 
 def parse_numbers(text: str, option: str) -> list[int]:
-    """``10``, ``5,10,20``, ``0:31`` (both ends included), ``0:30:5``, or several of these with commas between."""
-    numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            bounds = [int(bound) for bound in part.split(":")]
-            if len(bounds) == 1:
-                numbers += bounds
-            else:
-                start, stop, stride = (*bounds, 1)[:3]
-                numbers += list(range(start, stop + 1, stride))
-        if not numbers or min(numbers) < 0:
-            raise ValueError
-    except ValueError:
+    """``10``, ``5,10,20``, ``0:31`` (both ends included), ``0:30:5``, or several of these with commas between.
+
+    Args:
+        text: what was typed.
+        option: its name, for the error.
+
+    Returns:
+        The numbers in rising order, each once.
+
+    Raises:
+        LoopprobeError: it is none of these, a range runs backwards, or there are more than ``MOST_NUMBERS``.
+    """
+    ranges = [_range(part, text, option) for part in text.split(",")]
+    if (count := sum(map(_length, ranges))) > MOST_NUMBERS:
         raise LoopprobeError(
-            f"{option} ({text!r}) must be whole numbers from 0: 10, or 5,10,20, or a range 0:31"
+            f"{option} ({text!r}) is {count:,} numbers, the most are {MOST_NUMBERS:,}: narrow the range or give it "
+            "a step, as in 0:1000:50"
+        )
+    return sorted({number for numbers in ranges for number in numbers})
+
+
+def _range(part: str, text: str, option: str) -> range:
+    try:
+        start, stop, step = (*(int(bound) for bound in part.split(":")), None, None)[:3]
+        assert start is not None
+        numbers = range(start, (start if stop is None else stop) + 1, 1 if step is None else step)
+        if part.count(":") > 2 or start < 0 or (step is not None and step < 1) or not numbers:
+            raise ValueError
+    except ValueError:  # also: more digits than Python reads
+        raise LoopprobeError(
+            f"{option} ({shorten(text, 60)!r}) must be whole numbers from 0: 10, or 5,10,20, or a rising "
+            "range 5:31, or 5:31:2"
         ) from None
-    return sorted(set(numbers))
+    return numbers
+
+
+def _length(numbers: range) -> int:
+    """How many numbers a range holds, also where ``len`` overflows."""
+    return (numbers.stop - numbers.start - 1) // numbers.step + 1
+
+
+def parse_positions(text: str | None, option: str = "--positions") -> tuple[int | str, ...] | None:
+    """Tokens: whole numbers, negative ones from the end, ranges of those from 0, and ``query``; None stays None."""
+    if text is None:
+        return None
+    positions: list[int | str] = []
+    for part in (part.strip() for part in text.split(",")):
+        if part == "query" or re.fullmatch(r"-\d{1,9}", part):
+            positions.append(part if part == "query" else int(part))
+            continue
+        try:
+            positions += parse_numbers(part, option)
+        except LoopprobeError:
+            raise LoopprobeError(
+                f"{option} ({shorten(text, 60)!r}) must be tokens: 0,5 or 0:20, -1 for the last, or query"
+            ) from None
+    return tuple(dict.fromkeys(positions))
 
 
 def parse_words(text: str) -> tuple[str, ...]:
     """``a,b`` as ("a", "b")."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def one_of(value: str, choices: Sequence[str], option: str) -> str:
+    """The value, where it is among the choices; asked before anything heavy is imported.
+
+    Raises:
+        LoopprobeError: it is not.
+    """
+    if value not in choices:
+        raise LoopprobeError(f"{option} ({value!r}) must be {', '.join(choices[:-1])} or {choices[-1]}: choose one")
+    return value
+
+
+def at_least(value: float | None, least: float, option: str) -> None:
+    """Raise LoopprobeError where a number is too small; None passes."""
+    if value is not None and not value >= least:
+        raise LoopprobeError(f"{option} ({value}) must be at least {least}: raise it")
 
 
 def pool_of(
@@ -142,6 +236,33 @@ def cluster_of(engine: str, cpus: float, gpus: float) -> RayPool | None:
     from loopprobe.cluster import RayPool
 
     return RayPool(cpus, gpus)
+
+
+def question_files(names: Sequence[str], folder: Path | None = None) -> dict[str, Path]:
+    """The files of saved questions, by their names.
+
+    Args:
+        names: of questions, such as r4_last_n, or paths of TOML files.
+        folder: where names are looked up; None: the study's own questions.
+
+    Raises:
+        LoopprobeError: there is no such question, or two have one name.
+    """
+    paths: dict[str, Path] = {}
+    for name in names:
+        path = Path(name)
+        if path.suffix != ".toml" or not path.is_file():
+            path = (folder or study_folder()) / f"{name.removesuffix('.toml')}.toml"
+        if not path.is_file() or path.stem.endswith("_models"):
+            known = [path.stem for path in toml_files(folder or study_folder())]
+            near = difflib.get_close_matches(Path(name).stem, known, n=3) or known
+            raise LoopprobeError(
+                f"no saved question is {name!r}: give a TOML file, or a name such as {', '.join(near)}"
+            )
+        if path.stem in paths and paths[path.stem].resolve() != path.resolve():
+            raise LoopprobeError(f"{path} and {paths[path.stem]} have one name: answer them one by one")
+        paths[path.stem] = path
+    return paths
 
 
 def output_folder(name: str, out: Path | None, overwrite: bool) -> Path:

@@ -1,7 +1,8 @@
-"""Verbs that probe models: mask, converge, compare; run and report for saved questions."""
+"""Verbs that probe models: mask, converge, compare, shift, folds; run and report for saved questions."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +19,17 @@ from loopprobe.cli.options import (
     Png,
     Quick,
     Workers,
+    at_least,
+    one_of,
     output_folder,
     parse_numbers,
     parse_words,
     pool_of,
+    question_files,
     with_common,
 )
+from loopprobe.errors import LoopprobeError
+from loopprobe.study import study_folder, toml_files
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,17 +37,20 @@ if TYPE_CHECKING:
 
 @with_common()
 def mask(
-    mode: Annotated[str, typer.Option(help="Keep the first or the last positions of the state.")] = "first",
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep the first or the last positions of the state, or first,last to compare them."),
+    ] = None,
     n: Annotated[str, typer.Option("--n", help="How many: 10, or 5,10,20, or 0:31 (both ends), or 0:30:5.")] = "10",
     loops: Annotated[
-        str, typer.Option(help="Loop counts to show, such as 10,50; the largest is how far it runs.")
+        str, typer.Option(help="Show the error after so many loops, such as 10,50; the largest is how far it runs.")
     ] = "50",
     fill: Annotated[
         str, typer.Option(help="What replaces the state: initial, zero, or mean (of the clean run).")
     ] = "initial",
     every_loop: Annotated[bool, typer.Option("--every-loop/--once", help="Mask before every loop, or once.")] = True,
     at: Annotated[
-        int | None, typer.Option(help="With --once: mask after this many loops; default: as trained.")
+        int | None, typer.Option(help="With --once: mask after this many loops; default: as many as in training.")
     ] = None,
     unit: Annotated[str, typer.Option(help="What n counts: point (two tokens) or token.")] = "point",
     invert: Annotated[bool, typer.Option("--invert", help="Mask the named positions and keep the others.")] = False,
@@ -49,23 +58,35 @@ def mask(
     common: Common,
 ) -> None:
     """Mask the state between loops and see the error."""
+    modes = [one_of(word, ("first", "last"), "mode") for text in mode or ["first"] for word in parse_words(text)]
+    if not modes or len(set(modes)) < len(modes):
+        raise LoopprobeError(f"mode ({','.join(mode or [])!r}) must be first, last, or first,last: give each once")
     numbers, loop_counts = parse_numbers(n, "--n"), parse_numbers(loops, "--loops")
+    at_least(loop_counts[0], 1, "loops")
     options = {
-        "mode": mode, "n": tuple(numbers), "loops": max(loop_counts), "unit": unit, "invert": invert, "fill": fill,
-        "once": not every_loop, "at": at,
+        "n": tuple(numbers), "loops": max(loop_counts), "unit": one_of(unit, ("point", "token"), "unit"),
+        "invert": invert, "fill": one_of(fill, ("initial", "zero", "mean"), "fill"), "once": not every_loop, "at": at,
     }  # fmt: skip
-    datasets, folder = ask("mask", options, f"mask-{mode}", common)
-    from loopprobe.tables import mask_finding, mask_table, show_table
+    at_least(at, 0, "at")
+    if at is not None and every_loop:
+        raise LoopprobeError(f"at ({at}) goes with once: add --once or drop --at")
+    variants = {one: options | {"mode": one} for one in sorted(modes)}
+    datasets, folder = ask("mask", variants, f"mask-{'-'.join(sorted(modes))}", common)
+    if len(variants) == 2:
+        from loopprobe.probes.paired import mask_difference
+        from loopprobe.results import write_dataset
 
-    for data in datasets:
-        show_table(mask_table(data, loop_counts if len(loop_counts) > 1 else None))
-        print(mask_finding(data))
-    write(datasets, folder, common.png)
+        for first, last in zip(datasets[::2], datasets[1::2], strict=True):
+            label = "" if len(datasets) == 2 else f"-{first.model.item()}"
+            write_dataset(mask_difference(first, last), folder / f"mask-difference{label}.nc")
+    show(datasets, folder, common.png, loop_counts if len(loop_counts) > 1 else None)
 
 
 @with_common()
 def converge(
-    loops: Annotated[str, typer.Option(help="Loop counts to show; the largest is how far it runs.")] = "500",
+    loops: Annotated[
+        str, typer.Option(help="Show the error after so many loops, such as 20,500; the largest is how far it runs.")
+    ] = "500",
     states: Annotated[int, typer.Option(help="Prompts whose states are followed, token by token; 0: none.")] = 32,
     far: Annotated[int, typer.Option(help="Loops after which a state counts as at its end.")] = 2000,
     tolerance: Annotated[float, typer.Option(help="Within which a state or prediction has settled.")] = 1e-3,
@@ -74,14 +95,11 @@ def converge(
 ) -> None:
     """Loop far beyond the training; does the error stay?"""
     loop_counts = parse_numbers(loops, "--loops")
+    at_least(loop_counts[0], 1, "loops")
+    at_least(states, 0, "states")
     options = {"loops": max(loop_counts), "states": states, "far": far, "tolerance": tolerance}
     datasets, folder = ask("converge", options, "converge", common)
-    from loopprobe.tables import converge_table, limits_table, show_table
-
-    show_table(converge_table(datasets, loop_counts if len(loop_counts) > 1 else None))
-    for data in datasets if states else []:
-        show_table(limits_table(data))
-    write(datasets, folder, common.png)
+    show(datasets, folder, common.png, loop_counts if len(loop_counts) > 1 else None)
 
 
 @with_common()
@@ -95,15 +113,13 @@ def compare(
     common: Common,
 ) -> None:
     """Compare models by the number of examples."""
+    at_least(loops, 1, "loops")
+    at_least(baseline_prompts, 1, "baseline_prompts")
     from loopprobe.baselines import BASELINES
 
     names = tuple(BASELINES) if baselines == "all" else parse_words(baselines)
     options = {"loops": loops, "baselines": names, "baseline_prompts": baseline_prompts}
-    datasets, folder = ask("compare", options, "compare", common)
-    from loopprobe.tables import compare_table, show_table
-
-    show_table(compare_table(datasets))
-    write(datasets, folder, common.png)
+    show(*ask("compare", options, "compare", common), common.png)
 
 
 @with_common()
@@ -116,11 +132,8 @@ def shift(
     common: Common,
 ) -> None:
     """Error out of distribution, shift by shift."""
-    datasets, folder = ask("shift", {"shifts": parse_words(shifts), "loops": loops}, "shift", common)
-    from loopprobe.tables import shift_table, show_table
-
-    show_table(shift_table(datasets))
-    write(datasets, folder, common.png)
+    at_least(loops, 1, "loops")
+    show(*ask("shift", {"shifts": parse_words(shifts), "loops": loops}, "shift", common), common.png)
 
 
 @with_common()
@@ -133,16 +146,15 @@ def folds(
     common: Common,
 ) -> None:
     """Accuracy on tables, trained on and left out."""
+    at_least(loops, 1, "loops")
     options = {"loops": loops} | ({"tables": parse_words(tables)} if tables else {})
-    datasets, folder = ask("folds", options, "folds", common)
-    from loopprobe.tables import folds_table, show_table
-
-    show_table(folds_table(datasets))
-    write(datasets, folder, common.png)
+    show(*ask("folds", options, "folds", common), common.png)
 
 
 def run(
-    files: Annotated[list[Path], typer.Argument(help="Saved questions, such as probes/r4_last_n.toml.")],
+    questions: Annotated[
+        list[str], typer.Argument(help="Saved questions: names such as r4_last_n, or TOML files of your own.")
+    ],
     quick: Quick = False,
     out: Annotated[Path, typer.Option(help="Folder of the answers, one folder a question; reused.")] = Path("results"),
     png: Png = False,
@@ -153,14 +165,15 @@ def run(
     gpus: Gpus = 0,
 ) -> None:
     """Answer saved questions."""
-    from loopprobe.figures.style import require_png, write_html, write_png
+    files = question_files(questions)
+    from loopprobe.figures.style import require_png, write_figures
     from loopprobe.present import figures_of, tables_of
     from loopprobe.progress import track
     from loopprobe.saved import answer_saved, read_saved
     from loopprobe.tables import show_table
     from loopprobe.train import pick_device
 
-    saved = {path.stem: read_saved(path) for path in files}
+    saved = {name: read_saved(path) for name, path in files.items()}
     where = pick_device("cpu" if engine == "ray" else device)
     if png:
         require_png()
@@ -174,22 +187,22 @@ def run(
             continue
         for table in tables_of(question.probe, answered.datasets):
             show_table(table)
-        for stem, figure in figures_of(question.probe, answered.datasets, question.title, question.by).items():
-            write_html(figure, folder / f"{stem}.html")
-            if png:
-                write_png(figure, folder / f"{stem}.png")
-        for path in sorted(folder.glob("figure*")):
+        made = figures_of(question.probe, answered.datasets, question.title, question.by)
+        for path in sorted(write_figures(made, folder, png=png)):
             print(path)
 
 
 def report(
-    questions: Annotated[Path, typer.Option(help="Folder of saved questions.")] = Path("probes"),
+    questions: Annotated[
+        Path | None, typer.Option(help="Folder of saved questions of your own; default: the study's.")
+    ] = None,
     quick: Quick = False,
     out: Annotated[Path, typer.Option(help="Folder of the report; answers in it are reused.")] = Path("report"),
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
     """Answer all saved questions, and judge the study's claims."""
+    toml_files(questions or study_folder())
     from loopprobe.progress import track
     from loopprobe.report import write_report
     from loopprobe.saved import answer_saved, saved_questions
@@ -206,39 +219,72 @@ def report(
 
 
 def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple[list[xr.Dataset], Path]:
-    """Put a probe to checkpoints; everything is checked before the output folder is made, and that before it runs."""
-    from loopprobe.checkpoint import DEFAULT
+    """Run a probe on checkpoints and write each dataset as soon as it is there.
+
+    Everything is checked before the output folder is made, and that before the probe runs.
+
+    Args:
+        probe: its name.
+        options: fields of its configuration; or several sets of them, by a word that tells their datasets apart.
+        name: of the output folder, with the label of the model after it.
+        common: the options of all such verbs.
+
+    Returns:
+        The datasets, the variants of a checkpoint beside one another, and the folder that holds them.
+
+    Raises:
+        LoopprobeError: an option, a checkpoint or the output folder is not what it must be.
+    """
+    from loopprobe.checkpoint import DEFAULT, load_checkpoint
     from loopprobe.config import build
     from loopprobe.figures.style import require_png
     from loopprobe.progress import track
     from loopprobe.questions import Question, answer, prepare
+    from loopprobe.results import write_dataset
     from loopprobe.train import pick_device
 
-    tree = {"probe": probe, "checkpoints": tuple(common.ckpt or [DEFAULT]), "options": options}
     if common.png:
         require_png()
-    question = build(
-        Question, tree | {name: getattr(common, name) for name in ("prompts", "seed", "shift", "data", "target")}
-    )
-    prepared = prepare(question, pick_device(common.device))
-    label = prepared[0].checkpoint.label if len(prepared) == 1 else f"{len(prepared)}-models"
+    variants = options if options and all(isinstance(value, dict) for value in options.values()) else {"": options}
+    load, device = functools.cache(load_checkpoint), pick_device(common.device)
+    tree = {"probe": probe, "checkpoints": tuple(common.ckpt or [DEFAULT])}
+    tree |= {field: getattr(common, field) for field in ("prompts", "seed", "shift", "data", "target")}
+    by_variant = [prepare(build(Question, tree | {"options": fields}), device, load) for fields in variants.values()]
+    prepared = [p for of_checkpoint in zip(*by_variant, strict=True) for p in of_checkpoint]
+    models = len(by_variant[0])
+    label = prepared[0].checkpoint.label if models == 1 else f"{models}-models"
     folder = output_folder(f"{name}-{label}", common.out, common.overwrite)
-    return list(answer(prepared, track)), folder
+    words = [word if len(variants) > 1 else "" for _ in range(models) for word in variants]
+    datasets = []
+    try:
+        for p, word, data in zip(prepared, words, answer(prepared, track), strict=True):
+            stem = "-".join(part for part in (probe, word, p.checkpoint.label if models > 1 else "") if part)
+            write_dataset(data, folder / f"{stem}.nc")
+            datasets.append(data)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return datasets, folder
 
 
-def write(datasets: list[xr.Dataset], folder: Path, png: bool) -> None:
-    """Write datasets and figures, and say where."""
-    from loopprobe.figures.style import write_html, write_png
-    from loopprobe.present import figures
-    from loopprobe.results import write_dataset
+def show(datasets: list[xr.Dataset], folder: Path, png: bool, loops: list[int] | None = None) -> None:
+    """Print the tables of datasets, write their figures beside them, and say where.
 
-    probe = datasets[0].attrs["probe"]
-    for data in datasets:
-        write_dataset(data, folder / f"{probe if len(datasets) == 1 else f'{probe}-{data.model.item()}'}.nc")
-    for stem, figure in figures(datasets).items():
-        write_html(figure, folder / f"{stem}.html")
-        if png:
-            write_png(figure, folder / f"{stem}.png")
+    Args:
+        datasets: of one probe.
+        folder: that holds them.
+        png: write the figures as PNG too.
+        loops: loop counts that the tables show; None: some.
+    """
+    from loopprobe.figures.style import write_figures
+    from loopprobe.present import figures, findings, tables_for
+    from loopprobe.tables import show_table
+
+    for table in tables_for(datasets, loops):
+        show_table(table)
+    for sentence in findings(datasets):
+        print(sentence)
+    write_figures(figures(datasets), folder, png=png)
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")):
         print(path)
 
