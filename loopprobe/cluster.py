@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as _wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.storage import atomic, fresh_folder
+from loopprobe.memory import keep_freed_memory
+from loopprobe.storage import MANIFEST, atomic, claim_shared, new_folder, owned
 
 RETRIES = 3  # of a job whose worker died
 PATIENCE = 120.0  # seconds that interrupted jobs have to save what they have
@@ -34,12 +37,14 @@ class Keeper:
     def put(self, name: str, files: dict[str, bytes], names: list[str]) -> None:
         """Write the files that changed, each whole or not at all, and delete those that are no longer there."""
         folder = self.root / name
-        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            claim_shared(folder).release()
         for file, content in files.items():
             with atomic(folder / file) as partial:
                 partial.write_bytes(content)
+        ours = owned(folder)
         for path in _files(folder):
-            if path.name not in names:
+            if path.name in ours and path.name not in names:
                 path.unlink()
 
     def get(self, name: str) -> dict[str, bytes]:
@@ -56,10 +61,11 @@ def kept(keeper: Any, name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
     import ray
 
     with tempfile.TemporaryDirectory() as root:
-        folder = fresh_folder(Path(root), name)
+        folder = new_folder(Path(root) / name)
         sent: dict[str, int] = {}
         for file, content in ray.get(keeper.get.remote(name)).items():
-            (folder / file).write_bytes(content)
+            with atomic(folder / file) as partial:
+                partial.write_bytes(content)
             sent[file] = (folder / file).stat().st_mtime_ns
 
         def send() -> None:
@@ -81,27 +87,75 @@ def _files(folder: Path) -> list[Path]:
 
 
 class Processes(ProcessPoolExecutor):
-    """An executor whose jobs are processes of this machine.
+    """An executor whose jobs are processes of this machine, each of which does one job after the other.
 
     Args:
         workers: jobs at a time, among which the machine's threads are divided.
-        fresh: a new process for every job.
         device: what the jobs compute on, see ``train.pick_device``.
     """
 
-    def __init__(self, workers: int, *, fresh: bool = False, device: str = "auto") -> None:
+    def __init__(self, workers: int, *, device: str = "auto") -> None:
         # spawn: a forked child would inherit torch's thread pool in an unusable state
-        super().__init__(workers, mp_context=get_context("spawn"), max_tasks_per_child=1 if fresh else None)
+        super().__init__(workers, mp_context=get_context("spawn"), initializer=_start_worker)
         self.threads = max(1, (os.cpu_count() or 1) // workers)
         self.device = device
-        self.fresh = fresh
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
-        """Wait for the jobs; after an error or Ctrl-C end them, except those that have a process, and a run, each."""
-        if kind is not None and not self.fresh:
-            for process in active_children():
+        """Wait for the jobs; after an error or Ctrl-C end the processes of this pool."""
+        if kind is not None:
+            for process in list((self._processes or {}).values()):
                 process.terminate()
         return super().__exit__(kind, *rest)
+
+
+class FreshProcesses(Executor):
+    """An executor that gives every job a process of its own, and a new one where that is killed.
+
+    Args:
+        workers: jobs at a time, among which the machine's threads are divided.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self._waiters = ThreadPoolExecutor(workers)
+        self._pools: set[ProcessPoolExecutor] = set()
+        self._ending = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a job when there is room for it; it must be one that can be started again where it was killed."""
+        return self._waiters.submit(self._tried, fn, args, kwargs)
+
+    def _tried(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for _ in range(RETRIES):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+                self._pools.add(pool)
+                try:
+                    return pool.submit(fn, *args, **kwargs).result()
+                except (BrokenProcessPool, KeyboardInterrupt):  # killed, or asked to end and saved
+                    if self._ending:
+                        raise KeyboardInterrupt from None
+                finally:
+                    self._pools.discard(pool)
+        raise LoopprobeError(f"its process was killed {RETRIES} times, perhaps for want of memory: use fewer --workers")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """Wait for the jobs; after an error or Ctrl-C interrupt them, so that they save what they have."""
+        self.shutdown(cancel_futures=kind is not None)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for the jobs; with ``cancel_futures``, those that run are interrupted and the others never start."""
+        if cancel_futures and not self._ending:
+            self._ending = True
+            for pool in list(self._pools):
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()  # a training saves at SIGTERM
+        self._waiters.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _start_worker() -> None:
+    """Set up a worker process: the parent ends it, and it keeps freed memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
 
 
 class RayPool(Executor):
@@ -169,6 +223,7 @@ class RayPool(Executor):
 
 
 def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    keep_freed_memory()
     return fn(*args, **kwargs)
 
 

@@ -24,7 +24,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import evaluate, prompts_after_training
 from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
-from loopprobe.storage import atomic, new_folder
+from loopprobe.storage import Claimed, atomic, claim, claim_new
 
 Row = dict[str, float | int]
 
@@ -62,13 +62,33 @@ class Run:
         self.unread: list[Tensor] = []  # of the steps since the last row, on the device …
         self.pending = torch.empty(0, 2)  # … and those before them
         self.saved_at = 0
+        self.claimed: Claimed | None = None
 
     def begin(self, overwrite: bool) -> None:
-        new_folder(self.out, overwrite)
-        (self.out / METRICS).touch()
-        self.save_state()
+        """Make the folder, and save the state before the first step."""
+        self.claimed = claimed = claim_new(self.out, overwrite)
+        try:
+            claim(self.out, METRICS)
+            (self.out / METRICS).touch()
+            self.save_state()
+        except BaseException:
+            claimed.remove()
+            raise
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self.claimed is not None:
+            self.claimed.release()
+
+    def abandon(self) -> None:
+        """Delete a run that has done no step."""
+        if self.claimed is not None and self.step == 0:
+            self.claimed.remove()
 
     def restore(self) -> None:
+        """Go on from the last state."""
+        self.claimed = Claimed(self.out)
+        claim(self.out, METRICS)
         state = read_state(self.out, self.model, self.optimizers, self.generator)
         if state is None:
             raise LoopprobeError(f"{self.out} holds no unfinished run: nothing to resume")
@@ -144,7 +164,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted and obeyed between steps; a second one interrupts at once."""
+    """Note Ctrl-C and SIGTERM, to be obeyed between steps; a second one interrupts at once."""
     noted = False
 
     def note(signum: int, frame: Any) -> None:
@@ -153,12 +173,14 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         noted = True
 
+    signals = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
     try:
-        previous = signal.signal(signal.SIGINT, note)
+        previous = [signal.signal(number, note) for number in signals]
     except ValueError:  # not in the main thread: the default handling stays
         yield lambda: False
         return
     try:
         yield lambda: noted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)

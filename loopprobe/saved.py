@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.questions import PROBES, Prepared, Question, as_answered, prepare
 from loopprobe.results import attributes, read_dataset, write_dataset
 from loopprobe.settings import read_toml
+from loopprobe.storage import claim_shared
 from loopprobe.study import study_folder, toml_files
 from loopprobe.types import Progress
 
@@ -139,14 +141,15 @@ def answer_saved(
         missing[name] = tuple(model for model in question.checkpoints if model not in there)
         prepared = prepare(dataclasses.replace(question, checkpoints=there), device, load)
         asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
-    for name in saved:
-        (folder / name).mkdir(parents=True, exist_ok=True)
     everything = {path: p for paths in asked.values() for path, p in paths.items()}
-    answers = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
-    todo = [path for path in everything if path not in answers]
-    for i, data in as_answered([everything[path] for path in todo], progress, pool):
-        write_dataset(data, todo[i])  # at once: an interrupted run keeps what it has
-        answers[todo[i]] = data
+    with ExitStack() as claims:
+        for name, paths in asked.items():
+            claims.callback(claim_shared(folder / name, *(path.name for path in paths)).release)
+        answers = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
+        todo = [path for path in everything if path not in answers]
+        for i, data in as_answered([everything[path] for path in todo], progress, pool):
+            write_dataset(data, todo[i])  # at once: an interrupted run keeps what it has
+            answers[todo[i]] = data
     return {name: Answered(one, [answers[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
 
 

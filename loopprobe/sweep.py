@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopprobe.checkpoint import CONFIG, METRICS, STATE, read_json
-from loopprobe.cluster import Processes, RayPool, kept
+from loopprobe.cluster import FreshProcesses, RayPool, kept
 from loopprobe.config import Config, build
 from loopprobe.errors import LoopprobeError
 from loopprobe.runs import Row
@@ -164,7 +164,7 @@ def sweep(
         LoopprobeError: a model could not be trained; the others are finished first.
     """
     todo = [model for model in planned if model.todo]
-    with cluster or Processes(workers, fresh=True) as pool:
+    with cluster or FreshProcesses(workers) as pool:
         futures: dict[Future[None], str] = {}
         if isinstance(pool, RayPool):
             keepers = {folder: pool.keeper(folder) for folder in {m.folder.parent for m in todo}}
@@ -182,7 +182,7 @@ def sweep(
                 _, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
                 report({model.name: row for model in todo if (row := last_row(model.folder)) is not None})
         except KeyboardInterrupt:
-            pool.shutdown(wait=True, cancel_futures=True)  # the workers were interrupted too, and save
+            pool.shutdown(wait=True, cancel_futures=True)  # the workers are interrupted too, and save
             raise
     failed = [(names, error) for future, names in futures.items() if (error := future.exception()) is not None]
     if failed:

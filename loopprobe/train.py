@@ -95,6 +95,31 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
         LoopprobeError: the loss of a run is no longer finite; the others were trained first.
         KeyboardInterrupt: at Ctrl-C, after the states of the last whole step were saved.
     """
+    try:
+        _train_to_the_end(runs, together)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        saved = runs[0].saved_at
+        for run in runs:
+            run.abandon()
+        train = runs[0].train
+        raise LoopprobeError(
+            f"a step of {train.batch_size} prompts and {train.loop_window} loops with gradient does not fit into the "
+            f"memory of {runs[0].device} ({'nothing was written' if not saved else f'step {saved} is saved'}): lower "
+            "train.batch_size, train.loop_window or the model's size"
+        ) from None
+    finally:
+        for run in runs:
+            run.close()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    texts = "not enough memory", "can't allocate", "cannot allocate", "out of memory", "invalid buffer size"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)
+
+
+def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
     broken: dict[Run, LoopprobeError] = {}
     left, ways, trial = list(runs), _ways(runs), Trial(together)
     with deferred_interrupt() as interrupted:

@@ -10,9 +10,10 @@ import typer
 
 import loopprobe
 from loopprobe.cli import inside, models, probes
-from loopprobe.cli.options import OnceCommand
+from loopprobe.cli.options import Interrupted, OnceCommand
 from loopprobe.errors import LoopprobeError
 from loopprobe.memory import keep_freed_memory
+from loopprobe.storage import release_all
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +42,7 @@ def main() -> None:
             message = f"{error.format_message()} (given: {' '.join(sys.argv[1:])}; see --help)"  # type: ignore[attr-defined]
         print(f"loopprobe: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort) as interrupt:
+    except (KeyboardInterrupt, Interrupted, typer.Abort) as interrupt:
         print(f"loopprobe: interrupted; {str(interrupt) or _GO_ON.get(_verb(), 'run it again')}", file=sys.stderr)
         sys.exit(130)
     except BrokenExecutor:
@@ -60,6 +61,8 @@ def main() -> None:
             raise
         print(f"loopprobe: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
+    finally:
+        release_all()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -137,14 +137,14 @@ def import_(
     from loopprobe.config import Config, TaskConfig, build
     from loopprobe.evaluate import evaluate
     from loopprobe.foreign import read_model
-    from loopprobe.storage import new_folder
+    from loopprobe.storage import claim_new, hold
 
     points = {} if n_points is None else {"n_points": n_points}
     model = read_model(file, n_heads=n_heads, n_loops=n_loops, injection=injection, **points)
     cfg = Config(model=model.cfg, task=build(TaskConfig, {"name": task}), train=None)
     checkpoint = Checkpoint(cfg, model)
     checkpoint.evaluation = evaluate(checkpoint, n_prompts=IMPORT_PROMPTS)
-    folder = new_folder(out or Path("runs") / file.stem, overwrite)
+    folder = hold(claim_new(out or Path("runs") / file.stem, overwrite))
     save(checkpoint, folder)
     show(str(folder))
 

@@ -62,8 +62,19 @@ Cpus = Annotated[float, typer.Option(help="With --engine ray: processors of one 
 Gpus = Annotated[float, typer.Option(help="With --engine ray: GPUs of one job; 0.25 puts four on each.")]
 
 
+class Interrupted(Exception):
+    """Ctrl-C, which typer would take for an exit; its text says how to go on."""
+
+
 class OnceCommand(TyperCommand):
     """A command that refuses an option given twice where it takes one value: the last would win without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; Ctrl-C comes out as Interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(str(interrupt)) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments.
@@ -267,6 +278,6 @@ def question_files(names: Sequence[str], folder: Path | None = None) -> dict[str
 
 def output_folder(name: str, out: Path | None, overwrite: bool) -> Path:
     """The folder that was asked for, or a new one of this name under results/."""
-    from loopprobe.storage import fresh_folder, new_folder
+    from loopprobe.storage import claim_fresh, claim_new, hold
 
-    return fresh_folder(Path("results"), name) if out is None else new_folder(out, overwrite)
+    return hold(claim_fresh(Path("results"), name) if out is None else claim_new(out, overwrite))

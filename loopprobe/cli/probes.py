@@ -206,10 +206,12 @@ def report(
     from loopprobe.progress import track
     from loopprobe.report import write_report
     from loopprobe.saved import answer_saved, saved_questions
+    from loopprobe.storage import claim_shared, hold
     from loopprobe.tables import show_table, verdict_table
     from loopprobe.train import pick_device
 
     saved, where = saved_questions(questions), pick_device(device)
+    hold(claim_shared(out, "index.html", "findings.md", "report.json"))
     data = out / ("data-quick" if quick else "data")
     with pool_of(workers, where) as pool:
         answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
