@@ -26,7 +26,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 def colours(n: int) -> list[str]:
     """n colours in order, from one scale that colour-blind readers and black-and-white prints keep in order."""
-    return sample_colorscale("Viridis", np.linspace(0.0, 0.85, n) if n > 1 else [0.3])
+    return sample_colorscale("Viridis", [0.3] if n == 1 else np.linspace(0.0, 0.85, n)) if n else []
 
 
 def loop_colour(n_loops: int) -> str:
