@@ -190,12 +190,19 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
     )
 
 
-def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write model.safetensors and config.json into an existing folder, each whole or not at all."""
+def save(checkpoint: Checkpoint, folder: Path, *, weights: bool = True) -> None:
+    """Write model.safetensors and config.json into an existing folder, each whole or not at all.
+
+    Args:
+        checkpoint: what is written.
+        folder: where to.
+        weights: False writes config.json alone, beside weights that are there.
+    """
     model = checkpoint.model
     parameter = next(model.parameters())
-    with atomic(folder / WEIGHTS) as partial:
-        save_file(_contiguous(model.state_dict()), partial)
+    if weights:
+        with atomic(folder / WEIGHTS) as partial:
+            save_file(_contiguous(model.state_dict()), partial)
     recorded = checkpoint.provenance or provenance(parameter.device, parameter.dtype)
     write_json(
         folder / CONFIG,

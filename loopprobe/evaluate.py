@@ -10,11 +10,10 @@ from torch import Tensor
 
 from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.config import Config
 from loopprobe.model import LoopedTransformer
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tasks import Prompts
-
-FAR = 500  # a loop count far beyond any in training
 
 
 def chunk_size(device: torch.device) -> int:
@@ -31,13 +30,22 @@ def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None 
     return torch.cat(chunks, dim=1)
 
 
-def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0) -> dict[str, Any]:
-    """Query error / E(y²) with its 95 % bootstrap interval, after the trained loop count and far beyond.
+def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, far: int | None = None) -> dict[str, Any]:
+    """Measure the error at the query / E(y²) with its 95 % bootstrap interval after the trained loop count.
 
-    Beside it the error on the same prompts of the best predictor that knows the task (``baselines.optimal``).
+    Beside it stands the error on the same prompts of the best predictor that knows the task (``baselines.optimal``).
+
+    Args:
+        checkpoint: the model.
+        n_prompts: held-out prompts.
+        seed: of these prompts.
+        far: also after so many loops, for a looped model; it takes as much longer as there are more loops.
+
+    Returns:
+        Plain data, as config.json records it.
     """
     trained = checkpoint.config.model.n_loops
-    loops = [trained] if trained == 1 else [trained, FAR]
+    loops = [trained] if far is None or trained == 1 else sorted({trained, far})
     prompts = checkpoint.held_out(n_prompts, seed)
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
@@ -52,3 +60,13 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0) ->
         "error_high": high.tolist(),
         "optimum": {"name": name, "error": prompts.errors(best)[:, -1].mean().item()},
     }
+
+
+def prompts_after_training(config: Config) -> int:
+    """How many prompts the evaluation at the end of a training takes: 1,280, or fewer where that is above 5 % of it.
+
+    A prompt that is evaluated runs forward alone, which is at most a third of the work of one that is trained on; a
+    tenth of the prompts of the training is thus below 4 %.
+    """
+    assert config.train is not None
+    return int(min(1280, max(16, config.train.steps * config.train.batch_size // 10)))

@@ -1,8 +1,14 @@
-"""Progress bars, in one style."""
+"""Progress, in one style: bars in a terminal and in a notebook, plain lines where the output is neither.
+
+A line comes ``FIRST`` seconds after the start and then every ``EVERY`` seconds, so that the log of a job on a cluster
+tells how far it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,27 +23,72 @@ from rich.progress import (
 )
 from tqdm import tqdm
 
+FIRST, EVERY = 5.0, 30.0  # seconds
+
+
+class Lines:
+    """Plain lines on stderr that tell how far long work is.
+
+    Args:
+        description: of the work.
+        total: its steps; None where they are not known.
+    """
+
+    def __init__(self, description: str, total: int | None) -> None:
+        self.description, self.total = description, total
+        self.started = time.monotonic()
+        self.next = self.started + FIRST
+
+    def done(self, count: int, more: str = "") -> None:
+        """Note that so many steps are done, and print a line where it is time.
+
+        Args:
+            count: steps done.
+            more: what else there is to tell, such as the error.
+        """
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + EVERY
+        spent = now - self.started
+        of = "" if self.total is None else f" of {self.total:,}"
+        left = f", {spent * (self.total - count) / count:,.0f} s left" if self.total and count else ""
+        print(f"{self.description}: {count:,}{of} after {spent:,.0f} s{left}{more}", file=sys.stderr, flush=True)
+
+
+def _is_terminal() -> bool:
+    return Console(stderr=True).is_terminal
+
 
 def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """A function that wraps a sized iterable in a progress bar on stderr; in a notebook, one that needs no widgets."""
+    """Wrap a sized iterable so that its progress is shown on stderr; in a notebook, without widgets."""
 
     def wrap(steps: Iterable[Any]) -> Iterator[Any]:
         if Console().is_jupyter:
             yield from tqdm(steps, desc=description, ncols=80)
-            return
-        with _bar(TextColumn("")) as bar:
-            yield from bar.track(steps, description=description)
+        elif _is_terminal():
+            with _bar(TextColumn("")) as bar:
+                yield from bar.track(steps, description=description)
+        else:
+            lines = Lines(description, len(steps) if isinstance(steps, Sized) else None)
+            for count, step in enumerate(steps):
+                lines.done(count)
+                yield step
 
     return wrap
 
 
 @contextmanager
 def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar with loss, error and time left, moved by rows of metrics."""
+    """Show loss, error and time left, moved by rows of metrics."""
     bar = _bar(TextColumn("loss {task.fields[loss]} error {task.fields[error]}"))
     task = bar.add_task(description, total=steps, loss="–", error="–")
+    lines = Lines(description, steps)
 
     def report(row: dict[str, Any]) -> None:
+        if not _is_terminal():
+            lines.done(row["step"], f", loss {row['loss']:.3g}, error {row['error']:.3g}")
+            return
         bar.start()  # with the first row: a run that cannot start shows no bar
         bar.update(task, completed=row["step"], loss=f"{row['loss']:.3g}", error=f"{row['error']:.3g}")
 
@@ -50,7 +101,11 @@ def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[s
 
 @contextmanager
 def sweep_progress(steps: dict[str, int]) -> Iterator[Callable[[dict[str, dict[str, Any]]], None]]:
-    """One bar a model and one for all, moved by the last rows of metrics."""
+    """Show one bar for each model and one for all, moved by the last rows of metrics."""
+    if not _is_terminal():
+        lines = Lines(f"{len(steps)} models", sum(steps.values()))
+        yield lambda rows: lines.done(sum(row["step"] for row in rows.values()), " (steps of all models)")
+        return
     with _bar(TextColumn("{task.fields[error]}")) as bar:
         total = bar.add_task("all", total=sum(steps.values()), error="")
         tasks = {name: bar.add_task(name, total=count, error="") for name, count in steps.items()}

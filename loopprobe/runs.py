@@ -21,7 +21,7 @@ from torch import Tensor
 from loopprobe.checkpoint import METRICS, Checkpoint, read_json, read_state, remove_state, save, save_state
 from loopprobe.config import Config
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import evaluate
+from loopprobe.evaluate import evaluate, prompts_after_training
 from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
 from loopprobe.storage import atomic, new_folder
@@ -128,9 +128,9 @@ class Run:
         self.saved_at = self.step
 
     def finish(self) -> Path:
-        """Evaluate, write the final checkpoint and drop the training state."""
+        """Evaluate at the trained loop count, write the final checkpoint and drop the training state."""
         final = self.checkpoint()
-        final.evaluation = evaluate(final)
+        final.evaluation = evaluate(final, n_prompts=prompts_after_training(self.cfg))
         save(final, self.out)
         remove_state(self.out)
         return self.out

@@ -34,7 +34,6 @@ def run(monkeypatch, capsys, *arguments):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setattr("loopprobe.evaluate.FAR", 8)
     return lambda *arguments: run(monkeypatch, capsys, *arguments)
 
 

@@ -35,7 +35,6 @@ DIFFERENT = [  # models of one stack
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    monkeypatch.setattr("loopprobe.evaluate.FAR", 10)
     torch.set_float32_matmul_precision("highest")
     monkeypatch.setattr("torch.set_float32_matmul_precision", lambda precision: None)  # so that starts do not lower it
 

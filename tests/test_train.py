@@ -28,11 +28,6 @@ SMALL = [f"model.{key}={value}" for key, value in TINY.items()] + [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _short_evaluation(monkeypatch):
-    monkeypatch.setattr("loopprobe.evaluate.FAR", 10)
-
-
 def config(*overrides):
     return load_config(overrides=[*SMALL, *overrides])
 
@@ -61,7 +56,7 @@ def test_a_run_leaves_a_complete_checkpoint(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.jsonl", "model.safetensors"]
     loaded = load_checkpoint(folder)
     assert loaded.step == 40
-    assert loaded.evaluation["loops"] == [4, 10]
+    assert loaded.evaluation["loops"] == [4]
     assert [row["step"] for row in rows(folder)] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert (rows(folder)[0]["dims"], rows(folder)[-1]["dims"]) == (2, 3)
 
@@ -91,11 +86,9 @@ def test_metrics_come_as_they_are_measured(tmp_path):
 
 SCRIPT = """
 import sys, time, torch
-import loopprobe.evaluate
 torch.set_num_threads(1)
 from loopprobe.settings import load_config
 from loopprobe.train import train
-loopprobe.evaluate.FAR = 10
 resume, slow = "resume" in sys.argv, "slow" in sys.argv
 train(None if resume else load_config(overrides=sys.argv[2].split(";")), __import__("pathlib").Path(sys.argv[1]),
       resume=resume, report=lambda row: time.sleep(0.1 * slow))
@@ -260,7 +253,6 @@ def test_devices():
 
 
 @pytest.mark.slow
-def test_the_default_recipe_learns_fast(tmp_path, monkeypatch):
-    monkeypatch.setattr("loopprobe.evaluate.FAR", 40)  # beyond the 20 loops of this model
+def test_the_default_recipe_learns_fast(tmp_path):
     folder = train(load_config(overrides=["train.steps=600"]), tmp_path / "run")
     assert load_checkpoint(folder).evaluation["error"][0] < 0.1

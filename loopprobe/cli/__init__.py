@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import BrokenExecutor
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ import loopprobe
 from loopprobe.cli import inside, models, probes
 from loopprobe.cli.options import OnceCommand
 from loopprobe.errors import LoopprobeError
+from loopprobe.memory import keep_freed_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +30,7 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Entry point: a mistake of the user is one line and exit code 2; --debug shows the traceback."""
+    keep_freed_memory()
     try:
         code = app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
     except (LoopprobeError, _USAGE_ERROR) as error:
@@ -38,14 +41,39 @@ def main() -> None:
             message = f"{error.format_message()} (given: {' '.join(sys.argv[1:])}; see --help)"  # type: ignore[attr-defined]
         print(f"loopprobe: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as interrupt:
+        print(f"loopprobe: interrupted; {str(interrupt) or _GO_ON.get(_verb(), 'run it again')}", file=sys.stderr)
         sys.exit(130)
+    except BrokenExecutor:
+        print("loopprobe: a worker was killed, perhaps for want of memory: what is done is kept; run it again with "
+              "fewer --workers", file=sys.stderr)  # fmt: skip
+        sys.exit(1)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"loopprobe: cannot read or write{where} ({error.strerror or error}): free the disk, or choose another "
+              "path", file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
         print(f"loopprobe: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_GO_ON = {  # after Ctrl-C
+    "sweep": "finished models and last states are kept: the same command goes on",
+    "report": "answers so far are kept: the same command goes on",
+    "run": "answers so far are kept: the same command goes on",
+    "cache": "the loops that were written can be read with loopprobe.open_cache",
+    "evaluate": "checkpoints so far have their new errors",
+}
+
+
+def _verb() -> str:
+    return next((arg for arg in sys.argv[1:] if not arg.startswith("-")), "")
 
 
 def _version(show: bool) -> None:

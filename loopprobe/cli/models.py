@@ -1,16 +1,17 @@
-"""Verbs that make models and tell of them: train, sweep, list, show, import, export."""
+"""Verbs that make models and tell of them: train, sweep, list, show, evaluate, import, export."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import Cpus, Engine, Gpus, Overwrite, cluster_of
+from loopprobe.cli.options import Cpus, Device, Engine, Gpus, Overwrite, at_least, cluster_of
 from loopprobe.errors import LoopprobeError
+
+IMPORT_PROMPTS = 64  # that an imported model is evaluated on: seconds, also for twelve layers
 
 
 def train(
@@ -51,8 +52,7 @@ def train(
                 report=report,
             )  # fmt: skip
         except KeyboardInterrupt:
-            print(f"stopped and saved; go on with: loopprobe train --resume --out {folder}", file=sys.stderr)
-            raise
+            raise KeyboardInterrupt(f"saved; go on with: loopprobe train --resume --out {folder}") from None
     show(str(folder))
 
 
@@ -143,10 +143,45 @@ def import_(
     model = read_model(file, n_heads=n_heads, n_loops=n_loops, injection=injection, **points)
     cfg = Config(model=model.cfg, task=build(TaskConfig, {"name": task}), train=None)
     checkpoint = Checkpoint(cfg, model)
-    checkpoint.evaluation = evaluate(checkpoint)
+    checkpoint.evaluation = evaluate(checkpoint, n_prompts=IMPORT_PROMPTS)
     folder = new_folder(out or Path("runs") / file.stem, overwrite)
     save(checkpoint, folder)
     show(str(folder))
+
+
+def evaluate_(
+    names: Annotated[list[str], typer.Argument(help="Checkpoint names or paths.")],
+    prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 1280,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out prompts.")] = 0,
+    far: Annotated[
+        int, typer.Option(help="Also the error after so many loops, where the model is looped; 0: not.")
+    ] = 500,
+    device: Device = "auto",
+) -> None:
+    """Measure the errors that list and show tell, and record them.
+
+    A training ends with the error after its own loop count alone.
+    """
+    at_least(prompts, 1, "prompts")
+    at_least(seed, 0, "seed")
+    at_least(far, 0, "far")
+    from loopprobe.checkpoint import find, load_checkpoint, save
+    from loopprobe.evaluate import evaluate
+    from loopprobe.progress import track
+    from loopprobe.train import pick_device
+
+    where = pick_device(device)
+    checkpoints = [load_checkpoint(find(name), where) for name in names]
+    for checkpoint in checkpoints:
+        if checkpoint.evaluation is None:
+            raise LoopprobeError(
+                f"{checkpoint.label} is still in training: end it with `loopprobe train --resume --out "
+                f"{checkpoint.folder}` first"
+            )
+    for checkpoint in track("evaluate")(checkpoints):
+        checkpoint.evaluation = evaluate(checkpoint, n_prompts=prompts, seed=seed, far=far or None)
+        save(checkpoint, checkpoint.folder, weights=False)
+        show(str(checkpoint.folder))
 
 
 def export(
@@ -173,5 +208,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "list": list_,
     "show": show,
     "import": import_,
+    "evaluate": evaluate_,
     "export": export,
 }
