@@ -131,6 +131,7 @@ class LoopedTransformer(LoopedRootModule):
 
     def embed(self, xs: Tensor, ys: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """The injected input e: x and y tokens interleaved, y in coordinate 0, read in."""
+        xs, ys = xs.to(self.W_pos), ys.to(self.W_pos)
         xs = F.pad(xs, (0, self.cfg.n_dims - xs.shape[-1]))
         labels = F.pad(ys[..., None], (0, self.cfg.n_dims - 1))
         tokens = rearrange([xs, labels], "kind batch point dim -> batch (point kind) dim")
