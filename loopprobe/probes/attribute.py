@@ -22,7 +22,7 @@ from loopprobe.evaluate import chunk_size
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import stamp
-from loopprobe.statistics import bootstrap_ratio, double, to_numpy
+from loopprobe.statistics import at_least_single, bootstrap_ratio, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -108,13 +108,14 @@ def contributions(
     query = 2 * xs.shape[1] - 2
     _, cache = model.run_with_cache(xs, ys, n_loops, names=NAMES, positions=[query])
     with torch.no_grad():
-        e = cache["hook_embed"][:, 0]
-        g = model.W_U[:, 0].expand_as(e)
+        e = at_least_single(cache["hook_embed"][:, 0])
+        g = at_least_single(model.W_U[:, 0]).expand_as(e)
+        gain, bias = (at_least_single(weight) for weight in (model.ln_final.w, model.ln_final.b))
         rows = []
         for loop in reversed(range(n_loops)):
-            offset = g @ model.ln_final.b
-            g = g * model.ln_final.w
-            g = (g - g.mean(-1, keepdim=True)) / cache[f"loops.{loop}.ln_final.hook_scale"][:, 0]
+            offset = g @ bias
+            g = g * gain
+            g = (g - g.mean(-1, keepdim=True)) / at_least_single(cache[f"loops.{loop}.ln_final.hook_scale"][:, 0])
             injected = torch.zeros_like(offset) if model.cfg.injection != "add" else einsum(e, g, "b d, b d -> b")
             rows.append(torch.stack([injected, *_in_layers(model, cache, loop, g), offset]))
             if model.cfg.injection == "multiply":
@@ -125,9 +126,13 @@ def contributions(
 
 def _in_layers(model: LoopedTransformer, cache: LoopCache, loop: int, g: Tensor) -> list[Float[Tensor, " batch"]]:
     """Contributions along g: the positions, then for each layer its heads, its attention's offset and its MLP."""
-    contributions = [einsum(cache[loop, "pos_embed"][:, 0], g, "b d, b d -> b")]
+
+    def written(name: str, layer: int | None = None) -> Tensor:
+        return at_least_single(cache[(loop, name) if layer is None else (loop, name, layer)][:, 0])
+
+    parts = [einsum(written("pos_embed"), g, "b d, b d -> b")]
     for layer, block in enumerate(model.blocks):
-        contributions += list(einsum(cache[loop, "result", layer][:, 0], g, "b head d, b d -> head b"))
-        contributions.append(g @ block.attn.b_O)
-        contributions.append(einsum(cache[loop, "mlp_out", layer][:, 0], g, "b d, b d -> b"))
-    return contributions
+        parts += list(einsum(written("result", layer), g, "b head d, b d -> head b"))
+        parts.append(g @ at_least_single(block.attn.b_O))
+        parts.append(einsum(written("mlp_out", layer), g, "b d, b d -> b"))
+    return parts

@@ -1,9 +1,9 @@
 """The answer in the residual stream, read after every loop, layer and sublayer.
 
-Three lenses read it. With the final norm, the lens is the model's read-out (the logit lens: nostalgebraist 2020; Belrose
-et al., arXiv 2303.08112, section 2). Without the norm, the read-out is applied to the residual stream as it is. The
-tuned lens is an affine map for each site and point, fitted on other prompts to the model's final answer (the tuned lens
-of the same paper, whose map here ends in the one number that is read).
+Three lenses read it. With the final norm, the lens is the model's read-out (the logit lens: nostalgebraist 2020;
+Belrose et al., arXiv 2303.08112, section 2). Without the norm, the read-out is applied to the residual stream as it is.
+The tuned lens is an affine map for each site and point, fitted on other prompts to the model's final answer (the tuned
+lens of the same paper, whose map here ends in the one number that is read).
 """
 
 from __future__ import annotations

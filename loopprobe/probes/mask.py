@@ -147,7 +147,9 @@ def _predictions(
 ) -> Iterator[Float[Tensor, "n batch point"]]:
     """Yield the predictions under every mask, loop by loop."""
     model.grow_loops(n_loops)
-    e = model.embed(*batch)
+    xs, ys = batch.to(model.W_pos.device).to(model.W_pos.dtype)
+    model.check_prompts(xs, ys)
+    e = model.embed(xs, ys)
     initial = model.initial_state(e)
     starts_kept = keep[:, 0].tolist()
     first = [int((row != row[0]).int().argmax()) or len(row) for row in keep]  # token from which it is the other way
