@@ -29,6 +29,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "probes": {"cpu": []},
     "memory": {"cpu": []},
     "cache": {"cpu": []},
+    "session": {"cpu": []},
     "baselines": {"cpu": []},
 }
 HEAD = """# Benchmarks

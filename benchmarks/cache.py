@@ -79,7 +79,6 @@ def one_row(name: str, n_loops: int, n_prompts: int) -> dict[str, float]:
     way, names = ROWS[name]
     checkpoint = load_checkpoint("lr-b20-T10")
     model, prompts = checkpoint.model, checkpoint.held_out(n_prompts)
-    model.grow_loops(n_loops)
     way(model, prompts, 2, names)
     before = memory("VmHWM")
     started = time.perf_counter()
@@ -117,7 +116,6 @@ def stream_against_map(n_loops: int, n_prompts: int, repeats: int) -> dict[str, 
     """Seconds of both ways of writing, in turn."""
     checkpoint = load_checkpoint("lr-b20-T10")
     model, prompts = checkpoint.model, checkpoint.held_out(n_prompts)
-    model.grow_loops(n_loops)
     config = CacheConfig(loops=tuple(range(n_loops)), names=SOME)
     times: dict[str, list[float]] = {"stream_cache": [], "memory map": [], "no writing": []}
     for _ in range(repeats):

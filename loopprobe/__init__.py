@@ -9,8 +9,6 @@ Names are loaded when they are first used, so that ``import loopprobe`` is insta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loopprobe.memory import keep_freed_memory
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from loopprobe.errors import LoopprobeError
     from loopprobe.hooks import masked, mean_states
     from loopprobe.interventions import edited, skipped
+    from loopprobe.memory import keep_freed_memory
     from loopprobe.model import LoopedTransformer
     from loopprobe.present import figure
     from loopprobe.session import probe
@@ -42,6 +41,7 @@ _HOME = {
     "mean_states": "hooks",
     "edited": "interventions",
     "skipped": "interventions",
+    "keep_freed_memory": "memory",
     "figure": "present",
     "probe": "session",
     "open_cache": "stream",
@@ -52,9 +52,6 @@ _HOME = {
     "train": "train",
 }
 __all__ = [*_HOME, "__version__"]
-
-
-keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:

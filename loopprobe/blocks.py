@@ -64,7 +64,8 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: AttentionHooks, past: Past | None = None) -> Tensor:
         """Attend to these tokens and, with ``past``, to the keys and values of the tokens before them."""
         parts = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)
-        q, k, v = (hook(part) for hook, part in zip((hooks.hook_q, hooks.hook_k, hooks.hook_v), parts, strict=True))
+        points = hooks.hook_q, hooks.hook_k, hooks.hook_v
+        q, k, v = (point(part) for point, part in zip(points, parts, strict=True))
         if past is not None:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
         short = x.device.type == "cpu" and k.shape[1] <= SHORT

@@ -1,4 +1,4 @@
-"""The tree of hook points of a looped transformer: ``loops.{t}`` holds HookPoints only, one set a loop.
+"""The hook points of a looped transformer and their names: ``loops.{t}`` and one set of points for each loop.
 
 No parameters live here and nothing of it enters the state dict. Shapes stand beside each point.
 """
@@ -6,11 +6,16 @@ No parameters live here and nothing of it enters the state dict. Shapes stand be
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any, Literal
 
-from torch import nn
-from transformer_lens.hook_points import HookPoint
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint, LensHandle
 
-from loopprobe.config import ModelConfig
+from loopprobe.errors import LoopprobeError
+
+Direction = Literal["fwd", "bwd"]
 
 _NAME = re.compile(r"(?:loops\.(?P<loop>\d+)\.)?(?P<local>(?:blocks\.(?P<layer>\d+)\.)?.*)")
 
@@ -25,6 +30,11 @@ def split_name(name: str) -> tuple[int | None, int | None, str]:
         None if layer is None else int(layer),
         match["local"],
     )
+
+
+def full_name(loop: int | None, local: str) -> str:
+    """The name of a hook point from its loop (None for a point that is passed once a run) and its name within it."""
+    return local if loop is None else f"loops.{loop}.{local}"
 
 
 def short_name(name: str) -> str:
@@ -50,7 +60,25 @@ def dims(name: str) -> tuple[str, ...]:
 
 
 class LoopHookPoint(HookPoint):
-    """A HookPoint that knows its loop: the stock ``layer()`` would read the loop as the layer."""
+    """A HookPoint that knows its loop: the stock ``layer()`` would read the loop as the layer.
+
+    What a hook returns must have the shape, the dtype and the device of the activation. Where a gradient is computed,
+    hooks are handed a copy, so that they may write into it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone() if self._forward_hooks and torch.is_grad_enabled() and x.requires_grad else x
+
+    def add_hook(self, hook: Callable[..., Any], dir: Direction = "fwd", *args: Any, **kwargs: Any) -> LensHandle:
+        handle = super().add_hook(_checked(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
+        handle.user_hook = hook
+        return handle
+
+    def remove_handle(self, handle: LensHandle) -> None:
+        """Detach one hook."""
+        handle.hook.remove()
+        for handles in (self.fwd_hooks, self.bwd_hooks):
+            handles[:] = [other for other in handles if other is not handle]
 
     def loop(self) -> int:
         """The iteration that this point belongs to, from 0."""
@@ -72,6 +100,33 @@ class LoopHookPoint(HookPoint):
         return self.name
 
 
+def _checked(user_hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same hook, refused in one line where what it returns cannot stand in the activation's place."""
+
+    def call(x: Tensor, *, hook: HookPoint) -> Any:
+        value = user_hook(x, hook=hook)
+        if value is None or value is x:
+            return value
+        if not isinstance(value, Tensor):
+            raise LoopprobeError(
+                f"the hook on {hook.name} returned a {type(value).__name__}: "
+                f"return a tensor of shape {tuple(x.shape)}, or nothing to leave the activation as it is"
+            )
+        for what, expected, returned in (
+            ("shape", tuple(x.shape), tuple(value.shape)),
+            ("dtype", x.dtype, value.dtype),
+            ("device", x.device, value.device),
+        ):
+            if expected != returned:
+                raise LoopprobeError(
+                    f"the hook on {hook.name} returned {what} {returned}: the activation has {what} {expected}; "
+                    f"return a tensor of that {what}"
+                )
+        return value
+
+    return call
+
+
 def hooked(*points: nn.Module) -> bool:
     """Whether a hook of any kind sits on one of the points."""
     return any(
@@ -80,63 +135,71 @@ def hooked(*points: nn.Module) -> bool:
     )
 
 
-class NormHooks(nn.Module):
+# What a layer and the model are handed: plain objects that hold points, so that a loop in which nobody hooks anything
+# costs nothing. ``point`` makes or finds the point of a name within the loop.
+
+MakePoint = Callable[[str], LoopHookPoint]
+
+
+class NormHooks:
     """Points of one layer norm."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hook_scale = LoopHookPoint()  # [batch, pos, 1]
-        self.hook_normalized = LoopHookPoint()  # [batch, pos, d_model]
+    def __init__(self, point: MakePoint, prefix: str) -> None:
+        self.hook_scale = point(f"{prefix}hook_scale")  # [batch, pos, 1]
+        self.hook_normalized = point(f"{prefix}hook_normalized")  # [batch, pos, d_model]
 
 
-class AttentionHooks(nn.Module):
+class AttentionHooks:
     """Points of one attention layer."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hook_q = LoopHookPoint()  # [batch, pos, head, d_head]
-        self.hook_k = LoopHookPoint()  # [batch, pos, head, d_head]
-        self.hook_v = LoopHookPoint()  # [batch, pos, head, d_head]
-        self.hook_attn_scores = LoopHookPoint()  # [batch, head, query_pos, key_pos], -inf above the diagonal
-        self.hook_pattern = LoopHookPoint()  # [batch, head, query_pos, key_pos]
-        self.hook_z = LoopHookPoint()  # [batch, pos, head, d_head]
-        self.hook_result = LoopHookPoint()  # [batch, pos, head, d_model]
+    def __init__(self, point: MakePoint, prefix: str) -> None:
+        self.hook_q = point(f"{prefix}hook_q")  # [batch, pos, head, d_head]
+        self.hook_k = point(f"{prefix}hook_k")  # [batch, pos, head, d_head]
+        self.hook_v = point(f"{prefix}hook_v")  # [batch, pos, head, d_head]
+        self.hook_attn_scores = point(f"{prefix}hook_attn_scores")  # [batch, head, query, key], -inf where not seen
+        self.hook_pattern = point(f"{prefix}hook_pattern")  # [batch, head, query, key]
+        self.hook_z = point(f"{prefix}hook_z")  # [batch, pos, head, d_head]
+        self.hook_result = point(f"{prefix}hook_result")  # [batch, pos, head, d_model]
 
 
-class MLPHooks(nn.Module):
+class MLPHooks:
     """Points of one MLP."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hook_pre = LoopHookPoint()  # [batch, pos, d_mlp]
-        self.hook_post = LoopHookPoint()  # [batch, pos, d_mlp]
+    def __init__(self, point: MakePoint, prefix: str) -> None:
+        self.hook_pre = point(f"{prefix}hook_pre")  # [batch, pos, d_mlp]
+        self.hook_post = point(f"{prefix}hook_post")  # [batch, pos, d_mlp]
 
 
-class BlockHooks(nn.Module):
+class BlockHooks:
     """Points of one layer."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.hook_resid_pre = LoopHookPoint()  # [batch, pos, d_model]
-        self.ln1 = NormHooks()
-        self.attn = AttentionHooks()
-        self.hook_attn_out = LoopHookPoint()  # [batch, pos, d_model]
-        self.hook_resid_mid = LoopHookPoint()  # [batch, pos, d_model]
-        self.ln2 = NormHooks()
-        self.mlp = MLPHooks()
-        self.hook_mlp_out = LoopHookPoint()  # [batch, pos, d_model]
-        self.hook_resid_post = LoopHookPoint()  # [batch, pos, d_model]
+    def __init__(self, point: MakePoint, prefix: str) -> None:
+        self.hook_resid_pre = point(f"{prefix}hook_resid_pre")  # [batch, pos, d_model]
+        self.ln1 = NormHooks(point, f"{prefix}ln1.")
+        self.attn = AttentionHooks(point, f"{prefix}attn.")
+        self.hook_attn_out = point(f"{prefix}hook_attn_out")  # [batch, pos, d_model]
+        self.hook_resid_mid = point(f"{prefix}hook_resid_mid")  # [batch, pos, d_model]
+        self.ln2 = NormHooks(point, f"{prefix}ln2.")
+        self.mlp = MLPHooks(point, f"{prefix}mlp.")
+        self.hook_mlp_out = point(f"{prefix}hook_mlp_out")  # [batch, pos, d_model]
+        self.hook_resid_post = point(f"{prefix}hook_resid_post")  # [batch, pos, d_model]
 
 
-class LoopHooks(nn.Module):
+class LoopHooks:
     """Points of one iteration of the loop, in the order in which they are passed."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.hook_z_pre = LoopHookPoint()  # [batch, pos, d_model]  the state that enters the loop
-        self.hook_input = LoopHookPoint()  # [batch, pos, d_model]  state with the input injected
-        self.hook_pos_embed = LoopHookPoint()  # [batch, pos, d_model]
-        self.blocks = nn.ModuleList(BlockHooks() for _ in range(cfg.n_layers))
-        self.ln_final = NormHooks()
-        self.hook_z = LoopHookPoint()  # [batch, pos, d_model]  the state after the loop
-        self.hook_readout = LoopHookPoint()  # [batch, n_points]  predictions at the x positions
+    def __init__(self, n_layers: int, point: MakePoint) -> None:
+        self.hook_z_pre = point("hook_z_pre")  # [batch, pos, d_model]  the state that enters the loop
+        self.hook_input = point("hook_input")  # [batch, pos, d_model]  state with the input injected
+        self.hook_pos_embed = point("hook_pos_embed")  # [batch, pos, d_model]
+        self.blocks = [BlockHooks(point, f"blocks.{layer}.") for layer in range(n_layers)]
+        self.ln_final = NormHooks(point, "ln_final.")
+        self.hook_z = point("hook_z")  # [batch, pos, d_model]  the state after the loop, and so after ln_final
+        self.hook_readout = point("hook_readout")  # [batch, n_points]  predictions at the x positions
+
+
+class OnceHooks:
+    """Points that are passed once a run, before the first loop."""
+
+    def __init__(self, point: MakePoint) -> None:
+        self.hook_embed = point("hook_embed")  # [batch, pos, d_model]  the injected input e

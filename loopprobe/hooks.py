@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -14,6 +14,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.interventions import mean_activations
 from loopprobe.model import LoopedTransformer
+from loopprobe.selection import LoopChoice, Numbers, selector
 from loopprobe.tasks import Prompts
 
 Mode = Literal["first", "last"]
@@ -64,7 +65,7 @@ def masked(
     unit: Unit = "point",
     invert: bool = False,
     fill: Fill = "initial",
-    loops: Collection[int] | None = None,
+    loops: Numbers = None,
 ) -> Iterator[LoopedTransformer]:
     """Keep only the first or last ``n`` points of the state: before each loop the rest is replaced by ``fill``.
 
@@ -77,21 +78,23 @@ def masked(
             block by the i-th n, so that many masks go through together.
         fill: ``initial`` (the state that the loop starts from), ``zero``, or a tensor [pos, d_model] or
             [loop, pos, d_model], such as ``mean_states`` gives.
-        loops: the loops before which the state is masked; None for every loop.
+        loops: the loops before which the state is masked, from 0: a number, several, a slice; negative ones count
+            from the end of each run. None for every loop.
 
     Raises:
-        LoopprobeError: n does not fit the prompt, or the batch does not divide into the blocks of n.
+        LoopprobeError: n does not fit the prompt, or the batch does not divide into the blocks of n; at the end of the
+            block, a loop was named that no run came to.
     """
     if isinstance(fill, str) and fill not in ("initial", "zero"):
         raise LoopprobeError(f"fill ({fill!r}) must be initial, zero or a tensor: for the mean give mean_states(…)")
     kept_tokens(mode, n, model.cfg.n_ctx, unit=unit, invert=invert)
-    initial: list[Tensor] = []
+    choice, initial = LoopChoice(loops), list[Tensor]()
 
     def note_initial(e: Tensor, hook: LoopHookPoint) -> None:
         initial[:] = [model.initial_state(e)]
 
     def mask(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
-        if loops is not None and hook.loop() not in loops:
+        if not choice.has(hook.loop(), model.hook_trees.running):
             return None
         keep = kept_tokens(mode, n, z.shape[1], unit=unit, invert=invert).to(z.device)
         if len(z) % len(keep):
@@ -101,8 +104,10 @@ def masked(
         keep = keep.repeat_interleave(len(z) // len(keep), dim=0)
         return torch.where(keep[..., None], z, replacement(fill, initial[0], hook.loop()).to(z))
 
-    with model.hooks(fwd_hooks=[("hook_embed", note_initial), ("hook_z_pre", mask)]):
+    at_loops = selector("z_pre", choice.known, None, model)
+    with model.hooks(fwd_hooks=[("hook_embed", note_initial), (at_loops, mask)]), model.hook_trees.watch() as runs:
         yield model
+        choice.require_reached(runs.longest)
 
 
 def replacement(fill: Fill, initial: Float[Tensor, "batch pos d_model"], loop: int) -> Float[Tensor, "... pos d_model"]:

@@ -11,17 +11,18 @@ applies one at the chosen places while its block lasts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from loopprobe.cache import LoopCache, Names, selector
+from loopprobe.cache import LoopCache
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import LoopHookPoint, dims, split_name
+from loopprobe.hook_points import LoopHookPoint, dims, full_name, split_name
 from loopprobe.model import LoopedTransformer
+from loopprobe.selection import LoopChoice, Names, Numbers, as_numbers, resolve, selector
 from loopprobe.tasks import Prompts
 
 Edit = Callable[[Tensor, LoopHookPoint], Tensor]
@@ -33,10 +34,10 @@ def edited(
     name: str,
     edit: Edit,
     *,
-    loops: Collection[int] | None = None,
-    layers: Collection[int] | None = None,
-    heads: Collection[int] | None = None,
-    positions: Collection[int] | None = None,
+    loops: Numbers = None,
+    layers: Numbers = None,
+    heads: Numbers = None,
+    positions: Numbers = None,
 ) -> Iterator[LoopedTransformer]:
     """Let ``edit`` decide what stands at the chosen places of an activation.
 
@@ -44,31 +45,34 @@ def edited(
         model: the model to edit; use it inside the ``with`` block as usual.
         name: of the activation, as in ``run_with_cache`` (``"mlp_out"``, ``"attn_z"``, ``"z"`` for the state).
         edit: from the activation and its hook point to its replacement, of a shape that broadcasts.
-        loops, layers, heads, positions: the places; None for all. Negative heads and positions count from the end;
-            the positions of scores and patterns are the query's.
+        loops: iterations, from 0: a number, several, a slice; negative ones count from the end of each run. None: all.
+        layers, heads, positions: the places, alike; the positions of scores and patterns are the query's.
 
     Raises:
-        LoopprobeError: no such activation, or it has no heads or positions, or not these.
+        LoopprobeError: no such activation, or it has no heads or positions, or not these; at the end of the block, a
+            loop was named that no run came to.
     """
-    matches = selector(_state_if_z(name), loops, layers, model.hook_dict)
-    for known in model.hook_dict:
-        if matches(known):
-            for axis, wanted in (("head", heads), ("position", positions)):
-                if wanted is not None and _axis(known, axis) is None:
-                    raise LoopprobeError(f"{name} has no {axis}s: drop {axis}s={list(wanted)}")
+    choice = LoopChoice(loops)
+    matches = selector(name, choice.known, layers, model)
+    _require_axes(model, name, {"loop": loops, "head": heads, "position": positions})
+    heads = None if heads is None else resolve(heads, model.cfg.n_heads, "head")
+    if positions is not None and not isinstance(positions, slice):
+        positions = as_numbers(positions, "position")
 
-    def apply(x: Tensor, hook: LoopHookPoint) -> Tensor:
+    def apply(x: Tensor, hook: LoopHookPoint) -> Tensor | None:
+        loop = split_name(str(hook.name))[0]
+        if loop is not None and not choice.has(loop, model.hook_trees.running):
+            return None
         value = edit(x, hook)
         where = places(str(hook.name), x, heads, positions)
-        return value.expand_as(x) if where is None else torch.where(where, value, x)
+        return _fitted(value, x, hook) if where is None else torch.where(where, _fitted(value, x, hook), x)
 
-    with model.hooks(fwd_hooks=[(matches, apply)]):
+    with model.hooks(fwd_hooks=[(matches, apply)]), model.hook_trees.watch() as runs:
         yield model
+        choice.require_reached(runs.longest)
 
 
-def places(
-    name: str, activation: Tensor, heads: Collection[int] | None, positions: Collection[int] | None
-) -> Bool[Tensor, ...] | None:
+def places(name: str, activation: Tensor, heads: Numbers, positions: Numbers) -> Bool[Tensor, ...] | None:
     """A mask of the chosen heads and positions that broadcasts to an activation; None where all of it is chosen."""
     where = None
     for axis_name, wanted in (("head", heads), ("position", positions)):
@@ -77,13 +81,23 @@ def places(
         axis = _axis(name, axis_name)
         assert axis is not None, "checked when the edit was attached"
         size = activation.shape[axis]
-        if bad := [number for number in wanted if not -size <= number < size]:
-            raise LoopprobeError(f"{axis_name} {bad[0]} must be below {size}: {name} has {size} {axis_name}s")
         chosen = torch.zeros(size, dtype=torch.bool, device=activation.device)
-        chosen[[number % size for number in wanted]] = True
+        chosen[resolve(wanted, size, axis_name)] = True
         chosen = chosen.reshape([size if i == axis else 1 for i in range(activation.ndim)])
         where = chosen if where is None else where & chosen
     return where
+
+
+def _require_axes(model: LoopedTransformer, name: str, chosen: Mapping[str, Numbers]) -> None:
+    """Raise LoopprobeError where loops, heads or positions are chosen of an activation that has none."""
+    matches = selector(name, None, None, model)
+    trees = model.hook_trees
+    known = [*trees.once_names, *(full_name(0, local) for local in trees.local_names)]
+    for point in filter(matches, known):
+        for axis, wanted in chosen.items():
+            has_axis = split_name(point)[0] is not None if axis == "loop" else _axis(point, axis) is not None
+            if wanted is not None and not has_axis:
+                raise LoopprobeError(f"{name} has no {axis}s: drop {axis}s={wanted!r}")
 
 
 def zero(x: Tensor, hook: LoopHookPoint) -> Tensor:
@@ -113,7 +127,7 @@ def replace(cache: LoopCache, loops: Mapping[int, int] | None = None) -> Edit:
     """The activations of another run, from its cache: patching; of ``mean_activations``: mean ablation.
 
     Args:
-        cache: of a run with as many prompts, or with one for all.
+        cache: of a run with as many prompts of the same length, or with one prompt, which then serves all.
         loops: to the loop that is edited, the loop whose activation it gets; others are left as they are. None: the
             same loop.
     """
@@ -121,8 +135,8 @@ def replace(cache: LoopCache, loops: Mapping[int, int] | None = None) -> Edit:
     def edit(x: Tensor, hook: LoopHookPoint) -> Tensor:
         loop, _, local = split_name(str(hook.name))
         if loop is None or loops is None:
-            return cache[str(hook.name)].to(x)
-        return cache[f"loops.{loops[loop]}.{local}"].to(x) if loop in loops else x
+            return _fitted(cache[str(hook.name)], x, hook)
+        return _fitted(cache[full_name(loops[loop], local)], x, hook) if loop in loops else x
 
     return edit
 
@@ -152,22 +166,43 @@ def freeze(loop: int) -> Edit:
     return edit
 
 
+def _fitted(value: Tensor, x: Tensor, hook: LoopHookPoint) -> Tensor:
+    """What an edit gives, spread over the activation whose place it takes."""
+    if not isinstance(value, Tensor):
+        raise LoopprobeError(f"the edit of {hook.name} gave a {type(value).__name__}: return a tensor")
+    try:
+        return value.to(x).expand_as(x)
+    except RuntimeError:
+        raise LoopprobeError(
+            f"the edit of {hook.name} gave shape {tuple(value.shape)} for an activation of shape {tuple(x.shape)}: "
+            "give as many prompts and positions, or one prompt for all"
+        ) from None
+
+
 @contextmanager
-def skipped(model: LoopedTransformer, loops: Collection[int]) -> Iterator[LoopedTransformer]:
+def skipped(model: LoopedTransformer, loops: Numbers) -> Iterator[LoopedTransformer]:
     """Leave iterations out: the state passes them unchanged, and so does the prediction.
 
     Args:
         model: the model; use it inside the ``with`` block as usual.
-        loops: the iterations, from 0.
+        loops: the iterations, as in ``edited``.
+
+    Raises:
+        LoopprobeError: nothing is chosen; at the end of the block, a loop was named that no run came to.
     """
+    choice = LoopChoice(loops)
     entered: list[Tensor] = []
 
     def note(z: Tensor, hook: LoopHookPoint) -> None:
         entered[:] = [z]
 
-    inside = selector(["z_pre"], loops, None, model.hook_dict), selector(["hook_z"], loops, None, model.hook_dict)
-    with model.hooks(fwd_hooks=[(inside[0], note), (inside[1], lambda z, hook: entered[0])]):
+    def leave(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
+        return entered[0] if choice.has(hook.loop(), model.hook_trees.running) else None
+
+    pairs = [(selector(name, choice.known, None, model), hook) for name, hook in (("z_pre", note), ("z", leave))]
+    with model.hooks(fwd_hooks=pairs), model.hook_trees.watch() as runs:
         yield model
+        choice.require_reached(runs.longest)
 
 
 def mean_activations(model: LoopedTransformer, batches: Iterable[Prompts], n_loops: int, names: Names) -> LoopCache:
@@ -179,26 +214,20 @@ def mean_activations(model: LoopedTransformer, batches: Iterable[Prompts], n_loo
         n_loops: loops to run.
         names: as in ``run_with_cache``.
     """
-    model.grow_loops(n_loops)
-    wanted = selector(names, range(n_loops), None, model.hook_dict)
-    means = LoopCache(model, n_loops, [name for name in model.hook_dict if wanted(name)])
+    means = LoopCache.choose(model, n_loops, names, None, None, None, n_pos=model.cfg.n_ctx)
     sums: dict[str, Tensor] = {}
 
     def sum_up(x: Tensor, hook: LoopHookPoint) -> None:
         sums[str(hook.name)] = sums.get(str(hook.name), 0) + x.sum(0, keepdim=True)
 
     n_prompts = 0
-    with torch.no_grad(), model.hooks(fwd_hooks=[(means.__contains__, sum_up)]):
+    with torch.no_grad(), model.hooks(fwd_hooks=[(means.holds, sum_up)]):
         for xs, ys in batches:
             model(xs, ys, n_loops, keep_loops=1)
             n_prompts += len(xs)
     for name, total in sums.items():
         means.keep(name, total / n_prompts)
     return means
-
-
-def _state_if_z(name: str) -> str:
-    return "hook_z" if name == "z" else name  # run_with_cache keeps the heads' z with it; an edit must mean one
 
 
 def _axis(name: str, axis: str) -> int | None:

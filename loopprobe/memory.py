@@ -14,8 +14,9 @@ _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLE
 def keep_freed_memory() -> None:
     """Let glibc reuse up to 2 GiB of freed memory, so that the next loop does not fault its pages in again.
 
-    A tensor of 32 MiB or more is otherwise mapped for each operation of each loop, and handed back after it. Does
-    nothing on other systems, or where the environment sets malloc itself (``MALLOC_TRIM_THRESHOLD_``,
+    A tensor of 32 MiB or more is otherwise mapped for each operation of each loop, and handed back after it. This
+    changes the allocator of the whole process: the command line and its workers call it, a session of one's own may.
+    Does nothing on other systems, or where the environment sets malloc itself (``MALLOC_TRIM_THRESHOLD_``,
     ``MALLOC_MMAP_THRESHOLD_`` or ``GLIBC_TUNABLES``, mallopt(3)).
     """
     if sys.platform != "linux" or any(name in os.environ for name in _USERS_OWN):

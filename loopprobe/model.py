@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,12 +25,14 @@ from torch import Tensor, nn
 from loopprobe.blocks import Block, LayerNorm, Past
 from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import LoopHookPoint, LoopHooks
+from loopprobe.hook_points import LoopHooks, hooked
 from loopprobe.hooked_root import LoopedRootModule
+from loopprobe.lens_options import refuse_options
+from loopprobe.weight_views import WeightViews
 
 
-class LoopedTransformer(LoopedRootModule):
-    """A looped transformer with TransformerLens's hook names, one set of hook points a loop.
+class LoopedTransformer(WeightViews, LoopedRootModule):
+    """A looped transformer with TransformerLens's hook names, one set of hook points for each loop.
 
     Args:
         cfg: the model's configuration; a TransformerLens config or its dict is accepted too and then read by
@@ -38,7 +41,6 @@ class LoopedTransformer(LoopedRootModule):
     """
 
     blocks: Any  # ModuleList of Block
-    loops: Any  # ModuleList of LoopHooks
 
     def __init__(self, cfg: ModelConfig | Any, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -48,11 +50,8 @@ class LoopedTransformer(LoopedRootModule):
         self.blocks = nn.ModuleList(Block(self.cfg) for _ in range(self.cfg.n_layers))
         self.ln_final = LayerNorm(self.cfg.d_model, eps=self.cfg.eps)
         self.read_out = nn.Linear(self.cfg.d_model, 1)
-        self.hook_embed = LoopHookPoint()  # [batch, pos, d_model]  the injected input e
-        self.loops = nn.ModuleList()
         self._initialise(generator)
         self.setup()
-        self.grow_loops(self.cfg.n_loops)
 
     def _initialise(self, generator: torch.Generator | None) -> None:
         """normal(0, initializer_range or 1/√fan_in), output projections divided by √(2 n_layers), biases 0."""
@@ -75,67 +74,90 @@ class LoopedTransformer(LoopedRootModule):
         *,
         keep_loops: int | None = None,
         grad_loops: int | None = None,
+        stop_at_loop: int | None = None,
+        **options: Any,
     ) -> Float[Tensor, "loop batch n_points"]:
         """Predict every label from the points before it, after every loop.
 
         Args:
-            xs: inputs; fewer points than the model has positions for, or fewer dimensions, are welcome.
+            xs: inputs, as a tensor or an array of any real dtype on any device; fewer points than the model has
+                positions for, or fewer dimensions, are welcome.
             ys: labels; the label of a point is seen by later points only, so the query's own does not matter.
             n_loops: iterations; None: as many as the model was trained with.
             keep_loops: return the predictions of the last ``keep_loops`` iterations only; None: of all.
             grad_loops: the last ``grad_loops`` iterations carry gradient, the earlier run without; None: all.
+            stop_at_loop: return the state that enters this loop instead, [batch, pos, d_model].
 
         Returns:
             Predictions [loop, batch, n_points], in the units of ys.
 
         Raises:
-            LoopprobeError: prompts that do not fit the model or are not finite; loop counts below 1.
+            LoopprobeError: prompts that do not fit the model or are not finite; loop counts below 1, or more loops to
+                keep than are run; an option of TransformerLens that has no meaning here.
         """
-        self.check_prompts(xs, ys)
-        return self.run_loops(xs, ys, n_loops, keep_loops=keep_loops, grad_loops=grad_loops)
+        refuse_options(options)
+        xs, ys = self.as_prompts(xs, ys)
+        n_loops = self.cfg.n_loops if n_loops is None else n_loops
+        if stop_at_loop is not None:
+            return self._state_before(xs, ys, stop_at_loop, n_loops)
+        self.check_loops(n_loops, keep_loops, grad_loops)
+        run = self.run_loops
+        if self.hook_trees.busy and torch.compiler.is_compiling():
+            run = torch.compiler.disable(run)  # a compiled run would not see the hooks
+        return run(xs, ys, n_loops, keep_loops=keep_loops, grad_loops=grad_loops)
 
     def run_loops(
         self,
         xs: Tensor,
         ys: Tensor,
-        n_loops: int | None = None,
+        n_loops: int,
         *,
         keep_loops: int | None = None,
         grad_loops: int | None = None,
     ) -> Float[Tensor, "loop batch n_points"]:
-        """``forward`` for prompts that are known to be good: reads no number back from the device."""
-        n_loops = self.cfg.n_loops if n_loops is None else n_loops
+        """``forward`` for prompts and counts that are known to be good: no validation, so no device is waited for."""
         keep_loops = n_loops if keep_loops is None else keep_loops
         grad_loops = n_loops if grad_loops is None else grad_loops
-        for name, value in (("n_loops", n_loops), ("keep_loops", keep_loops), ("grad_loops", grad_loops)):
-            if value < 1:
-                raise LoopprobeError(f"{name} ({value}) must be at least 1: raise it")
-        self.grow_loops(n_loops)
-        e = self.embed(xs, ys)
-        z = self.initial_state(e)
         predictions: list[Tensor] = []
         with_grad = torch.is_grad_enabled()
-        for loop in range(n_loops):
-            with torch.set_grad_enabled(with_grad and loop >= n_loops - grad_loops):
-                z = self.step(z, e, loop)
-                if loop < n_loops - keep_loops:
-                    continue
-                prediction = self.predict(z, loop)
-                if with_grad:
-                    predictions.append(prediction)
-                    continue
-                if not predictions:  # one tensor for all: many small ones would fragment the heap, by 0.3 MB a loop
-                    predictions.append(prediction.new_empty(keep_loops, *prediction.shape))
-                predictions[0][loop - n_loops] = prediction
+        with self._running(n_loops):
+            e = self.embed(xs, ys)
+            z = self.initial_state(e)
+            for loop in range(n_loops):
+                with torch.set_grad_enabled(with_grad and loop >= n_loops - grad_loops):
+                    z = self.step(z, e, loop)
+                    if loop < n_loops - keep_loops:
+                        continue
+                    prediction = self.predict(z, loop)
+                    if with_grad:
+                        predictions.append(prediction)
+                        continue
+                    if not predictions:  # one tensor for all: small ones would fragment the heap, by 0.3 MB a loop
+                        predictions.append(prediction.new_empty(keep_loops, *prediction.shape))
+                    predictions[0][loop - n_loops] = prediction
         return torch.stack(predictions) if with_grad else predictions[0]
+
+    def _running(self, n_loops: int) -> AbstractContextManager[None]:
+        return nullcontext() if torch.compiler.is_compiling() else self.hook_trees.run(n_loops)
+
+    def _state_before(self, xs: Tensor, ys: Tensor, loop: int, n_loops: int) -> Float[Tensor, "batch pos d_model"]:
+        """The state that enters a loop; negative loops count from the end of ``n_loops``, which may be entered too."""
+        stop = loop + n_loops if loop < 0 else loop
+        if not 0 <= stop <= n_loops:
+            raise LoopprobeError(f"stop_at_loop ({loop}) must be from 0 to n_loops ({n_loops}): lower it")
+        with self._running(max(stop, 1)):
+            e = self.embed(xs, ys)
+            z = self.initial_state(e)
+            for now in range(stop):
+                z = self.step(z, e, now)
+        return z
 
     def embed(self, xs: Tensor, ys: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """The injected input e: x and y tokens interleaved, y in coordinate 0, read in."""
-        xs, ys = xs.to(self.W_pos), ys.to(self.W_pos)
         xs = F.pad(xs, (0, self.cfg.n_dims - xs.shape[-1]))
         labels = F.pad(ys[..., None], (0, self.cfg.n_dims - 1))
         tokens = rearrange([xs, labels], "kind batch point dim -> batch (point kind) dim")
-        return self.hook_embed(self.read_in(tokens))
+        return self.points(None).hook_embed(self.read_in(tokens))
 
     def initial_state(self, e: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """z_0: zero for additive injection, one for multiplicative, e itself without injection."""
@@ -170,17 +192,42 @@ class LoopedTransformer(LoopedRootModule):
             past: keys and values of the tokens before, one pair a layer, as they were in this loop: attention is
                 causal, so the earlier tokens do not depend on these and need not be computed again.
         """
-        hooks: LoopHooks = self.loops[loop]
+        hooks: LoopHooks = self.points(loop)
         z = hooks.hook_z_pre(z)
         x = hooks.hook_input(self.inject(z, e))
-        x = x + hooks.hook_pos_embed(self.positions(x, 0 if past is None else past[0][0].shape[1]))
+        positions = self.positions(x, 0 if past is None else past[0][0].shape[1])
+        if hooked(hooks.hook_pos_embed):
+            positions = positions.clone()  # a hook must not be handed the parameter itself
+        x = x + hooks.hook_pos_embed(positions)
         for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
             x = block(x, block_hooks, None if past is None else past[layer])
         return hooks.hook_z(self.ln_final(x, hooks.ln_final))
 
     def predict(self, z: Float[Tensor, "batch pos d_model"], loop: int = 0) -> Float[Tensor, "batch n_points"]:
         """Read the predictions out of a state, at the x positions."""
-        return self.loops[loop].hook_readout(self.read_out(z[:, ::2]).squeeze(-1))
+        return self.points(loop).hook_readout(self.read_out(z[:, ::2]).squeeze(-1))
+
+    def as_prompts(self, xs: Any, ys: Any) -> tuple[Tensor, Tensor]:
+        """Prompts in the dtype and on the device of the model, from tensors or arrays.
+
+        Raises:
+            LoopprobeError: they are no real numbers, do not fit the model, or hold NaN or infinity.
+        """
+        own = self.W_pos
+        parts = []
+        for name, values in (("xs", xs), ("ys", ys)):
+            try:
+                tensor = torch.as_tensor(values)
+            except (TypeError, ValueError, RuntimeError):
+                raise LoopprobeError(
+                    f"{name} ({type(values).__name__}) must be a tensor or an array of numbers"
+                ) from None
+            if tensor.is_complex():
+                raise LoopprobeError(f"{name} has dtype {tensor.dtype}: give real numbers")
+            parts.append(tensor)
+        self.check_prompts(*parts)
+        xs, ys = (part.to(own.device, own.dtype) for part in parts)
+        return xs, ys
 
     def check_prompts(self, xs: Tensor, ys: Tensor) -> None:
         """Raise LoopprobeError where prompts do not fit the model or hold NaN or infinity."""
@@ -189,6 +236,8 @@ class LoopedTransformer(LoopedRootModule):
                 f"xs {tuple(xs.shape)} and ys {tuple(ys.shape)} must be [batch, n_points, n_dims] and "
                 "[batch, n_points]: reshape them"
             )
+        if not xs.shape[1]:
+            raise LoopprobeError("the prompts have no points: give at least the query")
         if 2 * xs.shape[1] > self.cfg.n_ctx:
             raise LoopprobeError(
                 f"the prompt has {xs.shape[1]} points ({2 * xs.shape[1]} tokens) but the model has "
@@ -199,38 +248,8 @@ class LoopedTransformer(LoopedRootModule):
                 f"the prompt has {xs.shape[2]} dimensions but the model reads {self.cfg.n_dims}: "
                 f"use at most {self.cfg.n_dims}"
             )
+        largest = torch.finfo(self.W_pos.dtype).max
         for name, values in (("xs", xs), ("ys", ys)):
-            if not torch.isfinite(values).all():
-                bad = (~torch.isfinite(values)).sum().item()
+            if not (values.abs() <= largest).all():
+                bad = (~(values.abs() <= largest)).sum().item()
                 raise LoopprobeError(f"{name} holds {bad} values that are NaN or infinite: remove these prompts")
-
-    # Weights under TransformerLens's names; the parameters themselves live once, fused.
-    W_E = property(lambda self: self.read_in.weight.T)  # [n_dims, d_model]
-    b_E = property(lambda self: self.read_in.bias)  # [d_model]
-    W_U = property(lambda self: self.read_out.weight.T)  # [d_model, 1]
-    b_U = property(lambda self: self.read_out.bias)  # [1]
-    W_Q = property(
-        lambda self: torch.stack([block.attn.W_Q for block in self.blocks])
-    )  # [layer, head, d_model, d_head]
-    W_K = property(lambda self: torch.stack([block.attn.W_K for block in self.blocks]))
-    W_V = property(lambda self: torch.stack([block.attn.W_V for block in self.blocks]))
-    W_O = property(
-        lambda self: torch.stack([block.attn.W_O for block in self.blocks])
-    )  # [layer, head, d_head, d_model]
-    W_in = property(lambda self: torch.stack([block.mlp.W_in for block in self.blocks]))  # [layer, d_model, d_mlp]
-    W_out = property(lambda self: torch.stack([block.mlp.W_out for block in self.blocks]))  # [layer, d_mlp, d_model]
-    b_Q = property(lambda self: torch.stack([block.attn.b_Q for block in self.blocks]))
-    b_K = property(lambda self: torch.stack([block.attn.b_K for block in self.blocks]))
-    b_V = property(lambda self: torch.stack([block.attn.b_V for block in self.blocks]))
-    b_O = property(lambda self: torch.stack([block.attn.b_O for block in self.blocks]))
-    b_in = property(lambda self: torch.stack([block.mlp.b_in for block in self.blocks]))
-    b_out = property(lambda self: torch.stack([block.mlp.b_out for block in self.blocks]))
-
-    def accumulated_bias(
-        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
-    ) -> Float[Tensor, " d_model"]:
-        """Sum of the output biases below ``layer`` within one loop, as TransformerLens defines it."""
-        bias = torch.zeros_like(self.ln_final.bias)
-        for block in self.blocks[:layer]:
-            bias = bias + block.attn.b_O + (block.mlp.b_out if include_mlp_biases else 0)
-        return bias + self.blocks[layer].attn.b_O if mlp_input else bias

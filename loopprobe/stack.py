@@ -111,7 +111,6 @@ class Stack(LoopedTransformer):
             What ``run_loops(…, keep_loops=window, grad_loops=window)`` of each model gives, within rounding.
         """
         total, kept = max(n_loops), max(windows)
-        self.grow_loops(total)
         e = self.embed(xs, ys)
         z = start = self.initial_state(e)
         predictions = []

@@ -20,10 +20,12 @@ from pydantic import ConfigDict, NonNegativeInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from loopprobe.cache import at_positions, selector
+from loopprobe.cache import LoopCache
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint, short_name, split_name
+from loopprobe.labels import at_positions, to_numpy
 from loopprobe.model import LoopedTransformer
+from loopprobe.selection import selector
 from loopprobe.storage import atomic
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
@@ -38,14 +40,13 @@ class CacheConfig:
     Attributes:
         loops: iterations, from 0.
         names: short names of activations; None: all.
-        layers: None: all.
-        positions: tokens; None: all.
+        layers, positions: layers and tokens, from 0, negative ones from the end; None: all.
     """
 
     loops: tuple[NonNegativeInt, ...]
     names: tuple[str, ...] | None = None
-    layers: tuple[NonNegativeInt, ...] | None = None
-    positions: tuple[NonNegativeInt, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.loops:
@@ -54,13 +55,12 @@ class CacheConfig:
 
 def check_cache(model: LoopedTransformer, config: CacheConfig) -> None:
     """Raise LoopprobeError where a cache asks for what the model does not have."""
-    selector(config.names, None, None, model.hook_dict)
-    for axis, wanted, size in (
-        ("layer", config.layers, model.cfg.n_layers),
-        ("position", config.positions, 2 * model.cfg.n_points),
-    ):
-        if wanted is not None and not all(number < size for number in wanted):
-            raise LoopprobeError(f"{axis} {max(wanted)} must be below {size}: the model has {size} {axis}s")
+    _chosen(model, config, 1, model.cfg.n_ctx)
+
+
+def _chosen(model: LoopedTransformer, config: CacheConfig, n_loops: int, n_pos: int) -> LoopCache:
+    """An empty cache in memory of the same choice, for so many loops and tokens."""
+    return LoopCache.choose(model, n_loops, config.names, None, config.layers, config.positions, n_pos=n_pos)
 
 
 def stream_cache(
@@ -85,14 +85,15 @@ def stream_cache(
     Raises:
         LoopprobeError: something that the model does not have, or the file exists.
     """
-    check_cache(model, config)
-    kept, (xs, ys) = sorted(set(config.loops)), prompts
+    kept, (xs, ys) = sorted(set(config.loops)), model.as_prompts(*prompts)
+    _chosen(model, config, 1, 2 * xs.shape[1])
     choice: dict[str, Any] = {"names": config.names, "layers": config.layers, "positions": config.positions}
     _, first = model.run_with_cache(xs, ys, 1, **choice)
-    template = first.to_xarray().isel(loop=0, drop=True)
-    _lay_out(path, template, {split_name(name)[2] for name in first if split_name(name)[0] == 0}, kept, attrs or {})
-    model.grow_loops(kept[-1] + 1)
-    wanted = selector(config.names, kept, config.layers, model.hook_dict)
+    template = first.to_xarray()
+    in_loops = {split_name(name)[2] for name in first if split_name(name)[0] == 0}
+    template = template.isel(loop=0, drop=True) if in_loops else template.drop_vars("loop")
+    _lay_out(path, template, in_loops, kept, attrs or {})
+    wanted = selector(config.names, kept, config.layers, model)
     row_of = {loop: row for row, loop in enumerate(kept)}
     layers = template.layer.values.tolist() if "layer" in template.coords else []
     with h5netcdf.File(path, "r+", locking=False) as file:
@@ -101,7 +102,7 @@ def stream_cache(
         def write(x: Tensor, hook: LoopHookPoint) -> None:
             loop, layer, _ = split_name(str(hook.name))
             assert loop is not None, "the embedding was written with the layout"
-            values = at_positions(str(hook.name), x, config.positions).cpu().numpy()
+            values = to_numpy(at_positions(str(hook.name), x, first.positions))
             place = (row_of[loop],) if layer is None else (row_of[loop], layers.index(layer))
             variables[short_name(str(hook.name))][place] = values
 

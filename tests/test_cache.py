@@ -4,13 +4,14 @@ from conftest import make_model, needs_peak, run_script
 from transformer_lens import ActivationCache
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import short_name
+from loopprobe.hook_points import short_name, split_name
 
 
 def test_everything_is_kept_by_default(model, prompts):
     predictions, cache = model.run_with_cache(prompts.xs, prompts.ys, n_loops=5)
     torch.testing.assert_close(predictions, model(prompts.xs, prompts.ys, 5), atol=1e-10, rtol=0)
-    assert set(cache) == {n for n in model.hook_dict if not n.startswith("loops.") or int(n.split(".")[1]) < 5}
+    locals_ = {split_name(name)[2] for name in model.hook_dict}
+    assert set(cache) == {"hook_embed"} | {f"loops.{t}.{n}" for t in range(5) for n in locals_ - {"hook_embed"}}
     assert cache.loops == list(range(5))
     assert not predictions.requires_grad
     assert model.list_hooks() == {}
@@ -27,7 +28,9 @@ def test_indexing_in_every_form(model, prompts):
     ):
         assert torch.equal(same, post)
     assert cache[2, "z"].shape == (8, 12, 16)  # the state
-    assert cache[2, "z", 0].shape == (8, 12, 2, 8)  # the heads' outputs
+    assert cache[2, "attn_z", 0].shape == (8, 12, 2, 8)  # the heads' outputs
+    with pytest.raises(KeyError, match="heads is attn_z"):
+        cache[2, "z", 0]
     stack = cache.stack("resid_post", layer=1)
     assert stack.shape == (5, 8, 12, 16)
     assert torch.equal(stack[3], post)
@@ -107,7 +110,6 @@ from conftest import make_model, peak_memory
 model = make_model(torch.float32, n_points=31, d_model=64)
 xs, ys = torch.zeros(16, 31, 3), torch.zeros(16, 31)
 n_loops = int(sys.argv[1])
-model.grow_loops(n_loops)
 model.run_with_cache(xs, ys, 2, names="resid_post", loops=[0])
 before = peak_memory()
 _, cache = model.run_with_cache(xs, ys, n_loops, names="resid_post", layers=[1], positions=[-1])

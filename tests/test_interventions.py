@@ -140,6 +140,7 @@ def test_nothing_stays_attached_whatever_is_raised(model, prompts):
     [
         ({"name": "mlp_out", "heads": [0]}, "mlp_out has no heads"),
         ({"name": "readout", "positions": [0]}, "readout has no positions"),
+        ({"name": "embed", "loops": [0]}, "embed has no loops"),
         ({"name": "mlpout"}, "no hook point is called 'mlpout'"),
         ({"name": "attn_z", "heads": [2]}, "head 2 must be below 2"),
         ({"name": "z", "positions": [12]}, "position 12 must be below 12"),

@@ -97,3 +97,31 @@ def test_files_that_are_there_or_not_are_named(model, prompts, tmp_path):
     (tmp_path / "b.nc").write_text("no netCDF")
     with pytest.raises(LoopprobeError, match="no netCDF"):
         open_cache(tmp_path / "b.nc")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"names": ("embed",)},
+        {"names": ("embed", "readout")},
+        {"names": ("readout",), "positions": (11,)},
+        {"names": ("z", "pattern"), "positions": (-1, 0), "layers": (-1,)},
+        {"names": ("ln1_scale", "ln_final_scale", "result")},
+        {"names": None, "loops": (3,)},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_any_choice_is_what_a_cache_in_memory_holds(choice, dtype, model, prompts, tmp_path):
+    model.to(dtype)
+    choice = {"loops": (0, 2), **choice}
+    stream_cache(model, prompts, tmp_path / "cache.nc", CacheConfig(**choice))
+    _, cache = model.run_with_cache(*prompts, 4, **choice)
+    expected = cache.to_xarray()
+    data = open_cache(tmp_path / "cache.nc")
+    assert set(data.data_vars) == set(expected.data_vars)
+    for name, values in expected.items():
+        assert data[name].dims == values.dims
+        assert (data[name].values == values.values).all(), name
+        for axis in values.dims:
+            if axis in expected.coords:
+                assert list(data[axis].values) == list(expected[axis].values), (name, axis)

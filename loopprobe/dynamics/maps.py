@@ -63,10 +63,9 @@ class LoopMap:
             device = float64_device(parameter.device) if dtype == torch.float64 else parameter.device
             model = copy.deepcopy(model).to(device).to(dtype)
             parameter = next(model.parameters())
-        prompts = prompts.to(parameter.device).to(parameter.dtype)
-        model.check_prompts(prompts.xs, prompts.ys)
+        xs, ys = model.as_prompts(*prompts.to(parameter.device))
         with torch.no_grad():
-            return cls(model, model.embed(prompts.xs, prompts.ys))
+            return cls(model, model.embed(xs, ys))
 
     @property
     def initial(self) -> State:

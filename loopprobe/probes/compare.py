@@ -18,7 +18,7 @@ from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean, to_numpy
+from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -131,6 +131,7 @@ def _baseline(name: str, prompts: Prompts, config: CompareConfig, signs: bool, p
     key = name, hashlib.sha256(content + repr(asked.xs.shape).encode()).hexdigest()
     answers = _ANSWERS.pop(key) if key in _ANSWERS else baseline.predict(asked, progress).cpu()
     _ANSWERS[key] = answers
+    answers = answers.to(at_least_single(asked.ys).dtype)
     while len(_ANSWERS) > MOST_ANSWERS:
         _ANSWERS.popitem(last=False)
     of_baseline = _by_point("baseline_", asked, answers, signs)

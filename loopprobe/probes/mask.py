@@ -146,10 +146,7 @@ def _predictions(
     model: LoopedTransformer, batch: Prompts, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
 ) -> Iterator[Float[Tensor, "n batch point"]]:
     """Yield the predictions under every mask, loop by loop."""
-    model.grow_loops(n_loops)
-    xs, ys = batch.to(model.W_pos.device).to(model.W_pos.dtype)
-    model.check_prompts(xs, ys)
-    e = model.embed(xs, ys)
+    e = model.embed(*model.as_prompts(*batch))
     initial = model.initial_state(e)
     starts_kept = keep[:, 0].tolist()
     first = [int((row != row[0]).int().argmax()) or len(row) for row in keep]  # token from which it is the other way

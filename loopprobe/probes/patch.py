@@ -25,7 +25,6 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from loopprobe.baselines.optimal import is_of
-from loopprobe.cache import selector
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.corruptions import corrupt
 from loopprobe.errors import LoopprobeError
@@ -34,6 +33,7 @@ from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.loops import chosen_tokens, points_of
 from loopprobe.results import stamp, with_ends
+from loopprobe.selection import selector
 from loopprobe.statistics import at_least_single, bootstrap_ratio, correlation, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
@@ -278,10 +278,7 @@ class _Runs:
         later, earlier = slice(first, None), slice(0, first)
         e = tiled(self.base["hook_embed"], later)
         z = tiled(self.base[loop, "z_pre"], later)
-        if layer is None:
-            wanted = selector(f"hook_{site}", [loop], None, self.model.hook_dict)
-        else:
-            wanted = selector(site, [loop], [layer], self.model.hook_dict)
+        wanted = selector(site, [loop], layer, self.model)
         with self.model.hooks(fwd_hooks=[(wanted, patch)]):
             for now in range(loop, self.n_loops):
                 past = [
