@@ -90,6 +90,7 @@ def _description(data: xr.Dataset, site: str) -> str:
         "weights": "labels of another task",
         "query": "another query",
         "noise": f"noise of {config['noise_std']:g} on the labels",
+        "given": "prompts that were given",
     }[config["corruption"]]
     how = "patching" if config["exact"] else "attribution patching (an estimate) of"
     return f"{how} the {WORDS.get(site, site)}, one loop and token at a time, from the clean run; corrupted: {what}"
