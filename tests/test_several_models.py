@@ -19,7 +19,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.figures.mask import mask_figure
 from loopprobe.figures.panels import by_name, panels
 from loopprobe.present import figures, tables_for
-from loopprobe.probes import compare, converge, mask, paired, patch
+from loopprobe.probes import compare, converge, mask, paired
 from loopprobe.questions import Question, answer, prepare
 from loopprobe.results import read_dataset, write_dataset
 from loopprobe.saved import answer_saved, saved_questions
@@ -165,13 +165,12 @@ def test_positions_count_from_the_end_of_each_models_own_prompts():
     prepared = prepare(
         Question(probe="patch", checkpoints=(saved("large"), small), prompts=3, options=options), load=load_checkpoint
     )
-    assert [p.config.positions for p in prepared] == [(0, 10), (0, 6)]
+    assert [data.position.values.tolist() for data in answer(prepared)] == [[0, 10], [0, 6]]
     for position in (7, -1, 10):
         with pytest.raises(LoopprobeError, match="position"):
             prepare(Question(probe="patch", checkpoints=(small,), prompts=3, options={"positions": (position,)}))
     data = probe("patch", load_checkpoint(small), 3, positions=["query"], sites=("z",))
     assert data.position.values.tolist() == [6]
-    assert isinstance(prepared[0].config, patch.PatchConfig)
 
 
 @pytest.mark.parametrize("options", [{"loops": 10**9}, {"loops": 10**12, "states": 0}])
@@ -239,7 +238,7 @@ def test_first_and_last_are_compared_prompt_by_prompt():
         paired.mask_difference(first, two_modes(checkpoint("b", n_loops=2))[1])
 
 
-@pytest.mark.parametrize("join", [list, lambda two: xr.concat(two, "mode", coords="different")])
+@pytest.mark.parametrize("join", [list, lambda two: xr.concat(two, "mode", coords="different", compat="equals")])
 def test_two_modes_are_one_figure_also_when_joined(join, tmp_path):
     two = two_modes(checkpoint(), n=(1, 2, 3, 5))
     for i, data in enumerate(two):
@@ -258,11 +257,11 @@ def test_datasets_joined_along_models_are_those_of_each():
         converge.run(one, one.held_out(6), converge.ConvergeConfig(loops=5))
         for one in (checkpoint("four"), checkpoint("two", n_loops=2))
     ]
-    together, joined = figure(datasets), figure(xr.concat(datasets, "model", coords="different"))
+    together, joined = figure(datasets), figure(xr.concat(datasets, "model", coords="different", compat="equals"))
     assert joined.to_json() == together.to_json()
     without = [data.drop_vars("source") for data in datasets]
     with pytest.raises(LoopprobeError, match="as a list"):
-        figure(xr.concat(without, "model", coords="different"))
+        figure(xr.concat(without, "model", coords="different", compat="equals"))
 
 
 def test_what_cannot_be_drawn_is_refused_in_one_line():

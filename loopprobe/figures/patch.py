@@ -47,7 +47,7 @@ def _site_figure(data: xr.Dataset, site: str) -> go.Figure:
         row, col = next(places)
         heat(figure, part, "position", "loop", row=row, col=col)
         figure.update_xaxes(title=f"token (odd: labels; {query}: query)", row=row, col=col)
-        figure.update_yaxes(title="loop" if col == 1 else None, row=row, col=col)
+        figure.update_yaxes(title="loops done" if col == 1 else None, row=row, col=col)
     if "head" in values.dims:
         row, col = next(places)
         over_tokens = values.sum("position")

@@ -69,28 +69,6 @@ def chosen_tokens(positions: Sequence[int], n_points: int, *, until_query: bool 
     return list(dict.fromkeys(position % n_tokens for position in positions))
 
 
-def resolve_tokens(positions: Collection[int | str], n_points: int) -> tuple[int, ...]:
-    """Tokens by number: negative ones count from the end, ``query`` is the query's.
-
-    Args:
-        positions: as a user gives them.
-        n_points: of a prompt, the query's included; each has two tokens.
-
-    Raises:
-        LoopprobeError: there is no such token.
-    """
-    n_tokens, tokens = 2 * n_points, []
-    for position in positions:
-        number = n_tokens - 2 if position == "query" else position
-        if not isinstance(number, int) or isinstance(number, bool) or not -n_tokens <= number < n_tokens:
-            raise LoopprobeError(
-                f"position {position} is no token of a prompt of {n_points} points: give 0 to {n_tokens - 1}, "
-                f"-{n_tokens} to -1, or query, which is {n_tokens - 2}"
-            )
-        tokens.append(number % n_tokens)
-    return tuple(dict.fromkeys(tokens))
-
-
 def some_tokens(query: int) -> list[int]:
     """A few inputs, their labels, and the query's token: what is shown where nobody has chosen."""
     return sorted({*range(0, query, STRIDE), *range(1, query, STRIDE), query})
