@@ -178,11 +178,12 @@ def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> 
     model = checkpoint.config.model
     loops = getattr(config, "loops", None) or model.n_loops
     runs = len(getattr(config, "n", ())) + 1
-    prompts = question.prompts * (4 * model.n_points * (model.n_dims + 1) + 8 * RESAMPLES)
+    further = sum(getattr(config, name, 0) for name in ("train_prompts", "fit_prompts"))  # those that are fitted on
+    prompts = (question.prompts + further) * (4 * model.n_points * (model.n_dims + 1) + 8 * RESAMPLES)
     errors = loops * runs * (4 * question.prompts + 8 * model.n_points)
     require(
         prompts + errors,
-        f"{question.probe} of {checkpoint.label} with {question.prompts:,} prompts and {loops:,} loops",
+        f"{question.probe} of {checkpoint.label} with {question.prompts + further:,} prompts and {loops:,} loops",
         "lower --prompts or --loops",
     )
 
