@@ -143,6 +143,8 @@ def check(checkpoint: Checkpoint, config: PatchConfig, prompts: Prompts | None =
         raise LoopprobeError(f"example ({config.example}) must be from 0 to {points - 2}: the last point is the query")
     if config.positions is not None:
         chosen_tokens(config.positions, points)
+    if prompts is not None and config.corruption != GIVEN:
+        _corrupted(checkpoint, prompts[:1], config)
 
 
 def _corrupted(checkpoint: Checkpoint, prompts: Prompts, config: PatchConfig) -> Prompts:
