@@ -155,7 +155,8 @@ def patch(
     one_of(corruption, ("label", "weights", "query", "noise"), "corruption")
     at_least(loops, 1, "loops")
     at_least(example, 0, "example")
-    at_least(noise_std, 0, "noise_std")
+    if corruption == "noise" and not noise_std > 0:
+        raise LoopprobeError(f"noise_std ({noise_std}) must be above 0: without noise nothing is corrupted")
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
         "noise_std": noise_std, "exact": not estimate,

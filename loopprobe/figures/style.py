@@ -107,7 +107,8 @@ def heat(
 
 def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:
     """A colour axis around zero that colour-blind readers can tell apart: blue below, red above."""
-    most = float(np.nanmax(np.abs(values))) or 1.0
+    sizes = np.abs(np.asarray(values, float))
+    most = float(sizes[np.isfinite(sizes)].max(initial=0)) or 1.0
     bar = {"title": {"text": title, "side": "right"}, "thickness": 14, **colorbar}
     return {"colorscale": "RdBu_r", "cmin": -most, "cmax": most, "colorbar": bar}
 
