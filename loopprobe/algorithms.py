@@ -14,6 +14,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.statistics import double
 from loopprobe.tasks import Prompts
 
 Weights = Float[Tensor, "batch prefix dim"]
@@ -33,8 +34,8 @@ class Problem:
 
     @classmethod
     def of(cls, prompts: Prompts) -> Problem:
-        """The problem of the prompts."""
-        xs, ys = prompts.xs.double(), prompts.ys.double()
+        """The problem of the prompts, in float64; on the CPU where their device has no float64."""
+        xs, ys = double(prompts.xs), double(prompts.ys)
         return cls(xs, _of_prefixes(xs * ys[..., None]))
 
     @functools.cached_property
@@ -43,7 +44,7 @@ class Problem:
         return _of_prefixes(einsum(self.xs, self.xs, "batch point i, batch point j -> batch point i j"))
 
     def gradient(self, w: Weights) -> Weights:
-        """Of half the mean squared error."""
+        """The gradient of half the mean squared error with respect to the weights."""
         return einsum(self.second, w, "batch prefix i j, batch prefix j -> batch prefix i") - self.first
 
     def solution(self) -> Weights:
@@ -51,7 +52,7 @@ class Problem:
         return (torch.linalg.pinv(self.second, hermitian=True) @ self.first[..., None]).squeeze(-1)
 
     def predict(self, w: Weights) -> Float[Tensor, "batch prefix"]:
-        """Of the point after each prefix."""
+        """Predict the point after each prefix."""
         return (self.xs * w).sum(-1)
 
 
@@ -152,13 +153,13 @@ def ridge_path(problem: Problem, strengths: Float[Tensor, " step"]) -> Iterator[
 
 
 def scaled(problem: Problem, steps: int) -> Iterator[Weights]:
-    """Least squares, scaled from 0 to 1 in equal steps: no algorithm, but what one is to be told from."""
+    """Least squares, scaled from 0 to 1 in equal steps: no algorithm, but the null that one must be told from."""
     solution = problem.solution()
     yield from (step / steps * solution for step in range(steps + 1))
 
 
 def predictions(problem: Problem, iterates: Iterable[Weights]) -> Float[Tensor, "step batch prefix"]:
-    """Of every iterate."""
+    """Predictions of every iterate."""
     return torch.stack([problem.predict(w) for w in iterates])
 
 

@@ -36,11 +36,11 @@ from loopprobe.probes import (
     recover,
     shift,
 )
-from loopprobe.probes.loops import LoopsConfig, require_tokens, resolve_tokens
+from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import unique_labels
 from loopprobe.tasks import Prompts
 from loopprobe.train import pick_device
-from loopprobe.types import Progress
+from loopprobe.types import QUERY, Progress
 
 RESAMPLES = 2000  # of the bootstrap, whose counts take a number a prompt and resample
 
@@ -51,7 +51,7 @@ class Probe:
 
     config: type
     run: Callable[..., xr.Dataset]
-    check: Callable[[Checkpoint, Any], None]
+    check: Callable[[Checkpoint, Any, Prompts | None], None]
 
 
 PROBES = {
@@ -120,24 +120,20 @@ class Prepared:
     prompts: Prompts
 
 
-def configured(name: str, options: dict[str, Any], n_points: int | None = None) -> tuple[Probe, Any]:
+def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
     """A probe by name, and its configuration from options.
 
     Args:
         name: of the probe.
-        options: fields of its configuration; ``positions`` may also be negative, from the end, or ``query``.
-        n_points: of the prompts; None where they are not known yet: then ``positions`` stand for nothing.
+        options: fields of its configuration; ``query`` among the ``positions`` is the query's token.
 
     Raises:
-        LoopprobeError: no such probe, an option that it does not have, or a token that the prompts do not have.
+        LoopprobeError: no such probe, or an option that it does not have.
     """
     if name not in PROBES:
         raise LoopprobeError(f"no probe is called {name!r}: choose from {', '.join(PROBES)}")
     if (positions := options.get("positions")) is not None:
-        tokens = (0,) * len(positions) if n_points is None else resolve_tokens(positions, n_points)
-        if tokens:  # none at all is refused by the probe's own check
-            require_tokens(tokens, 2 * (n_points or 1) - 2)
-        options = options | {"positions": tokens}
+        options = options | {"positions": tuple(QUERY if position == "query" else position for position in positions)}
     return PROBES[name], build(PROBES[name].config, options)
 
 
@@ -160,7 +156,7 @@ def prepare(
         LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use, a checkpoint comes
             twice, or the memory cannot hold the answer.
     """
-    _, general = configured(question.probe, question.options)
+    probe, config = configured(question.probe, question.options)
     folders: dict[Path, str] = {}
     for name in question.checkpoints:
         if (folder := find(name).resolve()) in folders:
@@ -170,10 +166,9 @@ def prepare(
     labels = unique_labels(question.checkpoints)
     for name, label in zip(question.checkpoints, labels, strict=True):
         checkpoint = dataclasses.replace(load(name, device), alias=label)
-        _require_memory(question, checkpoint, general)
+        _require_memory(question, checkpoint, config)
         prompts = question.prompts_for(checkpoint)
-        probe, config = configured(question.probe, question.options, prompts.ys.shape[1])
-        probe.check(checkpoint, config)
+        probe.check(checkpoint, config, prompts)
         prepared.append(Prepared(question.probe, checkpoint, config, prompts))
     return prepared
 
@@ -183,11 +178,12 @@ def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> 
     model = checkpoint.config.model
     loops = getattr(config, "loops", None) or model.n_loops
     runs = len(getattr(config, "n", ())) + 1
-    prompts = question.prompts * (4 * model.n_points * (model.n_dims + 1) + 8 * RESAMPLES)
+    further = sum(getattr(config, name, 0) for name in ("train_prompts", "fit_prompts"))  # those that are fitted on
+    prompts = (question.prompts + further) * (4 * model.n_points * (model.n_dims + 1) + 8 * RESAMPLES)
     errors = loops * runs * (4 * question.prompts + 8 * model.n_points)
     require(
         prompts + errors,
-        f"{question.probe} of {checkpoint.label} with {question.prompts:,} prompts and {loops:,} loops",
+        f"{question.probe} of {checkpoint.label} with {question.prompts + further:,} prompts and {loops:,} loops",
         "lower --prompts or --loops",
     )
 

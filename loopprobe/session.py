@@ -27,9 +27,8 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
     Raises:
         LoopprobeError: no such probe, or an option that it does not have or the model cannot answer.
     """
-    configured(name, options)
+    chosen, config = configured(name, options)
     batch = checkpoint.held_out(prompts) if isinstance(prompts, int) else prompts
-    chosen, config = configured(name, options, batch.ys.shape[1])
-    chosen.check(checkpoint, config)
+    chosen.check(checkpoint, config, batch)
     [data] = answer([Prepared(name, checkpoint, config, batch)], track)
     return data

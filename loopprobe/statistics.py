@@ -1,10 +1,39 @@
-"""Means with their uncertainty."""
+"""The arithmetic of statistics: the precision that they are computed in, and means with their uncertainty."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy import ndarray
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)  # precisions of models, in which no statistic is computed
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself where it has float64, else the CPU: Apple's MPS and some of Intel's GPUs have none."""
+    if device.type != "cpu":
+        try:
+            torch.zeros((), dtype=torch.float64, device=device)
+        except (TypeError, RuntimeError):
+            return torch.device("cpu")
+    return device
+
+
+def double(values: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """Convert to float64, on the same device where it has float64 and on the CPU where it has not."""
+    return values.to(float64_device(values.device)).double()
+
+
+def at_least_single(values: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """Convert half precision to float32, in which statistics hold their digits; leave float32 and float64 alone."""
+    return values.float() if values.dtype in HALF else values
+
+
+def to_numpy(values: Tensor) -> ndarray:
+    """Copy a tensor of any device and precision to numpy, half precision as float32."""
+    return at_least_single(values.detach().cpu()).numpy()
 
 
 def bootstrap_mean(
@@ -21,7 +50,8 @@ def bootstrap_mean(
         seed: of the resampling.
 
     Returns:
-        mean, lower end, upper end, each without the last axis. NaN or infinity among the samples passes through.
+        mean, lower end, upper end, each without the last axis. NaN or infinity among the samples passes through; one
+        sample says nothing of its uncertainty, so that both ends are NaN.
     """
     return bootstrap_ratio(values, np.ones(values.shape[-1]), resamples=resamples, level=level, seed=seed)
 
@@ -42,18 +72,31 @@ def bootstrap_ratio(
         resamples, level, seed: as in ``bootstrap_mean``.
 
     Returns:
-        ratio, lower end, upper end, each without the last axis.
+        ratio, lower end, upper end, each without the last axis: NaN where the totals are zero, and both ends where
+        there is one sample.
     """
-    n = values.shape[-1]
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    n, shape = values.shape[-1], values.shape[:-1]
     flat = values.reshape(-1, n).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = flat.sum(axis=1) / totals.sum()
+    if n == 1:
+        missing = np.full(shape, np.nan)
+        return ratio.reshape(shape), missing, missing.copy()
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     ends = [(1 - level) / 2, (1 + level) / 2]
     scale = counts @ totals
-    # Chunks keep [chunk, resamples] small however many leading entries there are.
-    chunks = [np.quantile(flat[i : i + 1024] @ counts.T / scale, ends, axis=1) for i in range(0, len(flat), 1024)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Chunks keep [chunk, resamples] small however many leading entries there are.
+        chunks = [np.quantile(flat[i : i + 1024] @ counts.T / scale, ends, axis=1) for i in range(0, len(flat), 1024)]
     low, high = np.concatenate(chunks, axis=1)
-    shape = values.shape[:-1]
-    return (flat.sum(axis=1) / totals.sum()).reshape(shape), low.reshape(shape), high.reshape(shape)
+    return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def correlation(a: Float[ndarray, ...], b: Float[ndarray, ...]) -> float:
+    """Pearson's correlation over all entries of two arrays; NaN where one of them does not vary."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
 def moving_mean(

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loopprobe.algorithms import Problem, ridge_path
+from loopprobe.statistics import double
 from loopprobe.tasks import Prompts
 
 Predictions = Float[Tensor, "batch n_points"]
@@ -25,7 +26,7 @@ def least_squares(prompts: Prompts) -> Predictions:
     batch of Cholesky factors, prompts with others by the pseudoinverse. (torch's ``lstsq(driver="gelsy")`` is wrong
     for batches with deficient ranks: pytorch issue 187411.)
     """
-    xs, ys = prompts.xs.double(), prompts.ys.double()
+    xs, ys = double(prompts.xs), double(prompts.ys)
     xs = xs[..., (xs != 0).any(1).any(0)]  # dimensions that are not filled
     if not xs.shape[-1]:
         return torch.zeros_like(ys)
@@ -90,7 +91,7 @@ def averaging(prompts: Prompts) -> Predictions:
 
 def nearest_neighbours(prompts: Prompts, k: int = 3) -> Predictions:
     """The mean label of the k nearest points (of all, where there are fewer), by Euclidean distance."""
-    xs, ys = prompts.xs.double(), prompts.ys.double()
+    xs, ys = double(prompts.xs), double(prompts.ys)
     distances = torch.cdist(xs, xs)
     later = torch.ones_like(distances[0], dtype=torch.bool).triu()
     order = distances.masked_fill(later, torch.inf).argsort(dim=-1)[..., :k]  # [batch, point, k]

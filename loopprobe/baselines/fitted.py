@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loopprobe.baselines.closed import Predictions
 from loopprobe.errors import LoopprobeError
+from loopprobe.statistics import double, float64_device, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -56,7 +57,8 @@ def network(
         hidden, steps, learning_rate: of each network.
     """
     parts = prompts.to("cpu").to(torch.float32).split(16)
-    return torch.cat([_networks(part, hidden, steps, learning_rate) for part in progress(parts)]).to(prompts.ys)
+    predictions = torch.cat([_networks(part, hidden, steps, learning_rate) for part in progress(parts)])
+    return predictions.to(prompts.ys.device, torch.promote_types(prompts.ys.dtype, torch.float32))
 
 
 def _networks(prompts: Prompts, hidden: int, steps: int, learning_rate: float) -> Tensor:
@@ -92,11 +94,11 @@ def _networks(prompts: Prompts, hidden: int, steps: int, learning_rate: float) -
 def _fit_prefixes(prompts: Prompts, make: Callable[[], Any], progress: Progress) -> Predictions:
     import joblib
 
-    xs, ys = prompts.xs.double().cpu().numpy(), prompts.ys.double().cpu().numpy()
+    xs, ys = to_numpy(double(prompts.xs)), to_numpy(double(prompts.ys))
     tasks = (joblib.delayed(_fit_one)(x, y, make) for x, y in zip(xs, ys, strict=True))
     fitted = joblib.Parallel(n_jobs=-1, return_as="generator", batch_size=8)(tasks)
     rows = [next(fitted) for _ in progress(range(len(xs)))]
-    return torch.from_numpy(np.stack(rows)).to(prompts.ys.device)
+    return torch.from_numpy(np.stack(rows)).to(float64_device(prompts.ys.device))
 
 
 def _fit_one(xs: np.ndarray, ys: np.ndarray, make: Callable[[], Any]) -> np.ndarray:

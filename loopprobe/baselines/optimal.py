@@ -17,11 +17,25 @@ from torch import Tensor
 
 from loopprobe.baselines.closed import Predictions, least_squares, ridge
 from loopprobe.config import TaskConfig
+from loopprobe.statistics import double
 from loopprobe.tasks import Prompts
+
+UNKNOWN = "unknown"  # the name of the optimum where the prompts do not say which task they are from
 
 
 def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
-    """Name and predictions of the best predictor that knows the task but not its function."""
+    """Name and predictions of the best predictor that knows the task but not its function.
+
+    Args:
+        prompts: the prompts; their origin says which task they are from.
+        task: the task of the model.
+
+    Returns:
+        The name, and predictions in float64. Where the prompts are not known to be of the task, no predictor is known
+        to be the best: the name is ``UNKNOWN`` and the predictions are NaN.
+    """
+    if not is_of(prompts, task):
+        return UNKNOWN, torch.full_like(double(prompts.ys), torch.nan)
     linear = task.name in ("linear_regression", "noisy_linear_regression")
     if linear and task.labels == "real":
         assert task.noise_std is not None
@@ -35,6 +49,20 @@ def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
     return "Gaussian process", gaussian_process(prompts, covariance(prompts.xs, task))
 
 
+def is_of(prompts: Prompts, task: TaskConfig) -> bool:
+    """Whether the origin of prompts says that they are of a task, with noise or without, or from a table of real data.
+
+    Prompts that were made by hand have an empty origin, which says nothing.
+    """
+    origin = prompts.origin
+    if "data" in origin:
+        return True
+    if origin.get("task", "").removeprefix("noisy_") != task.name.removeprefix("noisy_"):
+        return False
+    fields = [name for name in ("sparsity", "depth", "hidden", "labels") if name in origin]
+    return all(origin[name] == getattr(task, name) for name in fields)
+
+
 def covariance(
     xs: Float[Tensor, "batch n_points n_dims"], task: TaskConfig
 ) -> Float[Tensor, "batch n_points n_points"]:
@@ -44,7 +72,7 @@ def covariance(
     same leaf. Signs: (2/π) arcsin of the correlation, exact where labels are Gaussian (and for trees, whose leaves
     agree in sign when they are the same).
     """
-    xs = xs.double()
+    xs = double(xs)
     norms = xs.norm(dim=-1)
     sizes = norms[:, :, None] * norms[:, None]
     cosines = (einsum(xs, xs, "batch i dim, batch j dim -> batch i j") / sizes.clamp_min(1e-300)).clamp(-1, 1)
@@ -75,7 +103,7 @@ def gaussian_process(
         covariance: of the labels.
         jitter: added to the diagonal, relative to its mean.
     """
-    ys = prompts.ys.double()
+    ys = double(prompts.ys)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     extra = jitter * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
     factor = torch.linalg.cholesky(covariance + torch.diag_embed(extra))
@@ -91,7 +119,7 @@ def sparse_bayes(prompts: Prompts, sparsity: int) -> Predictions:
     sparsity + 1 examples on only one support explains the labels, and the weights follow. A variance of 1e-8 stands
     for the rounding of the labels. All supports are tried: there are C(n_dims, sparsity).
     """
-    xs, ys = prompts.xs.double(), prompts.ys.double()
+    xs, ys = double(prompts.xs), double(prompts.ys)
     n_dims = xs.shape[-1]
     supports = torch.tensor(list(itertools.combinations(range(n_dims), min(sparsity, n_dims))), device=xs.device)
     parts = [_sparse_bayes(*part, supports) for part in zip(xs.split(32), ys.split(32), strict=True)]

@@ -49,7 +49,6 @@ def cache(
     at_least(seed, 0, "seed")
     from loopprobe.budget import require
     from loopprobe.checkpoint import DEFAULT, load_checkpoint
-    from loopprobe.probes.loops import resolve_tokens
     from loopprobe.progress import track
     from loopprobe.results import attributes
     from loopprobe.stream import CacheConfig, check_cache, stream_cache
@@ -64,7 +63,7 @@ def cache(
         loops=tuple(wanted),
         names=None if names == "all" else parse_words(names),
         layers=choice,
-        positions=None if chosen is None else resolve_tokens(chosen, held_out.ys.shape[1]),
+        positions=chosen,
     )
     check_cache(checkpoint.model, config)
     path = output_folder(f"cache-{checkpoint.label}", out, overwrite) / "cache.nc"
@@ -156,7 +155,8 @@ def patch(
     one_of(corruption, ("label", "weights", "query", "noise"), "corruption")
     at_least(loops, 1, "loops")
     at_least(example, 0, "example")
-    at_least(noise_std, 0, "noise_std")
+    if corruption == "noise" and not noise_std > 0:
+        raise LoopprobeError(f"noise_std ({noise_std}) must be above 0: without noise nothing is corrupted")
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
         "noise_std": noise_std, "exact": not estimate,

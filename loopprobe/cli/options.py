@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.study import study_folder, toml_files
+from loopprobe.types import QUERY
 
 if TYPE_CHECKING:
     import torch
@@ -184,14 +185,14 @@ def _length(numbers: range) -> int:
     return (numbers.stop - numbers.start - 1) // numbers.step + 1
 
 
-def parse_positions(text: str | None, option: str = "--positions") -> tuple[int | str, ...] | None:
+def parse_positions(text: str | None, option: str = "--positions") -> tuple[int, ...] | None:
     """Tokens: whole numbers, negative ones from the end, ranges of those from 0, and ``query``; None stays None."""
     if text is None:
         return None
-    positions: list[int | str] = []
+    positions: list[int] = []
     for part in (part.strip() for part in text.split(",")):
         if part == "query" or re.fullmatch(r"-\d{1,9}", part):
-            positions.append(part if part == "query" else int(part))
+            positions.append(QUERY if part == "query" else int(part))
             continue
         try:
             positions += parse_numbers(part, option)

@@ -1,4 +1,4 @@
-"""Where a series goes in the long run: to a point, to a cycle, on and on, or nowhere.
+"""The limit of a series in the long run: a point, a cycle, a drift, or none.
 
 A series is judged by its last ``WINDOW`` values. Its movement over a lag k is the root mean square of
 x_{t+k} − x_t over the window, relative to its size. A series that moves less than the noise of the arithmetic is at a
@@ -6,6 +6,7 @@ fixed point; one that comes back after k steps, within a small part of its movem
 whose steps add up in one direction drifts. How small and how much is calibrated on maps whose long run is known
 (``controls``): the thresholds lie where these are told apart, and the errors made on fresh controls are reported.
 The types are those of arXiv 2604.11791 (fixed, orbit, slider, unknown), whose thresholds are set by hand.
+Half precision is refused: its rounding, of a hundredth to a thousandth, hides slow motion, and stops it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, contraction, drift, expansion, logistic, rotation
+from loopprobe.errors import LoopprobeError
+from loopprobe.statistics import HALF, double
 
 WINDOW = 128  # values that a series is judged by
 LONGEST = 64  # the longest period that is looked for
+TINY = 1e-300  # stands for zero in a denominator
+LEAST_MISTAKE = 1e-12  # stands for controls that are told apart without any error, whose logarithm is needed
 
 
 class Limit(IntEnum):
-    """What a series does in the long run."""
+    """The type of a series' limit in the long run."""
 
     FIXED = 0
     CYCLE = 1
@@ -39,13 +44,13 @@ class Limit(IntEnum):
 
     @property
     def words(self) -> str:
-        """For the reader."""
+        """The name of the type that tables and figures show."""
         return ("fixed point", "cycle", "slow drift", "unsettled", "diverged", "non-finite")[self]
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the types are told apart.
+    """The thresholds that separate the types.
 
     Attributes:
         fixed: relative movement of one step, at or below which a series stands still.
@@ -62,7 +67,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Features:
-    """What is measured of series, each [...]."""
+    """Measurements of series, one each [...]: whether it is finite, its growth, movement and straightness."""
 
     finite: Tensor
     growth: Tensor
@@ -71,45 +76,46 @@ class Features:
 
 
 def features(series: Float[Tensor, "time ... width"], size: Tensor | float | None = None) -> Features:
-    """Measure series by their last values.
+    """Measure series by their last values, in float64.
 
     Args:
         series: at least WINDOW values in time.
-        size: what movement is relative to; None: the series' own root mean square norm.
+        size: the unit of movement; None: the series' root mean square norm.
     """
     if len(series) < WINDOW:
         raise ValueError(f"a series of {len(series)} values is too short: give at least {WINDOW}")
-    x = series[-WINDOW:].double()
+    x = double(series[-WINDOW:])
     finite = torch.isfinite(x).all(-1).all(0)
     x = torch.where(finite[..., None], x, 0.0)
     norms = x.norm(dim=-1)
-    own = norms.square().mean(0).sqrt()
-    given = own if size is None else torch.as_tensor(size, dtype=x.dtype, device=x.device).expand_as(own)
-    scale = given.clamp_min(1e-300)
+    unit = norms.square().mean(0).sqrt()
+    if size is not None:
+        unit = torch.as_tensor(size, dtype=x.dtype, device=x.device).expand_as(unit)
+    scale = unit.clamp_min(TINY)
     quarter = WINDOW // 4
-    growth = norms[-quarter:].mean(0) / norms[:quarter].mean(0).clamp_min(1e-300)
+    growth = norms[-quarter:].mean(0) / norms[:quarter].mean(0).clamp_min(TINY)
     lags = torch.stack([(x[k:] - x[:-k]).square().sum(-1).mean(0).sqrt() / scale for k in range(1, LONGEST + 1)])
     path = (x[1:] - x[:-1]).norm(dim=-1).sum(0)
-    straightness = (x[-1] - x[0]).norm(dim=-1) / path.clamp_min(1e-300)
+    straightness = (x[-1] - x[0]).norm(dim=-1) / path.clamp_min(TINY)
     return Features(finite, growth, lags, straightness)
 
 
-def classify(found: Features, at: Thresholds) -> tuple[Tensor, Tensor]:
-    """The limit of each series, and the period of those on a cycle (0 of others).
+def classify(measured: Features, thresholds: Thresholds) -> tuple[Tensor, Tensor]:
+    """Classify the limit of each series, and give the period of those on a cycle (0 for the others).
 
     Returns:
         Limits and periods, each an integer tensor [...].
     """
-    moves = found.lags[0] > at.fixed
-    returns = found.lags <= at.returns * found.lags.amax(0)
-    returns |= found.lags <= at.fixed
+    moves = measured.lags[0] > thresholds.fixed
+    returns = measured.lags <= thresholds.returns * measured.lags.amax(0)
+    returns |= measured.lags <= thresholds.fixed
     period = torch.where(returns.any(0), returns.int().argmax(0) + 1, 0)
     limit = torch.full_like(period, Limit.UNSETTLED)
-    limit[found.straightness >= at.straight] = Limit.DRIFT
+    limit[measured.straightness >= thresholds.straight] = Limit.DRIFT
     limit[period > 1] = Limit.CYCLE
     limit[~moves] = Limit.FIXED
-    limit[found.growth >= at.grows] = Limit.DIVERGED
-    limit[~found.finite] = Limit.NON_FINITE
+    limit[measured.growth >= thresholds.grows] = Limit.DIVERGED
+    limit[~measured.finite] = Limit.NON_FINITE
     return limit, torch.where(limit == Limit.CYCLE, period, 0)
 
 
@@ -118,7 +124,10 @@ def run_late(
     n_loops: int,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda steps: steps,
 ) -> tuple[Float[Tensor, "time ..."], Tensor]:
-    """The last WINDOW states of ``n_loops`` iterations, and what is read from them; memory does not grow with loops."""
+    """Run ``n_loops`` iterations and return the last WINDOW states with their predictions.
+
+    Memory does not grow with the number of loops.
+    """
     z = system.initial
     states, read = [], []
     with torch.no_grad():
@@ -133,8 +142,13 @@ def run_late(
 def controls(seed: int, dtype: torch.dtype, width: int = 64) -> Iterator[tuple[Limit, int, Map]]:
     """Maps with their known limit and period, over rates, angles and starts drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
-    normal = lambda: torch.randn(8, 4, width, generator=generator, dtype=dtype)  # noqa: E731
-    uniform = lambda: float(torch.rand((), generator=generator))  # noqa: E731
+
+    def normal() -> Tensor:
+        return torch.randn(8, 4, width, generator=generator, dtype=dtype)
+
+    def uniform() -> float:
+        return float(torch.rand((), generator=generator))
+
     for _ in range(8):
         yield Limit.FIXED, 0, contraction(0.5 + 0.49 * uniform(), normal(), generator)
         period = 2 + int(31 * uniform())
@@ -152,14 +166,28 @@ def _measured(seed: int, dtype: torch.dtype, n_loops: int) -> Iterator[tuple[Lim
         yield limit, period, features(run_late(system, n_loops)[0])
 
 
+def require_calibrated(dtype: torch.dtype) -> None:
+    """Raise LoopprobeError where limits cannot be told apart in an arithmetic."""
+    if dtype in HALF:
+        raise LoopprobeError(
+            f"limits of states cannot be told apart in {str(dtype).removeprefix('torch.')}, whose rounding "
+            f"({torch.finfo(dtype).eps:.1g}) hides slow motion: convert the model with checkpoint.model.float()"
+        )
+
+
 @functools.cache
 def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 0) -> Thresholds:
-    """Thresholds from controls in an arithmetic.
+    """Compute thresholds from controls in an arithmetic, float32 or float64.
 
-    ``fixed`` is ten times the largest movement of a contraction that has reached its point: what rounding leaves. The
-    others are the geometric middle between the largest value of controls that are not of the type and the smallest of
-    those that are (of ``returns``: between cycles over their period, and over all lags what never returns).
+    ``fixed`` is ten times the largest movement that rounding leaves to a contraction that has reached its point. Each
+    other threshold is the geometric middle between the largest value of controls that are not of the type and the
+    smallest of those that are; for ``returns``, between cycles over their period and the nearest return of controls
+    that never return, over all lags.
+
+    Raises:
+        LoopprobeError: the arithmetic is half precision.
     """
+    require_calibrated(dtype)
     still: list[float] = []
     back: list[float] = []
     never: list[float] = []
@@ -167,34 +195,38 @@ def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int
     straight: list[float] = []
     steady: list[float] = []
     grown: list[float] = []
-    for limit, period, found in _measured(seed, dtype, n_loops):
-        relative = found.lags / found.lags.amax(0).clamp_min(1e-300)
+    for limit, period, measured in _measured(seed, dtype, n_loops):
+        relative = measured.lags / measured.lags.amax(0).clamp_min(TINY)
         if limit is Limit.FIXED:
-            still.append(found.lags[0].max().item())
+            still.append(measured.lags[0].max().item())
         elif limit is Limit.CYCLE:
             back.append(relative[period - 1].max().item())
         elif limit is Limit.UNSETTLED:
             never.append(relative.amin(0).min().item())
         if limit in (Limit.CYCLE, Limit.UNSETTLED):
-            bent.append(found.straightness.max().item())
+            bent.append(measured.straightness.max().item())
         elif limit is Limit.DRIFT:
-            straight.append(found.straightness.min().item())
+            straight.append(measured.straightness.min().item())
         if limit is Limit.DIVERGED:
-            grown.append(found.growth.min().item())
+            grown.append(measured.growth.min().item())
         elif limit is not Limit.NON_FINITE:
-            steady.append(found.growth.max().item())
-    middle = lambda below, above: float(np.sqrt(max(*below, 1e-12) * min(above)))  # noqa: E731
-    return Thresholds(10 * max(still), middle(back, never), middle(bent, straight), middle(steady, grown))
+            steady.append(measured.growth.max().item())
+    return Thresholds(10 * max(still), _middle(back, never), _middle(bent, straight), _middle(steady, grown))
+
+
+def _middle(below: list[float], above: list[float]) -> float:
+    """The geometric middle between the largest of the values below and the smallest of those above."""
+    return float(np.sqrt(max(*below, LEAST_MISTAKE) * min(above)))
 
 
 @functools.cache
 def confusion(
     thresholds: Thresholds, dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 1
 ) -> Float[np.ndarray, "true found"]:
-    """How fresh controls are classified: shares of each true type, by the type that was found."""
+    """Classify fresh controls: the shares of each true type, by the type that they are taken for."""
     counts = np.zeros((len(Limit), len(Limit)))
-    for limit, period, found in _measured(seed, dtype, n_loops):
-        types, periods = classify(found, thresholds)
+    for limit, period, measured in _measured(seed, dtype, n_loops):
+        types, periods = classify(measured, thresholds)
         right_period = (periods == period) | (types != Limit.CYCLE)
         types = torch.where(right_period, types, torch.full_like(types, Limit.UNSETTLED))
         counts[limit] += np.bincount(types.flatten().numpy(), minlength=len(Limit))

@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.model import LoopedTransformer
+from loopprobe.statistics import float64_device
 from loopprobe.tasks import Prompts
 
 State = Float[Tensor, "batch pos width"]
 
 
 class Map(Protocol):
-    """A map of states to states, and what is read from a state."""
+    """A map of states to states, and the predictions that are read from a state."""
 
     @property
     def initial(self) -> State:
@@ -37,10 +38,10 @@ class Map(Protocol):
 
 @dataclass(frozen=True)
 class LoopMap:
-    """The loop of a model with its input injected: the map whose fixed points it looks for.
+    """One loop of a model on its prompts, with their input injected.
 
     Attributes:
-        model: the model; ``of`` gives it the dtype.
+        model: the model.
         e: the injected input of all tokens.
     """
 
@@ -49,13 +50,22 @@ class LoopMap:
 
     @classmethod
     def of(cls, model: LoopedTransformer, prompts: Prompts, dtype: torch.dtype | None = None) -> LoopMap:
-        """The map of a model on prompts, without gradient; in another dtype for the last digits."""
-        if dtype is not None and dtype != next(model.parameters()).dtype:
-            model = copy.deepcopy(model).to(dtype)
-        own = next(model.parameters())
-        model.check_prompts(prompts.xs, prompts.ys)
+        """Make the map of a model on prompts, without gradient.
+
+        Args:
+            model: the model; a copy of it is used where the precision is another.
+            prompts: the prompts; they are converted to the precision and the device of the map.
+            dtype: the precision of the map; None: the model's. In float64 it is on the CPU where the model's device
+                has no float64.
+        """
+        parameter = next(model.parameters())
+        if dtype is not None and dtype != parameter.dtype:
+            device = float64_device(parameter.device) if dtype == torch.float64 else parameter.device
+            model = copy.deepcopy(model).to(device).to(dtype)
+            parameter = next(model.parameters())
+        xs, ys = model.as_prompts(*prompts.to(parameter.device))
         with torch.no_grad():
-            return cls(model, model.embed(prompts.xs.to(own), prompts.ys.to(own)))
+            return cls(model, model.embed(xs, ys))
 
     @property
     def initial(self) -> State:
@@ -78,10 +88,10 @@ class LoopMap:
 
 @dataclass(frozen=True)
 class PointwiseMap:
-    """A map that is the same for all prompts, such as the controls. What is read is the first coordinate.
+    """A map that is the same for all prompts, such as the controls. Its predictions are the first coordinate.
 
     Attributes:
-        initial: where it starts.
+        initial: the state that it starts from.
         function: the map, of states [batch, pos, width].
     """
 
@@ -114,14 +124,14 @@ def contraction(rate: float, initial: State, generator: torch.Generator) -> Poin
 
 
 def rotation(turns: float, initial: State, shrink: float = 1.0) -> PointwiseMap:
-    """Every pair of coordinates turns by ``turns`` of a circle, around a circle of radius 1 that it is drawn to.
+    """A rotation of every pair of coordinates, attracted to the circle of radius 1.
 
     With turns = 1 / k its limit is a cycle of period k; with an irrational number it never returns.
 
     Args:
-        turns: a step's share of a circle.
-        initial: where it starts; of even width.
-        shrink: factor by which a step brings the radius nearer to 1.
+        turns: the share of a circle that a step turns by.
+        initial: the state that it starts from, of even width.
+        shrink: the factor by which a step brings the radius nearer to 1.
     """
     angle = torch.tensor(2 * math.pi * turns, dtype=torch.float64)
     turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])

@@ -1,10 +1,12 @@
-"""Fixed points of the loop map found directly, whether the loop goes there or not."""
+"""Direct search for fixed points of the loop map, whether the loop converges to them or not."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,27 +18,33 @@ from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, State
 from loopprobe.errors import LoopprobeError
+from loopprobe.statistics import double, to_numpy
 
 Method = Literal["newton_krylov", "anderson"]
+TINY = 1e-300  # stands for zero in a denominator
+VANISHED = 1e-150  # the norm of a state below which zero itself is tried
+LEAST_SIZE, LARGEST_SIZE = 1e-3, 1e3  # root mean squares of states between which scipy's steps of differences are right
 
 
 class Status(Enum):
-    """How a search ended; the value says it to the reader."""
+    """The end of a search, decided by the residual of the state that is returned; the value says it to the reader."""
 
     FOUND = "a fixed point, to the tolerance"
     NOT_CONVERGED = "not converged: raise max_iterations, or start nearer"
-    NON_FINITE = "left the finite numbers: start nearer, or use anderson"
+    BROKE_DOWN = "the solver's linear system became singular: start elsewhere, or use the other method"
+    NON_FINITE = "the map left the finite numbers: start nearer, or use anderson"
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a search from each prompt's start ended.
+    """The end of a search from each prompt's start.
 
     Attributes:
-        state: x*, whatever its status.
-        residual: ‖F(x*) − x*‖ / ‖x*‖.
-        iterations, evaluations: of the solver, and of F, the Krylov solver's own included.
-        status: how it ended.
+        state: x*, whatever its status: the state of least residual of those that the solver stepped to.
+        residual: ‖F(x*) − x*‖ / ‖x*‖ of that state; 0 where F(x*) = x* = 0, infinite where x* = 0 alone.
+        iterations, evaluations: the number of iterations of the solver, and of evaluations of F, with those that the
+            Krylov solver needs for its derivatives.
+        status: ``FOUND`` where the residual is within the tolerance, else what went wrong.
     """
 
     state: State
@@ -47,7 +55,7 @@ class Solution:
 
     @property
     def found(self) -> Bool[Tensor, " batch"]:
-        """Which of them are fixed points."""
+        """Whether each of them is a fixed point."""
         return torch.tensor([status is Status.FOUND for status in self.status])
 
 
@@ -62,14 +70,16 @@ def solve(
     """Search for a fixed point from each state, prompt by prompt, with scipy's solvers.
 
     Newton–Krylov (Knoll and Keyes 2004) finds unstable fixed points as well; Anderson acceleration (Anderson 1965)
-    is cheaper where the map nearly contracts.
+    is cheaper where the map nearly contracts. The solver starts again from its end until that is a fixed point
+    relative to its own size: a search from far away loses digits that a second one gets back. Where the map moves a
+    state by less than the tolerance times its size, as z + 1 does from 10¹⁰ on, the state counts as a fixed point.
 
     Args:
         system: the map; in float64 for tolerances below 1e-6.
-        z: where to start from.
+        z: the states to start from.
         method: the solver.
-        tolerance: of ‖F(x) − x‖ / ‖x‖.
-        max_iterations: of the solver.
+        tolerance: the largest ‖F(x) − x‖ / ‖x‖ of a fixed point.
+        max_iterations: the most iterations of the solver, all searches from a start together.
 
     Raises:
         LoopprobeError: the tolerance is at or below the noise of the dtype, or there is no such method.
@@ -86,44 +96,121 @@ def solve(
     ends = [_one(system.at(slice(i, i + 1)), z[i : i + 1], solver, tolerance, max_iterations) for i in range(len(z))]
     states, residuals, iterations, evaluations, status = zip(*ends, strict=True)
     return Solution(
-        torch.cat(states), torch.tensor(residuals), torch.tensor(iterations), torch.tensor(evaluations), list(status)
+        torch.cat(states),
+        torch.tensor(residuals, dtype=torch.float64),
+        torch.tensor(iterations),
+        torch.tensor(evaluations),
+        list(status),
     )
 
 
 def distinct(states: Float[Tensor, "start ..."], tolerance: float = 1e-6) -> list[int]:
-    """Indices of states of which no two are nearer than ``tolerance`` times their norm: the first of each."""
-    kept: list[int] = []
+    """Choose states of which no two are nearer than ``tolerance`` times their norm; return their indices."""
+    chosen: list[int] = []
     for i, state in enumerate(states):
-        if all((state - states[j]).norm() > tolerance * state.norm().clamp_min(1e-300) for j in kept):
-            kept.append(i)
-    return kept
+        if all((state - states[j]).norm() > tolerance * state.norm().clamp_min(TINY) for j in chosen):
+            chosen.append(i)
+    return chosen
+
+
+class _Search:
+    """One prompt's search: it counts, and remembers the best state that the solver has been at.
+
+    Attributes:
+        best: the state with the least residual so far, in the precision of the map.
+        residual: of that state.
+        unit: the solver's states are in this unit, since it takes finite differences as if states were of size one.
+    """
+
+    def __init__(self, system: Map, z: State) -> None:
+        self.system, self.like = system, z
+        self.iterations = self.evaluations = 0
+        self.overflowed = False
+        self.unit = 1.0
+        self.best, self.residual = to_numpy(double(z)).reshape(-1), float("inf")
+
+    def tensor(self, x: ndarray) -> State:
+        return torch.from_numpy(np.asarray(x)).to(self.like.dtype).to(self.like.device).reshape(self.like.shape)
+
+    def difference(self, x: ndarray) -> ndarray:
+        """F(x) − x, in the precision of the map."""
+        z = self.tensor(self.unit * x)
+        with torch.no_grad():
+            difference = to_numpy(double(self.system.step(z) - z)).reshape(-1) / self.unit
+        self.overflowed |= not np.isfinite(difference).all()
+        return difference
+
+    def asked(self, x: ndarray) -> ndarray:
+        """F(x) − x for the solver, counted."""
+        self.evaluations += 1
+        return self.difference(x)
+
+    def consider(self, x: ndarray, difference: ndarray | None = None) -> None:
+        """Remember a state where it is better than the best."""
+        difference = self.difference(x) if difference is None else difference
+        if (residual := _relative(difference, x)) < self.residual:
+            self.best, self.residual = to_numpy(double(self.tensor(self.unit * x))).reshape(-1), residual
+
+    def after_iteration(self, x: ndarray, difference: ndarray) -> None:
+        """Count an iteration of the solver, which calls this."""
+        self.iterations += 1
+        self.consider(x, difference)
 
 
 def _one(
     system: Map, z: State, solver: Callable[..., ndarray], tolerance: float, max_iterations: int
 ) -> tuple[State, float, int, int, Status]:
-    counts = {"iterations": 0, "evaluations": 0}
-    tensor = lambda x: torch.from_numpy(np.asarray(x)).to(z).reshape(z.shape)  # noqa: E731
+    search = _Search(system, z)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # scipy's, of matrices that are ill-conditioned: the status says what came of it
+        failure = _run(search, solver, tolerance, max_iterations)
+        search.unit = 1.0
+        residual = _relative(search.asked(search.best), search.best)
+    status = Status.FOUND if residual <= tolerance else failure
+    return search.tensor(search.best), residual, search.iterations, search.evaluations, status
 
-    def residual(x: ndarray) -> ndarray:
-        counts["evaluations"] += 1
-        with torch.no_grad():
-            return (system.step(tensor(x)) - tensor(x)).reshape(-1).double().cpu().numpy()
 
-    def iterated(x: ndarray, f: ndarray) -> None:
-        counts["iterations"] += 1
+def _run(search: _Search, solver: Callable[..., ndarray], tolerance: float, max_iterations: int) -> Status:
+    """Run the solver, again from its end until a state is good enough; return what went wrong if none is."""
+    end = search.best
+    search.consider(end)
+    while search.residual > tolerance and search.iterations < max_iterations:
+        search.unit = 1.0
+        size = max(_norm(end), _norm(search.difference(end)))
+        if size < VANISHED:
+            search.consider(np.zeros_like(end))  # the solver goes to zero, where the relative residual stays as it is
+            break
+        if not LEAST_SIZE < size / end.size**0.5 < LARGEST_SIZE:
+            search.unit = size
+        start, iterations = end / search.unit, search.iterations
+        scale = _norm(start) or 1.0  # a start at zero has no size of its own
+        options = {"maxiter": max_iterations - iterations, "f_tol": tolerance, "callback": search.after_iteration}
+        try:
+            end = solver(search.asked, start, tol_norm=partial(_share, scale), **options)
+        except NoConvergence as error:
+            end = np.asarray(error.args[0])
+        except (ValueError, ArithmeticError, np.linalg.LinAlgError):
+            return Status.NON_FINITE if search.overflowed else Status.BROKE_DOWN
+        search.consider(end)
+        end = search.unit * end
+        if search.iterations == iterations or not np.isfinite(end).all():
+            break
+    return Status.NON_FINITE if search.overflowed else Status.NOT_CONVERGED
 
-    start = z.reshape(-1).double().cpu().numpy()
-    relative = lambda f: float(np.linalg.norm(f)) / max(float(np.linalg.norm(start)), 1e-300)  # noqa: E731
-    status = Status.FOUND
-    try:
-        with np.errstate(all="ignore"):
-            x = solver(residual, start, maxiter=max_iterations, f_tol=tolerance, tol_norm=relative, callback=iterated)
-    except NoConvergence as error:
-        x, status = np.asarray(error.args[0]), Status.NOT_CONVERGED
-    except (ValueError, ZeroDivisionError, np.linalg.LinAlgError):
-        x, status = np.full_like(start, np.nan), Status.NON_FINITE
-    if not np.isfinite(x).all():
-        return tensor(x), float("nan"), counts["iterations"], counts["evaluations"], Status.NON_FINITE
-    left = float(np.linalg.norm(residual(x))) / max(float(np.linalg.norm(x)), 1e-300)
-    return tensor(x), float(left), counts["iterations"], counts["evaluations"], status
+
+def _norm(x: ndarray) -> float:
+    return float(np.linalg.norm(x))
+
+
+def _share(scale: float, x: ndarray) -> float:
+    return _norm(x) / scale
+
+
+def _relative(difference: ndarray, x: ndarray) -> float:
+    """‖F(x) − x‖ / ‖x‖."""
+    change, size = _norm(difference), _norm(x)
+    if change == 0 or np.isnan(change):
+        return change
+    return change / size if size > 0 else float("inf")

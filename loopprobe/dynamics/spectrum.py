@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
-from scipy.sparse.linalg import LinearOperator, eigs, svds
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, svds
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from loopprobe.dynamics.maps import LoopMap, Map, State
+from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint
+from loopprobe.statistics import HALF, float64_device, to_numpy
+
+DENSE = 32  # widths of a prompt's state up to which the whole Jacobian is formed
+TINY = 1e-300  # stands for zero in a logarithm
 
 
 def jvp(system: Map, z: State, tangent: State) -> State:
@@ -40,10 +45,15 @@ def vjp(system: Map, z: State, cotangent: State) -> State:
 def leading_eigenvalues(system: Map, z: State, k: int = 10) -> Complex[Tensor, "batch k"]:
     """The k eigenvalues of largest modulus of the Jacobian at z, complex pairs included, the largest first.
 
-    Of the loop of a model from its blocks by position, which is exact; of any other map by Arnoldi iteration. On a
-    trained model of 62 tokens the blocks take seconds for 32 prompts, where Arnoldi iteration takes minutes and is
-    off by up to 0.01 in modulus, since the whole Jacobian is far from normal.
+    For the loop of a model they come from its blocks by position, which is exact; for any other map from
+    ``arnoldi_eigenvalues``. On a trained model of 62 tokens the blocks take seconds for 32 prompts, where Arnoldi
+    iteration takes minutes and is off by up to 0.01 in modulus, since the whole Jacobian is far from normal.
+
+    Raises:
+        LoopprobeError: k is not from 1 to the width of a prompt's state, or the states are in half precision or not
+            finite.
     """
+    _require(z, k)
     if isinstance(system, LoopMap):
         return _sorted(position_spectra(system, z).flatten(1))[:, :k]
     return arnoldi_eigenvalues(system, z, k)
@@ -55,39 +65,57 @@ def arnoldi_eigenvalues(
     """The k eigenvalues of largest modulus of the Jacobian at z, prompt by prompt, complex pairs included.
 
     By implicitly restarted Arnoldi iteration (ARPACK; Lehoucq, Sorensen and Yang 1998), from Jacobian-vector products
-    alone. For the last digits give a map in float64.
+    alone; from the whole Jacobian where it is small, or where nearly all of its eigenvalues are asked for. For the last
+    digits give a map in float64.
 
     Args:
         system: the map.
         z: the states.
-        k: how many; at most the width of a prompt's state less 2.
-        tolerance: relative, of an eigenvalue.
-        seed: of the first vector.
+        k: the number of eigenvalues, at most the width of a prompt's state.
+        tolerance: the relative tolerance of an eigenvalue.
+        seed: the seed of the first vector.
 
     Returns:
         Eigenvalues, the largest modulus first.
+
+    Raises:
+        LoopprobeError: see ``leading_eigenvalues``; or the iteration did not converge.
     """
-    found = []
+    n = _require(z, k)
+    rows = []
     for i in range(len(z)):
-        own, at = system.at(slice(i, i + 1)), z[i : i + 1]
-        operator = _operator(own, at)
-        start = np.random.default_rng(seed).standard_normal(operator.shape[0]).astype(operator.dtype)
-        values = eigs(operator, k, which="LM", return_eigenvectors=False, tol=tolerance, v0=start)
-        found.append(values[np.argsort(-np.abs(values))])
-    return torch.from_numpy(np.stack(found))
+        one, state = system.at(slice(i, i + 1)), z[i : i + 1]
+        if n <= DENSE or k > n - 2:  # ARPACK finds at most n - 2
+            rows.append(np.linalg.eigvals(_jacobian(one, state)))
+        else:
+            operator, start = _operator(one, state, seed)
+            options = {"which": "LM", "return_eigenvectors": False, "tol": tolerance, "v0": start}
+            rows.append(_converged(lambda: eigs(operator, k, **options), k))  # noqa: B023 (called at once)
+    values = np.stack([row[np.argsort(-np.abs(row))][:k] for row in rows])
+    return torch.from_numpy(values.astype(np.result_type(values, np.complex64)))
 
 
 def leading_singular_values(
     system: Map, z: State, k: int = 3, *, tolerance: float = 1e-6, seed: int = 0
 ) -> Float[Tensor, "batch k"]:
-    """The k largest singular values of the Jacobian at z, prompt by prompt: the largest growth in one iteration."""
-    found = []
+    """The k largest singular values of the Jacobian at z, prompt by prompt: the largest growth in one iteration.
+
+    They come from Jacobian-vector products by ARPACK, or from the whole Jacobian, as in ``arnoldi_eigenvalues``.
+
+    Raises:
+        LoopprobeError: see ``arnoldi_eigenvalues``.
+    """
+    n = _require(z, k)
+    rows = []
     for i in range(len(z)):
-        operator = _operator(system.at(slice(i, i + 1)), z[i : i + 1])
-        start = np.random.default_rng(seed).standard_normal(operator.shape[0]).astype(operator.dtype)
-        values = svds(operator, k, return_singular_vectors=False, tol=tolerance, v0=start)
-        found.append(np.sort(values)[::-1])
-    return torch.from_numpy(np.stack(found))
+        one, state = system.at(slice(i, i + 1)), z[i : i + 1]
+        if n <= DENSE or k > n - 1:  # ARPACK finds at most n - 1
+            rows.append(np.linalg.svd(_jacobian(one, state), compute_uv=False))
+        else:
+            operator, start = _operator(one, state, seed)
+            options = {"return_singular_vectors": False, "tol": tolerance, "v0": start}
+            rows.append(_converged(lambda: svds(operator, k, **options), k))  # noqa: B023 (called at once)
+    return torch.from_numpy(np.stack([np.sort(row)[::-1][:k] for row in rows]))
 
 
 def position_spectra(system: LoopMap, z: State, chunk: int = 8) -> Complex[Tensor, "batch pos d_model"]:
@@ -96,18 +124,36 @@ def position_spectra(system: LoopMap, z: State, chunk: int = 8) -> Complex[Tenso
     The diagonal blocks of all positions come together, d_model Jacobian-vector products in all.
 
     Args:
-        system: the loop of a model.
+        system: the loop of a model, whose attention is causal; no other map has a spectrum by position.
         z: the states.
         chunk: coordinates at once.
 
     Returns:
-        Eigenvalues of every position's block, the largest modulus first; all together they are the Jacobian's.
+        Eigenvalues of every position's block, the largest modulus first; all together they are the Jacobian's. They
+        are on the CPU where the model's device has no float64.
+
+    Raises:
+        LoopprobeError: the map is not the loop of a model, or the states are in half precision or not finite.
     """
-    return _sorted(torch.linalg.eigvals(diagonal_blocks(system, z, chunk)))
+    blocks = diagonal_blocks(system, z, chunk)
+    return _sorted(torch.linalg.eigvals(blocks.to(float64_device(blocks.device))))
 
 
 def diagonal_blocks(system: LoopMap, z: State, chunk: int = 8) -> Float[Tensor, "batch pos d_model d_model"]:
-    """∂ (state of a token after the loop) / ∂ (its own state before), of every token."""
+    """The derivative of every token's state after the loop with respect to the same token's state before it.
+
+    Args:
+        system, z, chunk: see ``position_spectra``.
+
+    Raises:
+        LoopprobeError: see ``position_spectra``.
+    """
+    if not isinstance(system, LoopMap):
+        raise LoopprobeError(
+            f"a spectrum by position needs a LoopMap, the loop of a model, not {type(system).__name__}: "
+            "use leading_eigenvalues"
+        )
+    _require(z)
     columns = []
     with torch.no_grad(), _tokens_apart(system, z):
         for basis in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).split(chunk):
@@ -119,7 +165,7 @@ def diagonal_blocks(system: LoopMap, z: State, chunk: int = 8) -> Float[Tensor, 
 def lyapunov_exponents(
     system: Map, z: State, n_steps: int, k: int = 2, *, seed: int = 0
 ) -> tuple[Float[Tensor, "batch k"], Float[Tensor, "step batch k"]]:
-    """The k largest Lyapunov exponents along a trajectory, a loop: above 0 chaos, 0 a circle, below 0 a point or cycle.
+    """The k largest Lyapunov exponents of a trajectory, per loop: above 0 chaos, 0 a circle, below 0 a point or cycle.
 
     k tangents are carried along and made orthogonal again in every iteration (Benettin et al. 1980); the first
     quarter of the steps is left out, while they turn.
@@ -127,14 +173,20 @@ def lyapunov_exponents(
     Args:
         system: the map.
         z: the states to start from, after the transient.
-        n_steps: iterations.
-        k: exponents.
-        seed: of the first tangents.
+        n_steps: the number of iterations.
+        k: the number of exponents, at most the width of a prompt's state.
+        seed: the seed of the first tangents.
 
     Returns:
-        The exponents, and the logarithm of the growth in every iteration that was kept.
+        The exponents, and the logarithm of the growth in every iteration but those that are left out.
+
+    Raises:
+        LoopprobeError: k is not from 1 to the width of a prompt's state, there is no iteration, or the states are in
+            half precision or not finite.
     """
-    batch, n = len(z), z[0].numel()
+    batch, n = len(z), _require(z, k)
+    if n_steps < 1:
+        raise LoopprobeError(f"n_steps ({n_steps}) must be at least 1: raise it")
     generator = torch.Generator().manual_seed(seed)
     q, _ = torch.linalg.qr(torch.randn(batch, n, k, generator=generator).to(z))
     growth = []
@@ -144,21 +196,65 @@ def lyapunov_exponents(
             z = system.step(z)
         q, r = torch.linalg.qr(pushed)
         if step >= n_steps // 4:
-            growth.append(r.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-300).log())
+            growth.append(r.diagonal(dim1=-2, dim2=-1).abs().clamp_min(max(TINY, torch.finfo(r.dtype).tiny)).log())
     rates = torch.stack(growth)
     return rates.mean(0), rates
 
 
-def _operator(system: Map, z: State) -> LinearOperator:
+def _require(z: State, k: int = 1) -> int:
+    """The width of a prompt's state, of which k eigenvalues can be had.
+
+    Raises:
+        LoopprobeError: k is not from 1 to the width, or the states are in half precision or not finite.
+    """
+    n = z[0].numel()
+    if not 1 <= k <= n:
+        raise LoopprobeError(f"k ({k}) must be from 1 to {n}, the width of a prompt's state: choose k there")
+    if z.dtype in HALF:
+        raise LoopprobeError(
+            f"a spectrum in {str(z.dtype).removeprefix('torch.')} has no digits: give a map and states in float32 or "
+            "float64, such as LoopMap.of(model, prompts, torch.float64)"
+        )
+    if not torch.isfinite(z).all():
+        raise LoopprobeError("the states are not finite, so that the map has no derivative there: give finite states")
+    return n
+
+
+def _jacobian(system: Map, z: State) -> Float[np.ndarray, "n n"]:
+    """The whole Jacobian at the state of one prompt, column by column."""
+    basis = torch.eye(z.numel(), dtype=z.dtype, device=z.device)
+    return to_numpy(torch.stack([jvp(system, z, tangent.reshape(z.shape)).reshape(-1) for tangent in basis], dim=1))
+
+
+def _operator(system: Map, z: State, seed: int) -> tuple[LinearOperator, Float[np.ndarray, " n"]]:
+    """The Jacobian at the state of one prompt as an operator, and a random vector to start from."""
     n = z.numel()
     dtype = np.float64 if z.dtype == torch.float64 else np.float32
-    vector = lambda x: torch.from_numpy(np.ascontiguousarray(x.reshape(-1), dtype)).to(z).reshape(z.shape)  # noqa: E731
-    return LinearOperator(
+
+    def vector(x: np.ndarray) -> State:
+        return torch.from_numpy(np.ascontiguousarray(x.reshape(-1), dtype)).to(z).reshape(z.shape)
+
+    operator = LinearOperator(
         (n, n),
-        matvec=lambda x: jvp(system, z, vector(x)).reshape(-1).cpu().numpy(),
-        rmatvec=lambda x: vjp(system, z, vector(x)).reshape(-1).cpu().numpy(),
+        matvec=lambda x: to_numpy(jvp(system, z, vector(x)).reshape(-1)),
+        rmatvec=lambda x: to_numpy(vjp(system, z, vector(x)).reshape(-1)),
         dtype=dtype,
     )
+    return operator, np.random.default_rng(seed).standard_normal(n).astype(dtype)
+
+
+def _converged(solve: Callable[[], np.ndarray], k: int) -> np.ndarray:
+    """The values that ARPACK finds.
+
+    Raises:
+        LoopprobeError: it finds none.
+    """
+    try:
+        return solve()
+    except ArpackError as error:
+        raise LoopprobeError(
+            f"ARPACK did not find k = {k} values ({' '.join(str(error).split())}): raise the tolerance, or change k"
+        ) from None
 
 
 def _sorted(values: Complex[Tensor, "... n"]) -> Complex[Tensor, "... n"]:
@@ -167,10 +263,9 @@ def _sorted(values: Complex[Tensor, "... n"]) -> Complex[Tensor, "... n"]:
 
 @contextmanager
 def _tokens_apart(system: LoopMap, z: State) -> Iterator[None]:
-    """Let every token see the others as they are in the loop from z, and only itself as it comes to be.
+    """Freeze the other tokens' keys and values at z, so the derivative gives each token's diagonal block.
 
-    The loop's value at z is the same; but its derivative is that of each token by its own state alone, since the
-    keys and values of the others no longer follow theirs.
+    The value of the loop at z stays the same.
     """
     model = system.model
     layers = [f"loops.0.blocks.{i}.attn" for i in range(model.cfg.n_layers)]

@@ -1,4 +1,4 @@
-"""How a trajectory moves, loop by loop; how fast it comes to its end, and when it stays there."""
+"""The motion of a trajectory, loop by loop; the rate at which it approaches its end, and when it settles."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from scipy.stats import linregress
 from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, State
+from loopprobe.statistics import at_least_single
+
+TINY = 1e-30  # stands for zero in a denominator, in float32
 
 
 @dataclass(frozen=True)
 class Moves:
-    """What is measured of a trajectory in every loop.
+    """Measurements of a trajectory in every loop.
 
     Attributes:
         step: ‖z_{t+1} − z_t‖.
@@ -36,7 +39,7 @@ class Moves:
 
 
 def follow(system: Map, n_loops: int, far: State) -> Moves:
-    """Run and measure; the states themselves are not kept.
+    """Run a map and measure its motion, in float32 at least; the states themselves are not stored.
 
     Args:
         system: the map.
@@ -44,28 +47,32 @@ def follow(system: Map, n_loops: int, far: State) -> Moves:
         far: the state far out, such as after 2,000 loops.
     """
     rows: dict[str, list[Tensor]] = {"step": [], "relative_step": [], "cosine": [], "distance": [], "read": []}
-    far_norm = far.norm(dim=-1).clamp_min(1e-30)
     with torch.no_grad():
-        z, before = system.initial, None
+        far_read = at_least_single(system.read(far))
+        far = at_least_single(far)
+        far_norm = far.norm(dim=-1).clamp_min(TINY)
+        state = system.initial
+        z, before = at_least_single(state), None
         for _ in range(n_loops):
-            new = system.step(z)
+            state = system.step(state)
+            new = at_least_single(state)
             update = new - z
             step = update.norm(dim=-1)
             rows["step"].append(step)
-            rows["relative_step"].append(step / new.norm(dim=-1).clamp_min(1e-30))
+            rows["relative_step"].append(step / new.norm(dim=-1).clamp_min(TINY))
             rows["cosine"].append(
                 torch.full_like(step, torch.nan)
                 if before is None
                 else torch.nn.functional.cosine_similarity(update, before, dim=-1)
             )
             rows["distance"].append((new - far).norm(dim=-1) / far_norm)
-            rows["read"].append(system.read(new))
+            rows["read"].append(at_least_single(system.read(state)))
             z, before = new, update
-        return Moves(**{name: torch.stack(values) for name, values in rows.items()}, far_read=system.read(far))
+        return Moves(**{name: torch.stack(values) for name, values in rows.items()}, far_read=far_read)
 
 
 def settled_after(distance: Float[ndarray, "loop ..."], tolerance: float) -> Float[ndarray, ...]:
-    """Loops until the distance stays at or below the tolerance for good; NaN where it does not."""
+    """Count the loops until the distance stays at or below the tolerance for good; NaN where it does not."""
     outside = ~(distance <= tolerance)
     n_loops = len(distance)
     last_outside = np.where(outside.any(0), n_loops - outside[::-1].argmax(0), 0)
@@ -73,28 +80,28 @@ def settled_after(distance: Float[ndarray, "loop ..."], tolerance: float) -> Flo
 
 
 def decimal_places(distance: Float[ndarray, ...]) -> Float[ndarray, ...]:
-    """Correct decimal places: −log10 of the distance; infinite where it is zero."""
+    """Count correct decimal places, −log10 of the distance; infinite where it is zero."""
     with np.errstate(divide="ignore"):
         return -np.log10(distance)
 
 
 def contraction_rate(distance: Float[ndarray, " loop"], floor: float, skip: int = 5) -> tuple[float, float, float]:
-    """Factor by which the distance to the end shrinks in a loop, with its 95 % interval.
+    """Fit the factor by which the distance to the end shrinks in a loop, with its 95 % interval.
 
     The slope of the logarithm of the distance against the loop by least squares, from loop ``skip`` to where the
     distance first comes below ``floor``, which is to lie above the noise; NaN where fewer than five loops are left.
     The interval is that of the regression.
 
     Args:
-        distance: of one series, relative.
-        floor: where the fit ends.
-        skip: loops left out at the start.
+        distance: the relative distance of one series to its end.
+        floor: the distance at which the fit ends.
+        skip: the number of loops left out at the start.
     """
     below = np.nonzero(distance < floor)[0]
     end = below[0] if len(below) else len(distance)
-    loops, kept = np.arange(skip, end), distance[skip:end]
-    if len(kept) < 5 or not np.isfinite(kept).all() or (kept <= 0).any():
+    loops, fitted = np.arange(skip, end), distance[skip:end]
+    if len(fitted) < 5 or not np.isfinite(fitted).all() or (fitted <= 0).any():
         return np.nan, np.nan, np.nan
-    fit = linregress(loops, np.log(kept))
+    fit = linregress(loops, np.log(fitted))
     ends = fit.slope + np.array([-1.96, 1.96]) * fit.stderr
     return float(np.exp(fit.slope)), float(np.exp(ends[0])), float(np.exp(ends[1]))

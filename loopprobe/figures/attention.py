@@ -60,7 +60,7 @@ def _patterns(data: xr.Dataset) -> go.Figure:
         for loop in loops
     ]
     figure.update_layout(
-        sliders=[{"active": start, "currentvalue": {"prefix": "loop "}, "steps": steps, "pad": {"t": 45}}]
+        sliders=[{"active": start, "currentvalue": {"prefix": "loops done: "}, "steps": steps, "pad": {"t": 45}}]
     )
     figure.update_yaxes(autorange="reversed")
     for row, col in places.values():
@@ -80,13 +80,15 @@ def _query(data: xr.Dataset) -> go.Figure:
             first = (row, col) == (1, 1)
             curve(figure, data.loop, at.mass, (at.mass_low, at.mass_high), colour=colour, name=str(target), row=row,
                   col=col, dash=DASHES[i % len(DASHES)], in_legend=first)  # fmt: skip
-        figure.update_xaxes(title="loop", row=row, col=col)
+        figure.update_xaxes(title="loops done", row=row, col=col)
         figure.update_yaxes(title="attention of the query" if col == 1 else None, range=[0, 1.02], row=row, col=col)
     return _look(figure, data, "what the query's token attends to", places)
 
 
 def _measures(data: xr.Dataset) -> go.Figure:
-    names = HEADS | LAYERS
+    every = HEADS | LAYERS
+    names = {name: words for name, words in every.items() if np.isfinite(data[name]).any()}  # one loop has no change
+    last_of_heads = sum(name in HEADS for name in names)
     figure = make_subplots(1, len(names), subplot_titles=list(names.values()), horizontal_spacing=0.045)
     places = [(layer, head) for layer in data.layer.values for head in data["head"].values]
     for col, name in enumerate(names, 1):
@@ -98,9 +100,9 @@ def _measures(data: xr.Dataset) -> go.Figure:
             at = data.sel(where)
             interval = (at[f"{name}_low"], at[f"{name}_high"]) if f"{name}_low" in data else None
             label = f"layer {layer}" if head is None else f"head {layer}.{head}"
-            in_legend = col == 1 or (col == len(HEADS) + 1)
+            in_legend = col in (1, last_of_heads + 1)
             curve(figure, data.loop, at[name], interval, colour=colour, name=label, col=col, in_legend=in_legend)
-    figure.update_xaxes(title="loop")
+    figure.update_xaxes(title="loops done")
     finish(figure, f"{data.model.item()}: attention and residual stream over the loops")
     return figure.update_layout(hovermode="closest")
 
@@ -109,8 +111,8 @@ def _distance(data: xr.Dataset) -> go.Figure:
     figure, places = _grid(data)
     for (layer, head), (row, col) in places.items():
         heat(figure, data.distance.sel(layer=layer, head=head), "loop", "other_loop", row=row, col=col)
-        figure.update_xaxes(title="loop", row=row, col=col)
-        figure.update_yaxes(title="loop" if col == 1 else None, row=row, col=col)
+        figure.update_xaxes(title="loops done", row=row, col=col)
+        figure.update_yaxes(title="loops done" if col == 1 else None, row=row, col=col)
     bar = {"title": {"text": "‖A − A′‖, mean over prompts", "side": "right"}, "thickness": 14}
     figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": bar})
     return _look(figure, data, "how far the patterns of two loops are apart", places)

@@ -28,9 +28,9 @@ def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
             figure, data.loop, at.share, (at.low, at.high), colour=colour, name=str(component), col=2,
             dash=DASHES[i % len(DASHES)],
         )  # fmt: skip
-    figure.update_yaxes(title="loop in which it was written", col=1)
+    figure.update_yaxes(title="loops done once it was written", col=1)
     figure.update_yaxes(title="share of the prediction", zeroline=True, col=2)
-    figure.update_xaxes(title="loop in which it was written", col=2)
+    figure.update_xaxes(title="loops done once it was written", col=2)
     figure.update_layout(coloraxis=diverging(data.share, "share", x=0.415))
     finish(figure, f"{data.model.item()}: the prediction at the query, split along the direct path through the norms")
     return {"attribute": figure.update_layout(hovermode="closest", height=520)}

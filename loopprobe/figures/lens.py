@@ -45,7 +45,7 @@ def _at_query(data: xr.Dataset) -> go.Figure:
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     for row, words in enumerate(MEASURES.values(), 1):
         figure.update_yaxes(title=words, row=row, col=1)
-    figure.update_xaxes(title=None if ordinary else "loop", row=len(MEASURES))
+    figure.update_xaxes(title=None if ordinary else "loops done", row=len(MEASURES))
     finish(figure, f"{data.model.item()}: the answer at the query, read at every site (squared difference / E(y²))")
     return figure.update_layout(height=820)
 
@@ -62,7 +62,7 @@ def _by_point(data: xr.Dataset) -> go.Figure:
         for col, site in enumerate(titles, 1):
             heat(figure, logs.sel(site=site), "point", "loop", col=col, template="10^%{z:.2f}")
     figure.update_xaxes(title="examples before it")
-    figure.update_yaxes(title=None if ordinary else "loop", col=1)
+    figure.update_yaxes(title=None if ordinary else "loops done", col=1)
     bar = {"title": {"text": "log10 squared error / E(y²)", "side": "right"}, "thickness": 14}
     figure.update_layout(coloraxis={"colorscale": "Viridis_r", "colorbar": bar})
     finish(figure, f"{data.model.item()}: error of the answer read with the final norm, at every point")

@@ -54,6 +54,8 @@ def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     errors = data.error.isel(start=0)
     for moves, name, colour in ((False, "loop at rest", colours(2)[0]), (True, "loop moves", colours(2)[1])):
         at = data.isel(example=np.nonzero(data.moves.values == moves)[0])
+        if not np.isfinite(at.error.isel(start=0)).any():  # no such prompt, or none with a fixed point
+            continue
         figure.add_scatter(
             x=at.eigenvalue_real.values.ravel(), y=at.eigenvalue_imag.values.ravel(), mode="markers", name=name,
             legendgroup=name, marker={"size": 5, "color": colour, "opacity": 0.7},
@@ -68,6 +70,10 @@ def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     both = np.concatenate([data.loop_error.values, errors.values])
     ends = [np.nanmin(both), np.nanmax(both)]
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, showlegend=False, hoverinfo="skip", row=1, col=2)
+    if not np.isfinite(errors).any():
+        for col in (1, 2):
+            figure.add_annotation(text="no fixed point was found", showarrow=False, xref="x domain", yref="y domain",
+                                  x=0.5, y=0.5, row=1, col=col)  # fmt: skip
     figure.update_xaxes(title="real part", col=1)
     figure.update_yaxes(title="imaginary part", scaleanchor="x", col=1)
     figure.update_xaxes(

@@ -26,12 +26,13 @@ def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
     """
     difference = mask_difference(first, last)
     over_n = difference.sizes["n"] >= 4
-    wanted = loops_to_show(difference) if over_n else few_of(difference.n.values.tolist())
-    lines, along, word = ("loop", "n", "loops") if over_n else ("n", "loop", "n =")
+    ends = int(first.attrs["trained_loops"]), int(difference.loop[-1])
+    wanted = loops_to_show(difference, ends) if over_n else few_of(difference.n.values.tolist())
+    lines, along = ("loop", "n") if over_n else ("n", "loop")
     titles = ["error", "difference: first minus last, paired (above 0: keeping the last is better)"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for value, colour in zip(wanted, colours(len(wanted)), strict=True):
-        name = f"after {value} loops" if over_n else f"{word} {value}"
+        name = f"after {value} loop{'s' * (value > 1)}" if over_n else f"n = {value}"
         for data, mode in ((first, "first"), (last, "last")):
             at = data.sel({lines: value})
             curve(

@@ -47,7 +47,7 @@ def _site_figure(data: xr.Dataset, site: str) -> go.Figure:
         row, col = next(places)
         heat(figure, part, "position", "loop", row=row, col=col)
         figure.update_xaxes(title=f"token (odd: labels; {query}: query)", row=row, col=col)
-        figure.update_yaxes(title="loop" if col == 1 else None, row=row, col=col)
+        figure.update_yaxes(title="loops done" if col == 1 else None, row=row, col=col)
     if "head" in values.dims:
         row, col = next(places)
         over_tokens = values.sum("position")
@@ -90,6 +90,7 @@ def _description(data: xr.Dataset, site: str) -> str:
         "weights": "labels of another task",
         "query": "another query",
         "noise": f"noise of {config['noise_std']:g} on the labels",
+        "given": "prompts that were given",
     }[config["corruption"]]
     how = "patching" if config["exact"] else "attribution patching (an estimate) of"
     return f"{how} the {WORDS.get(site, site)}, one loop and token at a time, from the clean run; corrupted: {what}"

@@ -63,13 +63,13 @@ def _in_space(data: xr.Dataset) -> go.Figure:
                 line={"color": "#999999", "width": 1},
                 marker={"size": 2.5, "color": data.loop.values, "colorscale": "Viridis",
                         "showscale": bool(token == tokens[0]), "cmin": 1, "cmax": 60,
-                        "colorbar": {"title": {"text": "loop"}, "thickness": 14, "x": -0.06}},
+                        "colorbar": {"title": {"text": "loops done"}, "thickness": 14, "x": -0.06}},
                 customdata=data.loop.values, hovertemplate=f"token {token}, loop %{{customdata}}<extra></extra>",
             )  # fmt: skip
     figure.update_layout(scene={f"{axis}axis": {"title": _axis(data, i)} for i, axis in enumerate("xyz")})
     finish(
         figure,
-        f"{data.model.item()}: states in principal components (share of variance), a path a token, coloured by loop",
+        f"{data.model.item()}: states in principal components (share of variance), a path a token, by loops done",
     )
     return figure.update_layout(height=680, updatemenus=[_menu(data, len(tokens))])
 

@@ -40,7 +40,7 @@ def _moves(data: xr.Dataset) -> go.Figure:
         values = data[name].clip(max=9).quantile([0.25, 0.5, 0.75], "followed")
         ends = values.sel(quantile=0.25), values.sel(quantile=0.75)
         curve(figure, data.loop, values.sel(quantile=0.5), ends, colour=BLACK, dash=dash, name=words, col=3)
-    figure.update_xaxes(title="loops", type="log")
+    figure.update_xaxes(title="loops done", type="log")
     for col in (1, 2, 3):
         trained_line(figure, int(data.attrs["trained_loops"]), col=col, log=True)
     title = f"{data.model.item()}: {data.sizes['followed']} prompts followed (bands on the right: quartiles of prompts)"
@@ -90,10 +90,14 @@ def _limits(data: xr.Dataset) -> go.Figure:
     slowest = np.maximum.accumulate(data.spectral_radius.values, axis=data.spectral_radius.get_axis_num("position"))
     rate, radius = data.rate.values.ravel(), slowest.ravel()
     seen = np.isfinite(rate)
-    figure.add_scatter(
-        x=radius[seen], y=rate[seen], mode="markers", marker={"size": 3, "color": BLACK, "opacity": 0.35},
-        showlegend=False, hovertemplate="radius %{x:.3f}, rate %{y:.3f}<extra></extra>", row=1, col=3,
-    )  # fmt: skip
+    if not seen.any():
+        figure.add_annotation(text="no rate could be measured", showarrow=False, xref="x domain", yref="y domain",
+                              x=0.5, y=0.5, row=1, col=3)  # fmt: skip
+    else:
+        figure.add_scatter(
+            x=radius[seen], y=rate[seen], mode="markers", marker={"size": 3, "color": BLACK, "opacity": 0.35},
+            showlegend=False, hovertemplate="radius %{x:.3f}, rate %{y:.3f}<extra></extra>", row=1, col=3,
+        )  # fmt: skip
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, showlegend=False,
         hoverinfo="skip", row=1, col=3,

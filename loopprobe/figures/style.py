@@ -26,7 +26,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 def colours(n: int) -> list[str]:
     """n colours in order, from one scale that colour-blind readers and black-and-white prints keep in order."""
-    return sample_colorscale("Viridis", np.linspace(0.0, 0.85, n) if n > 1 else [0.3])
+    return sample_colorscale("Viridis", [0.3] if n == 1 else np.linspace(0.0, 0.85, n)) if n else []
 
 
 def loop_colour(n_loops: int) -> str:
@@ -107,7 +107,8 @@ def heat(
 
 def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:
     """A colour axis around zero that colour-blind readers can tell apart: blue below, red above."""
-    most = float(np.nanmax(np.abs(values))) or 1.0
+    sizes = np.abs(np.asarray(values, float))
+    most = float(sizes[np.isfinite(sizes)].max(initial=0)) or 1.0
     bar = {"title": {"text": title, "side": "right"}, "thickness": 14, **colorbar}
     return {"colorscale": "RdBu_r", "cmin": -most, "cmax": most, "colorbar": bar}
 

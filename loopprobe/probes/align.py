@@ -1,4 +1,4 @@
-"""Which algorithm a loop resembles, iteration by iteration: its errors and its induced weights beside theirs.
+"""The algorithm that a loop resembles, iteration by iteration, by its errors and its induced weights.
 
 Similarity of errors (Fu et al., arXiv 2310.17086, section 3.3): the cosine between the error vectors of model and
 algorithm over the points of a prompt. Similarity of induced weights (von Oswald et al., arXiv 2212.07677, section 3):
@@ -23,16 +23,19 @@ from torch import Tensor
 from loopprobe import algorithms
 from loopprobe.algorithms import Problem, predictions
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.lens import LensConfig, layer_readings
-from loopprobe.probes.loops import require_loops_or_layers
+from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean, bootstrap_ratio
+from loopprobe.statistics import bootstrap_mean, bootstrap_ratio, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 Model = Callable[[Tensor, Tensor], Float[Tensor, "loop batch point"]]  # from xs and ys to the predictions of all loops
 IDENTIFIED = 0.99  # an algorithm that explains this share of the predictions is what the model does
+DIVERGED = 1e30  # stands for the distance to an iterate that is not finite
+BATCH = 64  # prompts at once
 SCALED = "least squares, scaled from 0 to 1"  # no algorithm, but what any of them must explain more than
 
 
@@ -42,8 +45,9 @@ class AlignConfig:
 
     Attributes:
         loops: iterations; None: as many as trained.
-        steps: of the algorithms; of ridge, as many strengths.
-        fit_prompts: prompts that free constants are fitted and steps matched on, of a seed of their own.
+        steps: the number of steps of the algorithms; for ridge, the number of strengths.
+        fit_prompts: the number of further prompts that free constants are fitted and steps matched on, drawn from
+            another seed.
     """
 
     loops: PositiveInt | None = None
@@ -52,22 +56,42 @@ class AlignConfig:
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: AlignConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    config: AlignConfig,
+    progress: Progress = lambda steps: steps,
+    *,
+    training: Prompts | None = None,
 ) -> xr.Dataset:
-    """Align the loops of a model with the steps of algorithms; of an ordinary transformer, the layers.
+    """Align the loops of a model with the steps of algorithms; for an ordinary transformer, its layers.
 
-    The layers of an ordinary transformer are read by a tuned lens, fitted on prompts of its own. The null model has
-    the same configuration and was never trained.
+    The layers of an ordinary transformer are read by a tuned lens, fitted on further prompts. The null model has the
+    same configuration and was never trained.
+
+    Args:
+        checkpoint, prompts, config: the model, the prompts, and the options.
+        progress: wraps the two models.
+        training: prompts that constants are fitted on, and half of them the lens of an ordinary transformer; None:
+            ``fit_prompts`` more of the model's task, which the prompts must be of.
 
     Returns:
         The dataset of ``align``, with the same variables of the null model, ``null_…``, where they have no ``step``.
+
+    Raises:
+        LoopprobeError: loops are asked of a model that is not looped, or further prompts are neither given nor known
+            how to draw.
     """
     check(checkpoint, config)
     seed = prompts.origin.get("held_out_seed", 0)
-    fitting = checkpoint.more_like(prompts, config.fit_prompts, seed + 1)
-    of_lens = checkpoint.more_like(prompts, LensConfig().train_prompts, seed + 2)
+    fitting, fitted_on = training_prompts(checkpoint, prompts, config.fit_prompts, seed + 1, training)
+    of_lens, _ = training_prompts(checkpoint, prompts, LensConfig().train_prompts, seed + 2, training)
+    if training is not None and checkpoint.config.model.n_loops == 1:
+        half = len(training.ys) // 2
+        if half < 1:
+            raise LoopprobeError("training prompts (1) must be at least 2, half of them for the lens: give more")
+        fitting, of_lens = fitting[:half], of_lens[half:]
     prompts = prompts.to(checkpoint.device)
-    untrained = LoopedTransformer(checkpoint.config.model, torch.Generator().manual_seed(0)).to(checkpoint.device)
+    untrained = LoopedTransformer(checkpoint.config.model, torch.Generator().manual_seed(0)).to(checkpoint.model.W_pos)
     data, null = (
         align(_reader(model, of_lens, config), prompts, fitting, steps=config.steps)
         for model in progress([checkpoint.model, untrained])
@@ -79,11 +103,12 @@ def run(
     data.attrs |= {
         "trained_loops": checkpoint.config.model.n_loops,
         "iteration": "loop" if looped else "layer",
+        "fitted_on": fitted_on,
     }
     return stamp(data, "align", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: AlignConfig) -> None:
+def check(checkpoint: Checkpoint, config: AlignConfig, prompts: Prompts | None = None) -> None:
     """Raise LoopprobeError where loops are asked of a model that is not looped."""
     require_loops_or_layers(checkpoint, config.loops)
 
@@ -114,38 +139,39 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
         ``attrs["identified"]`` names the algorithm that explains most, and at least 0.99, else ``none``;
         ``attrs["constants"]`` says what was fitted.
     """
-    own = [_predict(model, part) for part in (fitting, prompts)]
+    of_model = [_predict(model, part) for part in (fitting, prompts)]
     weights = induced_weights(model, prompts)
+    fitting, prompts = (part.to(of_model[0].device) for part in (fitting, prompts))
     problems = [Problem.of(part) for part in (fitting, prompts)]
-    chosen, constants = fitted(problems[0], own[0], steps, fitting.scale)
+    chosen, constants = fitted(problems[0], of_model[0], steps, fitting.scale)
     names = list(chosen)
-    n_loops = len(own[0])
+    n_loops = len(of_model[0])
     shape = (len(names), n_loops, steps + 1)
-    found = {name: np.full(shape, np.nan) for name in ("error_similarity", "weight_similarity", "distance")}
+    similarities = {name: np.full(shape, np.nan) for name in ("error_similarity", "weight_similarity", "distance")}
     best, scores, rates = np.zeros(shape[:2], int), [], []
     explained = np.zeros((len(names), 2, len(prompts.ys)))
-    improving = _improving(prompts, own[1])
+    improving = _improving(prompts, of_model[1])
     for i, iterates in enumerate(chosen.values()):
         theirs = list(iterates(problems[1]))
         others = [predictions(problems[0], iterates(problems[0])), predictions(problems[1], theirs)]
-        similar = _cosines(own[1] - prompts.ys, others[1] - prompts.ys)
-        nearest = torch.stack([(other - own[0]).square().mean((1, 2)) for other in others[0]], dim=1)
-        best[i] = nearest.nan_to_num(torch.inf).argmin(1).cpu()
+        similar = _cosines(of_model[1] - prompts.ys, others[1] - prompts.ys)
+        nearest = torch.stack([(other - of_model[0]).square().mean((1, 2)) for other in others[0]], dim=1)
+        best[i] = to_numpy(nearest.nan_to_num(torch.inf).argmin(1))
         of_weights = _cosines(weights, torch.stack([w[:, -1] for w in theirs]))
-        apart = (own[1][:, None, :, -1] - others[1][None, :, :, -1]).square() / prompts.scale
+        apart = (of_model[1][:, None, :, -1] - others[1][None, :, :, -1]).square() / prompts.scale
         parts = similar, of_weights, apart  # each [loop, step, batch]
-        for key, values in zip(found, parts, strict=True):
-            found[key][i, :, : values.shape[1]] = values.mean(-1).cpu()
-        at = torch.arange(n_loops), torch.from_numpy(best[i])
-        scores.append([values[at].cpu().numpy() for values in parts])
-        each = torch.stack([(other - own[1]).square().mean(-1) for other in others[1]], dim=1)
-        rates.append(_rate(each.nan_to_num(1e30).cpu().numpy(), improving))
-        left = (own[1] - others[1][at[1]]).square().sum((0, 2))
-        explained[i] = torch.stack([left, own[1].square().sum((0, 2))]).cpu().numpy()
+        for key, values in zip(similarities, parts, strict=True):
+            similarities[key][i, :, : values.shape[1]] = to_numpy(values.mean(-1))
+        matched = torch.from_numpy(best[i])
+        scores.append([to_numpy(values[torch.arange(n_loops), matched]) for values in parts])
+        each = torch.stack([(other - of_model[1]).square().mean(-1) for other in others[1]], dim=1)
+        rates.append(_rate(to_numpy(each.nan_to_num(DIVERGED)), improving))
+        left = (of_model[1] - others[1][matched]).square().sum((0, 2))
+        explained[i] = to_numpy(torch.stack([left, of_model[1].square().sum((0, 2))]))
     dims = ("algorithm", "loop")
-    variables: dict[str, Any] = {name: ((*dims, "step"), values) for name, values in found.items()}
+    variables: dict[str, Any] = {name: ((*dims, "step"), values) for name, values in similarities.items()}
     variables["best_step"] = (dims, best)
-    for j, key in enumerate(found):
+    for j, key in enumerate(similarities):
         variables |= with_ends(f"best_{key}", dims, bootstrap_mean(np.stack([score[j] for score in scores])))
     ratios = [bootstrap_ratio(left, total) for left, total in explained]
     share = 1 - np.array(ratios)  # [algorithm, (estimate, low, high)]
@@ -158,7 +184,7 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
     variables |= with_ends("explained", ("algorithm",), (share[:, 0], share[:, 2], share[:, 1]))
     slopes = np.array(rates)
     variables |= with_ends("steps_per_loop", ("algorithm",), (slopes[:, 0], slopes[:, 1], slopes[:, 2]))
-    variables["model_error"] = ("loop", prompts.errors(own[1])[..., -1].mean(1).cpu().numpy())
+    variables["model_error"] = ("loop", to_numpy(prompts.errors(of_model[1])[..., -1].mean(1)))
     coords = {"algorithm": names, "loop": np.arange(1, n_loops + 1), "step": np.arange(steps + 1)}
     enough = share[:, 0] >= max(IDENTIFIED, np.nanmax(share[:, 0]) - 1e-3)  # of equals the simplest, which comes first
     identified = names[int(enough.argmax())] if enough.any() else "none"
@@ -166,34 +192,35 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
 
 
 def fitted(
-    problem: Problem, own: Float[Tensor, "loop batch point"], steps: int, scale: float
+    problem: Problem, of_model: Float[Tensor, "loop batch point"], steps: int, scale: float
 ) -> tuple[dict[str, Callable[[Problem], Any]], str]:
-    """The algorithms by name, their free constants fitted so that their first steps are the model's first iterations.
+    """Fit the free constants of the algorithms so that their first steps are the model's first iterations.
 
     Args:
-        problem: of the fitting prompts.
-        own: the model's predictions there.
-        steps: of the algorithms.
+        problem: the problem of the fitting prompts.
+        of_model: the model's predictions on them.
+        steps: the number of steps of the algorithms.
         scale: E(y²).
 
     Returns:
-        From a name to the iterates on any problem, and what was fitted, in words.
+        A dict from the name of an algorithm to its iterates on any problem, and the constants in words.
     """
-    n_loops, n_dims = len(own), problem.xs.shape[-1]
+    n_loops, n_dims = len(of_model), problem.xs.shape[-1]
     largest = torch.linalg.eigvalsh(problem.second[:, -1])[:, -1].mean().item()
 
     def loss(iterates: Any) -> Tensor:
-        return (predictions(problem, iterates)[1:] - own).square().mean() / scale
+        return (predictions(problem, iterates)[1:] - of_model).square().mean() / scale
 
-    start = own.new_tensor(0.5 / largest)
+    def best_step(problem: Problem) -> Any:
+        return algorithms.gradient_descent(problem, steps, algorithms.best_rate(problem))
+
+    start = of_model.new_tensor(0.5 / largest)
     rate = algorithms.fit(lambda p: loss(algorithms.gradient_descent(problem, n_loops, p)), start)
-    pair = algorithms.fit(
-        lambda p: loss(algorithms.momentum(problem, n_loops, p[0], p[1])), torch.stack([rate, torch.zeros_like(rate)])
-    )
-    matrix = algorithms.fit(
-        lambda p: loss(algorithms.preconditioned(problem, n_loops, p)), rate * torch.eye(n_dims).to(own)
-    )
-    strengths = torch.logspace(3, -5, steps, dtype=own.dtype, device=own.device)
+    no_momentum = torch.stack([rate, torch.zeros_like(rate)])
+    pair = algorithms.fit(lambda p: loss(algorithms.momentum(problem, n_loops, p[0], p[1])), no_momentum)
+    plain = rate * torch.eye(n_dims).to(of_model)
+    matrix = algorithms.fit(lambda p: loss(algorithms.preconditioned(problem, n_loops, p)), plain)
+    strengths = torch.logspace(3, -5, steps, dtype=of_model.dtype, device=of_model.device)
     spread = torch.linalg.eigvals(matrix).abs()
     constants = (
         f"gradient descent: step {rate:.3g}; momentum: step {pair[0]:.3g}, decay {pair[1]:.3g}; preconditioner: "
@@ -201,7 +228,7 @@ def fitted(
     )
     return {
         "gradient descent, fitted step": partial(algorithms.gradient_descent, steps=steps, rate=rate),
-        "gradient descent, best step": lambda p: algorithms.gradient_descent(p, steps, algorithms.best_rate(p)),
+        "gradient descent, best step": best_step,
         "gradient descent with momentum": partial(algorithms.momentum, steps=steps, rate=pair[0], decay=pair[1]),
         "preconditioned gradient descent": partial(algorithms.preconditioned, steps=steps, matrix=matrix),
         "Newton's iteration": partial(algorithms.newton, steps=steps),
@@ -211,41 +238,41 @@ def fitted(
     }, constants
 
 
-def induced_weights(model: Model, prompts: Prompts, batch: int = 64) -> Float[Tensor, "loop batch dim"]:
+def induced_weights(model: Model, prompts: Prompts, batch: int = BATCH) -> Float[Tensor, "loop batch dim"]:
     """∂prediction/∂x at the query, after every iteration."""
-    found = []
+    weights = []
     for xs, ys in prompts.split(batch):
         leaf = xs.clone().requires_grad_()
         with torch.enable_grad():
             read = model(leaf, ys)[..., -1]
             grads = [torch.autograd.grad(row.sum(), leaf, retain_graph=True)[0][:, -1] for row in read]
-        found.append(torch.stack(grads))
-    return torch.cat(found, dim=1).double()
+        weights.append(double(torch.stack(grads)))
+    return torch.cat(weights, dim=1)
 
 
 def _reader(model: LoopedTransformer, of_lens: Prompts, config: AlignConfig) -> Model:
-    """The predictions of a looped model after every loop, of an ordinary one after every layer."""
+    """Make a function from prompts to predictions: of a looped model after every loop, of others after every layer."""
     if model.cfg.n_loops > 1:
         return lambda xs, ys: model(xs, ys, config.loops)
     return layer_readings(model, of_lens)
 
 
-def _predict(model: Model, prompts: Prompts, batch: int = 64) -> Float[Tensor, "loop batch point"]:
+def _predict(model: Model, prompts: Prompts, batch: int = BATCH) -> Float[Tensor, "loop batch point"]:
     with torch.no_grad():
-        return torch.cat([model(xs, ys) for xs, ys in prompts.split(batch)], dim=1).double()
+        return torch.cat([double(model(xs, ys)) for xs, ys in prompts.split(batch)], dim=1)
 
 
 def _cosines(
     a: Float[Tensor, "loop batch last"], b: Float[Tensor, "step batch last"]
 ) -> Float[Tensor, "loop step batch"]:
-    """Of all pairs; zero where one of the two is zero."""
+    """The cosines of all pairs; zero where one of the two vectors is zero."""
     a, b = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) for x in (a, b))
     return torch.einsum("lbd,sbd->lsb", a, b.to(a))
 
 
-def _improving(prompts: Prompts, own: Tensor) -> np.ndarray:
-    """Iterations up to the one whose error is within a tenth of the way, in logarithms, to the least."""
-    error = prompts.errors(own)[..., -1].mean(1).log().cpu().numpy()
+def _improving(prompts: Prompts, of_model: Tensor) -> np.ndarray:
+    """Mark the iterations up to the one whose error is within a tenth of the way, in logarithms, to the least."""
+    error = to_numpy(prompts.errors(of_model)[..., -1].mean(1).log())
     last = int(np.argmax(error <= error.min() + 0.1 * (error[0] - error.min())))
     return np.arange(len(error)) <= max(last, 1)
 
@@ -253,7 +280,7 @@ def _improving(prompts: Prompts, own: Tensor) -> np.ndarray:
 def _rate(
     distances: Float[np.ndarray, "loop step batch"], improving: np.ndarray, resamples: int = 200
 ) -> tuple[float, float, float]:
-    """Steps a loop with its interval: the slope through zero of the best step over the loop, while it improves."""
+    """Fit steps per loop with their interval: the slope through zero of the best step, while the model improves."""
     n = distances.shape[-1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
     counts = np.concatenate([np.ones((1, n)), counts])

@@ -1,4 +1,4 @@
-"""Where attention goes, loop by loop and head by head, and when it stops changing."""
+"""Attention patterns, loop by loop and head by head: their targets, their shape, and their change between loops."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import at_least_single, bootstrap_mean
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
+LAYERS_AT_ONCE = 20  # layers of all loops whose patterns of a full batch are held at once
 SINK = 0.3  # mean mass on a token that makes it a sink, arXiv 2510.06477 and 2604.11791
 Pattern = Float[Tensor, "... query key"]
 
@@ -43,12 +44,16 @@ def run(
 
         All but ``pattern``, ``distance`` and ``uniform`` with ``_low`` and ``_high``: 95 % bootstrap intervals over
         prompts; ``sink_rate``, a share of heads, is of the mean over prompts and has none.
+
+    Raises:
+        LoopprobeError: the prompts do not fit the model.
     """
+    check(checkpoint, config)
     model = checkpoint.model
     device = checkpoint.device
     prompts = prompts.to(device)
     n_loops = config.loops or model.cfg.n_loops
-    size = max(1, min(chunk_size(device), chunk_size(device) * 20 // (n_loops * model.cfg.n_layers)))
+    size = max(1, min(chunk_size(device), chunk_size(device) * LAYERS_AT_ONCE // (n_loops * model.cfg.n_layers)))
     sums: dict[str, Tensor] = {}
     each: dict[str, list[Tensor]] = {}
     measures: dict[str, Callable[[Pattern], Tensor]] = {
@@ -59,13 +64,14 @@ def run(
         _, cache = model.run_with_cache(xs, ys, n_loops, names=["pattern", "resid_post"])
         layers = range(model.cfg.n_layers)
         patterns = torch.stack([cache.stack("pattern", layer) for layer in layers], 1)  # loop layer batch head q k
-        patterns = patterns.transpose(2, 3)  # loop layer head batch query key
-        found = {name: measure(patterns) for name, measure in measures.items()}
-        found["mass"] = query_mass(patterns, xs)
+        patterns = at_least_single(patterns.transpose(2, 3))  # loop layer head batch query key
+        measured = {name: measure(patterns) for name, measure in measures.items()}
+        measured["mass"] = query_mass(patterns, xs)
         change = (patterns[1:] - patterns[:-1]).flatten(-2).norm(dim=-1)
-        found["change"] = torch.cat([torch.full_like(patterns[:1, ..., 0, 0], torch.nan), change])
-        found["matrix_entropy"] = torch.stack([matrix_entropy(cache.stack("resid_post", layer)) for layer in layers], 1)
-        for name, values in found.items():
+        measured["change"] = torch.cat([torch.full_like(patterns[:1, ..., 0, 0], torch.nan), change])
+        streams = [at_least_single(cache.stack("resid_post", layer)) for layer in layers]
+        measured["matrix_entropy"] = torch.stack([matrix_entropy(stream) for stream in streams], 1)
+        for name, values in measured.items():
             each.setdefault(name, []).append(values.cpu())
         flat = rearrange(patterns, "loop layer head batch query key -> (layer head batch) loop (query key)")
         distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
@@ -75,8 +81,8 @@ def run(
     return _dataset(checkpoint, prompts, config, n_loops, sums, {name: torch.cat(v, -1) for name, v in each.items()})
 
 
-def check(checkpoint: Checkpoint, config: LoopsConfig) -> None:
-    """Every checkpoint has attention."""
+def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: Prompts | None = None) -> None:
+    """Accept every checkpoint: every model has attention."""
 
 
 TARGETS = ("itself", "labels", "inputs", "nearest input", "nearest label", "first token")
@@ -85,7 +91,7 @@ TARGETS = ("itself", "labels", "inputs", "nearest input", "nearest label", "firs
 def query_mass(
     patterns: Float[Tensor, "... batch pos pos"], xs: Float[Tensor, "batch n_points n_dims"]
 ) -> Float[Tensor, "... target batch"]:
-    """What the query's token attends to, of ``TARGETS``; itself, labels and inputs together are all of it."""
+    """Measure the mass of the query's attention on each of ``TARGETS``; itself, labels and inputs sum to one."""
     query = 2 * xs.shape[1] - 2
     row = patterns[..., query, : query + 1]
     if query == 0:

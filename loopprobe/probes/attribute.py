@@ -22,7 +22,7 @@ from loopprobe.evaluate import chunk_size
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.results import stamp
-from loopprobe.statistics import bootstrap_ratio
+from loopprobe.statistics import at_least_single, bootstrap_ratio, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -43,7 +43,11 @@ def run(
         * ``share``, ``low``, ``high [loop, component]``: Σ contribution · prediction / Σ prediction² over the
           prompts, with a 95 % bootstrap interval; the shares of all parts sum to 1
         * ``size [loop, component]``: root mean square of the contribution
+
+    Raises:
+        LoopprobeError: the prompts do not fit the model.
     """
+    check(checkpoint, config)
     model = checkpoint.model
     device = checkpoint.device
     prompts = prompts.to(device)
@@ -52,7 +56,7 @@ def run(
         contributions(model, xs, ys, n_loops) for xs, ys in progress(prompts.split(max(1, chunk_size(device) // 2)))
     ]
     contribution, initial, prediction = (
-        torch.cat([part[i] for part in parts], dim=-1).double().cpu().numpy() for i in range(3)
+        to_numpy(double(torch.cat([part[i] for part in parts], dim=-1))) for i in range(3)
     )
     share, low, high = bootstrap_ratio(contribution * prediction, prediction**2)
     dims = ("loop", "component")
@@ -75,12 +79,12 @@ def run(
     return stamp(data, "attribute", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: LoopsConfig) -> None:
-    """Every checkpoint can be split."""
+def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: Prompts | None = None) -> None:
+    """Accept every checkpoint: every prediction can be split."""
 
 
 def components(model: LoopedTransformer) -> list[str]:
-    """What writes towards the prediction in a loop, in the order of ``contribution``."""
+    """Name the parts that write towards the prediction in a loop, in the order of ``contribution``."""
     in_layers = [
         what
         for layer in range(model.cfg.n_layers)
@@ -96,7 +100,7 @@ def components(model: LoopedTransformer) -> list[str]:
 def contributions(
     model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int
 ) -> tuple[Float[Tensor, "loop component batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Contributions of every loop and component, of the initial state, and the prediction that they make up.
+    """Compute the contributions of every loop and component and of the initial state, and the prediction they sum to.
 
     Works back from the read-out: ``g`` is the direction of the state that is read, per prompt; through a norm with
     scale s and gain w it is (w·g − mean(w·g)) / s on the residual stream, and the offset of the norm adds b·g.
@@ -104,13 +108,14 @@ def contributions(
     query = 2 * xs.shape[1] - 2
     _, cache = model.run_with_cache(xs, ys, n_loops, names=NAMES, positions=[query])
     with torch.no_grad():
-        e = cache["hook_embed"][:, 0]
-        g = model.W_U[:, 0].expand_as(e)
+        e = at_least_single(cache["hook_embed"][:, 0])
+        g = at_least_single(model.W_U[:, 0]).expand_as(e)
+        gain, bias = (at_least_single(weight) for weight in (model.ln_final.w, model.ln_final.b))
         rows = []
         for loop in reversed(range(n_loops)):
-            offset = g @ model.ln_final.b
-            g = g * model.ln_final.w
-            g = (g - g.mean(-1, keepdim=True)) / cache[f"loops.{loop}.ln_final.hook_scale"][:, 0]
+            offset = g @ bias
+            g = g * gain
+            g = (g - g.mean(-1, keepdim=True)) / at_least_single(cache[f"loops.{loop}.ln_final.hook_scale"][:, 0])
             injected = torch.zeros_like(offset) if model.cfg.injection != "add" else einsum(e, g, "b d, b d -> b")
             rows.append(torch.stack([injected, *_in_layers(model, cache, loop, g), offset]))
             if model.cfg.injection == "multiply":
@@ -120,10 +125,14 @@ def contributions(
 
 
 def _in_layers(model: LoopedTransformer, cache: LoopCache, loop: int, g: Tensor) -> list[Float[Tensor, " batch"]]:
-    """Positions, then of each layer its heads, its attention's offset and its MLP, along the direction g."""
-    found = [einsum(cache[loop, "pos_embed"][:, 0], g, "b d, b d -> b")]
+    """Contributions along g: the positions, then for each layer its heads, its attention's offset and its MLP."""
+
+    def written(name: str, layer: int | None = None) -> Tensor:
+        return at_least_single(cache[(loop, name) if layer is None else (loop, name, layer)][:, 0])
+
+    parts = [einsum(written("pos_embed"), g, "b d, b d -> b")]
     for layer, block in enumerate(model.blocks):
-        found += list(einsum(cache[loop, "result", layer][:, 0], g, "b head d, b d -> head b"))
-        found.append(g @ block.attn.b_O)
-        found.append(einsum(cache[loop, "mlp_out", layer][:, 0], g, "b d, b d -> b"))
-    return found
+        parts += list(einsum(written("result", layer), g, "b head d, b d -> head b"))
+        parts.append(g @ at_least_single(block.attn.b_O))
+        parts.append(einsum(written("mlp_out", layer), g, "b d, b d -> b"))
+    return parts

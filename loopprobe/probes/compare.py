@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -50,12 +51,16 @@ def run(
         * ``error [example, point]``: squared error / E(y²)
         * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
         * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
-          named in ``attrs["optimum"]``
+          named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
         * where labels are signs ``right [example, point]``: whether the sign is right, and ``accuracy``,
           ``accuracy_low``, ``accuracy_high [point]``: the share of right ones
-        * of every baseline ``baseline_mean``, ``_low``, ``_high [baseline, point]``, ``baseline_accuracy`` …, and how
-          many prompts it was put to, ``baseline_prompts [baseline]``
+        * for every baseline ``baseline_mean``, ``_low``, ``_high [baseline, point]``, ``baseline_accuracy`` …, and the
+          number of prompts that it was run on, ``baseline_prompts [baseline]``
+
+    Raises:
+        LoopprobeError: there is no such baseline, or the prompts do not fit the model.
     """
+    check(checkpoint, config, prompts)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
     with torch.no_grad():
@@ -68,7 +73,7 @@ def run(
     name, best = optimum(prompts, checkpoint.config.task)
     variables: Variables = {}
     for prefix, answers in (("", predictions), ("optimum_", best)):
-        variables[prefix.rstrip("_") or "error"] = (("example", "point"), prompts.errors(answers).cpu().numpy())
+        variables[prefix.rstrip("_") or "error"] = (("example", "point"), to_numpy(prompts.errors(answers)))
         variables |= _by_point(prefix, prompts, answers, signs)
     if signs:
         variables["right"] = (("example", "point"), _right(prompts, predictions))
@@ -94,33 +99,40 @@ def run(
     return stamp(data, "compare", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: CompareConfig) -> None:
-    """Raise LoopprobeError where there is no such baseline."""
+def check(checkpoint: Checkpoint, config: CompareConfig, prompts: Prompts | None = None) -> None:
+    """Raise LoopprobeError where there is no such baseline, or it needs what is not installed."""
     check_baselines(config.baselines)
 
 
 def _by_point(prefix: str, prompts: Prompts, answers: Tensor, signs: bool) -> Variables:
     """Mean error at every point with its interval, and accuracy where labels are signs."""
-    errors = prompts.errors(answers).cpu().numpy()
+    errors = to_numpy(prompts.errors(answers))
     names = [prefix + part for part in ("mean", "low", "high")]
-    found: Variables = {name: (("point",), value) for name, value in zip(names, bootstrap_mean(errors.T), strict=True)}
+    variables: Variables = {
+        name: (("point",), value) for name, value in zip(names, bootstrap_mean(errors.T), strict=True)
+    }
     if signs:
-        found |= with_ends(f"{prefix}accuracy", ("point",), bootstrap_mean(_right(prompts, answers).T))
-    return found
+        variables |= with_ends(f"{prefix}accuracy", ("point",), bootstrap_mean(_right(prompts, answers).T))
+    return variables
 
 
 def _right(prompts: Prompts, answers: Tensor) -> np.ndarray:
-    return ((answers > 0) == (prompts.ys > 0)).cpu().numpy()
+    return to_numpy((answers > 0).cpu() == (prompts.ys > 0).cpu())
 
 
-_KEPT: dict[tuple[str, str], Tensor] = {}  # what a baseline said to prompts: models of one task share them
+MOST_ANSWERS = 16  # answers of baselines that are remembered: those of every baseline on two sets of prompts
+_ANSWERS: OrderedDict[tuple[str, str], Tensor] = OrderedDict()  # models of one task share them; the oldest goes first
 
 
 def _baseline(name: str, prompts: Prompts, config: CompareConfig, signs: bool, progress: Progress) -> Variables:
     baseline = BASELINES[name]
-    put_to = prompts[: config.baseline_prompts] if baseline.slow else prompts
-    key = name, hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in put_to)).hexdigest()
-    if key not in _KEPT:
-        _KEPT[key] = baseline.predict(put_to, progress).cpu()
-    found = _by_point("baseline_", put_to, _KEPT[key].to(put_to.ys), signs)
-    return found | {"baseline_prompts": ((), np.array(len(put_to.ys)))}
+    asked = prompts[: config.baseline_prompts] if baseline.slow else prompts
+    content = b"".join(to_numpy(part).tobytes() for part in asked)
+    key = name, hashlib.sha256(content + repr(asked.xs.shape).encode()).hexdigest()
+    answers = _ANSWERS.pop(key) if key in _ANSWERS else baseline.predict(asked, progress).cpu()
+    _ANSWERS[key] = answers
+    answers = answers.to(at_least_single(asked.ys).dtype)
+    while len(_ANSWERS) > MOST_ANSWERS:
+        _ANSWERS.popitem(last=False)
+    of_baseline = _by_point("baseline_", asked, answers, signs)
+    return of_baseline | {"baseline_prompts": ((), np.array(len(asked.ys)))}

@@ -10,13 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
-from loopprobe.dynamics.limits import WINDOW
+from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.results import stamp
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -27,10 +27,11 @@ class ConvergeConfig:
 
     Attributes:
         loops: iterations; errors after every one of them come out.
-        states: prompts whose states are followed, token by token; 0 for none.
-        far: iterations after which their trajectories count as at their end.
-        tolerance: within which one has settled: relative for states, in units of √E(y²) for predictions.
-        trajectories: whether what was followed is kept token by token in every loop (megabytes), or only its end.
+        states: the number of prompts whose states are followed, token by token; 0 for none.
+        far: the number of iterations after which a trajectory counts as at its end.
+        tolerance: the distance within which a trajectory has settled, relative for states and in units of √E(y²) for
+            predictions.
+        trajectories: whether the dataset holds every token in every loop (megabytes), or only their ends.
     """
 
     loops: PositiveInt = 500
@@ -62,13 +63,13 @@ def run(
         * ``mean``, ``low``, ``high [loop]``: its mean with a 95 % bootstrap interval
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
-          task, named in ``attrs["optimum"]``
-        * with ``states``, all that ``follow_states`` finds of that many prompts
+          task, named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
+        * with ``states``, everything that ``follow_states`` measures on that many prompts
 
     Raises:
-        LoopprobeError: the model is not looped, or the prompts do not fit it.
+        LoopprobeError: the model is not looped, the prompts do not fit it, or its states are in half precision.
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
     n_prompts, n_points = prompts.ys.shape
@@ -77,12 +78,12 @@ def run(
     done = 0
     with torch.no_grad():
         for batch in progress(prompts.split(chunk_size(prompts.xs.device))):
-            squared = batch.errors(model(*batch, config.loops)).cpu().numpy()
+            squared = to_numpy(batch.errors(model(*batch, config.loops)))
             errors[:, done : done + squared.shape[1]] = squared[..., -1]
             by_point += squared.sum(axis=1, dtype=np.float64)
             done += squared.shape[1]
     name, best = optimum(prompts, checkpoint.config.task)
-    best_error = prompts.errors(best).cpu().numpy()
+    best_error = to_numpy(prompts.errors(best))
     mean, low, high = bootstrap_mean(errors)
     data = xr.Dataset(
         {
@@ -110,6 +111,8 @@ def run(
     return stamp(data, "converge", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: ConvergeConfig) -> None:
-    """Raise LoopprobeError where the loop count of the model cannot vary."""
+def check(checkpoint: Checkpoint, config: ConvergeConfig, prompts: Prompts | None = None) -> None:
+    """Raise LoopprobeError where the loop count of the model cannot vary, or limits of its states cannot be told."""
     require_looped(checkpoint)
+    if config.states:
+        require_calibrated(checkpoint.model.W_pos.dtype)

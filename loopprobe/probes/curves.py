@@ -19,16 +19,17 @@ from loopprobe.types import Progress
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
 class CurvesConfig:
-    """Nothing to choose: the whole training is shown."""
+    """No options: the whole training is shown."""
 
 
 def run(checkpoint: Checkpoint, prompts: Prompts, config: CurvesConfig, progress: Progress | None = None) -> xr.Dataset:
-    """The rows of metrics.jsonl.
+    """Read the rows of metrics.jsonl.
 
     Returns:
         A dataset over ``step``: ``loss`` (mean squared error over points and window, of the training prompts),
         ``error`` (at the query, divided by the active dimensions), ``dims``, ``points``, ``loops`` and ``seconds``.
     """
+    check(checkpoint, config, prompts)
     rows = _rows(checkpoint)
     columns: dict[str, Any] = {
         name: ("step", np.array([row[name] for row in rows])) for name in rows[0] if name != "step"
@@ -41,7 +42,7 @@ def run(checkpoint: Checkpoint, prompts: Prompts, config: CurvesConfig, progress
     return stamp(data, "curves", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: CurvesConfig) -> None:
+def check(checkpoint: Checkpoint, config: CurvesConfig, prompts: Prompts | None = None) -> None:
     """Raise LoopprobeError where the training is not recorded."""
     _rows(checkpoint)
 

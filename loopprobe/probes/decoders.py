@@ -1,4 +1,4 @@
-"""What states are decoded into, and small networks that decode it from all tokens."""
+"""The targets that states are decoded into, and small networks that decode them from all tokens."""
 
 from __future__ import annotations
 
@@ -13,42 +13,46 @@ from torch import Tensor
 from loopprobe import algorithms
 from loopprobe.algorithms import Problem
 from loopprobe.probes.ridge import States
+from loopprobe.statistics import double
 from loopprobe.tasks import Prompts
+from loopprobe.types import Progress
 
+BATCH = 64  # prompts in a step of training
 NETWORKS = ("on the pooled state", "at every token, then pooled")
 
 
 def targets_of(prompts: Prompts, steps: list[int]) -> dict[str, Float[Tensor, "iteration batch pos width"]]:
-    """What might be in the state of a token, by name: [1 or iteration, batch, pos, width], the query's label left out.
+    """Compute what the state of a token might hold, by name: [1 or iteration, batch, pos, width], in float64.
 
-    A token of point i has seen i examples at its input and i + 1 at its label; moments and weights are of these. The
-    prediction is that of least squares for the point itself, from the examples before it.
+    The query's label is left out. A token of point i has seen i examples at its input and i + 1 at its label; moments
+    and weights are those of these examples. The prediction is that of least squares for the point itself, from the
+    examples before it. ``w, true`` is there only where the prompts have weights.
 
     Args:
         prompts: the prompts.
-        steps: of gradient descent (with its best rate) that each iteration is held against.
+        steps: for each iteration, the steps of gradient descent (with its best rate) that it is compared with.
     """
     problem = Problem.of(prompts)
     full = problem.solution()
     descent = torch.stack(list(algorithms.gradient_descent(problem, max(steps), algorithms.best_rate(problem))))[steps]
     n_points = prompts.ys.shape[1]
-    tokens = torch.arange(2 * n_points - 1, device=prompts.ys.device)
+    tokens = torch.arange(2 * n_points - 1, device=full.device)
     point, seen = tokens // 2, (tokens + 1) // 2
-    previous = F.pad(prompts.ys.double(), (1, 0))[:, :-1]
-    found = {
+    previous = F.pad(double(prompts.ys), (1, 0))[:, :-1]
+    targets = {
         "XᵀY": problem.first[:, seen][None],
         "w, least squares": full[:, seen][None],
         "w, gradient descent": descent[:, :, seen],
     }
     if prompts.weights is not None:
-        found["w, true"] = prompts.weights.double()[:, None].expand(-1, len(tokens), -1)[None]
-    found["prediction, least squares"] = problem.predict(full)[:, point, None][None]
-    found["label before"] = previous[:, point, None][None]
-    return found
+        targets["w, true"] = double(prompts.weights)[:, None].expand(-1, len(tokens), -1)[None]
+    targets["prediction, least squares"] = problem.predict(full)[:, point, None][None]
+    targets["label before"] = previous[:, point, None][None]
+    return targets
 
 
 def with_ones(prompts: Prompts) -> Prompts:
-    """The same inputs with all weights equal to one: the reference's control task (Yang et al., section 5.3)."""
+    """Replace the labels by those of weights that are all one: the reference's control (Yang et al., section 5.3)."""
     weights = torch.ones_like(prompts.xs[:, 0])
     return Prompts(prompts.xs, prompts.xs.sum(-1), prompts.origin | {"weights": "ones"}, prompts.scale, weights)
 
@@ -61,21 +65,24 @@ def train_network(
     hidden: int = 128,
     steps: int = 600,
     learning_rate: float = 3e-3,
+    progress: Progress = lambda steps: steps,
 ) -> Callable[[States], Float[Tensor, "iteration batch width"]]:
-    """Train a network of two layers an iteration, all at once, with learned weights of the positions.
+    """Train a network of two layers for each iteration, all at once, with learned weights of the positions.
 
     On the pooled state it reads the weighted mean of the states (Yang et al., section 5.3, after Akyürek et al.
     2022); at every token, its first layer comes before the mean, so that products within a token can be formed
     (Zaheer et al. 2017).
 
     Args:
-        states: of the training prompts.
-        target: [1 or iteration, batch, width].
+        states: states of the training prompts.
+        target: their targets, [1 or iteration, batch, width].
         kind: one of ``NETWORKS``.
-        hidden, steps, learning_rate: of the network and its training with AdamW in batches of 64.
+        hidden: the width of the network.
+        steps, learning_rate: its training, with AdamW in batches of 64.
+        progress: wraps the steps.
     """
     generator = torch.Generator().manual_seed(0)
-    states, target = states.float(), target.float()
+    states, target = states.float(), target.float().to(states.device)
     mean, std = states.mean((1, 2), keepdim=True), states.std((1, 2), keepdim=True)
     centre, size = target.mean(1, keepdim=True), target.std((1, 2), keepdim=True).clamp_min(1e-6)
     n_iterations, n_prompts, n_pos, d_model = states.shape
@@ -104,10 +111,10 @@ def train_network(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     wanted = ((target - centre) / size).expand(n_iterations, -1, -1)
     with torch.enable_grad():
-        for step in range(steps):
+        for step in progress(range(steps)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * min(1.0, 2 * (steps - step) / steps)
-            chosen = torch.randint(n_prompts, (64,), generator=generator).to(states.device)
+            chosen = torch.randint(n_prompts, (BATCH,), generator=generator).to(states.device)
             x = (states[:, chosen] - mean) / std
             loss = (raw(x) - wanted[:, chosen]).square().mean((1, 2)).sum()
             optimizer.zero_grad()

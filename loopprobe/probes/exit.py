@@ -20,7 +20,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import require_looped
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -49,7 +49,7 @@ class ExitConfig:
 def run(
     checkpoint: Checkpoint, prompts: Prompts, config: ExitConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
-    """Loops used and error made by every rule.
+    """Measure the loops that every rule uses and the error that it makes.
 
     Returns:
         A dataset with dims ``rule_setting``, ``loop`` (from 1) and ``example``:
@@ -59,20 +59,20 @@ def run(
         * ``by_budget``, ``by_budget_low``, ``by_budget_high [loop]``: the error when all prompts stop after that loop
         * coordinates ``rule`` and ``setting [rule_setting]``
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
     query = 2 * prompts.xs.shape[1] - 2
     labels, used, errors, budget = _settings(config), [], [], []
     for batch in progress(prompts.split(chunk_size(prompts.xs.device))):
         predictions, cache = model.run_with_cache(batch.xs, batch.ys, config.loops, names="hook_z", positions=[query])
-        z, answer = cache.stack("z")[:, :, 0], predictions[..., -1]
+        z, answer = at_least_single(cache.stack("z")[:, :, 0]), at_least_single(predictions[..., -1])
         error = batch.errors(predictions)[..., -1]
         stops = [_first(holds, config.loops) for holds in _holding(config, z, answer / prompts.scale**0.5)]
         used.append(torch.stack(stops).cpu())
         errors.append(torch.stack([error.gather(0, stop[None] - 1)[0] for stop in stops]).cpu())
         budget.append(error.cpu())
-    loops_used, error_made, by_budget = (torch.cat(parts, -1).numpy() for parts in (used, errors, budget))
+    loops_used, error_made, by_budget = (to_numpy(torch.cat(parts, -1)) for parts in (used, errors, budget))
     mean, low, high = bootstrap_mean(error_made)
     data = xr.Dataset(
         {
@@ -95,8 +95,8 @@ def run(
     return stamp(data, "exit", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: ExitConfig) -> None:
-    """Raise LoopprobeError where there is nothing to stop."""
+def check(checkpoint: Checkpoint, config: ExitConfig, prompts: Prompts | None = None) -> None:
+    """Raise LoopprobeError where the model has no loop to stop, or no rule has a setting."""
     require_looped(checkpoint)
     if config.loops < 2 or not (config.state_steps or config.prediction_steps or config.repeats):
         raise LoopprobeError(f"loops ({config.loops}) must be at least 2, with a setting of a rule: raise it")
@@ -110,19 +110,19 @@ def _settings(config: ExitConfig) -> list[tuple[str, float]]:
 def _holding(
     config: ExitConfig, z: Float[Tensor, "loop batch d_model"], answer: Float[Tensor, "loop batch"]
 ) -> list[Bool[Tensor, "loop batch"]]:
-    """Whether each rule holds after each loop; none holds after the first."""
+    """Test each rule after each loop; no rule holds after the first."""
     never = torch.zeros_like(answer[:1], dtype=torch.bool)
     step = (z[1:] - z[:-1]).norm(dim=-1) / z[1:].norm(dim=-1)
     move = (answer[1:] - answer[:-1]).abs()
-    found = [torch.cat([never, step <= setting]) for setting in config.state_steps]
-    found += [torch.cat([never, move <= setting]) for setting in config.prediction_steps]
+    held = [torch.cat([never, step <= setting]) for setting in config.state_steps]
+    held += [torch.cat([never, move <= setting]) for setting in config.prediction_steps]
     same = torch.cat([never, move <= config.same]).int()
     runs = torch.zeros_like(same)  # for how many loops the answer has been the same
     for loop in range(1, len(same)):
         runs[loop] = (runs[loop - 1] + 1) * same[loop]
-    return [*found, *(runs >= k for k in config.repeats)]
+    return [*held, *(runs >= k for k in config.repeats)]
 
 
 def _first(holds: Bool[Tensor, "loop batch"], most: int) -> Tensor:
-    """The loops run when the rule first holds, or all of them."""
+    """Count the loops until the rule first holds, or all of them."""
     return torch.where(holds.any(0), holds.int().argmax(0) + 1, most)

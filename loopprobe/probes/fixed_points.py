@@ -1,4 +1,4 @@
-"""Fixed points of the loop found directly, stable or not, and the loop map around them."""
+"""Direct search for fixed points of the loop, stable or not, and the loop map around them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from loopprobe.dynamics.spectrum import leading_singular_values, lyapunov_expone
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.loops import require_looped
 from loopprobe.results import stamp
+from loopprobe.statistics import to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
 class FixedPointsConfig:
-    """Where fixed points are searched for, and how.
+    """The starts of the search for fixed points, and its solver.
 
     Attributes:
         method: the solver.
-        random_starts: searches from random states, besides the one from the loop's own end.
-        far: loops to the loop's own end.
-        tolerance: of ‖F(x) − x‖ / ‖x‖.
-        same: relative distance within which two are one fixed point.
-        max_iterations: of the solver.
-        eigenvalues: how many of the largest are kept.
-        lyapunov_steps: loops over which exponents are measured; 0 for none.
-        seed: of the random states.
+        random_starts: the number of searches from random states, besides the one from the end of the loop itself.
+        far: the number of loops after which the loop itself counts as at its end.
+        tolerance: the largest ‖F(x) − x‖ / ‖x‖ of a fixed point.
+        same: the relative distance within which two states are one fixed point.
+        max_iterations: the most iterations of the solver.
+        eigenvalues: the number of the largest eigenvalues that the dataset holds.
+        lyapunov_steps: the number of loops over which exponents are measured; 0 for none.
+        seed: the seed of the random states.
     """
 
     method: Literal["newton_krylov", "anderson"] = "newton_krylov"
@@ -59,21 +60,22 @@ def run(
         A dataset with dims ``example``, ``start`` (0: the mean of the last 128 loops; the others random),
         ``eigenvalue`` and ``position``:
 
-        * ``status [example, start]``, ``residual`` (‖F(x) − x‖ / ‖x‖), ``iterations``, ``evaluations``, and of what
-          was found ``distance`` (to the loop's last state, relative) and ``error`` (squared at the query / E(y²));
-          missing where none was found
-        * ``distinct [example]``: fixed points found, those within ``same`` counted once; ``limit_is_fixed [example]``:
-          whether the loop's end is one of them
+        * ``status [example, start]`` (a name of ``dynamics.solve.Status``; its attribute ``sentences`` says what each
+          means), ``residual`` (‖F(x) − x‖ / ‖x‖), ``iterations``, ``evaluations``, and of fixed points ``distance``
+          (to the last state of the loop, relative) and ``error`` (squared at the query / E(y²)); missing where the
+          search ended without one
+        * ``distinct [example]``: the number of fixed points, those within ``same`` counted once; ``limit_is_fixed
+          [example]``: whether the end of the loop is one of them
         * ``eigenvalue_real``, ``eigenvalue_imag [example, eigenvalue]``: the largest of the Jacobian at the fixed point
-          found from the end, ``eigenvalue_position``: the token whose block each belongs to; ``singular_value
-          [example]``: the largest growth in one loop there
+          that the search from the end leads to, missing beyond those that it has; ``eigenvalue_position``: the token
+          whose block each belongs to; ``singular_value [example]``: the largest growth in one loop there
         * ``moves [example]``: whether any token of the loop's end moves; ``lyapunov [example]``: its largest
           exponent, a loop; ``loop_error [example]``: mean error of the last 128 loops
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     system = LoopMap.of(checkpoint.model, prompts, torch.float64)
     n_prompts = len(prompts.xs)
-    ys = prompts.ys[:, -1].to(system.e)
+    ys = prompts.ys[:, -1].to(system.e.device).to(system.e.dtype)
     late, read = run_late(system, config.far)
     limit, _ = classify(features(late), calibrate(torch.float32))
     generator = torch.Generator().manual_seed(config.seed)
@@ -82,7 +84,7 @@ def run(
         noise = torch.randn(late[-1].shape, generator=generator, dtype=torch.float64).to(late)
         starts.append(noise * late[-1].square().mean().sqrt())
     shape = (n_prompts, len(starts))
-    found = {name: np.full(shape, np.nan) for name in ("residual", "iterations", "evaluations", "distance", "error")}
+    measured = {name: np.full(shape, np.nan) for name in ("residual", "iterations", "evaluations", "distance", "error")}
     status = np.full(shape, "", dtype=object)
     eigenvalues = np.full((n_prompts, config.eigenvalues), np.nan, dtype=complex)
     positions, singular = np.full(eigenvalues.shape, -1), np.full(n_prompts, np.nan)
@@ -95,24 +97,25 @@ def run(
             solution = solve(one, start[i : i + 1], config.method, **options)  # type: ignore[arg-type]
             status[i, j] = solution.status[0].name
             for name in ("residual", "iterations", "evaluations"):
-                found[name][i, j] = getattr(solution, name)[0]
+                measured[name][i, j] = getattr(solution, name)[0]
             if solution.status[0] is not Status.FOUND:
                 continue
             states.append(solution.state[0])
-            found["distance"][i, j] = (solution.state - end).norm() / end.norm()
-            found["error"][i, j] = (one.read(solution.state)[0, -1] - ys[i]).square().item() / prompts.scale
+            measured["distance"][i, j] = (solution.state - end).norm() / end.norm()
+            measured["error"][i, j] = (one.read(solution.state)[0, -1] - ys[i]).square().item() / prompts.scale
             if j == 0:
-                eigenvalues[i], positions[i] = _largest(position_spectra(one, solution.state)[0], config.eigenvalues)
+                largest, tokens = _largest(position_spectra(one, solution.state)[0], config.eigenvalues)
+                eigenvalues[i, : len(largest)], positions[i, : len(tokens)] = largest, tokens
                 singular[i] = leading_singular_values(one, solution.state, 1)[0, 0]
         counts[i] = len(distinct(torch.stack(states), config.same)) if states else 0
-        is_fixed[i] = bool((found["distance"][i] <= config.same).any())
+        is_fixed[i] = bool((measured["distance"][i] <= config.same).any())
     moves = (limit != Limit.FIXED).any(1)
     exponents = np.full(n_prompts, np.nan)
     if config.lyapunov_steps:
-        exponents = lyapunov_exponents(system, late[-1], config.lyapunov_steps, k=1)[0][:, 0].cpu().numpy()
+        exponents = _largest_exponents(system, late[-1], config.lyapunov_steps)
     of_start, of_prompt = ("example", "start"), ("example",)
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-        name: (of_start, values) for name, values in found.items()
+        name: (of_start, values) for name, values in measured.items()
     }
     variables |= {
         "status": (of_start, status.astype(str)),
@@ -122,15 +125,17 @@ def run(
         "eigenvalue_imag": (("example", "eigenvalue"), eigenvalues.imag),
         "eigenvalue_position": (("example", "eigenvalue"), positions),
         "singular_value": (of_prompt, singular),
-        "moves": (of_prompt, moves.cpu().numpy()),
+        "moves": (of_prompt, to_numpy(moves)),
         "lyapunov": (of_prompt, exponents),
-        "loop_error": (of_prompt, ((read[..., -1] - ys).square().mean(0) / prompts.scale).cpu().numpy()),
+        "loop_error": (of_prompt, to_numpy((read[..., -1] - ys).square().mean(0) / prompts.scale)),
     }
+    sentences = "; ".join(f"{one.name}: {one.value}" for one in Status)
     data = xr.Dataset(variables, coords={"model": checkpoint.label}, attrs={"trained_loops": system.model.cfg.n_loops})
+    data["status"].attrs["sentences"] = sentences
     return stamp(data, "fixed_points", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: FixedPointsConfig) -> None:
+def check(checkpoint: Checkpoint, config: FixedPointsConfig, prompts: Prompts | None = None) -> None:
     """Raise LoopprobeError where the model is not looped, or an option cannot be used."""
     require_looped(checkpoint)
     noise = 10 * torch.finfo(torch.float64).eps
@@ -145,4 +150,14 @@ def check(checkpoint: Checkpoint, config: FixedPointsConfig) -> None:
 def _largest(spectra: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k eigenvalues of largest modulus of all tokens, and their tokens."""
     order = spectra.abs().flatten().argsort(descending=True)[:k]
-    return spectra.flatten()[order].cpu().numpy(), (order // spectra.shape[1]).cpu().numpy()
+    return to_numpy(spectra.flatten()[order]), to_numpy(order // spectra.shape[1])
+
+
+def _largest_exponents(system: LoopMap, z: Tensor, n_steps: int) -> np.ndarray:
+    """The largest Lyapunov exponent of every prompt's loop from z on; missing where the state is not finite."""
+    exponents = np.full(len(z), np.nan)
+    finite = torch.isfinite(z).flatten(1).all(1)
+    if finite.any():
+        some = LoopMap(system.model, system.e[finite])
+        exponents[to_numpy(finite)] = to_numpy(lyapunov_exponents(some, z[finite], n_steps, k=1)[0][:, 0])
+    return exponents

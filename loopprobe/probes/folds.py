@@ -36,13 +36,13 @@ class FoldsConfig:
 def run(
     checkpoint: Checkpoint, prompts: Prompts, config: FoldsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
-    """Put a model to as many prompts of each table as were given, of the same seed, from rows that no training draws.
+    """Run a model on as many prompts of each table as were given, of the same seed, from rows that no training draws.
 
     Returns:
         What ``compare`` measures, with a dim ``table`` before the others; and ``trained_on [table]``, whether the
         model's training drew from this table.
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     seed = prompts.origin.get("held_out_seed", 0)
     asked = compare.CompareConfig(loops=config.loops, baselines=config.baselines)
     parts = [
@@ -56,7 +56,7 @@ def run(
     return stamp(data, "folds", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: FoldsConfig) -> None:
+def check(checkpoint: Checkpoint, config: FoldsConfig, prompts: Prompts | None = None) -> None:
     """Raise LoopprobeError where a table cannot be used or has labels that are no classes, or there is no baseline."""
     check_baselines(config.baselines)
     if not config.tables:

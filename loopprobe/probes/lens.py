@@ -1,9 +1,9 @@
-"""The answer that stands in the residual stream: the read-out put to it after every loop, layer and sublayer.
+"""The answer in the residual stream, read after every loop, layer and sublayer.
 
-With the final norm it is the model's own read-out (logit lens: nostalgebraist 2020; Belrose et al., arXiv
-2303.08112, section 2); without, the residual stream is read as it is; tuned, an affine map a site and point,
-fitted on other prompts to the model's final answer (the tuned lens of the same paper, whose map here ends in the
-one number that is read).
+Three lenses read it. With the final norm, the lens is the model's read-out (the logit lens: nostalgebraist 2020;
+Belrose et al., arXiv 2303.08112, section 2). Without the norm, the read-out is applied to the residual stream as it is.
+The tuned lens is an affine map for each site and point, fitted on other prompts to the model's final answer (the tuned
+lens of the same paper, whose map here ends in the one number that is read).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
+from loopprobe.probes.loops import training_prompts
 from loopprobe.probes.ridge import Ridge, with_one
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import at_least_single, bootstrap_mean, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -41,8 +42,8 @@ class LensConfig:
 
     Attributes:
         loops: iterations; the answer after the last is the final answer. None: as many as trained.
-        train_prompts: prompts that the tuned lens is fitted on, of a seed of their own.
-        ridge: its penalty, relative to the mean variance of the residual stream.
+        train_prompts: the number of further prompts that the tuned lens is fitted on, drawn from another seed.
+        ridge: the penalty of the fit, relative to the mean variance of the residual stream.
     """
 
     loops: PositiveInt | None = None
@@ -51,9 +52,20 @@ class LensConfig:
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: LensConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    config: LensConfig,
+    progress: Progress = lambda steps: steps,
+    *,
+    training: Prompts | None = None,
 ) -> xr.Dataset:
     """Read the residual stream at the x positions, at every site of every loop.
+
+    Args:
+        checkpoint, prompts, config: the model, the prompts, and the options.
+        progress: wraps the batches.
+        training: prompts that the tuned lens is fitted on, all of them; None: ``train_prompts`` more of the model's
+            task, which the prompts must be of.
 
     Returns:
         A dataset with dims ``lens`` (final norm, no norm, tuned), ``loop`` (iterations done, from 1), ``site`` (input
@@ -62,33 +74,39 @@ def run(
 
         * ``error``: of the answer that is read; ``to_final``: its distance to the model's final answer, of the tuned
           lens on prompts that it was not fitted on; ``to_optimum``: to the attainable optimum,
-          ``attrs["optimum"]``
+          ``attrs["optimum"]``, missing where the prompts do not say which task they are from
         * ``query_error``, ``query_to_final``, ``query_to_optimum`` without ``point``, with ``_low`` and ``_high``:
           at the query, with 95 % bootstrap intervals
+
+        ``attrs["fitted_on"]`` says on which prompts the tuned lens is fitted.
+
+    Raises:
+        LoopprobeError: further prompts are neither given nor known how to draw, or prompts do not fit the model.
     """
+    check(checkpoint, config)
     model = checkpoint.model
     device = checkpoint.device
     prompts = prompts.to(device)
     n_loops = config.loops or model.cfg.n_loops
     seed = prompts.origin.get("held_out_seed", 0) + 1
-    training = checkpoint.more_like(prompts, config.train_prompts, seed)
+    training, fitted_on = training_prompts(checkpoint, prompts, config.train_prompts, seed, training)
     size = chunk_size(device)
     steps = [(part, batch) for part in (training, prompts) for batch in part.split(size)]
     fits = [Ridge(config.ridge) for _ in range(n_loops)]
-    maps: Float[Tensor, "loop site point d_model+1"] | None = None
+    maps: Float[Tensor, "loop site point affine"] | None = None
     distances: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
     name, best = optimum(prompts, checkpoint.config.task)
-    targets = iter(best.to(device, prompts.ys.dtype).split(size))
+    targets = iter(best.split(size))
     with torch.no_grad():
         for part, (xs, ys) in progress(steps):
-            final = model(xs, ys, n_loops, keep_loops=1)[0]
+            final = at_least_single(model(xs, ys, n_loops, keep_loops=1)[0])
             if part is training:
                 _at_sites(model, xs, ys, n_loops, partial(_fit, fits, final))
                 continue
             maps = _maps(fits) if maps is None else maps
             read = _read(model, xs, ys, n_loops, maps)
-            against = torch.stack([ys, final, next(targets)])[:, None, None, None]
-            distances.append(((read - against).square() / prompts.scale).cpu().numpy())
+            against = torch.stack([part.to(read) for part in (ys, final, next(targets))])[:, None, None, None]
+            distances.append(to_numpy((read - against).square() / prompts.scale))
     every = np.concatenate(distances, axis=4)
     dims = ("lens", "loop", "site")
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
@@ -105,21 +123,21 @@ def run(
             "point": np.arange(every.shape[-1]),
             "model": checkpoint.label,
         },
-        attrs={"trained_loops": model.cfg.n_loops, "optimum": name, "train_prompts_seed": seed},
+        attrs={"trained_loops": model.cfg.n_loops, "optimum": name, "train_prompts_seed": seed, "fitted_on": fitted_on},
     )
     for variable in data:
         data[variable].attrs["units"] = "squared difference / E(y²)"
     return stamp(data, "lens", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: LensConfig) -> None:
-    """Every checkpoint can be read."""
+def check(checkpoint: Checkpoint, config: LensConfig, prompts: Prompts | None = None) -> None:
+    """Accept every checkpoint: every residual stream can be read."""
 
 
 def layer_readings(
     model: LoopedTransformer, training: Prompts, ridge: float = 1e-4
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function from prompts to predictions [layer, batch, point], read after every layer of the only loop.
+    """Make a function from prompts to predictions [layer, batch, point], read after every layer of the only loop.
 
     Each layer has its own affine map, fitted on ``training`` to the model's answer (the tuned lens).
     """
@@ -130,25 +148,25 @@ def layer_readings(
     maps = _maps(fits)[0, 2::2]
 
     def read(xs: Tensor, ys: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        _at_sites(model, xs, ys, 1, lambda loop, sites: found.append(sites[2::2]))
-        return einsum(with_one(found[0]), maps, "layer batch point d, layer point d -> layer batch point")
+        streams: list[Tensor] = []
+        _at_sites(model, xs, ys, 1, lambda loop, sites: streams.append(sites[2::2]))
+        return einsum(with_one(streams[0]), maps, "layer batch point d, layer point d -> layer batch point")
 
     return read
 
 
 def _fit(fits: list[Ridge], answer: Float[Tensor, "batch point"], loop: int, sites: Sites) -> None:
-    fits[loop].add(sites, {"answer": answer.double()[None, :, :, None]})
+    fits[loop].add(sites, {"answer": double(answer)[None, :, :, None]})
 
 
-def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point d_model+1"]:
+def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point affine"]:
     return torch.stack([fit.solve()["answer"][..., 0] for fit in fits])
 
 
 def _at_sites(
     model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int, use: Callable[[int, Sites], None]
 ) -> None:
-    """Hand the residual stream at the x positions to ``use``, loop by loop."""
+    """Call ``use`` with the residual stream at the x positions, loop by loop."""
     sites: list[Tensor] = []
 
     def note(x: Tensor, hook: LoopHookPoint) -> None:
@@ -170,7 +188,7 @@ def _read(
 
     def use(loop: int, sites: Sites) -> None:
         tuned = einsum(with_one(sites), maps[loop], "site batch point d, site point d -> site batch point")
-        plain = [model.read_out(x).squeeze(-1) for x in (model.ln_final(sites), sites)]
+        plain = [at_least_single(model.read_out(x).squeeze(-1)) for x in (model.ln_final(sites), sites)]
         read.append(torch.stack([*plain, tuned.to(plain[0])]))
 
     _at_sites(model, xs, ys, n_loops, use)

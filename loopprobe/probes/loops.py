@@ -1,14 +1,18 @@
-"""What probes share: the option of a loop count, and what they ask of loops and tokens."""
+"""What probes share: the option of a loop count, and their demands on loops, tokens and prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from pydantic import ConfigDict, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from loopprobe.baselines.optimal import is_of
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
+from loopprobe.tasks import Prompts
+
+STRIDE = 20  # tokens between those that are shown where nobody has chosen
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
@@ -36,34 +40,77 @@ def require_loops_or_layers(checkpoint: Checkpoint, loops: int | None) -> None:
         raise LoopprobeError(f"{checkpoint.label} is not looped: its layers are its iterations; leave out loops")
 
 
-def require_tokens(positions: Collection[int] | None, query: int) -> None:
-    """Raise LoopprobeError where a token stands behind the query's, and so cannot matter to it."""
-    if positions is not None and max(positions) > query:
-        raise LoopprobeError(f"position {max(positions)} must be at most {query}, the query's token")
+def points_of(checkpoint: Checkpoint, prompts: Prompts | None) -> int:
+    """How many points the prompts have; where there are none yet, the most that the model can read."""
+    return checkpoint.config.model.n_points if prompts is None else prompts.ys.shape[1]
 
 
-def resolve_tokens(positions: Collection[int | str], n_points: int) -> tuple[int, ...]:
-    """Tokens by number: negative ones count from the end, ``query`` is the query's.
+def chosen_tokens(positions: Sequence[int], n_points: int, *, until_query: bool = True) -> list[int]:
+    """Resolve positions to tokens, counted from 0, each once and in the order given.
 
     Args:
-        positions: as a user gives them.
-        n_points: of a prompt, the query's included; each has two tokens.
+        positions: tokens of the prompt; a negative one counts from the end, so that -2 is the query's token.
+        n_points: points of the prompt, of two tokens each.
+        until_query: whether the query's token is the last that matters, since no prediction sees the query's label.
 
     Raises:
-        LoopprobeError: there is no such token.
+        LoopprobeError: the prompt has no such token, or it stands behind the query's.
     """
-    n_tokens, tokens = 2 * n_points, []
+    n_tokens = 2 * n_points
+    last, its_name = (n_tokens - 2, "the query's token") if until_query else (n_tokens - 1, "the last token")
+    if not positions:
+        raise LoopprobeError(f"positions must not be empty: name at least one token from 0 to {last}")
     for position in positions:
-        number = n_tokens - 2 if position == "query" else position
-        if not isinstance(number, int) or isinstance(number, bool) or not -n_tokens <= number < n_tokens:
+        if not -n_tokens <= position <= last or position % n_tokens > last:
             raise LoopprobeError(
-                f"position {position} is no token of a prompt of {n_points} points: give 0 to {n_tokens - 1}, "
-                f"-{n_tokens} to -1, or query, which is {n_tokens - 2}"
+                f"position {position} must be at most {last}, {its_name}: choose from 0 to {last}, or from the end "
+                f"{last - n_tokens} to -{n_tokens}"
             )
-        tokens.append(number % n_tokens)
-    return tuple(dict.fromkeys(tokens))
+    return list(dict.fromkeys(position % n_tokens for position in positions))
 
 
 def some_tokens(query: int) -> list[int]:
     """A few inputs, their labels, and the query's token: what is shown where nobody has chosen."""
-    return sorted({*range(0, query, 20), *range(1, query, 20), query})
+    return sorted({*range(0, query, STRIDE), *range(1, query, STRIDE), query})
+
+
+def require_training(checkpoint: Checkpoint, prompts: Prompts, training: Prompts | None) -> None:
+    """Raise LoopprobeError where a fit needs further prompts and nothing says how to draw them, or they do not match.
+
+    Args:
+        checkpoint: its task is that from which further prompts are drawn.
+        prompts: those that the probe is run on.
+        training: further prompts that the user gives; None: they are drawn.
+    """
+    if training is None:
+        if not is_of(prompts, checkpoint.config.task):
+            raise LoopprobeError(
+                f"these prompts are not known to be of the task of {checkpoint.label} "
+                f"({checkpoint.config.task.name}), so no further ones can be drawn to fit on: give training=, other "
+                "prompts of the same kind"
+            )
+    elif training.xs.shape[1:] != prompts.xs.shape[1:]:
+        raise LoopprobeError(
+            f"training prompts have {training.xs.shape[1]} points of {training.xs.shape[2]} dimensions but the prompts "
+            f"have {prompts.xs.shape[1]} of {prompts.xs.shape[2]}: give prompts of the same shape"
+        )
+
+
+def training_prompts(
+    checkpoint: Checkpoint, prompts: Prompts, n_prompts: int, seed: int, training: Prompts | None
+) -> tuple[Prompts, str]:
+    """Further prompts to fit on, and where they come from, in words.
+
+    Args:
+        checkpoint, prompts, training: see ``require_training``.
+        n_prompts: how many are drawn where none are given.
+        seed: of those that are drawn.
+
+    Raises:
+        LoopprobeError: see ``require_training``.
+    """
+    require_training(checkpoint, prompts, training)
+    if training is not None:
+        return training.to(checkpoint.device), f"{len(training.ys)} given prompts"
+    drawn = checkpoint.more_like(prompts, n_prompts, seed)
+    return drawn, f"{n_prompts} held-out prompts of {checkpoint.config.task.name}, seed {seed}"

@@ -1,4 +1,4 @@
-"""What the prediction needs of the state: keep the first or last n points of it, and measure the error.
+"""Ablation of the state: the first or last n points are left, the rest is replaced, and the error is measured.
 
 Before every application of the block the state outside the kept points is replaced; the injected input is not
 masked. The models were trained without the mask.
@@ -24,21 +24,22 @@ from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.hooks import TOKENS_PER, Fill, kept_tokens, mean_states, replacement
 from loopprobe.model import LoopedTransformer
+from loopprobe.probes.loops import points_of
 from loopprobe.results import stamp
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
 class MaskConfig:
-    """Which part of the state is kept, and how.
+    """The part of the state that the mask leaves, and what replaces the rest.
 
     Attributes:
         mode: keep the ``first`` or the ``last`` positions.
-        n: how many, one run each.
-        loops: iterations to run; errors after every one of them come out.
-        unit: what n counts.
+        n: the number of positions that are kept, one run each.
+        loops: the number of iterations; the dataset has the errors after every one of them.
+        unit: the unit of n.
         invert: mask the named positions and keep the others.
         fill: what replaces the state: its ``initial`` value, ``zero``, or its ``mean`` over the prompts in the
             clean run, loop by loop.
@@ -65,7 +66,7 @@ class MaskConfig:
 def run(
     checkpoint: Checkpoint, prompts: Prompts, config: MaskConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
-    """Error of the clean run and of every mask, after every loop.
+    """Measure the error of the clean run and of every mask, after every loop.
 
     Attention is causal, so the tokens before the first masked one are those of the clean run, and those before the
     first kept one those of the run in which all are masked: each mask computes the tokens from there on alone.
@@ -87,7 +88,7 @@ def run(
     device = checkpoint.device
     prompts = prompts.to(device)
     n_prompts, n_points = prompts.ys.shape
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     full = n_points * TOKENS_PER["point"] // TOKENS_PER[config.unit]
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
     chunks = prompts.split(chunk_size(device))
@@ -102,7 +103,7 @@ def run(
         for batch in progress(chunks):
             here = slice(done, done + len(batch.ys))
             for loop, predictions in enumerate(_predictions(model, batch, keep, fill, config.loops, at)):
-                squared = batch.errors(predictions).cpu().numpy()  # [n, example, point]
+                squared = to_numpy(batch.errors(predictions))  # [n, example, point]
                 errors[:, loop, here] = squared[..., -1]
                 by_point[:, loop] += squared.sum(axis=1, dtype=np.float64)
             done += len(batch.ys)
@@ -133,7 +134,7 @@ def run(
             "description": describe(config, n_points, model.cfg.n_loops),
             "full": full,
             "trained_loops": model.cfg.n_loops,
-            "zero_predictor": prompts.ys[:, -1].square().mean().item() / prompts.scale,
+            "zero_predictor": at_least_single(prompts.ys[:, -1]).square().mean().item() / prompts.scale,
         },
     )
     for name in data:
@@ -144,8 +145,8 @@ def run(
 def _predictions(
     model: LoopedTransformer, batch: Prompts, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
 ) -> Iterator[Float[Tensor, "n batch point"]]:
-    """Predictions under every mask, loop by loop."""
-    e = model.embed(*batch)
+    """Yield the predictions under every mask, loop by loop."""
+    e = model.embed(*model.as_prompts(*batch))
     initial = model.initial_state(e)
     starts_kept = keep[:, 0].tolist()
     first = [int((row != row[0]).int().argmax()) or len(row) for row in keep]  # token from which it is the other way
@@ -171,36 +172,36 @@ def _predictions(
 
 
 def _step_and_past(model: LoopedTransformer, z: Tensor, e: Tensor, loop: int) -> tuple[Tensor, list[Past]]:
-    """One iteration, and the keys and values of every layer in it."""
-    found: dict[str | None, Tensor] = {}
+    """Run one iteration, and return the state with the keys and values of every layer."""
+    past: dict[str | None, Tensor] = {}
 
     def note(x: Tensor, hook: LoopHookPoint) -> None:
-        found[hook.name] = x
+        past[hook.name] = x
 
     names = [f"loops.{loop}.blocks.{layer}.attn.hook_{part}" for layer in range(model.cfg.n_layers) for part in "kv"]
     with model.hooks(fwd_hooks=[(name, note) for name in names]):
         z = model.step(z, e, loop)
-    return z, [(found[k], found[v]) for k, v in zip(names[::2], names[1::2], strict=True)]
+    return z, [(past[k], past[v]) for k, v in zip(names[::2], names[1::2], strict=True)]
 
 
-def check(checkpoint: Checkpoint, config: MaskConfig) -> None:
-    """Raise LoopprobeError where the mask does not fit the model, before anything runs."""
+def check(checkpoint: Checkpoint, config: MaskConfig, prompts: Prompts | None = None) -> None:
+    """Raise LoopprobeError where the mask does not fit the model or the prompts, before anything runs."""
     model = checkpoint.config.model
-    kept_tokens(config.mode, config.n, 2 * model.n_points, unit=config.unit)
+    kept_tokens(config.mode, config.n, 2 * points_of(checkpoint, prompts), unit=config.unit)
     at = _mask_at(config, model.n_loops)
     if at is not None and at >= config.loops:
         raise LoopprobeError(f"the mask comes after {at} loops but only {config.loops} are run: raise --loops")
 
 
 def _mask_at(config: MaskConfig, trained: int) -> int | None:
-    """The one loop (from 0) before which the state is masked; None for every loop."""
+    """Return the one loop (from 0) before which the state is masked; None for every loop."""
     if not config.once:
         return None
     return trained if config.at is None else config.at
 
 
 def describe(config: MaskConfig, n_points: int, trained: int) -> str:
-    """In words: what was kept and what was masked."""
+    """Describe a mask in words: which positions are kept and which are masked."""
     verb = "masking" if config.invert else "keeping"
     counts = ", ".join(map(str, config.n))
     if len(config.n) > 2 and config.n == tuple(range(config.n[0], config.n[-1] + 1)):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from loopprobe.checkpoint import Checkpoint
-from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features
+from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, require_calibrated
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.loops import require_looped, some_tokens
+from loopprobe.probes.loops import chosen_tokens, points_of, require_looped, some_tokens
 from loopprobe.results import stamp
+from loopprobe.statistics import double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -23,11 +24,11 @@ class PathsConfig:
 
     Attributes:
         loops: iterations; limits are judged by the last 128.
-        positions: tokens; None: some inputs, their labels, and the query's.
+        positions: tokens from 0, or from the end where negative; None: some inputs, their labels, and the query's.
     """
 
     loops: PositiveInt = 300
-    positions: tuple[NonNegativeInt, ...] | None = None
+    positions: tuple[int, ...] | None = None
 
 
 def run(
@@ -47,14 +48,16 @@ def run(
           last loop, mean over prompts and tokens: far from 0 where each layer has a limit of its own (arXiv
           2604.11791)
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
-    query = 2 * prompts.xs.shape[1] - 2
-    tokens = list(config.positions or some_tokens(query))
+    n_points = prompts.xs.shape[1]
+    tokens = some_tokens(2 * n_points - 2)
+    if config.positions is not None:
+        tokens = chosen_tokens(config.positions, n_points, until_query=False)
     names = ["hook_z", "resid_post"]
     _, cache = model.run_with_cache(prompts.xs, prompts.ys, config.loops, names=names, positions=tokens)
-    z = cache.stack("z").double()  # loop followed position d_model
+    z = double(cache.stack("z"))  # loop followed position d_model
     flat = z.flatten(0, 2)
     centred = flat - flat.mean(0)
     _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
@@ -67,10 +70,10 @@ def run(
     apart = (last[:, None] - last[None]).norm(dim=-1) / last.norm(dim=-1)[:, None]
     data = xr.Dataset(
         {
-            "path": (("followed", "position", "loop", "component"), path.float().cpu().numpy()),
-            "explained": ("component", (singular[:3].square() / singular.square().sum()).cpu().numpy()),
-            "layer_limit": (("followed", "position", "layer"), limits.cpu().numpy()),
-            "layer_distance": (("layer", "other_layer"), apart.mean((-2, -1)).cpu().numpy()),
+            "path": (("followed", "position", "loop", "component"), to_numpy(path.float())),
+            "explained": ("component", to_numpy(singular[:3].square() / singular.square().sum())),
+            "layer_limit": (("followed", "position", "layer"), to_numpy(limits)),
+            "layer_distance": (("layer", "other_layer"), to_numpy(apart.mean((-2, -1)))),
         },
         coords={"position": tokens, "loop": np.arange(1, config.loops + 1), "model": checkpoint.label},
         attrs={"trained_loops": model.cfg.n_loops, "types": ", ".join(limit.words for limit in Limit)},
@@ -79,11 +82,11 @@ def run(
     return stamp(data, "paths", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: PathsConfig) -> None:
-    """Raise LoopprobeError where there is no path, or no such token."""
+def check(checkpoint: Checkpoint, config: PathsConfig, prompts: Prompts | None = None) -> None:
+    """Raise LoopprobeError where there is no path, no such token, or limits of the states cannot be told."""
     require_looped(checkpoint)
-    last = 2 * checkpoint.config.model.n_points - 1
+    require_calibrated(checkpoint.model.W_pos.dtype)
     if config.loops < WINDOW:
         raise LoopprobeError(f"loops ({config.loops}) must be at least {WINDOW}: raise it")
-    if config.positions is not None and (not config.positions or max(config.positions) > last):
-        raise LoopprobeError(f"positions ({config.positions}) must be tokens from 0 to {last}: name at least one")
+    if config.positions is not None:
+        chosen_tokens(config.positions, points_of(checkpoint, prompts), until_query=False)

@@ -1,4 +1,4 @@
-"""Recovery: the state is pushed at one loop and token, and the loop goes on. Does it come back, and how fast?"""
+"""Recovery: the state of a token is pushed after some loops, and the loop runs on: whether and how fast it returns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
-from loopprobe.probes.loops import require_looped, require_tokens, some_tokens
+from loopprobe.probes.loops import chosen_tokens, points_of, require_looped, some_tokens
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -24,17 +24,19 @@ class RecoverConfig:
     """Where and how hard the state is pushed.
 
     Attributes:
-        after: loops before the push; None: as many as trained.
-        loops: loops that follow it.
-        sizes: of the push, relative to the norm of the token's state; the direction is random, a prompt and token.
-        positions: tokens, each pushed in a run of its own; None: some inputs, their labels, and the query's.
-        seed: of the directions.
+        after: the number of loops before the push; None: as many as trained.
+        loops: the number of loops after the push.
+        sizes: sizes of the push, relative to the norm of the token's state; each prompt and token has a random
+            direction.
+        positions: tokens from 0, or from the end where negative, each pushed in a run of its own; None: some inputs,
+            their labels, and the query's.
+        seed: the seed of the directions.
     """
 
     after: PositiveInt | None = None
     loops: PositiveInt = 40
     sizes: tuple[PositiveFloat, ...] = (0.1, 0.3, 1.0)
-    positions: tuple[NonNegativeInt, ...] | None = None
+    positions: tuple[int, ...] | None = None
     seed: NonNegativeInt = 0
 
 
@@ -53,12 +55,12 @@ def run(
         * ``prediction_moved [size, position, after]``: root mean square of what the push changed in the prediction at
           the query, in units of √E(y²)
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
     n_prompts, n_points = prompts.ys.shape
-    query = 2 * n_points - 2
-    tokens = [*(config.positions or some_tokens(query)), -1]
+    chosen = some_tokens(2 * n_points - 2) if config.positions is None else chosen_tokens(config.positions, n_points)
+    tokens = [*chosen, -1]
     generator = torch.Generator().manual_seed(config.seed)
     system = LoopMap.of(model, prompts)
     shape = (len(config.sizes), len(tokens), config.loops + 1, n_prompts)
@@ -72,7 +74,7 @@ def run(
         clean = [z]
         for _ in range(config.loops):
             clean.append(system.step(clean[-1]))
-        clean_answers = np.stack([system.read(state)[:, -1].cpu().numpy() for state in clean])
+        clean_answers = np.stack([to_numpy(system.read(state)[:, -1]) for state in clean])
         size = chunk_size(z.device)
         parts = [slice(start, start + size) for start in range(0, n_prompts, size)]
         for i, j in progress([(i, j) for i in range(len(config.sizes)) for j in range(len(tokens))]):
@@ -84,11 +86,11 @@ def run(
                 for after in range(config.loops + 1):
                     if after:
                         state = one.step(state)
-                    clean_part = clean[after][part].flatten(1)
-                    away = (state.flatten(1) - clean_part).norm(dim=1) / clean_part.norm(dim=1)
-                    distances[i, j, after, part] = away.cpu().numpy()
-                    answers[i, j, after, part] = one.read(state)[:, -1].cpu().numpy()
-    ys = prompts.ys[:, -1].cpu().numpy()
+                    clean_part = at_least_single(clean[after][part]).flatten(1)
+                    away = (at_least_single(state).flatten(1) - clean_part).norm(dim=1) / clean_part.norm(dim=1)
+                    distances[i, j, after, part] = to_numpy(away)
+                    answers[i, j, after, part] = to_numpy(one.read(state)[:, -1])
+    ys = to_numpy(prompts.ys[:, -1])
     dims = ("size", "position", "after")
     data = xr.Dataset(
         {
@@ -108,9 +110,10 @@ def run(
     return stamp(data, "recover", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: RecoverConfig) -> None:
-    """Raise LoopprobeError where there is no loop to go on, or no such token."""
+def check(checkpoint: Checkpoint, config: RecoverConfig, prompts: Prompts | None = None) -> None:
+    """Raise LoopprobeError where the loop cannot run on, no size is named, or the prompts have no such token."""
     require_looped(checkpoint)
-    if not config.sizes or (config.positions is not None and not config.positions):
-        raise LoopprobeError("sizes and positions must not be empty: name at least one")
-    require_tokens(config.positions, 2 * checkpoint.config.model.n_points - 2)
+    if not config.sizes:
+        raise LoopprobeError("sizes must not be empty: name at least one")
+    if config.positions is not None:
+        chosen_tokens(config.positions, points_of(checkpoint, prompts))

@@ -1,4 +1,4 @@
-"""Ridge regression from states to targets, one at every place, from moments that are added batch by batch."""
+"""Ridge regression from states to targets, one at every iteration and token, from moments added batch by batch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.statistics import double
+
 States = Float[Tensor, "iteration batch pos d_model"]
 
 
-def with_one(states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model+1"]:
-    """In float64, with a constant as the last coordinate, for the offset of an affine map."""
-    return F.pad(states.double(), (0, 1), value=1.0)
+def with_one(states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch width"]:
+    """Convert states to float64 and append the constant 1, whose weight is the offset of an affine map."""
+    return F.pad(double(states), (0, 1), value=1.0)
 
 
 class Ridge:
     """A ridge regression at every iteration and token, in closed form from moments that are added batch by batch.
 
     Args:
-        penalty: relative to the mean variance of the states.
+        penalty: the ridge penalty, relative to the mean variance of the states.
     """
 
     def __init__(self, penalty: float) -> None:
@@ -31,19 +33,25 @@ class Ridge:
         self.cross: dict[Hashable, Tensor] = {}
 
     def add(self, states: States, targets: Mapping[Hashable, Tensor]) -> None:
+        """Add a batch to the moments.
+
+        Args:
+            states: states of the batch.
+            targets: from a name to a target [1 or iteration, batch, pos, width] of the batch, in float64.
+        """
         x = with_one(states)
         self.outer = self.outer + einsum(x, x, "t batch pos i, t batch pos j -> t pos i j")
         for name, target in targets.items():
-            target = target.expand(len(states), -1, -1, -1)
+            target = target.to(x.device).expand(len(states), -1, -1, -1)
             self.cross[name] = self.cross.get(name, 0) + einsum(x, target, "t batch pos i, t batch pos j -> t pos i j")
 
     def means(self, name: Hashable) -> Float[Tensor, "iteration pos width"]:
-        """Of a target, over what was added."""
+        """The mean of a target over all batches that were added."""
         assert isinstance(self.outer, Tensor)
         return self.cross[name][:, :, -1] / self.outer[..., -1:, -1]
 
-    def solve(self) -> dict[Hashable, Float[Tensor, "iteration pos d_model+1 width"]]:
-        """The maps from a state, with a one behind it, to each target."""
+    def solve(self) -> dict[Hashable, Float[Tensor, "iteration pos affine width"]]:
+        """The maps from a state, with a one appended, to each target: affine = d_model + 1."""
         assert isinstance(self.outer, Tensor)
         n = self.outer[..., -1:, -1]
         spread = self.outer.diagonal(dim1=-2, dim2=-1)[..., :-1] - self.outer[..., -1, :-1].square() / n

@@ -8,11 +8,12 @@ import xarray as xr
 from pydantic import ConfigDict, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from loopprobe.baselines.optimal import is_of
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.statistics import bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.tasks.shifts import SHIFTS, find_shift
 from loopprobe.types import Progress
@@ -25,7 +26,7 @@ class ShiftConfig:
     """Which shifts, and how far the loop runs.
 
     Attributes:
-        shifts: names; empty: all that the model can be put to.
+        shifts: names; empty: all that the model can be run on.
         loops: iterations; None: as many as each model was trained with.
     """
 
@@ -36,7 +37,7 @@ class ShiftConfig:
 def run(
     checkpoint: Checkpoint, prompts: Prompts, config: ShiftConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
-    """Error of every shift, beside that in distribution, on prompts of the same seed.
+    """Measure the error of every shift, beside that in distribution, on prompts of the same seed.
 
     Returns:
         A dataset with dims ``shift`` (``as in training`` first, then in words), ``loop`` (iterations done, from 1),
@@ -46,10 +47,11 @@ def run(
         * ``mean``, ``low``, ``high [shift, loop]``: its mean with a 95 % bootstrap interval
         * ``error_by_point [shift, point]``, ``…_low``, ``…_high``: after the last loop, at every point; missing where
           only the query differs from training
+
+    Raises:
+        LoopprobeError: there is no such shift, the model cannot be run on it, or the prompts are not as in training.
     """
-    check(checkpoint, config)
-    if other := prompts.origin.keys() & {"shift", "data"}:
-        raise LoopprobeError(f"the shifts start from prompts as in training: leave out {min(other)}")
+    check(checkpoint, config, prompts)
     model = checkpoint.model
     seed = prompts.origin.get("held_out_seed", 0)
     n_prompts, n_points = len(prompts.ys), model.cfg.n_points
@@ -62,7 +64,7 @@ def run(
                 batch.errors(model(*batch, config.loops)).cpu()
                 for batch in shifted.split(chunk_size(shifted.xs.device))
             ]
-        squared = torch.cat(parts, dim=1).numpy()
+        squared = to_numpy(torch.cat(parts, dim=1))
         errors.append(squared[..., -1])
         if name is None or not SHIFTS[name].at_query:
             by_point[:, i, : squared.shape[-1]] = np.stack(bootstrap_mean(squared[-1].T))
@@ -91,7 +93,7 @@ def run(
 
 
 def applicable(checkpoint: Checkpoint) -> list[str]:
-    """Shifts that a model can be put to: more examples or dimensions only where it can read more than it has seen."""
+    """Name the shifts of a model: more examples or dimensions only where it can read more than it has seen."""
     possible = []
     for name in SHIFTS:
         try:
@@ -102,8 +104,16 @@ def applicable(checkpoint: Checkpoint) -> list[str]:
     return possible
 
 
-def check(checkpoint: Checkpoint, config: ShiftConfig) -> None:
-    """Raise LoopprobeError where there is no such shift, or the model cannot be put to it."""
+def check(checkpoint: Checkpoint, config: ShiftConfig, prompts: Prompts | None = None) -> None:
+    """Raise LoopprobeError where there is no such shift for the model, or the prompts are not as in training."""
+    if prompts is not None:
+        if other := prompts.origin.keys() & {"shift", "data"}:
+            raise LoopprobeError(f"the shifts start from prompts as in training: leave out {min(other)}")
+        if not is_of(prompts, checkpoint.config.task):
+            raise LoopprobeError(
+                "the shifts start from prompts as in training, but these do not say that they are of "
+                f"{checkpoint.config.task.name}: give their number, or checkpoint.held_out(…)"
+            )
     for name in config.shifts:
         find_shift(name)
         checkpoint.held_out(1, shift=name)

@@ -1,7 +1,7 @@
-"""What the states of single prompts do in the long run, beside their predictions: the second half of ``converge``.
+"""The long run of the states of single prompts, beside that of their predictions: the second half of ``converge``.
 
-An error that stays says nothing of the state: the prediction is read from one direction of one token's state, and
-what moves in the others need not touch it.
+A steady error says nothing about the state: the prediction is read from one direction of one token's state, and
+motion in the other directions need not touch it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from loopprobe.dynamics.limits import Limit, calibrate, classify, confusion, fea
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.spectrum import position_spectra
 from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
+from loopprobe.statistics import to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -31,14 +32,15 @@ def follow_states(
     tolerance: float,
     progress: Progress = lambda steps: steps,
 ) -> xr.Dataset:
-    """Follow the states of prompts, token by token, and say where they go.
+    """Follow the states of prompts, token by token, and classify their limits.
 
     Args:
         checkpoint: a looped model.
         prompts: few: arrays are loops × prompts × tokens.
-        loops: iterations that are measured one by one.
-        far: iterations after which a trajectory counts as at its end; the types of limit are those of the last 128.
-        tolerance: relative for states, in units of √E(y²) for predictions, within which one has settled.
+        loops: the number of iterations that are measured one by one.
+        far: the number of iterations after which a trajectory counts as at its end; limits are those of the last 128.
+        tolerance: the distance within which a trajectory has settled, relative for states and in units of √E(y²) for
+            predictions.
         progress: wraps the iterations.
 
     Returns:
@@ -51,7 +53,7 @@ def follow_states(
         * ``decimals_to_limit``, ``decimals_to_optimum [loop, followed]``: correct decimal places of the prediction at
           the query, against its own far value and against the attainable optimum
         * ``limit``, ``period [followed, position]``, ``prediction_limit``, ``prediction_period [followed, point]``:
-          where they go (``dynamics.limits.Limit``), and the period of cycles, 0 of others
+          the type of limit (``dynamics.limits.Limit``), and the period of cycles, 0 for other types
         * ``movement [followed, position]``, ``prediction_movement [followed, point]``: the largest over all lags at the
           end, root mean square, relative to the state and in units of √E(y²)
         * ``state_settled [followed, position]``, ``prediction_settled [followed, point]``: loops until within the
@@ -62,6 +64,9 @@ def follow_states(
           comes to rest no faster than the slowest up to it
 
         ``attrs["control_errors"]`` says how often each type is mistaken on controls with a known answer.
+
+    Raises:
+        LoopprobeError: the model is in half precision.
     """
     model = checkpoint.model
     system = LoopMap.of(model, prompts)
@@ -74,40 +79,42 @@ def follow_states(
     read_limit, read_period = classify(read_ends, thresholds)
     moves = follow(system, loops, late[-1])
     finite = torch.isfinite(late[-1]).all(-1)
-    radius = position_spectra(system, torch.nan_to_num(late[-1]))[..., 0].abs().where(finite, torch.nan)
+    radii = position_spectra(system, torch.nan_to_num(late[-1]))[..., 0].abs()
+    radius = radii.where(finite.to(radii.device), torch.nan)
     _, best = optimum(prompts, checkpoint.config.task)
 
-    to_far = (moves.read - moves.far_read).abs().cpu().numpy()
-    to_best = (moves.read[..., -1] - best[:, -1].to(moves.read)).abs().cpu().numpy()
-    error = prompts.errors(moves.read)[..., -1].cpu().numpy()
+    to_far = to_numpy((moves.read - moves.far_read).abs())
+    to_best = to_numpy((moves.read[..., -1] - best[:, -1].to(moves.read)).abs())
+    error = to_numpy(prompts.errors(moves.read)[..., -1])
     read_step = moves.read[..., -1].diff(dim=0, prepend=torch.full_like(moves.read[:1, :, -1], torch.nan))
-    distance = moves.distance.cpu().numpy()
+    distance = to_numpy(moves.distance)
     rates = np.full((3, *limit.shape), np.nan)
-    for prompt, token in np.argwhere((limit == Limit.FIXED).cpu().numpy()):
+    for prompt, token in np.argwhere(to_numpy(limit == Limit.FIXED)):
         rates[:, prompt, token] = contraction_rate(distance[:, prompt, token], floor=100 * thresholds.fixed)
     by_token, by_point, over_loops = ("followed", "position"), ("followed", "point"), ("loop", "followed")
-    found: dict[str, tuple[tuple[str, ...], Any]] = {
-        name: (("loop", *by_token), getattr(moves, attribute).cpu().numpy())
+    variables: dict[str, tuple[tuple[str, ...], Any]] = {
+        name: (("loop", *by_token), to_numpy(getattr(moves, attribute)))
         for name, attribute in (("state_step", "step"), ("relative_step", "relative_step"), ("cosine", "cosine"))
     }
-    found |= {
+    variables |= {
         "distance": (("loop", *by_token), distance),
-        "prediction_step": (over_loops, (read_step.square() / prompts.scale).cpu().numpy()),
+        "prediction_step": (over_loops, to_numpy(read_step.square() / prompts.scale)),
         "followed_error": (over_loops, error),
         "decimals_to_limit": (over_loops, decimal_places(to_far[..., -1])),
         "decimals_to_optimum": (over_loops, decimal_places(to_best)),
-        "limit": (by_token, limit.cpu().numpy()),
-        "period": (by_token, period.cpu().numpy()),
-        "prediction_limit": (by_point, read_limit.cpu().numpy()),
-        "prediction_period": (by_point, read_period.cpu().numpy()),
-        "movement": (by_token, ends.lags.amax(0).float().cpu().numpy()),
-        "prediction_movement": (by_point, read_ends.lags.amax(0).float().cpu().numpy()),
+        "limit": (by_token, to_numpy(limit)),
+        "period": (by_token, to_numpy(period)),
+        "prediction_limit": (by_point, to_numpy(read_limit)),
+        "prediction_period": (by_point, to_numpy(read_period)),
+        "movement": (by_token, to_numpy(ends.lags.amax(0).float())),
+        "prediction_movement": (by_point, to_numpy(read_ends.lags.amax(0).float())),
         "state_settled": (by_token, settled_after(distance, tolerance)),
         "prediction_settled": (by_point, settled_after(to_far / unit, tolerance)),
-        "spectral_radius": (by_token, radius.cpu().numpy()),
+        "spectral_radius": (by_token, to_numpy(radius)),
     }
-    found |= {name: (by_token, values) for name, values in zip(("rate", "rate_low", "rate_high"), rates, strict=True)}
-    data = xr.Dataset(found, coords={"loop": np.arange(1, loops + 1), "position": np.arange(limit.shape[1])})
+    of_rates = zip(("rate", "rate_low", "rate_high"), rates, strict=True)
+    variables |= {name: (by_token, values) for name, values in of_rates}
+    data = xr.Dataset(variables, coords={"loop": np.arange(1, loops + 1), "position": np.arange(limit.shape[1])})
     data["limit"].attrs["types"] = data["prediction_limit"].attrs["types"] = ", ".join(t.words for t in Limit)
     wrong = 1 - confusion(thresholds, system.e.dtype).diagonal()
     data.attrs |= {"far": far, "tolerance": tolerance, "fixed_threshold": thresholds.fixed}

@@ -23,7 +23,7 @@ def lens_table(data: xr.Dataset) -> Table:
     table.add_column("read")
     shown = loops_to_show(data)
     for loop in shown:
-        table.add_column(f"loop {loop}", justify="right")
+        table.add_column(f"after {loop} loop{'s' * (loop > 1)}", justify="right")
     table.add_column("distance to the final answer", justify="right")
     for lens in data.lens.values:
         for site in data.site.values:
@@ -41,7 +41,7 @@ def attribute_table(data: xr.Dataset) -> Table:
     table.add_column("part")
     shown = [int(loop) for loop in data.loop.values[-3:]]
     for loop in reversed(shown):
-        table.add_column(f"loop {loop}", justify="right")
+        table.add_column(f"after {loop} loop{'s' * (loop > 1)}", justify="right")
     table.add_column("all earlier", justify="right")
     earlier = data.share.where(data.loop < shown[0], 0).sum("loop")
     for component in data.component.values:
@@ -82,7 +82,7 @@ def patch_table(data: xr.Dataset, most: int = 8) -> Table:
             f"{site} {data.attrs[f'correlation_{site}']:.2f}" for site in config["sites"]
         )
     table.caption = f"0: as the corrupted run, 1: as the clean one [95 % bootstrap interval]{cost}"
-    for name in ("site", "loop", "layer", "head", "token", "effect", "estimate"):
+    for name in ("site", "loops done", "layer", "head", "token", "effect", "estimate"):
         table.add_column(name, justify="left" if name == "site" else "right")
     for site in config["sites"]:
         values = data[site if config["exact"] else f"{site}_attribution"]

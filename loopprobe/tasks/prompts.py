@@ -58,8 +58,9 @@ class Prompts:
         return dataclasses.replace(self, xs=self.xs.to(target), ys=self.ys.to(target), weights=weights)
 
     def errors(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch n_points"]:
-        """Squared errors of predictions, divided by E(y²)."""
-        return (predictions - self.ys).square() / self.scale
+        """Squared errors of predictions, divided by E(y²), on their device and in float32 at least."""
+        predictions = predictions.float() if predictions.itemsize < 4 else predictions
+        return (predictions - self.ys.to(predictions.device)).square() / self.scale
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:

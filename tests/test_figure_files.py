@@ -1,0 +1,104 @@
+"""Figures as files: whole or not at all, and such that one page can be sent by itself."""
+
+import errno
+import re
+import tomllib
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+import xarray as xr
+from conftest import TINY_CFG, make_model
+
+from loopprobe.checkpoint import Checkpoint
+from loopprobe.cli.options import question_files
+from loopprobe.errors import LoopprobeError
+from loopprobe.figures.attention import attention_figures
+from loopprobe.figures.style import write_figures, write_html
+from loopprobe.probes import attention
+from loopprobe.probes.loops import LoopsConfig
+from loopprobe.results import write_dataset
+from loopprobe.saved import saved_questions
+from loopprobe.study import study_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+def bar(height):
+    return go.Figure(go.Bar(x=[1], y=[height]))
+
+
+def test_one_figure_holds_the_script_and_several_share_it(tmp_path):
+    assert write_figures({"one": bar(1)}, tmp_path) == [tmp_path / "one.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["one.html"]
+    assert "<script src" not in (tmp_path / "one.html").read_text()
+    assert (tmp_path / "one.html").stat().st_size > 3_000_000
+    write_figures({"two": bar(2), "three": bar(3)}, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "plotly.min.js", "three.html", "two.html"]
+    assert (tmp_path / "two.html").stat().st_size < 100_000
+    assert re.findall(r'<script [^>]*src="([^"]+)"', (tmp_path / "two.html").read_text()) == ["plotly.min.js"]
+    before = (tmp_path / "plotly.min.js").stat().st_mtime_ns
+    write_figures({"two": bar(2), "three": bar(3)}, tmp_path)
+    assert (tmp_path / "plotly.min.js").stat().st_mtime_ns == before
+    assert write_figures({}, tmp_path) == []
+
+
+def full_disk(path, content, *rest, **options):
+    with path.open("w") as file:
+        file.write(content[: len(content) // 2] if isinstance(content, str) else "")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    for figures in ({"one": bar(1)}, {"one": bar(1), "two": bar(2)}):
+        with pytest.raises(LoopprobeError, match=r"cannot write .*No space left on device"):
+            write_figures(figures, tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_gives_one_line(tmp_path):
+    with pytest.raises(LoopprobeError, match="cannot write"):
+        write_html(bar(1), tmp_path / "gone" / "one.html")
+    with pytest.raises(LoopprobeError, match="cannot write"):
+        write_dataset(xr.Dataset({"a": ("x", [1.0])}), tmp_path / "gone" / "one.nc")
+
+
+@pytest.mark.parametrize("loops", [2, 4, 9])
+def test_the_slider_stands_still_at_the_loops_of_the_training(tmp_path, loops):
+    one = Checkpoint(TINY_CFG, make_model(), name="tiny")
+    data = attention.run(one, one.held_out(4).to(one.model.W_pos.dtype), LoopsConfig(loops=loops))
+    figure = attention_figures(data)["attention"]
+    (slider,) = figure.layout.sliders
+    shown = min(4, loops)
+    assert slider.steps[slider.active].label == str(shown) == figure.frames[slider.active].name
+    for trace, framed in zip(figure.data, figure.frames[slider.active].data, strict=True):
+        assert (trace.z == framed.z)[~(trace.z != trace.z)].all()
+    write_html(figure, tmp_path / "attention.html", alone=False)
+    page = (tmp_path / "attention.html").read_text()
+    assert "Plotly.addFrames" in page
+    assert "Plotly.animate(" not in page
+
+
+def test_the_package_ships_every_question_of_the_study():
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    shipped = {target for target in included["force-include"].values() if "_questions" in target}
+    assert shipped == {f"loopprobe/_questions/{path.name}" for path in (ROOT / "probes").glob("*.toml")}
+    assert study_folder() == ROOT / "probes"
+    assert list(saved_questions()) == list(saved_questions(ROOT / "probes"))
+
+
+def test_questions_are_found_by_name_and_by_path():
+    own = Path("mine.toml")
+    own.write_text("")
+    paths = question_files(["r4_last_n", "mine.toml", str(ROOT / "probes" / "r1_compare.toml")])
+    assert list(paths) == ["r4_last_n", "mine", "r1_compare"]
+    assert paths["r4_last_n"].samefile(ROOT / "probes" / "r4_last_n.toml")
+    for wrong, words in [("r4_last", "r4_last_n"), ("r1_models", "r1_"), ("none.toml", "r1_compare")]:
+        with pytest.raises(LoopprobeError, match=words):
+            question_files([wrong])
+    Path("other").mkdir()
+    Path("other/mine.toml").write_text("")
+    with pytest.raises(LoopprobeError, match="one name"):
+        question_files(["mine.toml", "other/mine.toml"])
