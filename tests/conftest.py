@@ -14,7 +14,9 @@ from loopprobe.model import LoopedTransformer
 from loopprobe.settings import load_config
 from loopprobe.tasks import held_out
 
-torch.set_num_threads(1)  # tiny tensors: threads only cost
+# Tiny tensors, and a worker of pytest on every core: threads only cost. Processes that a test starts inherit it.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = {"n_layers": 2, "d_model": 16, "n_heads": 2, "n_dims": 3, "n_points": 6, "n_loops": 4}
 

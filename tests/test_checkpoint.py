@@ -17,6 +17,7 @@ from loopprobe.foreign import read_model, to_transformer_lens, write_transformer
 from loopprobe.settings import load_config
 from loopprobe.statistics import bootstrap_mean
 
+SHIPPED = sorted(path.parent.name for path in (Path(__file__).parents[1] / "checkpoints").glob("*/config.json"))
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
 CFG = load_config(overrides=[f"model.{key}={value}" for key, value in TINY.items()] + [
     "train.loop_window=2", "train.dims=3", "train.points=6",
@@ -46,7 +47,13 @@ def test_names_are_found_in_runs_and_among_the_shipped(saved):
     assert cp.DEFAULT in cp.names()
 
 
-@pytest.mark.parametrize("name", sorted(cp.names()))
+# The default tests evaluate one looped model, one of the ordinary ones, and one of another task.
+EVALUATED = {"lr-b5-T5", "lr-L12", "relu-b12-T5"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in EVALUATED else pytest.mark.slow) for name in SHIPPED]
+)
 def test_shipped_checkpoints_are_as_good_as_they_say(name):
     loaded = cp.load_checkpoint(name)
     recorded = loaded.evaluation
@@ -54,6 +61,11 @@ def test_shipped_checkpoints_are_as_good_as_they_say(name):
     mean, low, high = (value.item() for value in bootstrap_mean(errors, level=0.999))
     assert low <= recorded["error_high"][0], f"{mean} against {recorded['error'][0]}"
     assert high >= recorded["error_low"][0], f"{mean} against {recorded['error'][0]}"
+
+
+def test_every_folder_of_checkpoints_is_found_by_its_name():
+    assert set(SHIPPED) >= EVALUATED
+    assert set(SHIPPED) <= set(cp.names())
 
 
 def test_a_missing_name_is_answered_with_near_ones(saved):

@@ -111,15 +111,21 @@ def test_masks_that_do_not_fit_are_refused_before_anything_runs(checkpoint, batc
         probe.MaskConfig(at=3)
 
 
-@pytest.mark.parametrize("n", [(2,), tuple(range(7))])
-def test_the_figure_draws_the_numbers_of_the_dataset(checkpoint, batch, n, tmp_path):
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        ((2,), lambda data: {"n = 2": data["mean"].sel(n=2)}),
+        (tuple(range(7)), lambda data: {f"{loop} loops": data["mean"].sel(loop=loop) for loop in (4, 5, 6)}),
+    ],
+    ids=["over loops", "over n"],
+)
+def test_the_figure_draws_the_numbers_of_the_dataset(checkpoint, batch, n, expected, tmp_path):
     data = probe.run(checkpoint, batch, probe.MaskConfig(n=n, loops=6))
     figure = mask_figure(data)
     lines = {trace.name: trace for trace in figure.data if trace.name and trace.mode != "none"}
     np.testing.assert_allclose(lines["clean run"].y, data.clean_mean)
-    np.testing.assert_allclose(lines["n = 2"].y, data["mean"].sel(n=2)) if len(n) == 1 else None
-    if len(n) > 3:
-        np.testing.assert_allclose(lines["5 loops"].y, data["mean"].sel(loop=5))
+    for name, means in expected(data).items():
+        np.testing.assert_allclose(lines[name].y, means, err_msg=name)
     assert all(np.isfinite(np.asarray(trace.y, float)).all() for trace in figure.data)
     write_html(figure, tmp_path / "mask.html")
     assert [path.name for path in tmp_path.iterdir()] == ["mask.html"]

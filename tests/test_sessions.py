@@ -25,6 +25,7 @@ def test_every_session_is_in_percent_format_and_ends_in_a_finding():
         assert "## Finding" in cells[-2]
 
 
+@pytest.mark.slow
 def test_cache_and_lens(capsys):
     found, finding = run("cache_and_lens", capsys)
     split = found["split"]
@@ -35,6 +36,7 @@ def test_cache_and_lens(capsys):
     assert f"{float(found['by_loop'][-1]):.0%}" in finding
 
 
+@pytest.mark.slow
 def test_patching(capsys):
     found, finding = run("patching", capsys)
     effects = found["effects"]
@@ -45,6 +47,7 @@ def test_patching(capsys):
     assert "The loop forgets" in finding
 
 
+@pytest.mark.slow
 def test_attention(capsys):
     found, finding = run("attention", capsys)
     assert found["frozen"][10] > 5 * found["clean"]
@@ -53,6 +56,7 @@ def test_attention(capsys):
     assert f"Head {found['own']}" in finding
 
 
+@pytest.mark.slow
 def test_fixed_points(capsys):
     found, finding = run("fixed_points", capsys)
     first, second = found["names"]
@@ -67,6 +71,7 @@ def test_fixed_points(capsys):
     assert second in finding
 
 
+@pytest.mark.slow
 def test_algorithm(capsys):
     found, finding = run("algorithm", capsys)
     aligned, decoded = found["aligned"], found["decoded"]

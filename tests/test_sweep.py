@@ -79,6 +79,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_a_kill_skips_what_is_done_and_says_what_differs(tmp_path):
     path = grid(
         tmp_path / "g.toml",

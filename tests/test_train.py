@@ -114,6 +114,7 @@ def wait_for_step(folder, step):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(5,), (15, 30)])
 def test_a_run_killed_at_any_step_ends_with_the_same_weights(tmp_path, steps):
     for i, step in enumerate(steps):
@@ -128,6 +129,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_weights(tmp_path, steps):
     assert measured(tmp_path / "killed") == measured(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_state(tmp_path):
     process = start(tmp_path / "stopped", "slow")
     wait_for_step(tmp_path / "stopped", 10)
