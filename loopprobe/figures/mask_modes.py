@@ -51,7 +51,7 @@ def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
     unit = json.loads(first.attrs["config"])["unit"]
     figure.update_xaxes(title=f"n: {unit}s of the state" if over_n else "loops done")
     figure.update_yaxes(title=QUERY_ERROR, type="log", dtick=1, exponentformat="power", col=1)
-    figure.update_yaxes(title=f"difference of {QUERY_ERROR}", col=2)
+    figure.update_yaxes(title="first minus last", col=2)
     return finish(figure, f"{first.model.item()}: {first.attrs['description']} – against the last n")
 
 
