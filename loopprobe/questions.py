@@ -45,7 +45,7 @@ class Probe:
 
     config: type
     run: Callable[..., xr.Dataset]
-    check: Callable[[Checkpoint, Any], None]
+    check: Callable[..., None]  # of a checkpoint, a configuration, and prompts where there are some
 
 
 PROBES = {
@@ -65,6 +65,15 @@ PROBES = {
     "paths": Probe(paths.PathsConfig, paths.run, paths.check),
     "recover": Probe(recover.RecoverConfig, recover.run, recover.check),
     "shift": Probe(shift.ShiftConfig, shift.run, shift.check),
+}
+
+
+# What can be given to a probe's run besides its configuration: prompts and functions, which no file can hold.
+GIVEN = {
+    "align": ("training",),
+    "decode": ("training",),
+    "lens": ("training",),
+    "patch": ("corrupted", "metric"),
 }
 
 
@@ -112,6 +121,7 @@ class Prepared:
     checkpoint: Checkpoint
     config: Any
     prompts: Prompts
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of run, see ``GIVEN``
 
 
 def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
@@ -144,9 +154,10 @@ def prepare(
     checkpoints = [load(name, device) for name in question.checkpoints]
     for checkpoint in checkpoints:
         probe.check(checkpoint, config)
-    return [
-        Prepared(question.probe, checkpoint, config, question.prompts_for(checkpoint)) for checkpoint in checkpoints
-    ]
+    prepared = [Prepared(question.probe, one, config, question.prompts_for(one)) for one in checkpoints]
+    for one in prepared:
+        probe.check(one.checkpoint, config, one.prompts)
+    return prepared
 
 
 def answer(
@@ -163,7 +174,8 @@ def answer(
     """
     if pool is None or (isinstance(pool, Processes) and len(prepared) == 1):
         for p in prepared:
-            yield PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
+            bar = progress(f"{p.probe} {p.checkpoint.label}")
+            yield PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, bar, **p.given)
         return
     futures = [pool.submit(_answer_there, _on(p, "cpu"), pool.threads, pool.device) for p in prepared]
     for future in progress(f"{len(prepared)} answers")(futures) if futures else ():
@@ -179,4 +191,4 @@ def _answer_there(p: Prepared, threads: int, device: str) -> xr.Dataset:
     """In a worker."""
     torch.set_num_threads(threads)
     p = _on(p, pick_device(device))
-    return PROBES[p.probe].run(p.checkpoint, p.prompts, p.config)
+    return PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, **p.given)

@@ -190,6 +190,7 @@ def report(
     workers: Workers = None,
 ) -> None:
     """Answer all saved questions, and judge the study's claims."""
+    from loopprobe.claims import check_questions
     from loopprobe.progress import track
     from loopprobe.report import write_report
     from loopprobe.saved import answer_saved, saved_questions
@@ -197,6 +198,7 @@ def report(
     from loopprobe.train import pick_device
 
     saved, where = saved_questions(questions), pick_device(device)
+    check_questions(saved)
     data = out / ("data-quick" if quick else "data")
     with pool_of(workers, where) as pool:
         answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
