@@ -73,7 +73,7 @@ class Checkpoint:
         content = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             content.update(name.encode())
-            content.update(tensor.cpu().contiguous().numpy().tobytes())
+            content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return content.hexdigest()[:16]
 
     def held_out(self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None) -> Prompts:

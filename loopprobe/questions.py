@@ -51,7 +51,7 @@ class Probe:
 
     config: type
     run: Callable[..., xr.Dataset]
-    check: Callable[[Checkpoint, Any, Prompts | None], None]
+    check: Callable[..., None]  # of a checkpoint, a configuration, and prompts where there are some
 
 
 PROBES = {
@@ -71,6 +71,15 @@ PROBES = {
     "paths": Probe(paths.PathsConfig, paths.run, paths.check),
     "recover": Probe(recover.RecoverConfig, recover.run, recover.check),
     "shift": Probe(shift.ShiftConfig, shift.run, shift.check),
+}
+
+
+# What can be given to a probe's run besides its configuration: prompts and functions, which no file can hold.
+GIVEN = {
+    "align": ("training",),
+    "decode": ("training",),
+    "lens": ("training",),
+    "patch": ("corrupted", "metric"),
 }
 
 
@@ -118,6 +127,7 @@ class Prepared:
     checkpoint: Checkpoint
     config: Any
     prompts: Prompts
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of run, see ``GIVEN``
 
 
 def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
@@ -221,7 +231,8 @@ def as_answered(
     """
     if pool is None or (isinstance(pool, Processes) and len(prepared) == 1):
         for i, p in enumerate(prepared):
-            yield i, PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, progress(f"{p.probe} {p.checkpoint.label}"))
+            bar = progress(f"{p.probe} {p.checkpoint.label}")
+            yield i, PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, bar, **p.given)
         return
     places = {pool.submit(_answer_there, _on(p, "cpu"), pool.threads, pool.device): i for i, p in enumerate(prepared)}
     if places:
@@ -252,4 +263,4 @@ def _answer_there(p: Prepared, threads: int, device: str) -> xr.Dataset:
     """Run one prepared probe in a worker process."""
     torch.set_num_threads(threads)
     p = _on(p, pick_device(device))
-    return PROBES[p.probe].run(p.checkpoint, p.prompts, p.config)
+    return PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, **p.given)

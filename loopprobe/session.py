@@ -8,7 +8,7 @@ import xarray as xr
 
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.progress import track
-from loopprobe.questions import Prepared, answer, configured
+from loopprobe.questions import GIVEN, Prepared, answer, configured
 from loopprobe.tasks import Prompts
 
 
@@ -19,7 +19,9 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
         name: of the probe: a key of ``questions.PROBES``, such as lens, patch or converge.
         checkpoint: from ``load_checkpoint``.
         prompts: held-out prompts, or how many.
-        options: fields of the probe's configuration, such as ``loops``; ``positions`` may be negative or ``query``.
+        options: fields of the probe's configuration, such as ``loops``; ``positions`` may be negative or ``query``. For
+            align, decode and lens also ``training``, prompts to fit on; for patch ``corrupted``, the corrupted prompts,
+            and ``metric``, a function from the predictions at the query to a number for each prompt.
 
     Returns:
         The probe's dataset; ``figure(data)`` shows it.
@@ -27,8 +29,9 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
     Raises:
         LoopprobeError: no such probe, or an option that it does not have or the model cannot answer.
     """
+    given = {key: options.pop(key) for key in GIVEN.get(name, ()) if key in options}
     chosen, config = configured(name, options)
     batch = checkpoint.held_out(prompts) if isinstance(prompts, int) else prompts
     chosen.check(checkpoint, config, batch)
-    [data] = answer([Prepared(name, checkpoint, config, batch)], track)
+    [data] = answer([Prepared(name, checkpoint, config, batch, given)], track)
     return data

@@ -14,6 +14,7 @@ from conftest import TINY, make_model
 
 from loopprobe.checkpoint import Checkpoint, save
 from loopprobe.claims import CLAIMS
+from loopprobe.claims.evidence import QUESTIONS
 from loopprobe.cli.options import pool_of
 from loopprobe.cluster import Processes
 from loopprobe.errors import LoopprobeError
@@ -52,6 +53,9 @@ def questions(tmp_path):
         head = f'section = "{name[:2].upper()}"\ntitle = "{name}"\nasks = "What?"\nprobe = "{probe}"\nprompts = 20\n'
         tail = f"checkpoints = {models}\n[options]\n{options}\n[quick]\nprompts = 5\n"
         (folder / f"{name}.toml").write_text(head + tail)
+    for name in set(QUESTIONS) - {path.stem for path in folder.glob("*.toml")}:  # asked, but of no model that is there
+        head = f'section = "{name[:2].upper()}"\ntitle = "{name}"\nasks = "What?"\nprobe = "compare"\n'
+        (folder / f"{name}.toml").write_text(f'{head}checkpoints = ["not-trained"]\n')
     return folder
 
 

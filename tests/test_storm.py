@@ -1,6 +1,6 @@
 """A storm of kills at random moments: nothing is lost, and the ends are those of runs that were never killed.
 
-``LOOPPROBE_STORM=200 pytest -m slow tests/test_storm.py`` is the long one. The commands run in forks of one process that
+``LOOPPROBE_STORM=200 pytest -m slow tests/test_storm.py`` is the long one. Commands run in forks of one process that
 has imported everything, so that kills hit the work and not the imports.
 """
 

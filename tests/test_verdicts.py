@@ -7,11 +7,12 @@ import pytest
 import xarray as xr
 
 from loopprobe.claims import CLAIMS, verdicts
-from loopprobe.claims.evidence import kinds
+from loopprobe.claims.evidence import QUESTIONS, kinds
 from loopprobe.claims.study import falls_at, flattens_at
 from loopprobe.verdicts import about_equal, above, below, bootstrap, conclude, decide, hold_ratio, ratio_of_means
 
 NAN = float("nan")
+EMPTY = dict.fromkeys(QUESTIONS, ())  # every question asked, of no model
 
 
 @pytest.mark.parametrize(
@@ -112,12 +113,13 @@ def curves(falls, **model):
 
 
 def outcome(evidence, part):
-    [verdict] = [verdict for verdict in verdicts(evidence) if part in verdict.claim]
+    [verdict] = [verdict for verdict in verdicts(EMPTY | evidence) if part in verdict.claim]
     return verdict.status
 
 
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
+    assert {verdict.status for verdict in verdicts(EMPTY)} == {"undecided"}
     assert len(verdicts({})) == len(CLAIMS) == 25
 
 
@@ -243,7 +245,7 @@ def test_where_a_curve_falls_and_flattens():
 
 
 def verdict_of(claim, evidence):
-    return next(verdict for verdict in verdicts(evidence) if claim in verdict.claim)
+    return next(verdict for verdict in verdicts(EMPTY | evidence) if claim in verdict.claim)
 
 
 def compared(name, task, loops, level, **config):

@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
-from loopprobe.claims.evidence import EQUAL, MORE, Claim, Evidence
+from loopprobe.claims.evidence import EQUAL, MORE, R8_CLASSES, R8_DECODE, R8_FOLDS, Claim, Evidence, answers
 from loopprobe.verdicts import Finding, about_equal, above, below, bootstrap, decide, difference_of_means, hold_ratio
 
 FEW = (4, 6, 8)  # examples of a sparse function: fewer than dimensions, enough to find it
@@ -19,7 +19,7 @@ FEW = (4, 6, 8)  # examples of a sparse function: fewer than dimensions, enough 
 def _pairs(evidence: Evidence, task: str) -> list[tuple[xr.Dataset, xr.Dataset]]:
     """Looped models of a task with real labels, each beside the ordinary one of as many training steps."""
     looped, ordinary = [], {}
-    for data in evidence.get("r8_classes", ()):
+    for data in answers(evidence, R8_CLASSES):
         cfg = json.loads(data.attrs["checkpoint"])["config"]
         if cfg["task"]["name"] != task or cfg["task"].get("labels", "real") != "real":
             continue
@@ -52,7 +52,7 @@ def _r2(squared: Float[ndarray, "... example"], spread: ndarray) -> Float[ndarra
 
 
 def _decoded(evidence: Evidence, looped: bool) -> Iterator[tuple[xr.Dataset, str, str, ndarray, ndarray]]:
-    for data in evidence.get("r8_decode", ()):
+    for data in answers(evidence, R8_DECODE):
         if (data.attrs["iteration"] == "loop") != looped or "network_squared" not in data:
             continue
         for network in data.network.values:
@@ -81,7 +81,7 @@ def r8_peak(evidence: Evidence) -> Iterator[Finding]:
 
 def r8_tables(evidence: Evidence) -> Iterator[Finding]:
     folds: dict[bool, dict[str, xr.Dataset]] = {True: {}, False: {}}  # of looped and ordinary models: by left-out table
-    for data in evidence.get("r8_folds", ()):
+    for data in answers(evidence, R8_FOLDS):
         cfg = json.loads(data.attrs["checkpoint"])["config"]
         if cfg["task"]["name"] == "tables":
             left_out = data.table.values[~data.trained_on.values]

@@ -10,13 +10,13 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
-from loopprobe.claims.evidence import Claim, Evidence, Kind, far, kinds
+from loopprobe.claims.evidence import R9_CONVERGE, Claim, Evidence, Kind, answers, far, kinds
 from loopprobe.verdicts import Finding, above, below, bootstrap, decide, hold_ratio
 
 
 def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Sequence[xr.Dataset]]]:
     """Models that differ in the loss alone: with the logarithm, and with the mean squared error."""
-    found = kinds(evidence.get("r9_converge", ()))
+    found = kinds(answers(evidence, R9_CONVERGE))
     for kind, squared in found.items():
         if (log := found.get(replace(kind, loss="log"))) and kind.loss == "mse":
             yield kind, log, squared

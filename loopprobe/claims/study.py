@@ -13,7 +13,24 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
-from loopprobe.claims.evidence import EQUAL, MORE, Claim, Evidence, Kind, by_loops, far, kinds
+from loopprobe.claims.evidence import (
+    EQUAL,
+    MORE,
+    R1_COMPARE,
+    R2_CONVERGE,
+    R3_CONVERGE,
+    R4_LAST_N,
+    R5_FIRST_N,
+    R6_CONVERGE,
+    R7_CURVES,
+    Claim,
+    Evidence,
+    Kind,
+    answers,
+    by_loops,
+    far,
+    kinds,
+)
 from loopprobe.dynamics.limits import Limit
 from loopprobe.statistics import moving_mean
 from loopprobe.verdicts import (
@@ -54,12 +71,12 @@ def successive(
 
 
 def r1_larger_b(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(evidence.get("r1_compare", ()))
+    found = kinds(answers(evidence, R1_COMPARE))
     yield from successive(found, lambda data: np.stack([d.error.mean("point").values for d in data]), "loss")
 
 
 def r1_does_well(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(evidence.get("r1_compare", ()))
+    found = kinds(answers(evidence, R1_COMPARE))
     ordinary = [data for kind, data in found.items() if kind.loops == 1]
     for window in (10, 20):
         looped = by_loops(found, window)
@@ -70,7 +87,7 @@ def r1_does_well(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r2_stays(evidence: Evidence) -> Iterator[Finding]:
-    for kind, data in kinds(evidence.get("r2_converge", ())).items():
+    for kind, data in kinds(answers(evidence, R2_CONVERGE)).items():
         if kind.loops > 5:
             last = int(data[0].loop[-1])
             ratio = f"{kind}: error after {last} loops over that after {kind.loops}"
@@ -83,7 +100,7 @@ def at_rest(datasets: Sequence[xr.Dataset]) -> Float[ndarray, "seed followed"]:
 
 
 def r2_rests(evidence: Evidence) -> Iterator[Finding]:
-    for kind, data in kinds([d for d in evidence.get("r2_converge", ()) if "limit" in d]).items():
+    for kind, data in kinds([d for d in answers(evidence, R2_CONVERGE) if "limit" in d]).items():
         if kind.loops > 5:
             estimate = bootstrap(lambda rest: rest.mean(-1), at_rest(data))
             yield decide(
@@ -92,14 +109,14 @@ def r2_rests(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r2_larger_b(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(evidence.get("r2_converge", ()))
+    found = kinds(answers(evidence, R2_CONVERGE))
     yield from successive(found, far, "error after the last loop")
 
 
 def _grown_over_fixed(
     evidence: Evidence, window: int, rule: Rule, what: str = "error after the last loop", **statistic: Any
 ) -> Iterator[Finding]:
-    found = kinds(evidence.get("r3_converge", ()))
+    found = kinds(answers(evidence, R3_CONVERGE))
     for grown in (kind for kind in found if kind.grown and kind.window == window):
         of_steps = {kind: data for kind, data in found.items() if kind.steps == grown.steps}
         for fixed in by_loops(of_steps, window).values():
@@ -120,7 +137,7 @@ def r3_spread(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _masks(evidence: Evidence, name: str) -> dict[Kind, xr.Dataset]:
-    return {kind: data[0] for kind, data in kinds(evidence.get(name, ())).items()}
+    return {kind: data[0] for kind, data in kinds(answers(evidence, name)).items()}
 
 
 def _grows(evidence: Evidence, name: str) -> Iterator[Finding]:
@@ -147,23 +164,23 @@ def _more_loops(evidence: Evidence, name: str) -> Iterator[Finding]:
 
 
 def r4_grows(evidence: Evidence) -> Iterator[Finding]:
-    yield from _grows(evidence, "r4_last_n")
+    yield from _grows(evidence, R4_LAST_N)
 
 
 def r4_more_loops(evidence: Evidence) -> Iterator[Finding]:
-    yield from _more_loops(evidence, "r4_last_n")
+    yield from _more_loops(evidence, R4_LAST_N)
 
 
 def r5_grows(evidence: Evidence) -> Iterator[Finding]:
-    yield from _grows(evidence, "r5_first_n")
+    yield from _grows(evidence, R5_FIRST_N)
 
 
 def r5_more_loops(evidence: Evidence) -> Iterator[Finding]:
-    yield from _more_loops(evidence, "r5_first_n")
+    yield from _more_loops(evidence, R5_FIRST_N)
 
 
 def r5_first_and_last(evidence: Evidence) -> Iterator[Finding]:
-    first, last = _masks(evidence, "r5_first_n"), _masks(evidence, "r4_last_n")
+    first, last = _masks(evidence, R5_FIRST_N), _masks(evidence, R4_LAST_N)
     for kind in (kind for kind in first if kind in last):
         for n in (n for n in KEPT if n in first[kind].n.values and n in last[kind].n.values):
             a, b = (masks[kind].error.sel(n=n, loop=kind.loops).values[None] for masks in (last, first))
@@ -171,7 +188,7 @@ def r5_first_and_last(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r5_memory(evidence: Evidence) -> Iterator[Finding]:
-    for kind, data in _masks(evidence, "r4_last_n").items():
+    for kind, data in _masks(evidence, R4_LAST_N).items():
         if 1 in data.n.values:
             alone = data.error.sel(n=1, loop=kind.loops).values[None]
             clean = data.clean_error.sel(loop=kind.loops).values[None]
@@ -180,11 +197,11 @@ def r5_memory(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r6_more_layers(evidence: Evidence) -> Iterator[Finding]:
-    yield from _over_layers(kinds(evidence.get("r6_converge", ())))
+    yield from _over_layers(kinds(answers(evidence, R6_CONVERGE)))
 
 
 def r6_rests(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds([d for d in evidence.get("r6_converge", ()) if "limit" in d])
+    found = kinds([d for d in answers(evidence, R6_CONVERGE) if "limit" in d])
     for kind in found:
         deeper = replace(kind, layers=2 * kind.layers)
         if deeper in found and at_rest(found[kind]).mean() <= 1 - MORE:  # where nearly all are, there cannot be more
@@ -194,7 +211,7 @@ def r6_rests(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r6_every_seed(evidence: Evidence) -> Iterator[Finding]:
-    datasets = evidence.get("r6_converge", ())
+    datasets = answers(evidence, R6_CONVERGE)
     seeds = sorted({json.loads(d.attrs["checkpoint"])["config"]["train"]["seed"] for d in datasets})
     for seed in seeds:
         own = [d for d in datasets if json.loads(d.attrs["checkpoint"])["config"]["train"]["seed"] == seed]
@@ -227,7 +244,7 @@ def _for_good(data: xr.Dataset, holds: ndarray) -> float:
 
 
 def r7_earlier(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(evidence.get("r7_curves", ()))
+    found = kinds(answers(evidence, R7_CURVES))
     for kind in (kind for kind in found if kind.layers == 1):
         for layers in (2, 4):
             deeper = replace(kind, layers=layers)

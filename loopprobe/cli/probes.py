@@ -203,6 +203,7 @@ def report(
 ) -> None:
     """Answer all saved questions, and judge the study's claims."""
     toml_files(questions or study_folder())
+    from loopprobe.claims import check_questions
     from loopprobe.progress import track
     from loopprobe.report import write_report
     from loopprobe.saved import answer_saved, saved_questions
@@ -211,6 +212,7 @@ def report(
     from loopprobe.train import pick_device
 
     saved, where = saved_questions(questions), pick_device(device)
+    check_questions(saved)
     hold(claim_shared(out, "index.html", "findings.md", "report.json"))
     data = out / ("data-quick" if quick else "data")
     with pool_of(workers, where) as pool:

@@ -13,37 +13,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from loopprobe.baselines.optimal import is_of
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.corruptions import corrupt
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
-from loopprobe.hook_points import LoopHookPoint
-from loopprobe.model import LoopedTransformer
 from loopprobe.probes.loops import chosen_tokens, points_of
+from loopprobe.probes.patch_runs import BY_HEAD as BY_HEAD
+from loopprobe.probes.patch_runs import Metric, PatchedRuns, Site
 from loopprobe.results import stamp, with_ends
-from loopprobe.selection import selector
-from loopprobe.statistics import at_least_single, bootstrap_ratio, correlation, double, to_numpy
+from loopprobe.statistics import bootstrap_ratio, correlation, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
-Site = Literal["z_pre", "z", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "attn_z"]
-BY_HEAD = ("q", "k", "v", "attn_z")
-GIVEN = "given"  # the corruption where the user gives the corrupted prompts
-TOKENS_AT_ONCE = 128  # tokens of one prompt in all copies of it that run together
+GIVEN: Final = "given"  # the corruption where the user gives the corrupted prompts
 CORRUPTION_SEED = 2**33  # added to the seed of the prompts: no prompt is drawn from such a seed
-Metric = Callable[[Float[Tensor, " batch"]], Float[Tensor, " batch"]]
 
 
 @dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
@@ -113,7 +104,7 @@ def run(
     prompts = prompts.to(checkpoint.device)
     n_loops = config.loops or model.cfg.n_loops
     other = _corrupted(checkpoint, prompts, config) if corrupted is None else _fitting(prompts, corrupted)
-    runs = _Runs(model, prompts, other, n_loops, config.sites, metric)
+    runs = PatchedRuns(model, prompts, other, n_loops, config.sites, metric)
     tokens = list(range(runs.query + 1))
     if config.positions is not None:
         tokens = chosen_tokens(config.positions, prompts.ys.shape[1])
@@ -178,136 +169,11 @@ def _fitting(prompts: Prompts, corrupted: Prompts) -> Prompts:
     return corrupted.to(prompts.xs.device)
 
 
-class _Runs:
-    """The clean and the corrupted run, and the patched ones between them.
-
-    Args:
-        model, n_loops, sites: the model, its iterations, and the activations that are patched.
-        clean, corrupted: the prompts.
-        metric: see ``run``.
-    """
-
-    def __init__(
-        self,
-        model: LoopedTransformer,
-        clean: Prompts,
-        corrupted: Prompts,
-        n_loops: int,
-        sites: tuple[Site, ...],
-        metric: Metric | None = None,
-    ) -> None:
-        self.model, self.n_loops, self.metric = model, n_loops, metric
-        self.query = 2 * clean.xs.shape[1] - 2
-        until_query = slice(0, self.query + 1)
-        started = time.perf_counter()
-        with torch.no_grad():
-            self.clean = self.measure(model(clean.xs, clean.ys, n_loops)[-1, :, -1])
-        self.clean_pass = time.perf_counter() - started
-        _, self.donor = model.run_with_cache(clean.xs, clean.ys, n_loops, names=sites, positions=until_query)
-        names = [*sites, "z_pre", "k", "v", "embed"]
-        xs, ys = corrupted
-        predictions, self.base = model.run_with_cache(
-            xs, ys, n_loops, names=names, positions=until_query,
-            loss=lambda predictions: self.measure(predictions[-1, :, -1]).sum(),
-        )  # fmt: skip
-        self.corrupted = self.measure(predictions[-1, :, -1]).detach()
-        same = (clean.xs == corrupted.xs).all(-1), clean.ys == corrupted.ys
-        differs = ~torch.stack(same, -1).flatten(1).all(0)
-        self.first = int(differs.int().argmax())  # token that differs; before it the runs are the same
-
-    def measure(self, predictions: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """The metric of predictions at the query.
-
-        Raises:
-            LoopprobeError: it does not return one number for each prompt.
-        """
-        if self.metric is None:
-            return predictions
-        values = self.metric(predictions)
-        if predictions.requires_grad and isinstance(values, Tensor) and not values.requires_grad:
-            raise LoopprobeError("metric must be differentiable, for attribution patching: compute it with torch alone")
-        if not isinstance(values, Tensor) or values.shape != predictions.shape:
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise LoopprobeError(
-                f"metric must return a tensor of one number for each of the {len(predictions)} prompts, not {shape}: "
-                "leave out the mean over prompts"
-            )
-        return values
-
-    def places(self, site: Site) -> tuple[int, ...]:
-        """The numbers of layers and heads of a site."""
-        cfg = self.model.cfg
-        if site in ("z", "z_pre"):
-            return ()
-        if site in BY_HEAD:
-            return cfg.n_layers, cfg.n_heads
-        return (cfg.n_layers,)
-
-    def patched(
-        self, site: Site, loop: int, tokens: list[int]
-    ) -> Iterator[tuple[list[tuple[int, ...]], Float[Tensor, "place batch"]]]:
-        """Patch the places (layer, head, token) of one loop and site, and yield them with their predictions."""
-        inner = self.places(site)
-        for layer in range(inner[0]) if inner else [None]:
-            heads = range(inner[1]) if len(inner) == 2 else [None]
-            todo = [(head, token) for token in sorted(tokens) if token >= self.first for head in heads]
-            budget = chunk_size(self.corrupted.device) * TOKENS_AT_ONCE
-            while todo:
-                suffix = self.query + 1 - todo[0][1]
-                group = todo[: max(1, budget // (suffix * len(self.corrupted)))]
-                todo = todo[len(group) :]
-                places = [tuple(i for i in (layer, *place) if i is not None) for place in group]
-                yield places, self._go_on(site, loop, layer, group)
-
-    def _go_on(
-        self, site: Site, loop: int, layer: int | None, group: list[tuple[int | None, int]]
-    ) -> Float[Tensor, "place batch"]:
-        """Run on from the state that enters ``loop``, the i-th copy of the prompts patched at the i-th place."""
-        first, n_prompts, copies = group[0][1], len(self.corrupted), len(group)
-        donor = self.donor[loop, site, layer]
-
-        def patch(x: Tensor, hook: LoopHookPoint) -> Tensor:
-            x = x.clone()
-            for i, (head, token) in enumerate(group):
-                rows = slice(i * n_prompts, (i + 1) * n_prompts)
-                at = (token - first,) if head is None else (token - first, head)
-                x[(rows, *at)] = donor[(slice(None), token, *at[1:])]
-            return x
-
-        def tiled(x: Tensor, tokens: slice) -> Tensor:
-            return x[:, tokens].repeat(copies, *[1] * (x.ndim - 1))
-
-        later, earlier = slice(first, None), slice(0, first)
-        e = tiled(self.base["hook_embed"], later)
-        z = tiled(self.base[loop, "z_pre"], later)
-        wanted = selector(site, [loop], layer, self.model)
-        with self.model.hooks(fwd_hooks=[(wanted, patch)]):
-            for now in range(loop, self.n_loops):
-                past = [
-                    (tiled(self.base[now, "k", i], earlier), tiled(self.base[now, "v", i], earlier))
-                    for i in range(self.model.cfg.n_layers)
-                ]
-                z = self.model.step(z, e, now, past if first else None)
-        return self.model.read_out(z[:, -1]).reshape(copies, n_prompts)
-
-    def estimated(self, site: Site, tokens: list[int]) -> Float[Tensor, "loop ... position batch"]:
-        """The move of the prediction by each patch, to first order."""
-        layers = range(self.places(site)[0]) if self.places(site) else [None]
-        estimates = []
-        assert self.base.grads is not None, "they were asked for"
-        for layer in layers:
-            difference = at_least_single(self.donor.stack(site, layer)) - at_least_single(self.base.stack(site, layer))
-            gradient = at_least_single(self.base.grads.stack(site, layer))
-            product = (difference * gradient).sum(-1)[:, :, tokens]  # loop batch pos (head)
-            estimates.append(product.permute(0, 3, 2, 1) if product.ndim == 4 else product.transpose(1, 2))
-        return torch.stack(estimates, 1) if layers != [None] else estimates[0]
-
-
 def _dataset(
     checkpoint: Checkpoint,
     prompts: Prompts,
     config: PatchConfig,
-    runs: _Runs,
+    runs: PatchedRuns,
     tokens: list[int],
     moved: dict[str, np.ndarray],
     cost: dict[str, float],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from rich import box
 from rich.console import Console
@@ -47,7 +48,9 @@ def error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def interval(mean: Any, low: Any, high: Any) -> str:
-    """``0.12 [0.1, 0.14]``."""
+    """``0.12 [0.1, 0.14]``; ``0.12 [–]`` where there is no interval, as of a single prompt."""
+    if np.isnan(float(low)) and np.isnan(float(high)):
+        return f"{float(mean):.3g} [–]"
     return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # breaks before the bracket only
 
 

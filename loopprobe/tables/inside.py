@@ -10,6 +10,7 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.dynamics.limits import Limit
+from loopprobe.dynamics.solve import Status
 from loopprobe.figures.mask import loops_to_show
 from loopprobe.statistics import bootstrap_mean
 from loopprobe.tables.common import interval, titled, with_ends
@@ -73,13 +74,14 @@ def attention_table(data: xr.Dataset) -> Table:
 def patch_table(data: xr.Dataset, most: int = 8) -> Table:
     """The places whose patch has the largest effect, of every site."""
     config = json.loads(data.attrs["config"])
+    correlations = {site: data.attrs.get(f"correlation_{site}", np.nan) for site in config["sites"]}
     table = titled(f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']})")
     cost = ""
     if config["exact"]:
         passes = data.attrs["seconds"] / data.attrs["clean_pass"]
         cost = f"; {int(data.attrs['patches']):,} patches cost as much as {passes:,.0f} clean passes; correlation of "
         cost += "effect and estimate: " + ", ".join(
-            f"{site} {data.attrs[f'correlation_{site}']:.2f}" for site in config["sites"]
+            f"{site} {'–' if np.isnan(value) else format(value, '.2f')}" for site, value in correlations.items()
         )
     table.caption = f"0: as the corrupted run, 1: as the clean one [95 % bootstrap interval]{cost}"
     for name in ("site", "loops done", "layer", "head", "token", "effect", "estimate"):
@@ -174,7 +176,9 @@ def exit_table(data: xr.Dataset) -> Table:
 def fixed_points_table(data: xr.Dataset) -> Table:
     """Fixed points by whether the loop itself comes to rest: how many were found, how stable and how good they are."""
     table = titled(f"{data.model.item()}: fixed points, {data.sizes['example']} prompts")
-    table.caption = "medians over prompts; error: squared at the query / E(y²), means"
+    statuses, counts = np.unique(data.status.values, return_counts=True)
+    ends = "; ".join(f"{count} × {Status[name].value}" for name, count in zip(statuses, counts, strict=True))
+    table.caption = f"medians over prompts; error: squared at the query / E(y²), means. Searches: {ends}"
     names = (
         "prompts whose loop",
         "number",
