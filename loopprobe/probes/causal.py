@@ -25,7 +25,7 @@ def causal_check(
     model: LoopedTransformer,
     training: Prompts,
     prompts: Prompts,
-    maps: Float[Tensor, "site pos d_model+1 1"],
+    maps: Float[Tensor, "site pos d_model_and_one 1"],
     n_loops: int,
     size: float = 0.3,
 ) -> xr.Dataset:

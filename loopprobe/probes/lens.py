@@ -75,7 +75,7 @@ def run(
     size = chunk_size(device)
     steps = [(part, batch) for part in (training, prompts) for batch in part.split(size)]
     fits = [Ridge(config.ridge) for _ in range(n_loops)]
-    maps: Float[Tensor, "loop site point d_model+1"] | None = None
+    maps: Float[Tensor, "loop site point d_model_and_one"] | None = None
     distances: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
     name, best = optimum(prompts, checkpoint.config.task)
     targets = iter(best.to(device, prompts.ys.dtype).split(size))
@@ -141,7 +141,7 @@ def _fit(fits: list[Ridge], answer: Float[Tensor, "batch point"], loop: int, sit
     fits[loop].add(sites, {"answer": answer.double()[None, :, :, None]})
 
 
-def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point d_model+1"]:
+def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point d_model_and_one"]:
     return torch.stack([fit.solve()["answer"][..., 0] for fit in fits])
 
 

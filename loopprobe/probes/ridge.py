@@ -13,7 +13,7 @@ from torch import Tensor
 States = Float[Tensor, "iteration batch pos d_model"]
 
 
-def with_one(states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model+1"]:
+def with_one(states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model_and_one"]:
     """In float64, with a constant as the last coordinate, for the offset of an affine map."""
     return F.pad(states.double(), (0, 1), value=1.0)
 
@@ -42,7 +42,7 @@ class Ridge:
         assert isinstance(self.outer, Tensor)
         return self.cross[name][:, :, -1] / self.outer[..., -1:, -1]
 
-    def solve(self) -> dict[Hashable, Float[Tensor, "iteration pos d_model+1 width"]]:
+    def solve(self) -> dict[Hashable, Float[Tensor, "iteration pos d_model_and_one width"]]:
         """The maps from a state, with a one behind it, to each target."""
         assert isinstance(self.outer, Tensor)
         n = self.outer[..., -1:, -1]
