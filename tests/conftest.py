@@ -5,9 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
+# Shapes and types in annotations are checked at every call of a function that has them (``.ci/run`` asks for it).
+if os.environ.get("LOOPPROBE_CHECK_SHAPES"):
+    jaxtyping.install_import_hook("loopprobe", "beartype.beartype")
+
+# ruff: isort: split
 from loopprobe.checkpoint import Checkpoint
 from loopprobe.config import ModelConfig, TaskConfig
 from loopprobe.model import LoopedTransformer
@@ -52,6 +58,15 @@ needs_peak = pytest.mark.skipif(not PEAK.exists(), reason="reads the peak memory
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def unchecked():
+    """A test that gives wrong shapes on purpose, to see what a user is told."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def make_model(dtype=torch.float64, **fields):

@@ -219,6 +219,7 @@ def test_initial_weights_have_the_promised_scale():
     assert gpt2.blocks[0].mlp.fc_out.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.02)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("xs", "ys", "match"),
     [

@@ -15,11 +15,15 @@ def test_the_session_gives_the_output_shown():
 
 
 def test_ci_runs_the_two_commands():
-    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    for command in ("pip install -e . && loopprobe mask --mode first --n 10", 'pip install -e ".[dev]" && pytest'):
+    readme = (ROOT / "README.md").read_text()
+    code = [line.split("#")[0].strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+    first, second = "pip install -e . && loopprobe mask --mode first --n 10", 'pip install -e ".[dev]" && pytest'
+    for command in (first, second):
         assert f"    {command}\n" in readme
-        for part in command.split(" && "):
-            assert part.removeprefix("pip install ") in ci
+    assert "pip install -q -e ." in code
+    assert 'time (cd "$results" && loopprobe mask --mode first --n 10)' in code
+    assert code.index('pip install -q -e ".[dev]"') < code.index('tests "default tests"')
+    assert 'pytest "$@" | tee "$venv/log" || status=$?' in code
 
 
 def test_the_table_of_shipped_models_is_that_of_the_command():

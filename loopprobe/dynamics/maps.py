@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from loopprobe.tasks import Prompts
 State = Float[Tensor, "batch pos width"]
 
 
+@runtime_checkable
 class Map(Protocol):
     """A map of states to states, and the predictions that are read from a state."""
 
