@@ -6,16 +6,16 @@ A configuration is frozen and validated when it is made; an unknown key is an er
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
 
+from loopprobe.configuration import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.task_config import STRICT, TaskConfig
+from loopprobe.task_config import TaskConfig
 
 # What HookedTransformer can do and a looped GPT-2 block does not: a TransformerLens config that asks for it
 # is refused, never silently changed.
@@ -37,7 +37,7 @@ _FIXED_BY_ARCHITECTURE: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(config=STRICT, kw_only=True)
+@configuration
 class ModelConfig:
     """A looped transformer, under the field names of TransformerLens's HookedTransformerConfig.
 
@@ -121,7 +121,7 @@ class ModelConfig:
         )
 
 
-@dataclass(config=STRICT, kw_only=True)
+@configuration
 class Schedule:
     """A whole number that may grow during training.
 
@@ -174,7 +174,18 @@ def _schedule(value: Any) -> Any:
     return {"end": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-@dataclass(config=STRICT, kw_only=True)
+Rate = Annotated[float, Field(gt=0, le=1e3)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def known_device(name: str) -> str:
+    """The name of a device that models can run on; LoopprobeError for any other, such as torch's ``meta``."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
+        raise LoopprobeError(f"device ({name[:60]!r}) must be auto, cpu, cuda, cuda:0, mps or xpu: choose one of them")
+    return name
+
+
+@configuration
 class TrainConfig:
     """How a model is trained. The defaults are the recipe of this project; presets hold others."""
 
@@ -186,9 +197,9 @@ class TrainConfig:
     loops: Schedule = Field(default_factory=Schedule)
     loss: Literal["mse", "log"] = "mse"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
-    muon_lr: PositiveFloat = 2e-2
-    adam_lr: PositiveFloat = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
+    muon_lr: Rate = 2e-2
+    adam_lr: Rate = 3e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
     grad_clip: NonNegativeFloat = 1.0  # largest global gradient norm; 0: no clipping
     warmup_steps: NonNegativeInt = 100
@@ -200,6 +211,7 @@ class TrainConfig:
     checkpoint_every: PositiveInt = 100
 
     _schedules = pydantic.field_validator("dims", "points", "loops", mode="before")(_schedule)
+    _device = pydantic.field_validator("device")(known_device)
 
     def lengths(self, step: int) -> dict[str, int]:
         """How many dims, points and loops a step has, counted from 0."""
@@ -207,7 +219,7 @@ class TrainConfig:
         return {name: schedule.at(step, self.steps) for name, schedule in schedules.items()}
 
 
-@dataclass(config=STRICT, kw_only=True)
+@configuration
 class Config:
     """Everything that determines a trained model."""
 
@@ -270,35 +282,3 @@ def _drop_none(tree: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _drop_none(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None
     }
-
-
-def build(cls: type, tree: Mapping[str, Any]) -> Any:
-    """Make a validated config object from nested plain data.
-
-    Raises:
-        LoopprobeError: one line that names the key, the value and what is allowed.
-    """
-    try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(tree))
-    except pydantic.ValidationError as error:
-        raise LoopprobeError(_one_line(cls, error)) from None
-
-
-def _one_line(cls: type, error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "unexpected_keyword_argument":
-        valid = list(_keys(cls))
-        same_leaf = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        near = same_leaf or difflib.get_close_matches(key, valid, n=1) or valid
-        return f"unknown config key {key!r}: did you mean {' or '.join(near)}?"
-    return f"{key} ({first['input']!r}) is not valid: {first['msg'][0].lower() + first['msg'][1:]}"
-
-
-def _keys(cls: type, prefix: str = "") -> Iterable[str]:
-    for field in dataclasses.fields(cls):
-        nested = {"model": ModelConfig, "task": TaskConfig, "train": TrainConfig}.get(field.name)
-        if nested is not None and cls is Config:
-            yield from _keys(nested, f"{field.name}.")
-        else:
-            yield prefix + field.name

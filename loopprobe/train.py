@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loopprobe.config import Config
+from loopprobe.config import Config, known_device
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.replay import Replay
@@ -21,7 +21,7 @@ from loopprobe.tasks import Prompts, sample
 
 def pick_device(name: str = "auto") -> torch.device:
     """``auto`` is CUDA, else MPS, else CPU; anything else is a torch device that must be there."""
-    if name == "auto":
+    if known_device(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)

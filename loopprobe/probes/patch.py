@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.corruptions import corrupt
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
@@ -40,7 +40,7 @@ Site = Literal["z_pre", "z", "resid_pre", "resid_mid", "resid_post", "attn_out",
 BY_HEAD = ("q", "k", "v", "attn_z")
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class PatchConfig:
     """What differs between the runs, and what is patched.
 

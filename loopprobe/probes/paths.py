@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeInt, PositiveInt
 
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.loops import require_looped, some_tokens
@@ -17,7 +17,7 @@ from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class PathsConfig:
     """Which paths are drawn.
 
