@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loopprobe.budget import require_training
 from loopprobe.config import Config, known_device
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
@@ -74,6 +75,7 @@ def start(
     assert cfg is not None
     assert cfg.train is not None
     device = pick_device(cfg.train.device)
+    require_training(cfg, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     generator = torch.Generator().manual_seed(cfg.train.seed)

@@ -42,6 +42,7 @@ ORDER = [
     "cluster",
     "provenance",
     "statistics",
+    "checkpoint_file",
     "checkpoint",
     "foreign",
     "corruptions",
