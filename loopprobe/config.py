@@ -15,26 +15,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from loopprobe.configuration import build, configuration
 from loopprobe.errors import LoopprobeError
+from loopprobe.lens_config import used_fields
 from loopprobe.task_config import TaskConfig
-
-# What HookedTransformer can do and a looped GPT-2 block does not: a TransformerLens config that asks for it
-# is refused, never silently changed.
-_FIXED_BY_ARCHITECTURE: dict[str, tuple[Any, ...]] = {
-    "normalization_type": ("LN",),
-    "positional_embedding_type": ("standard",),
-    "attention_dir": ("causal",),
-    "attn_only": (False,),
-    "gated_mlp": (False,),
-    "parallel_attn_mlp": (False,),
-    "use_attn_scale": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "use_local_attn": (False,),
-    "use_qk_norm": (False,),
-    "final_rms": (False,),
-    "post_embedding_ln": (False,),
-    "use_normalization_before_and_after": (False,),
-    "num_experts": (None,),
-}
 
 
 @configuration
@@ -87,26 +69,18 @@ class ModelConfig:
         """Make a config from a TransformerLens one: TransformerBridgeConfig, legacy HookedTransformerConfig, dict.
 
         Args:
-            cfg: the TransformerLens config, or its ``to_dict()``. Fields about tokens, devices and dtypes
-                have no meaning here and are passed over.
+            cfg: the TransformerLens config, or its ``to_dict()``. Fields about tokens, files and devices have no
+                meaning here and are passed over, see ``lens_config``.
             loop_fields: ``n_loops``, ``injection``, ``n_dims``, ``n_points``, or any field to override.
 
         Raises:
             LoopprobeError: the config asks for something that a looped GPT-2 block does not have.
         """
-        fields = dict(cfg if isinstance(cfg, Mapping) else vars(cfg))
-        for name, allowed in _FIXED_BY_ARCHITECTURE.items():
-            if name in fields and fields[name] not in allowed:
-                raise LoopprobeError(
-                    f"{name} ({fields[name]!r}) is not supported: a looped transformer here has "
-                    f"{name} = {allowed[0]!r}; change it in the TransformerLens config"
-                )
-        shared = {"n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "act_fn", "eps"}
-        known = {name: value for name, value in fields.items() if name in shared and value not in (None, -1)}
+        known = used_fields(cfg if isinstance(cfg, Mapping) else vars(cfg))
         if "n_ctx" in known:
             known["n_points"] = known["n_ctx"] // 2
-        if fields.get("initializer_range", -1) > 0:
-            known["initializer_range"] = float(fields["initializer_range"])
+        if "initializer_range" in known:
+            known["initializer_range"] = float(known["initializer_range"])
         return build(cls, known | loop_fields)
 
     def to_transformer_lens(self) -> Any:

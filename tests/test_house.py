@@ -18,6 +18,7 @@ ORDER = [
     "types",
     "configuration",
     "task_config",
+    "lens_config",
     "config",
     "settings",
     "budget",
