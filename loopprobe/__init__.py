@@ -6,7 +6,9 @@
 Names are loaded when they are first used, so that ``import loopprobe`` is instant.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -52,6 +54,17 @@ _HOME = {
     "train": "train",
 }
 __all__ = [*_HOME, "__version__"]
+
+
+class _Package(ModuleType):
+    """The package, where a public name stays what it is when the module of the same name is imported (``train``)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 import safetensors
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from loopprobe.config import Config, build
+from loopprobe.budget import require_model
+from loopprobe.checkpoint_file import CONFIG, FORMAT, STATE, WEIGHTS, fit, read_json, read_tensors
+from loopprobe.config import Config, known_device
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.provenance import provenance
@@ -27,12 +29,11 @@ from loopprobe.storage import atomic, write_json
 from loopprobe.tasks import Prompts, held_out
 from loopprobe.tasks.tables import from_tables, load_table
 
-FORMAT = 1  # of config.json; raised when an older reader would misread it
 DEFAULT = "lr-b20-T10"
-WEIGHTS, CONFIG, STATE, METRICS = "model.safetensors", "config.json", "state.safetensors", "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
-@dataclass
+@dataclass(repr=False)
 class Checkpoint:
     """A trained model and what is known of it.
 
@@ -67,6 +68,22 @@ class Checkpoint:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def __repr__(self) -> str:
+        """Three lines: the model, its error, and its weights."""
+        model, train = self.config.model, self.config.train
+        window = f"T = {train.loop_window}" if train is not None else "trained elsewhere"
+        layers = f"{model.n_layers} layer{'s' * (model.n_layers > 1)}"
+        recorded = self.evaluation or {}
+        ends = [recorded.get(part) or [] for part in ("loops", "error", "error_low", "error_high")]
+        errors = [
+            f"{mean:.2g} [{low:.2g}, {high:.2g}] after {n} loops" for n, mean, low, high in zip(*ends, strict=True)
+        ]
+        return "\n".join([
+            f"{self.label}: {self.config.task.name.replace('_', ' ')}, {layers}, b = {model.n_loops}, {window}",
+            f"error at the query {', '.join(errors) or 'not measured'}; {self.step:,} steps",
+            f"weights {self.digest()}, {self.model.W_pos.dtype} on {self.device}".replace("torch.", ""),
+        ])  # fmt: skip
 
     def digest(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the weights: which model this is."""
@@ -152,14 +169,15 @@ def find(name: str | Path) -> Path:
     Raises:
         LoopprobeError: there is none; the message names the nearest.
     """
-    if (path := Path(name)).is_dir():
-        return path
+    with suppress(OSError):  # of a name that is too long for a path
+        if (path := Path(name)).is_dir():
+            return path
     known = names()
     if str(name) in known:
         return known[str(name)]
     near = difflib.get_close_matches(str(name), known, n=3) or list(known)
     hint = f"did you mean {' or '.join(near)}?" if near else "there is none here: train one with `loopprobe train`"
-    raise LoopprobeError(f"no checkpoint is called {str(name)!r}: {hint}")
+    raise LoopprobeError(f"no checkpoint is called {str(name)[:100]!r}: {hint}")
 
 
 def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu") -> LoopedTransformer:
@@ -171,16 +189,26 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
     """Load a model with its configuration and history.
 
     Raises:
-        LoopprobeError: it is missing, damaged, of a newer version, or its weights do not fit its configuration.
+        LoopprobeError: it is missing, damaged, of a newer version or too large for the memory, its weights do not fit
+            its configuration or are not finite, or there is no such device.
     """
+    known_device(str(device))
     folder = find(name)
     config, tree = read_json(folder)
+    require_model(config.model)
+    tensors = read_tensors(folder / WEIGHTS)
+    reason = f"{CONFIG} and {WEIGHTS} are of different models"
+    layers = {int(part[1]) for key in tensors if (part := key.split("."))[0] == "blocks" and part[1].isdecimal()}
+    if len(layers) != config.model.n_layers:  # before a thousand layers are made for nothing
+        raise LoopprobeError(
+            f"{folder / WEIGHTS} does not fit: it has {len(layers)} layers and {CONFIG} has n_layers = "
+            f"{config.model.n_layers}; {reason}"
+        )
     model = LoopedTransformer(config.model)
-    tensors = _read_tensors(folder / WEIGHTS)
-    _fit(model, tensors, folder / WEIGHTS, f"{CONFIG} and {WEIGHTS} are of different models")
+    fit(model, tensors, folder / WEIGHTS, reason)
     return Checkpoint(
         config,
-        model.to(device).eval(),
+        _moved(model, device).eval(),
         step=tree["step"],
         wall_time_s=tree["wall_time_s"],
         evaluation=tree["evaluation"],
@@ -249,21 +277,24 @@ def read_state(
     path = folder / STATE
     if not path.exists():
         return None
-    tensors = _read_tensors(path)
-    with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata()
+    tensors = read_tensors(path)
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    _fit(model, weights, path, f"it is not of the model in {CONFIG}")
-    generator.set_state(tensors["generator"])
-    for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, *rest = name.split(".")
-            if kind == "optimizer" and int(rest[0]) == i:
-                state.setdefault(int(rest[1]), {})[rest[2]] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    pending = tensors.get("pending", torch.empty(0, 2))  # states of earlier versions have written it as a row
-    return int(metadata["step"]), float(metadata["seconds"]), pending
+    fit(model, weights, path, f"it is not of the model in {CONFIG}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        generator.set_state(tensors["generator"])
+        for i, optimizer in enumerate(optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                kind, *rest = name.split(".")
+                if kind == "optimizer" and int(rest[0]) == i:
+                    state.setdefault(int(rest[1]), {})[rest[2]] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        pending = tensors.get("pending", torch.empty(0, 2))  # states of earlier versions have written it as a row
+        return int(metadata["step"]), float(metadata["seconds"]), pending
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise LoopprobeError(f"{path} is damaged ({error!r}): train the model again with --overwrite") from None
 
 
 def remove_state(folder: Path) -> None:
@@ -271,50 +302,12 @@ def remove_state(folder: Path) -> None:
     (folder / STATE).unlink(missing_ok=True)
 
 
-# Reading with a clear line where something is wrong
-
-
-def read_json(folder: Path) -> tuple[Config, dict[str, Any]]:
-    """The configuration of a checkpoint and everything that its config.json records, without the weights."""
-    path = folder / CONFIG
+def _moved(model: LoopedTransformer, device: str | torch.device) -> LoopedTransformer:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        version = tree["format"]
-        if version > FORMAT:
-            raise LoopprobeError(
-                f"{path} has format {version} but this loopprobe reads up to {FORMAT}: upgrade loopprobe"
-            )
-        for key in ("config", "step", "wall_time_s", "evaluation", "provenance"):
-            tree[key]
-    except FileNotFoundError:
-        raise LoopprobeError(f"{folder} is no checkpoint: it has no {CONFIG}; give another name or path") from None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LoopprobeError(f"{path} is damaged ({error!r}): restore it or train the model again") from None
-    return build(Config, tree["config"]), tree
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise LoopprobeError(f"{path} is missing: restore it or train the model again") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise LoopprobeError(f"{path} is damaged ({error}): restore it or train the model again") from None
-
-
-def _fit(model: LoopedTransformer, tensors: dict[str, Tensor], path: Path, reason: str) -> None:
-    """Load weights that must match the model's names and shapes exactly."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise LoopprobeError(
-                f"{path} does not fit: {name} is {found.get(name, 'missing')} there and "
-                f"{expected.get(name, 'not expected')} in the model; {reason}"
-            )
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
-    model.load_state_dict(tensors)
+        return model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LoopprobeError(f"device {str(device)!r} is not available here ({reason}): use cpu") from None
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

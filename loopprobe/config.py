@@ -6,38 +6,20 @@ A configuration is frozen and validated when it is made; an unknown key is an er
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
 
+from loopprobe.configuration import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.task_config import STRICT, TaskConfig
-
-# What HookedTransformer can do and a looped GPT-2 block does not: a TransformerLens config that asks for it
-# is refused, never silently changed.
-_FIXED_BY_ARCHITECTURE: dict[str, tuple[Any, ...]] = {
-    "normalization_type": ("LN",),
-    "positional_embedding_type": ("standard",),
-    "attention_dir": ("causal",),
-    "attn_only": (False,),
-    "gated_mlp": (False,),
-    "parallel_attn_mlp": (False,),
-    "use_attn_scale": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "use_local_attn": (False,),
-    "use_qk_norm": (False,),
-    "final_rms": (False,),
-    "post_embedding_ln": (False,),
-    "use_normalization_before_and_after": (False,),
-    "num_experts": (None,),
-}
+from loopprobe.lens_config import used_fields
+from loopprobe.task_config import TaskConfig
 
 
-@dataclass(config=STRICT, kw_only=True)
+@configuration
 class ModelConfig:
     """A looped transformer, under the field names of TransformerLens's HookedTransformerConfig.
 
@@ -87,26 +69,18 @@ class ModelConfig:
         """Make a config from a TransformerLens one: TransformerBridgeConfig, legacy HookedTransformerConfig, dict.
 
         Args:
-            cfg: the TransformerLens config, or its ``to_dict()``. Fields about tokens, devices and dtypes
-                have no meaning here and are passed over.
+            cfg: the TransformerLens config, or its ``to_dict()``. Fields about tokens, files and devices have no
+                meaning here and are passed over, see ``lens_config``.
             loop_fields: ``n_loops``, ``injection``, ``n_dims``, ``n_points``, or any field to override.
 
         Raises:
             LoopprobeError: the config asks for something that a looped GPT-2 block does not have.
         """
-        fields = dict(cfg if isinstance(cfg, Mapping) else vars(cfg))
-        for name, allowed in _FIXED_BY_ARCHITECTURE.items():
-            if name in fields and fields[name] not in allowed:
-                raise LoopprobeError(
-                    f"{name} ({fields[name]!r}) is not supported: a looped transformer here has "
-                    f"{name} = {allowed[0]!r}; change it in the TransformerLens config"
-                )
-        shared = {"n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "act_fn", "eps"}
-        known = {name: value for name, value in fields.items() if name in shared and value not in (None, -1)}
+        known = used_fields(cfg if isinstance(cfg, Mapping) else vars(cfg))
         if "n_ctx" in known:
             known["n_points"] = known["n_ctx"] // 2
-        if fields.get("initializer_range", -1) > 0:
-            known["initializer_range"] = float(fields["initializer_range"])
+        if "initializer_range" in known:
+            known["initializer_range"] = float(known["initializer_range"])
         return build(cls, known | loop_fields)
 
     def to_transformer_lens(self) -> Any:
@@ -121,7 +95,7 @@ class ModelConfig:
         )
 
 
-@dataclass(config=STRICT, kw_only=True)
+@configuration
 class Schedule:
     """A whole number that may grow during training.
 
@@ -174,7 +148,18 @@ def _schedule(value: Any) -> Any:
     return {"end": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-@dataclass(config=STRICT, kw_only=True)
+Rate = Annotated[float, Field(gt=0, le=1e3)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def known_device(name: str) -> str:
+    """The name of a device that models can run on; LoopprobeError for any other, such as torch's ``meta``."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
+        raise LoopprobeError(f"device ({name[:60]!r}) must be auto, cpu, cuda, cuda:0, mps or xpu: choose one of them")
+    return name
+
+
+@configuration
 class TrainConfig:
     """How a model is trained. The defaults are the recipe of this project; presets hold others."""
 
@@ -186,9 +171,9 @@ class TrainConfig:
     loops: Schedule = Field(default_factory=Schedule)
     loss: Literal["mse", "log"] = "mse"  # mse: mean squared error; log: of the logarithms of its parts
     optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
-    muon_lr: PositiveFloat = 2e-2
-    adam_lr: PositiveFloat = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
+    muon_lr: Rate = 2e-2
+    adam_lr: Rate = 3e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
     grad_clip: NonNegativeFloat = 1.0  # largest global gradient norm; 0: no clipping
     warmup_steps: NonNegativeInt = 100
@@ -200,6 +185,7 @@ class TrainConfig:
     checkpoint_every: PositiveInt = 100
 
     _schedules = pydantic.field_validator("dims", "points", "loops", mode="before")(_schedule)
+    _device = pydantic.field_validator("device")(known_device)
 
     def lengths(self, step: int) -> dict[str, int]:
         """How many dims, points and loops a step has, counted from 0."""
@@ -207,7 +193,7 @@ class TrainConfig:
         return {name: schedule.at(step, self.steps) for name, schedule in schedules.items()}
 
 
-@dataclass(config=STRICT, kw_only=True)
+@configuration
 class Config:
     """Everything that determines a trained model."""
 
@@ -270,35 +256,3 @@ def _drop_none(tree: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _drop_none(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None
     }
-
-
-def build(cls: type, tree: Mapping[str, Any]) -> Any:
-    """Make a validated config object from nested plain data.
-
-    Raises:
-        LoopprobeError: one line that names the key, the value and what is allowed.
-    """
-    try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(tree))
-    except pydantic.ValidationError as error:
-        raise LoopprobeError(_one_line(cls, error)) from None
-
-
-def _one_line(cls: type, error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "unexpected_keyword_argument":
-        valid = list(_keys(cls))
-        same_leaf = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        near = same_leaf or difflib.get_close_matches(key, valid, n=1) or valid
-        return f"unknown config key {key!r}: did you mean {' or '.join(near)}?"
-    return f"{key} ({first['input']!r}) is not valid: {first['msg'][0].lower() + first['msg'][1:]}"
-
-
-def _keys(cls: type, prefix: str = "") -> Iterable[str]:
-    for field in dataclasses.fields(cls):
-        nested = {"model": ModelConfig, "task": TaskConfig, "train": TrainConfig}.get(field.name)
-        if nested is not None and cls is Config:
-            yield from _keys(nested, f"{field.name}.")
-        else:
-            yield prefix + field.name

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loopprobe.blocks import Block, LayerNorm, Past
+from loopprobe.budget import require_model
 from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHooks, hooked
@@ -45,6 +46,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
     def __init__(self, cfg: ModelConfig | Any, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.cfg = cfg if isinstance(cfg, ModelConfig) else ModelConfig.from_transformer_lens(cfg)
+        require_model(self.cfg)
         self.read_in = nn.Linear(self.cfg.n_dims, self.cfg.d_model)
         self.W_pos = nn.Parameter(torch.empty(self.cfg.n_ctx, self.cfg.d_model))
         self.blocks = nn.ModuleList(Block(self.cfg) for _ in range(self.cfg.n_layers))

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 import xarray as xr
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from loopprobe.budget import require
 from loopprobe.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
 from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import (
     align,
@@ -83,7 +83,7 @@ GIVEN = {
 }
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class Question:
     """A probe, its options, and the checkpoints and prompts that it runs on.
 

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import torch
 import xarray as xr
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from loopprobe.checkpoint import load_checkpoint, names
 from loopprobe.cluster import Processes, RayPool
 from loopprobe.config import build
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.questions import PROBES, Prepared, Question, as_answered, prepare
 from loopprobe.results import attributes, read_dataset, write_dataset
@@ -31,7 +31,7 @@ from loopprobe.study import study_folder, toml_files
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class Saved:
     """A question as its file has it.
 

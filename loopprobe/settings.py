@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
         tree = tomllib.loads(text)
     if path is not None:
         tree = merge(tree, read_toml(path))
-    for override in overrides:
-        tree = merge(tree, _parse_override(override))
+    parsed = [_parse_override(override) for override in overrides]
+    _refuse_conflicts([key for key, _ in parsed])
+    for key, value in parsed:
+        tree = merge(tree, nested(key, value))
     return build(Config, tree)
 
 
@@ -50,25 +52,47 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def read_toml(path: Path, kind: str = "config file") -> dict[str, Any]:
     """The tree of a TOML file; LoopprobeError where there is none or it is damaged."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LoopprobeError(f"no {kind} at {path}: check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LoopprobeError(f"{path} is not valid TOML ({error}): mend the file") from None
+    except ValueError as error:  # no TOML, no text, or a number of thousands of digits
+        reason = " ".join(str(error).split())
+        raise LoopprobeError(f"{path} is not valid TOML ({reason}): mend the file") from None
     except OSError as error:
         raise LoopprobeError(f"cannot read {path} ({error.strerror}): check the path") from None
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tree of a TOML text.
+
+    Raises:
+        ValueError: it is no TOML, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key = key.strip()
-    if not equals or not all(key.split(".")):
-        raise LoopprobeError(f"--set {text!r} must have the form section.key=value, like train.steps=500")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise LoopprobeError(f"--set {text[:60]!r} must have the form section.key=value, like train.steps=500")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return nested(key, parsed)
+        tree = parse_toml(f"value = {value}")
+    except ValueError:
+        return key, value.strip()
+    return key, tree["value"] if len(tree) == 1 else value.strip()
+
+
+def _refuse_conflicts(keys: Sequence[str]) -> None:
+    """Raise LoopprobeError where a key is set twice, or both as a whole and in part."""
+    for i, key in enumerate(keys):
+        for other in keys[:i]:
+            if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                both = f"{key} is set twice" if key == other else f"{other} and {key} set the same values"
+                raise LoopprobeError(f"{both}: set each value once")
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -16,11 +16,11 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, NonNegativeInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from loopprobe.cache import LoopCache
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHookPoint, short_name, split_name
 from loopprobe.labels import at_positions, to_numpy
@@ -33,7 +33,7 @@ from loopprobe.types import Progress
 WRITTEN = "written"  # the variable that marks the loops whose data are there
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class CacheConfig:
     """What is kept.
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, NonNegativeFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-
-@dataclass(config=STRICT, kw_only=True)
+@configuration
 class TaskConfig:
     """A function class from which prompts are drawn. A field that is None is filled in where the class has it."""
 
@@ -27,7 +25,7 @@ class TaskConfig:
     ] = "linear_regression"
     noise_std: NonNegativeFloat | None = None  # noisy_linear_regression: 0.1; 0 for every other
     sparsity: PositiveInt | None = None  # sparse_linear_regression: how many weights are not zero, 3
-    depth: PositiveInt | None = None  # decision_tree: questions from the root to a leaf, 4
+    depth: Annotated[int, Field(ge=1, le=30)] | None = None  # decision_tree: questions from the root to a leaf, 4
     hidden: PositiveInt | None = None  # relu_network: hidden units, 100
     tables: tuple[str, ...] = ()  # tables: names of bundled ones, or paths, from which prompts are drawn
     labels: Literal["real", "sign"] = "real"  # sign: +1 or -1, for classification

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loopprobe.config import Config
+from loopprobe.budget import require_training
+from loopprobe.config import Config, known_device
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.replay import Replay
@@ -21,7 +22,7 @@ from loopprobe.tasks import Prompts, sample
 
 def pick_device(name: str = "auto") -> torch.device:
     """``auto`` is CUDA, else MPS, else CPU; anything else is a torch device that must be there."""
-    if name == "auto":
+    if known_device(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -74,6 +75,7 @@ def start(
     assert cfg is not None
     assert cfg.train is not None
     device = pick_device(cfg.train.device)
+    require_training(cfg, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     generator = torch.Generator().manual_seed(cfg.train.seed)

@@ -4,6 +4,7 @@ Run with ``pytest -m cuda``.
 """
 
 import json
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -110,7 +111,9 @@ def test_a_stack_trains_as_each_alone(tmp_path, together):
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     cfg, stops = config(), iter(range(100))
     with monkeypatch.context() as patched:
-        patched.setattr("loopprobe.train.deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 22))
+        patched.setattr(
+            sys.modules["loopprobe.train"], "deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 22)
+        )
         with pytest.raises(KeyboardInterrupt):
             train(cfg, tmp_path / "stopped")
     assert load_checkpoint(tmp_path / "stopped").step == 23

@@ -146,7 +146,9 @@ def test_ctrl_c_saves_the_state(tmp_path):
 def test_a_run_stopped_between_two_rows_writes_the_rows_of_one_that_never_was(tmp_path, monkeypatch):
     stops = iter(range(100))
     with monkeypatch.context() as patch:
-        patch.setattr("loopprobe.train.deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 7))
+        patch.setattr(
+            sys.modules["loopprobe.train"], "deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 7)
+        )
         with pytest.raises(KeyboardInterrupt):
             train(config(), tmp_path / "stopped")
     assert [row["step"] for row in rows(tmp_path / "stopped")] == [5]

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveInt
 from torch import Tensor
 
 from loopprobe import algorithms
 from loopprobe.algorithms import Problem, predictions
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.probes.lens import LensConfig, layer_readings
@@ -39,7 +39,7 @@ BATCH = 64  # prompts at once
 SCALED = "least squares, scaled from 0 to 1"  # no algorithm, but what any of them must explain more than
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class AlignConfig:
     """How far the loop and the algorithms run, and how the algorithms are fitted.
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveInt
 from torch import Tensor
 
 from loopprobe.baselines import BASELINES, check_baselines
 from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.evaluate import chunk_size
 from loopprobe.results import stamp, with_ends
 from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
@@ -25,7 +25,7 @@ from loopprobe.types import Progress
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class CompareConfig:
     """How far the loop runs, and what it is compared with.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
@@ -21,7 +21,7 @@ from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class ConvergeConfig:
     """How far the loop runs, and whether the states are followed.
 

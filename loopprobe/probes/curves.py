@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
 from loopprobe.checkpoint import METRICS, Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.results import stamp
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class CurvesConfig:
     """No options: the whole training is shown."""
 

@@ -16,11 +16,11 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.model import LoopedTransformer
@@ -37,7 +37,7 @@ from loopprobe.types import Progress
 VARIES = 1e-6  # the least variance of a target that is decoded
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class DecodeConfig:
     """How far the loop runs, and how the decoders are trained.
 

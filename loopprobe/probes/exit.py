@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float
-from pydantic import ConfigDict, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.probes.loops import require_looped
@@ -27,7 +27,7 @@ from loopprobe.types import Progress
 RULES = ("state step", "prediction step", "same answer")
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class ExitConfig:
     """The rules and their settings.
 

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, run_late
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import Status, distinct, solve
@@ -24,7 +24,7 @@ from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class FixedPointsConfig:
     """The starts of the search for fixed points, and its solver.
 

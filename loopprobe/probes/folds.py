@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import xarray as xr
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveInt
 
 from loopprobe.baselines import check_baselines
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare
 from loopprobe.results import stamp
@@ -18,7 +18,7 @@ from loopprobe.tasks.tables import CLASSES, load_table
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class FoldsConfig:
     """Which tables, how far the loop runs, and what it is compared with.
 

@@ -16,12 +16,12 @@ import torch
 import xarray as xr
 from einops import einsum
 from jaxtyping import Float
-from pydantic import ConfigDict, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from loopprobe.baselines.optimal import optimum
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
 from loopprobe.model import LoopedTransformer
@@ -36,7 +36,7 @@ LENSES = ("final norm", "no norm", "tuned")
 Sites = Float[Tensor, "site batch point d_model"]
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class LensConfig:
     """How far the loop runs, and how the tuned lens is fitted.
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from loopprobe.blocks import Past
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.hook_points import LoopHookPoint
@@ -31,7 +31,7 @@ from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class MaskConfig:
     """The part of the state that the mask leaves, and what replaces the rest.
 

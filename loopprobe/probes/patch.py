@@ -18,11 +18,11 @@ from typing import Final, Literal
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from loopprobe.baselines.optimal import is_of
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.corruptions import corrupt
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.loops import chosen_tokens, points_of
@@ -37,7 +37,7 @@ GIVEN: Final = "given"  # the corruption where the user gives the corrupted prom
 CORRUPTION_SEED = 2**33  # added to the seed of the prompts: no prompt is drawn from such a seed
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class PatchConfig:
     """The difference between the runs, and the places that are patched.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveInt
 
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.loops import chosen_tokens, points_of, require_looped, some_tokens
@@ -18,7 +18,7 @@ from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class PathsConfig:
     """Which paths are drawn.
 

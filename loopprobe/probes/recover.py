@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
@@ -19,7 +19,7 @@ from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class RecoverConfig:
     """Where and how hard the state is pushed.
 

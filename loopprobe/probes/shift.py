@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import ConfigDict, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import PositiveInt
 
 from loopprobe.baselines.optimal import is_of
 from loopprobe.checkpoint import Checkpoint
+from loopprobe.configuration import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import chunk_size
 from loopprobe.results import stamp, with_ends
@@ -21,7 +21,7 @@ from loopprobe.types import Progress
 IN_DISTRIBUTION = "as in training"
 
 
-@dataclass(config=ConfigDict(extra="forbid", frozen=True), kw_only=True)
+@configuration
 class ShiftConfig:
     """Which shifts, and how far the loop runs.
 

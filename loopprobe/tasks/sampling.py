@@ -7,6 +7,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
+from loopprobe.budget import require_prompts
 from loopprobe.config import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks.functions import CLASSES
@@ -40,7 +41,11 @@ def sample(
         active_dims: the curriculum: coordinates from this one on are zero. None: all are active.
         shift: draws them otherwise, of the same numbers.
         shift_generator: determines what the shift draws besides.
+
+    Raises:
+        LoopprobeError: the memory cannot hold them.
     """
+    require_prompts(task, n_prompts, n_points, n_dims)
     active = n_dims if active_dims is None else active_dims
     if task.name == "tables":
         return _from_tables(task, n_prompts, n_points, n_dims, generator, active, "train")
@@ -92,6 +97,9 @@ def held_out(
         task, n_prompts, n_points, n_dims, active_dims: as in ``sample``.
         seed: of the prompts.
         shift: name of one of ``tasks.shifts.SHIFTS``; None: as in training.
+
+    Raises:
+        LoopprobeError: no such shift, a number out of its range, or prompts that the memory cannot hold.
     """
     if n_prompts < 1:
         raise LoopprobeError(f"the number of prompts ({n_prompts}) must be at least 1: raise it")
@@ -101,6 +109,7 @@ def held_out(
     if task.name == "tables":
         if shift is not None:
             raise LoopprobeError(f"prompts from tables cannot be shifted ({shift}): leave out one of the two")
+        require_prompts(task, n_prompts, n_points, n_dims)
         prompts = _from_tables(task, n_prompts, n_points, n_dims, generator, active_dims or n_dims, "test")
         return dataclasses.replace(
             prompts, origin=prompts.origin | {"task": task.name, "held_out_seed": seed, "n_prompts": n_prompts}

@@ -20,12 +20,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from loopprobe.errors import LoopprobeError
+from loopprobe.tasks.files import BUNDLED, read_file
 from loopprobe.tasks.prompts import Prompts, normal, uniform
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BUNDLED = ("diabetes", "wine", "breast_cancer", "iris", "digits", "linnerud")  # scikit-learn's
 CLASSES = ("breast_cancer", "digits", "iris", "wine")  # those of them whose labels are classes
 
 
@@ -101,7 +101,7 @@ class Table:
 
 @functools.lru_cache(maxsize=32)
 def load_table(name: str, target: str | None = None) -> Table:
-    """A table by the name of a bundled one, or by the path of a CSV or parquet file.
+    """A table by the name of a bundled one, or by the path of a file, see ``tasks.files``.
 
     Args:
         name: one of ``BUNDLED``, or a path.
@@ -111,8 +111,10 @@ def load_table(name: str, target: str | None = None) -> Table:
     Raises:
         LoopprobeError: no such table or column, text or missing values among the inputs, or what reads it is missing.
     """
-    frame, classes = _bundled(name) if name in BUNDLED else (_file(Path(name)), False)
+    frame, classes = _bundled(name) if name in BUNDLED else (read_file(Path(name)), False)
     own = [str(column) for column in frame.columns]
+    if twice := sorted({column for column in own if own.count(column) > 1}):
+        raise LoopprobeError(f"{name}: several columns are called {twice[0]!r}: rename or drop all but one")
     frame.columns = own
     chosen = own[-1] if target is None else target
     if chosen not in own:
@@ -123,10 +125,14 @@ def load_table(name: str, target: str | None = None) -> Table:
             raise LoopprobeError(f"{name}: column {column!r} holds text: drop it, or turn it into numbers")
         if missing := int(inputs[column].isna().sum()):
             raise LoopprobeError(f"{name}: column {column!r} lacks {missing} values: fill them or drop these rows")
+        if infinite := int(np.isinf(inputs[column].to_numpy(float)).sum()):
+            raise LoopprobeError(f"{name}: column {column!r} holds {infinite} infinite values: drop these rows")
     label = frame[chosen]
     if missing := int(label.isna().sum()):
         raise LoopprobeError(f"{name}: the label {chosen!r} lacks {missing} values: drop these rows")
     classes = classes or label.dtype.kind not in "iuf"
+    if not classes and (infinite := int(np.isinf(label.to_numpy(float)).sum())):
+        raise LoopprobeError(f"{name}: the label {chosen!r} holds {infinite} infinite values: drop these rows")
     labels = label.astype("category").cat.codes.to_numpy() if classes else label.to_numpy(float)
     n_classes = int(labels.max()) + 1 if classes else 0
     if classes and n_classes < 2:
@@ -194,24 +200,3 @@ def _bundled(name: str) -> tuple[pd.DataFrame, bool]:
         raise LoopprobeError(f"the table {name!r} is scikit-learn's: pip install 'loopprobe[tables]'") from None
     loaded = getattr(sklearn.datasets, f"load_{name}")(as_frame=True)
     return loaded.frame, name in CLASSES
-
-
-def _file(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    if path.suffix not in readers:
-        raise LoopprobeError(f"{path} is no table: give a .csv or .parquet file, or one of {', '.join(BUNDLED)}")
-    try:
-        frame = readers[path.suffix](path)
-    except FileNotFoundError:
-        raise LoopprobeError(f"no table at {path}: check the path") from None
-    except ImportError:
-        raise LoopprobeError(f"{path} is parquet: pip install 'loopprobe[tables]'") from None
-    except (OSError, ValueError) as error:
-        raise LoopprobeError(f"{path} cannot be read ({' '.join(str(error).split())}): mend the file") from None
-    if frame.shape[1] < 2 or not len(frame):
-        raise LoopprobeError(
-            f"{path} holds {len(frame)} rows and {frame.shape[1]} columns: it needs inputs and a label"
-        )
-    return frame
