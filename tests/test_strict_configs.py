@@ -13,7 +13,7 @@ from loopprobe.probes.exit import ExitConfig
 from loopprobe.probes.mask import MaskConfig
 from loopprobe.questions import PROBES, Question
 from loopprobe.saved import Saved
-from loopprobe.settings import load_config
+from loopprobe.settings import load_config, refuse_conflicts
 from loopprobe.stream import CacheConfig
 
 CLASSES = [ModelConfig, TaskConfig, TrainConfig, Schedule, Question, Saved, CacheConfig]
@@ -109,8 +109,8 @@ def test_what_is_no_table_is_no_configuration(tree):
 )
 def test_overrides_that_speak_of_the_same_value_are_refused(overrides):
     with pytest.raises(LoopprobeError, match="once"):
-        load_config(overrides=overrides)
-    load_config(overrides=["train.steps=3", "train.seed=1", "model.n_loops=30"])
+        refuse_conflicts(overrides)
+    refuse_conflicts(["train.steps=3", "train.seed=1", "train.dims=4", "model.n_dims=30"])
 
 
 def test_what_is_missing_is_named():
