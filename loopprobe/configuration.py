@@ -96,10 +96,19 @@ def _one_line(cls: type, error: pydantic.ValidationError) -> str:
             return f"unknown config key {key!r}: did you mean {' or '.join(near)}?"
         beside = [name for name in valid if name.rpartition(".")[0] == key.rpartition(".")[0]]
         return f"unknown config key {key!r}: choose from {', '.join(beside) or 'none: drop it'}"
-    value = _short.repr(first["input"])
+    if first["type"].startswith("missing"):
+        return f"{key} is missing: give it a value"
+    value = _shown(first["input"])
     if first["type"] in ("dataclass_type", "dataclass_exact_type", "dict_type"):
         return f"{key or 'the configuration'} ({value}) must be a table of keys and values: write them out"
     return f"{key} ({value}) is not valid: {first['msg'][0].lower() + first['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        return f"a number of {value.bit_length()} bits"
 
 
 _short = reprlib.Repr()

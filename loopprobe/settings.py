@@ -32,10 +32,8 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
         tree = tomllib.loads(text)
     if path is not None:
         tree = merge(tree, read_toml(path))
-    parsed = [_parse_override(override) for override in overrides]
-    _refuse_conflicts([key for key, _ in parsed])
-    for key, value in parsed:
-        tree = merge(tree, nested(key, value))
+    for override in overrides:
+        tree = merge(tree, nested(*_parse_override(override)))
     return build(Config, tree)
 
 
@@ -86,8 +84,9 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return key, tree["value"] if len(tree) == 1 else value.strip()
 
 
-def _refuse_conflicts(keys: Sequence[str]) -> None:
-    """Raise LoopprobeError where a key is set twice, or both as a whole and in part."""
+def refuse_conflicts(overrides: Sequence[str]) -> None:
+    """Raise LoopprobeError where one command line sets a key twice, or both as a whole and in part."""
+    keys = [_parse_override(override)[0] for override in overrides]
     for i, key in enumerate(keys):
         for other in keys[:i]:
             if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):

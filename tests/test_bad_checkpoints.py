@@ -43,8 +43,11 @@ def change(folder, path, value):
         ("config.model.n_layers", "1", r"n_layers \('1'\).*valid integer"),
         ("config.model.n_layers", 2.0, r"n_layers \(2\.0\).*valid integer"),
         ("config.model.n_layers", 100_000, r"2 layers and config.json has n_layers = 100000"),
-        ("config.model.d_model", 2**26, r"d_model 67,108,864.*needs [\d,]+ GB of memory, .* free: lower model.d_model"),
-        ("config.model.d_mlp", 2**31 - 1, r"needs [\d,]+ GB of memory"),
+        (
+            "config.model.d_model",
+            2**31 - 1,
+            r"d_model 2,147,483,647.*needs [\d,]+ GB of .* free: lower",
+        ),
         ("config.model.n_points", 10**12, r"n_points.*less than or equal to 2147483647"),
         ("config.model.n_loops", 10**30, r"n_loops.*less than or equal to"),
         ("config.model.eps", float("nan"), r"eps \(nan\)"),

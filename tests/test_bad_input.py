@@ -153,7 +153,7 @@ def place(tmp_path_factory):
     _damage(folder, "list", lambda bad: (bad / cp.CONFIG).write_text("[]"))
     _damage(folder, "deep", lambda bad: (bad / cp.CONFIG).write_text("[" * 100_000))
     _damage(folder, "bool", _record(model__n_layers=True))
-    _damage(folder, "huge", _record(model__d_mlp=2**31 - 1))
+    _damage(folder, "huge", _record(model__d_mlp=2**31 - 1, model__d_model=2**20))
     _damage(folder, "layers", _record(model__n_layers=10**6))
     _damage(folder, "seed", _record(train__seed=2**40))
     _damage(folder, "truncated", lambda bad: (bad / cp.WEIGHTS).write_bytes(b"\x10\0\0\0\0\0\0\0{"))

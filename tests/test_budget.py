@@ -89,7 +89,7 @@ def test_what_is_larger_than_the_memory_is_refused_with_numbers_and_remedy():
     ("make", "match"),
     [
         (lambda: LoopedTransformer(ModelConfig(d_model=2**20)), "d_model 1,048,576.*lower model.d_model"),
-        (lambda: LoopedTransformer(ModelConfig(n_dims=2**31 - 1)), "lower model.d_model"),
+        (lambda: LoopedTransformer(ModelConfig(n_dims=2**31 - 1, d_model=2**20)), "lower model.d_model"),
         (lambda: held_out(TaskConfig(), 10**10, 31, 10), "10,000,000,000 prompts.*lower the number"),
         (lambda: held_out(TaskConfig(), 64, 31, 10**8), "100,000,000 dimensions.*lower"),
         (lambda: held_out(TaskConfig(name="relu_network", hidden=10**8), 64, 31, 10), "lower"),

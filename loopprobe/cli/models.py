@@ -25,9 +25,10 @@ def train(
     wandb: Annotated[bool, typer.Option("--wandb", help="Also log to wandb, offline, inside the folder.")] = False,
 ) -> None:
     """Train a looped transformer (by default, lr-b20-T10)."""
-    from loopprobe.settings import load_config
+    from loopprobe.settings import load_config, refuse_conflicts
 
     overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
+    refuse_conflicts(overrides)
     cfg = load_config(config, preset, overrides)
     folder = out or Path("runs") / cfg.name
     given = config is not None or preset is not None or bool(overrides)
