@@ -193,6 +193,13 @@ def release_all() -> None:
         _held.pop().release()
 
 
+def discard_empty(path: Path) -> None:
+    """Delete a held folder in which nothing was written, where its claim has made it."""
+    for claimed in [claimed for claimed in _held if claimed.path == path and not _entries(path)]:
+        _held.remove(claimed)
+        claimed.remove()
+
+
 def claim_new(path: Path, overwrite: bool = False) -> Claimed:
     """Make an empty folder, with its parents, in which this process alone works.
 
@@ -236,7 +243,9 @@ def claim_fresh(parent: Path, name: str) -> Claimed:
             continue
         except OSError as error:
             raise LoopprobeError(f"cannot write to {path} ({error.strerror}): give another --out") from None
-        return claim_new(path)
+        claimed = claim_new(path)
+        claimed._made = True
+        return claimed
 
 
 def claim_shared(path: Path, *names: str) -> Claimed:

@@ -112,7 +112,7 @@ def test_checkpoints_of_one_last_part_have_files_and_answers_of_their_own(tmp_pa
         Path("q").mkdir()
         Path("q/q.toml").write_text(text + f"checkpoints = {json.dumps(paths)}\n")
     answered = answer_saved(saved_questions(Path("q")), Path("out"))["q"]
-    assert sorted(path.name for path in Path("out/q").iterdir()) == ["a-m.nc", "b-m.nc"]
+    assert sorted(path.name for path in Path("out/q").glob("*.nc")) == ["a-m.nc", "b-m.nc"]
     assert [data.attrs["loops"] for data in answered.datasets] == [4, 2]
 
 
@@ -202,7 +202,7 @@ def test_an_interrupted_run_keeps_the_answers_that_it_has(monkeypatch):
         patched.setitem(questions.PROBES, "compare", questions.Probe(compare.CompareConfig, run, compare.check))
         with pytest.raises(KeyboardInterrupt):
             answer_saved(saved_questions(Path("q")), Path("out"))
-        assert sorted(path.name for path in Path("out/q").iterdir()) == ["a.nc", "b.nc"]
+        assert sorted(path.name for path in Path("out/q").glob("*.nc")) == ["a.nc", "b.nc"]
         asked.clear()
         answer_saved(saved_questions(Path("q")), Path("out"))
     assert asked == ["c"]

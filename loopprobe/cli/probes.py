@@ -245,6 +245,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     from loopprobe.progress import track
     from loopprobe.questions import Question, answer, prepare
     from loopprobe.results import write_dataset
+    from loopprobe.storage import discard_empty
     from loopprobe.train import pick_device
 
     if common.png:
@@ -257,7 +258,6 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     prepared = [p for of_checkpoint in zip(*by_variant, strict=True) for p in of_checkpoint]
     models = len(by_variant[0])
     label = prepared[0].checkpoint.label if models == 1 else f"{models}-models"
-    was_there = common.out is not None and common.out.is_dir()
     folder = output_folder(f"{name}-{label}", common.out, common.overwrite)
     words = [word if len(variants) > 1 else "" for _ in range(models) for word in variants]
     datasets = []
@@ -267,8 +267,8 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
             write_dataset(data, folder / f"{stem}.nc")
             datasets.append(data)
     finally:
-        if not was_there and not any(folder.iterdir()):
-            folder.rmdir()
+        if not datasets:
+            discard_empty(folder)
     return datasets, folder
 
 
