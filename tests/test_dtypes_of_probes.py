@@ -154,9 +154,14 @@ def run_on_device(func, args, kwargs):
     plainly = {key: torch.device("cpu") if key == "device" and goes else value for key, value in kwargs.items()}
     if func is torch.Tensor.to:
         args = tuple(torch.device("cpu") if isinstance(a, (str, torch.device)) else a for a in args)
+    if func is torch.Tensor.__deepcopy__ and on_device[0]:
+        return torch.nn.Parameter(there(here(args[0].detach()).clone()))
+    leaf = goes and plainly.pop("requires_grad", False)
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **plainly)
-    if func in UNCHANGED or func.__name__ in ("__get__", "__set__") and not isinstance(result, torch.Tensor):
+    if leaf:
+        return there(result).requires_grad_()
+    if func in UNCHANGED or (func.__name__ in ("__get__", "__set__") and not isinstance(result, torch.Tensor)):
         return result
     if assignment or func.__name__.startswith("requires_grad"):
         return result
