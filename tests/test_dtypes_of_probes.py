@@ -142,7 +142,7 @@ def run_on_device(func, args, kwargs):
     moves = func in (torch.Tensor.to, torch.Tensor.cpu)
     wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
     plain = [t for t, on in zip(tensors, on_device, strict=True) if not on and t.dim() and t.dtype.is_floating_point]
-    assignment = func is torch.Tensor.__setitem__
+    assignment = func in (torch.Tensor.__setitem__, torch._has_compatible_shallow_copy_type)
     if any(on_device) and plain and not (moves or wrapped or assignment):
         raise RuntimeError("Expected all tensors to be on the same device, mps:0 and cpu")
     stays = any(on_device) and not (moves and target is not None and target.type == "cpu")
