@@ -66,7 +66,8 @@ class Checkpoint:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def digest(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the weights: which model this is."""

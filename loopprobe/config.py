@@ -15,7 +15,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic.dataclasses import dataclass
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.task_config import STRICT, TaskConfig
+from loopprobe.task_config import STRICT
+from loopprobe.task_config import TaskConfig as TaskConfig
 
 # What HookedTransformer can do and a looped GPT-2 block does not: a TransformerLens config that asks for it
 # is refused, never silently changed.
@@ -107,7 +108,8 @@ class ModelConfig:
             known["n_points"] = known["n_ctx"] // 2
         if fields.get("initializer_range", -1) > 0:
             known["initializer_range"] = float(fields["initializer_range"])
-        return build(cls, known | loop_fields)
+        model_cfg: ModelConfig = build(cls, known | loop_fields)
+        return model_cfg
 
     def to_transformer_lens(self) -> Any:
         """The TransformerBridgeConfig of one pass through the block (imports transformer_lens)."""
