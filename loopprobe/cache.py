@@ -142,7 +142,7 @@ class LoopCache(Mapping[str, Tensor]):
         row = self._row.get((at, local))
         if row is None or local not in self._stacks:
             raise self._missing(full_name(at, local))
-        return self._stacks[local][row]
+        return self._stacks[local][row]  # type: ignore[no-any-return]
 
     def _missing(self, name: str) -> KeyError:
         return KeyError(f"{name} is not in this cache: it keeps loops {ranges(self.loops)}, names {self.names()}")

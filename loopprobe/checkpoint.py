@@ -67,7 +67,8 @@ class Checkpoint:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def __repr__(self) -> str:
         """Three lines: the model, its error, and its weights."""

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from loopprobe.configuration import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.lens_config import used_fields
-from loopprobe.task_config import TaskConfig
+from loopprobe.task_config import TaskConfig as TaskConfig
 
 
 @configuration
@@ -81,7 +81,8 @@ class ModelConfig:
             known["n_points"] = known["n_ctx"] // 2
         if "initializer_range" in known:
             known["initializer_range"] = float(known["initializer_range"])
-        return build(cls, known | loop_fields)
+        model_cfg: ModelConfig = build(cls, known | loop_fields)
+        return model_cfg
 
     def to_transformer_lens(self) -> Any:
         """The TransformerBridgeConfig of one pass through the block (imports transformer_lens)."""

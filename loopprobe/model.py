@@ -105,7 +105,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         self.check_loops(n_loops, keep_loops, grad_loops)
         run = self.run_loops
         if self.hook_trees.busy and torch.compiler.is_compiling():
-            run = torch.compiler.disable(run)  # a compiled run would not see the hooks
+            run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # a compiled run would not see the hooks
         return run(xs, ys, n_loops, keep_loops=keep_loops, grad_loops=grad_loops)
 
     def run_loops(
@@ -159,9 +159,10 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         xs = F.pad(xs, (0, self.cfg.n_dims - xs.shape[-1]))
         labels = F.pad(ys[..., None], (0, self.cfg.n_dims - 1))
         tokens = rearrange([xs, labels], "kind batch point dim -> batch (point kind) dim")
-        return self.points(None).hook_embed(self.read_in(tokens))
+        e: Tensor = self.points(None).hook_embed(self.read_in(tokens))
+        return e
 
-    def initial_state(self, e: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def initial_state(self, e: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens d_model"]:
         """z_0: zero for additive injection, one for multiplicative, e itself without injection."""
         if self.cfg.injection == "none":
             return e
@@ -203,11 +204,13 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         x = x + hooks.hook_pos_embed(positions)
         for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
             x = block(x, block_hooks, None if past is None else past[layer])
-        return hooks.hook_z(self.ln_final(x, hooks.ln_final))
+        z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
+        return z_next
 
     def predict(self, z: Float[Tensor, "batch pos d_model"], loop: int = 0) -> Float[Tensor, "batch n_points"]:
         """Read the predictions out of a state, at the x positions."""
-        return self.points(loop).hook_readout(self.read_out(z[:, ::2]).squeeze(-1))
+        prediction: Tensor = self.points(loop).hook_readout(self.read_out(z[:, ::2]).squeeze(-1))
+        return prediction
 
     def as_prompts(self, xs: Any, ys: Any) -> tuple[Tensor, Tensor]:
         """Prompts in the dtype and on the device of the model, from tensors or arrays.

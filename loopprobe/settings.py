@@ -34,7 +34,8 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
         tree = merge(tree, read_toml(path))
     for override in overrides:
         tree = merge(tree, nested(*_parse_override(override)))
-    return build(Config, tree)
+    config: Config = build(Config, tree)
+    return config
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,6 +97,8 @@ def refuse_conflicts(overrides: Sequence[str]) -> None:
 
 def nested(key: str, value: Any) -> dict[str, Any]:
     """``("train.steps", 5)`` → ``{"train": {"steps": 5}}``."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *outer, last = key.split(".")
+    tree: dict[str, Any] = {last: value}
+    for part in reversed(outer):
+        tree = {part: tree}
+    return tree

@@ -102,7 +102,7 @@ def check(checkpoint: Checkpoint, config: ExitConfig, prompts: Prompts | None = 
         raise LoopprobeError(f"loops ({config.loops}) must be at least 2, with a setting of a rule: raise it")
 
 
-def _settings(config: ExitConfig) -> list[tuple[str, float]]:
+def _settings(config: ExitConfig) -> list[tuple[str, float | int]]:
     groups = zip(RULES, (config.state_steps, config.prediction_steps, config.repeats), strict=True)
     return [(rule, setting) for rule, settings in groups for setting in settings]
 

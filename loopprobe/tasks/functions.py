@@ -64,7 +64,7 @@ def _tree(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[L
 def _relu(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, None]:
     """y = √(2 / hidden) · Σ_i v_i relu(u_i·x) with u_i, v_i ~ N(0, 1): E(y²) = n_dims."""
     assert task.hidden is not None
-    inner, outer = numbers.split([task.hidden * xs.shape[-1], task.hidden], dim=1)
+    inner, outer = numbers.split([task.hidden * xs.shape[-1], task.hidden], dim=1)  # type: ignore[no-untyped-call]
     inner = inner.reshape(len(inner), task.hidden, -1)
     before = einsum(xs, inner, "batch point dim, batch hidden dim -> batch point hidden")
     ys = einsum(before.relu(), outer, "batch point hidden, batch hidden -> batch point")

@@ -70,4 +70,5 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor,
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:
     """Standard normal numbers in float64, the same on every machine for one state of the generator."""
-    return torch.special.ndtri(uniform(shape, generator))
+    numbers: Tensor = torch.special.ndtri(uniform(shape, generator))
+    return numbers

@@ -52,7 +52,7 @@ def sample(
     kind = CLASSES[task.name]
     # One row a prompt, so that fewer prompts of a seed are the first of more.
     sizes = [n_points * n_dims, kind.size(task, n_dims), n_points]
-    inputs, numbers, noise = normal((n_prompts, sum(sizes)), generator).split(sizes, dim=1)
+    inputs, numbers, noise = normal((n_prompts, sum(sizes)), generator).split(sizes, dim=1)  # type: ignore[no-untyped-call]
     xs = inputs.reshape(n_prompts, n_points, n_dims)
     xs[..., active:] = 0
     shift = shift or Shift("as in training")

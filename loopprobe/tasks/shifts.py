@@ -42,7 +42,8 @@ class Shift:
 
 def _orthogonal(n_prompts: int, size: int, generator: torch.Generator) -> Float[Tensor, "batch size size"]:
     """Random orthogonal matrices."""
-    return torch.linalg.qr(normal((n_prompts, size, size), generator)).Q
+    rotation: Tensor = torch.linalg.qr(normal((n_prompts, size, size), generator)).Q
+    return rotation
 
 
 def _skewed(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
