@@ -305,7 +305,8 @@ def remove_state(folder: Path) -> None:
 
 def _moved(model: LoopedTransformer, device: str | torch.device) -> LoopedTransformer:
     try:
-        return model.to(device)
+        moved: LoopedTransformer = model.to(device)
+        return moved
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LoopprobeError(f"device {str(device)!r} is not available here ({reason}): use cpu") from None

@@ -15,7 +15,8 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loopprobe.config import ModelConfig, build
+from loopprobe.config import ModelConfig
+from loopprobe.configuration import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import LoopedTransformer
 from loopprobe.storage import atomic

@@ -15,8 +15,7 @@ from pydantic import Field
 from loopprobe.budget import require
 from loopprobe.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
 from loopprobe.cluster import Processes, RayPool
-from loopprobe.config import build
-from loopprobe.configuration import configuration
+from loopprobe.configuration import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import (
     align,

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.checkpoint import METRICS, Checkpoint, read_json, read_state, remove_state, save, save_state
+from loopprobe.checkpoint import METRICS, Checkpoint, read_state, remove_state, save, save_state
+from loopprobe.checkpoint_file import read_json
 from loopprobe.config import Config
 from loopprobe.errors import LoopprobeError
 from loopprobe.evaluate import evaluate, prompts_after_training

@@ -20,8 +20,7 @@ from pydantic import Field
 
 from loopprobe.checkpoint import load_checkpoint, names
 from loopprobe.cluster import Processes, RayPool
-from loopprobe.config import build
-from loopprobe.configuration import configuration
+from loopprobe.configuration import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.questions import PROBES, Prepared, Question, as_answered, prepare
 from loopprobe.results import attributes, read_dataset, write_dataset

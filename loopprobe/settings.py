@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from loopprobe.config import Config, build
+from loopprobe.config import Config
+from loopprobe.configuration import build
 from loopprobe.errors import LoopprobeError
 
 

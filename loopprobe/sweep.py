@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loopprobe.checkpoint import CONFIG, METRICS, STATE, read_json
+from loopprobe.checkpoint import METRICS
+from loopprobe.checkpoint_file import CONFIG, STATE, read_json
 from loopprobe.cluster import FreshProcesses, RayPool, kept
-from loopprobe.config import Config, build
+from loopprobe.config import Config
+from loopprobe.configuration import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.runs import Row
 from loopprobe.settings import merge, nested, read_toml

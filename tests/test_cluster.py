@@ -6,15 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_sweep import grid
 
-from loopprobe.checkpoint import read_json
+from loopprobe.checkpoint_file import read_json
 from loopprobe.cluster import Keeper
 from loopprobe.errors import LoopprobeError
 from loopprobe.sweep import last_row, plan, read_grid
@@ -46,6 +48,9 @@ def test_without_ray_the_remedy_is_named(monkeypatch):
     assert cluster_of("local", 1, 0) is None
 
 
+nodes = []  # the processes of our own cluster
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -60,9 +65,21 @@ def cluster():
     small = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
     head = [RAY, "start", "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false", *small]
     for node in (head, [RAY, "start", f"--address={address}", *small]):
-        subprocess.run(node, check=True, env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*node, "--block"], env=environment, stdout=subprocess.DEVNULL)
+        nodes.append(process)
+        deadline = time.monotonic() + 60
+        while not any("raylet" in child.name() for child in psutil.Process(process.pid).children(recursive=True)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     yield environment
-    subprocess.run([RAY, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
+    ours = [child for process in nodes for child in psutil.Process(process.pid).children(recursive=True)]
+    for process in nodes:
+        process.terminate()
+        process.wait(30)
+    for child in psutil.wait_procs(ours, timeout=10)[1]:
+        child.kill()
+    nodes.clear()
 
 
 @pytest.fixture
@@ -97,12 +114,14 @@ def step_of(folder):
 
 
 def workers():
-    """Processes of the cluster that run a training now."""
-    return [
-        int(path.name)
-        for path in Path("/proc").glob("[0-9]*")
-        if (path / "cmdline").exists() and b"ray::_call" in (path / "cmdline").read_bytes()
-    ]
+    """Processes of our own cluster that run a training now."""
+    ours = [child for process in nodes for child in psutil.Process(process.pid).children(recursive=True)]
+    running = []
+    for child in ours:
+        with suppress(psutil.NoSuchProcess):
+            if any("ray::_call" in part for part in child.cmdline()):
+                running.append(child.pid)
+    return running
 
 
 def same_as_alone(configs, tmp_path):

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from loopprobe.config import Config, ModelConfig, Schedule, TaskConfig, build
+from loopprobe.config import Config, ModelConfig, Schedule, TaskConfig
+from loopprobe.configuration import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.settings import load_config, preset_names
 

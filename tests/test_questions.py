@@ -6,7 +6,7 @@ from conftest import TINY, make_model
 
 from loopprobe.baselines.closed import least_squares, ridge
 from loopprobe.checkpoint import Checkpoint, save
-from loopprobe.config import build
+from loopprobe.configuration import build
 from loopprobe.errors import LoopprobeError
 from loopprobe.figures.compare import compare_figure
 from loopprobe.figures.converge import converge_figure

@@ -3,7 +3,7 @@
 import doctest
 from pathlib import Path
 
-from loopprobe.checkpoint import read_json
+from loopprobe.checkpoint_file import read_json
 from loopprobe.tables import checkpoint_tables, markdown
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ import typing
 import numpy as np
 import pytest
 
-from loopprobe.config import Config, ModelConfig, Schedule, TaskConfig, TrainConfig, build
-from loopprobe.configuration import LARGEST
+from loopprobe.config import Config, ModelConfig, Schedule, TaskConfig, TrainConfig
+from loopprobe.configuration import LARGEST, build
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.exit import ExitConfig
 from loopprobe.probes.mask import MaskConfig

@@ -76,7 +76,7 @@ def sweep(
     for option, value in (("workers", workers), ("stack", stack)):
         if value is not None and value < 1:
             raise LoopprobeError(f"{option} ({value}) must be at least 1: raise it")
-    from loopprobe.checkpoint import read_json
+    from loopprobe.checkpoint_file import read_json
     from loopprobe.progress import sweep_progress
     from loopprobe.sweep import plan, read_grid
     from loopprobe.sweep import sweep as run_sweep
@@ -104,7 +104,8 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page in Markdown.")] = False,
 ) -> None:
     """List the checkpoints that can be given by name."""
-    from loopprobe.checkpoint import names, read_json
+    from loopprobe.checkpoint import names
+    from loopprobe.checkpoint_file import read_json
     from loopprobe.tables import checkpoint_tables, show_table
     from loopprobe.tables import markdown as as_markdown
 
@@ -114,7 +115,8 @@ def list_(
 
 def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:
     """Show all that is known of a checkpoint."""
-    from loopprobe.checkpoint import find, read_json
+    from loopprobe.checkpoint import find
+    from loopprobe.checkpoint_file import read_json
     from loopprobe.tables import checkpoint_summary
 
     folder = find(name)
@@ -135,7 +137,8 @@ def import_(
 ) -> None:
     """Import a model that was trained elsewhere."""
     from loopprobe.checkpoint import Checkpoint, save
-    from loopprobe.config import Config, TaskConfig, build
+    from loopprobe.config import Config, TaskConfig
+    from loopprobe.configuration import build
     from loopprobe.evaluate import evaluate
     from loopprobe.foreign import read_model
     from loopprobe.storage import claim_new, hold

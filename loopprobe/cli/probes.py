@@ -240,7 +240,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
         LoopprobeError: an option, a checkpoint or the output folder is not what it must be.
     """
     from loopprobe.checkpoint import DEFAULT, load_checkpoint
-    from loopprobe.config import build
+    from loopprobe.configuration import build
     from loopprobe.figures.style import require_png
     from loopprobe.progress import track
     from loopprobe.questions import Question, answer, prepare

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.config import Config, TaskConfig, build
+from loopprobe.config import Config, TaskConfig
+from loopprobe.configuration import build
 from loopprobe.figures.style import BASELINE_COLOURS, SYMBOLS, colours, finish
 from loopprobe.statistics import bootstrap_mean
 
