@@ -82,7 +82,7 @@ def counts() -> dict[str, dict[str, int]]:
         "forward, 20 loops": counted(forward(20)),
         "forward, 40 loops": counted(forward(40)),
         "converge, 40 loops": counted(
-            lambda: converge.run(checkpoint, prompts, converge.ConvergeConfig(loops=40, states=False))
+            lambda: converge.run(checkpoint, prompts, converge.ConvergeConfig(loops=40, states=0))
         ),
         "mask, every n, 5 loops": counted(
             lambda: mask.run(checkpoint, prompts, mask.MaskConfig(n=tuple(range(32)), loops=5))

@@ -32,6 +32,7 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
     given = {key: options.pop(key) for key in GIVEN.get(name, ()) if key in options}
     chosen, config = configured(name, options)
     batch = checkpoint.held_out(prompts) if isinstance(prompts, int) else prompts
-    chosen.check(checkpoint, config, batch)
+    if not given:  # else the probe checks what it is given, when it runs
+        chosen.check(checkpoint, config, batch)
     [data] = answer([Prepared(name, checkpoint, config, batch, given)], track)
     return data

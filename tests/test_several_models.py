@@ -173,13 +173,13 @@ def test_positions_count_from_the_end_of_each_models_own_prompts():
     assert data.position.values.tolist() == [6]
 
 
-@pytest.mark.parametrize("options", [{"loops": 10**9}, {"loops": 10**12, "states": 0}])
+@pytest.mark.parametrize("options", [{"loops": 10**9}, {"loops": 2 * 10**9, "states": 0}])
 def test_an_answer_that_no_memory_holds_is_refused_at_once(options):
     path = saved("m")
     with pytest.raises(LoopprobeError, match="GB"):
         prepare(Question(probe="converge", checkpoints=(path,), prompts=64_000, options=options))
     with pytest.raises(LoopprobeError, match="GB"):
-        prepare(Question(probe="compare", checkpoints=(path,), prompts=10**10))
+        prepare(Question(probe="compare", checkpoints=(path,), prompts=2 * 10**9))
 
 
 def test_an_interrupted_run_keeps_the_answers_that_it_has(monkeypatch):

@@ -35,7 +35,7 @@ DIFFERENT = [  # in all that may differ
 
 @pytest.fixture(autouse=True)
 def no_evaluation(monkeypatch):
-    monkeypatch.setattr("loopprobe.runs.evaluate", lambda checkpoint: {})
+    monkeypatch.setattr("loopprobe.runs.evaluate", lambda checkpoint, n_prompts: {})
 
 
 def config(*overrides):
@@ -178,7 +178,7 @@ class Threads(ThreadPoolExecutor):
 
 
 def test_a_sweep_trains_stacks_and_names_all_of_one_that_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr("loopprobe.sweep.Processes", Threads)
+    monkeypatch.setattr("loopprobe.sweep.FreshProcesses", Threads)
     models = planned(tmp_path, ["train.seed=0"], ["train.seed=1"], ["train.seed=2", "train.steps=5"])
     sweep(models, stack=4)
     assert {model.status for model in planned(tmp_path, ["train.seed=0"], ["train.seed=1"])} == {"done"}
