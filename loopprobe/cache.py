@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from transformer_lens.utilities import get_act_name
 from loopprobe.activation_cache import LoopActivationCache
 from loopprobe.cache_file import read_tensors, write_tensors
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import LoopHookPoint, full_name, short_name, split_name
+from loopprobe.hook_points import LoopHookPoint, full_name, numbers_of, short_name, split_name
 from loopprobe.labels import Positions, at_positions, labelled, to_numpy, token_axis
 from loopprobe.selection import Names, Numbers, ranges, resolve, selector
 
@@ -104,6 +103,11 @@ class LoopCache(Mapping[str, Tensor]):
         cache._n_pos = self._n_pos
         return cache
 
+    def numbers(self, n_pos: int) -> int:
+        """How many numbers it holds of each prompt of ``n_pos`` tokens, once it is filled."""
+        n_kept, cfg = len(self._places(n_pos)), self.model.cfg
+        return sum(len(loops) * numbers_of(local, cfg, n_pos, n_kept) for local, loops in self._loops.items())
+
     @property
     def loops(self) -> list[int]:
         """The iterations that were kept, in order."""
@@ -173,10 +177,10 @@ class LoopCache(Mapping[str, Tensor]):
         return self.holds(str(name)) or any(name in (local, short_name(local)) for local in self._loops)
 
     def __iter__(self) -> Iterator[str]:
-        return (full_name(loop, local) for loop, local in self._row)
+        return (full_name(loop, local) for loop, local in self._row if local in self._stacks)
 
     def __len__(self) -> int:
-        return len(self._row)
+        return sum(1 for _ in self)
 
     __eq__ = object.__eq__  # comparing all tensors is nobody's wish
     __hash__ = object.__hash__
@@ -275,15 +279,12 @@ class LoopCache(Mapping[str, Tensor]):
             LoopprobeError: the names were kept for different loops.
         """
         stacks = {local: to_numpy(self._stack(local)) for local in self._stacks}
-        places = np.arange(self._n_pos)
-        if self.positions is not None:
-            places = places[self.positions]
-        return labelled(stacks, self._loops, self.loops, places, has_batch_dim=self.has_batch_dim)
+        return labelled(stacks, self._loops, self.loops, self._places(self._n_pos), has_batch_dim=self.has_batch_dim)
 
     def save(self, path: Path | str) -> None:
         """Write the activations to a safetensors file, which ``load`` reads; gradients are not written."""
-        about = {"n_loops": self.n_loops, "n_pos": self._n_pos, "has_batch_dim": self.has_batch_dim,
-                 "loops": self._loops, "positions": None if self.positions is None else self._places()}  # fmt: skip
+        about: dict[str, Any] = {"n_loops": self.n_loops, "loops": self._loops, "positions": self._places(self._n_pos)}
+        about |= {"n_pos": self._n_pos, "has_batch_dim": self.has_batch_dim}
         write_tensors({local: self._stack(local) for local in self._stacks}, about, Path(path))
 
     @classmethod
@@ -303,9 +304,8 @@ class LoopCache(Mapping[str, Tensor]):
         cache._stacks, cache._n_pos, cache.has_batch_dim = dict(stacks), about["n_pos"], about["has_batch_dim"]
         return cache
 
-    def _places(self) -> list[int]:
-        places = self.positions
-        return list(range(self._n_pos)[places]) if isinstance(places, slice) else list(places or ())
+    def _places(self, n_pos: int) -> list[int]:
+        return resolve(self.positions, n_pos, "position") or list(range(n_pos))
 
     # Filling
 

@@ -5,6 +5,7 @@ No parameters live here and nothing of it enters the state dict. Shapes stand be
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint, LensHandle
 
+from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
 
 Direction = Literal["fwd", "bwd"]
@@ -57,6 +59,15 @@ def dims(name: str) -> tuple[str, ...]:
     if last == "scale":
         return (*tokens, "unit")
     return (*tokens, "d_mlp" if ".mlp." in name else "d_model")
+
+
+def numbers_of(name: str, cfg: ModelConfig, n_pos: int, n_kept: int) -> int:
+    """How many numbers an activation of one prompt has, where ``n_kept`` of its ``n_pos`` tokens are kept."""
+    sizes = {
+        "example": 1, "unit": 1, "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
+        "position": n_kept, "query": n_kept, "key": n_pos, "point": n_pos // 2,
+    }  # fmt: skip
+    return math.prod(sizes[axis] for axis in dims(name))
 
 
 class LoopHookPoint(HookPoint):

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint, LensHandle
 
+from loopprobe.budget import require
 from loopprobe.cache import LoopCache
 from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
@@ -210,9 +211,13 @@ class LoopedRootModule(HookedRootModule):
             raise LoopprobeError("loss and detach=False exclude each other: drop one of them")
         n_loops = self.cfg.n_loops if n_loops is None else n_loops
         self.check_loops(n_loops, n_loops, grad_loops)
+        self.require_memory(xs, n_loops)
         cache = LoopCache.choose(
             self, n_loops, names, loops, layers, positions, n_pos=2 * xs.shape[1], device=device, detach=detach
         )
+        size = len(xs) * cache.numbers(2 * xs.shape[1]) * xs.element_size() * (1 if loss is None else 2)
+        what, where = "the cache", torch.device(device or xs.device)
+        require(size, what, "keep fewer names, loops, positions or prompts", where)
         if not detach:
             with self.hooks(fwd_hooks=[(cache.holds, cache.record)]):
                 predictions = self(xs, ys, n_loops, grad_loops=grad_loops)
@@ -260,6 +265,10 @@ class LoopedRootModule(HookedRootModule):
 
     def as_prompts(self, xs: Any, ys: Any) -> tuple[Tensor, Tensor]:
         """Prompts as this model takes them."""
+        raise NotImplementedError
+
+    def require_memory(self, xs: Tensor, kept: int) -> None:
+        """Raise LoopprobeError where the memory cannot hold a run that keeps the predictions of so many loops."""
         raise NotImplementedError
 
     def check_loops(self, n_loops: int, keep_loops: int | None = None, grad_loops: int | None = None) -> None:

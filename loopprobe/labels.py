@@ -21,7 +21,7 @@ def labelled(
     stacks: Mapping[str, np.ndarray],
     loops_of: Mapping[str, list[int | None]],
     loops: list[int],
-    places: np.ndarray,
+    places: list[int],
     *,
     has_batch_dim: bool = True,
 ) -> xr.Dataset:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loopprobe.blocks import Block, LayerNorm, Past
-from loopprobe.budget import require_model
+from loopprobe.budget import require, require_model, run_bytes
 from loopprobe.config import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.hook_points import LoopHooks, hooked
@@ -103,6 +103,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         if stop_at_loop is not None:
             return self._state_before(xs, ys, stop_at_loop, n_loops)
         self.check_loops(n_loops, keep_loops, grad_loops)
+        self.require_memory(xs, n_loops if keep_loops is None else keep_loops)
         run = self.run_loops
         if self.hook_trees.busy and torch.compiler.is_compiling():
             run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # a compiled run would not see the hooks
@@ -234,6 +235,13 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         xs, ys = (part.to(own.device, own.dtype) for part in parts)
         return xs, ys
 
+    def require_memory(self, xs: Tensor, kept: int) -> None:
+        """Raise LoopprobeError where the memory cannot hold a run that keeps the predictions of so many loops."""
+        if not torch.compiler.is_compiling():
+            what = f"a run of {len(xs):,} prompts that keeps {kept:,} loops"
+            size = run_bytes(self.cfg, len(xs), xs.shape[1], kept)
+            require(size, what, "give fewer prompts or keep_loops", self.W_pos.device)
+
     def check_prompts(self, xs: Tensor, ys: Tensor) -> None:
         """Raise LoopprobeError where prompts do not fit the model or hold NaN or infinity."""
         if xs.ndim != 3 or ys.shape != xs.shape[:2]:
@@ -253,6 +261,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
                 f"the prompt has {xs.shape[2]} dimensions but the model reads {self.cfg.n_dims}: "
                 f"use at most {self.cfg.n_dims}"
             )
+        self.require_memory(xs, 1)
         largest = torch.finfo(self.W_pos.dtype).max
         for name, values in (("xs", xs), ("ys", ys)):
             if not (values.abs() <= largest).all():

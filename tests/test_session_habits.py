@@ -367,3 +367,26 @@ def test_a_million_loops_need_no_memory(prompts):
     predictions = model(prompts.xs[:1, :1].float(), prompts.ys[:1, :1].float(), 3000, keep_loops=2)
     assert predictions.shape == (2, 1, 1)
     assert model.hook_points() == []
+
+
+def test_what_no_memory_holds_is_refused_before_the_run(prompts):
+    model = make_model(torch.float32)
+    for call in (
+        lambda: model(*prompts, 10**10),
+        lambda: model(prompts.xs[:1].expand(10**9, -1, -1), prompts.ys[:1].expand(10**9, -1)),
+        lambda: model.run_with_cache(*prompts, 10**10, names="z"),
+        lambda: model.run_with_cache(prompts.xs[:1].expand(10**8, -1, -1), prompts.ys[:1].expand(10**8, -1), 4),
+    ):
+        with pytest.raises(LoopprobeError, match=r"needs .* GB of memory, .* free: "):
+            call()
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"names": ["q", "pattern", "mlp_pre"]}, {"positions": [1, -1], "loops": [0, 2]}]
+)
+def test_a_cache_knows_its_size_before_it_is_filled(choice, model, prompts):
+    choice = {"names": None} | choice
+    if choice["names"]:
+        choice["names"] = ["q", "pattern", "pre", "ln1_scale", "readout", "result"]
+    _, cache = model.run_with_cache(*prompts, 3, **choice)
+    assert 8 * cache.numbers(12) == sum(value.numel() for value in cache.values())

@@ -251,7 +251,7 @@ def test_bfloat16_autocast_trains(tmp_path):
 
 def test_devices():
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(LoopprobeError, match="'nonsense'.*choose one of them"):
+    with pytest.raises(LoopprobeError, match=r"'nonsense'.*choose one of them"):
         pick_device("nonsense")
     if not torch.cuda.is_available():
         with pytest.raises(LoopprobeError, match="'cuda' is not available"):
