@@ -11,7 +11,7 @@ import torch
 
 # Shapes and types in annotations are checked at every call of a function that has them (``.ci/run`` asks for it).
 if os.environ.get("LOOPPROBE_CHECK_SHAPES"):
-    jaxtyping.install_import_hook("loopprobe", "beartype.beartype")
+    jaxtyping.install_import_hook("loopprobe", "typecheck.check")
 
 # ruff: isort: split
 from loopprobe.checkpoint import Checkpoint
