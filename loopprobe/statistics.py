@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from numpy import ndarray
 from torch import Tensor
 
@@ -100,7 +100,7 @@ def correlation(a: Float[ndarray, ...], b: Float[ndarray, ...]) -> float:
 
 
 def moving_mean(
-    values: Float[ndarray, " row"], steps: Float[ndarray, " row"], width: float = 100
+    values: Float[ndarray, " row"], steps: Real[ndarray, " row"], width: float = 100
 ) -> Float[ndarray, " row"]:
     """At each row, the mean over the rows of the last ``width`` steps.
 

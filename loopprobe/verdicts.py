@@ -125,7 +125,7 @@ def conclude(section: str, claim: str, findings: Iterable[Finding]) -> Verdict:
 
 
 def bootstrap(
-    statistic: Callable[..., Any], *groups: Float[ndarray, "seed example ..."], seed: int = 0
+    statistic: Callable[..., Any], *groups: Float[ndarray, "_ example ..."], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
     """An estimate and its 95 % percentile interval over prompts and seeds.
 
@@ -173,7 +173,7 @@ def ratio_of_spreads(numerator: Float[ndarray, "... example"], denominator: ndar
 def hold_ratio(
     what: str,
     numerator: Float[ndarray, "seed example"],
-    denominator: Float[ndarray, "seed example"],
+    denominator: Float[ndarray, "other_seed example"],
     rule: Rule,
     statistic: Callable[..., Any] = ratio_of_means,
 ) -> Finding:

@@ -170,6 +170,7 @@ def test_unstable_fixed_points_are_found_and_counted():
     assert (late[-1].flatten() - (1 - 1 / 3.9)).abs().min() > 1e-6, "the loop itself does not go there"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_search_that_fails_says_so():
     system = PointwiseMap(start(2, 1, 4), lambda z: z + 1)  # no fixed point
     solution = solve(system, system.initial, max_iterations=5)

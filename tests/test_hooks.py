@@ -124,6 +124,7 @@ def test_nothing_stays_attached_after_an_error(model, prompts):
         ({"fill": "mean"}, "mean_states"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_masks_get_one_line(arguments, match, model):
     with pytest.raises(LoopprobeError, match=match), masked(model, **({"n": 2} | arguments)):
         pass

@@ -30,7 +30,7 @@ def test_without_a_shift_the_prompts_are_those_of_the_seed():
 @pytest.mark.parametrize("task", [LINEAR, TaskConfig(name="relu_network"), TaskConfig(name="decision_tree")], ids=str)
 def test_predicting_zero_has_an_error_of_one_under_every_shift(name, task):
     prompts = drawn(name, 6000, 4, 6, task)
-    assert prompts.errors(torch.zeros(()))[:, -1].mean().item() == pytest.approx(1, abs=0.15)
+    assert prompts.errors(torch.zeros_like(prompts.ys))[:, -1].mean().item() == pytest.approx(1, abs=0.15)
 
 
 def test_each_shift_is_what_its_name_says():

@@ -122,6 +122,7 @@ def test_exponents_need_a_step_and_finite_states():
     assert exponents.isfinite().all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_spectra_by_position_need_the_loop_of_a_model(model, prompts):
     _, system = small()
     for measure in (position_spectra, diagonal_blocks):

@@ -86,7 +86,7 @@ RELU = TaskConfig(name="relu_network", hidden=20)
 @pytest.mark.parametrize("active", [1, 4, 6])
 def test_the_zero_predictor_has_an_error_of_one_in_every_class(task, active):
     prompts = sample(task, 6000, 3, 6, torch.Generator().manual_seed(0), active_dims=active)
-    assert prompts.errors(torch.zeros(())).mean().item() == pytest.approx(1, abs=0.1)
+    assert prompts.errors(torch.zeros_like(prompts.ys)).mean().item() == pytest.approx(1, abs=0.1)
 
 
 def test_a_sparse_function_has_as_many_weights_as_it_says():

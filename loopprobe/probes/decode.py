@@ -206,7 +206,9 @@ class _LoopIndex:
         self.left: Tensor | float = 0.0
         self.count = 0
 
-    def _arranged(self, states: States) -> tuple[States, Tensor]:
+    def _arranged(
+        self, states: States
+    ) -> tuple[Float[Tensor, "layer loop_batch pos d_model"], Float[Tensor, "layer loop_batch pos 1"]]:
         """[layer, loop and batch, pos, d_model], and the number of the loop beside it."""
         x = states.unflatten(0, self.shape).transpose(0, 1)
         number = self.number.to(float64_device(x.device))[None, :, None, None, None].expand(*x.shape[:-1], 1)

@@ -59,7 +59,7 @@ def with_ones(prompts: Prompts) -> Prompts:
 
 def train_network(
     states: States,
-    target: Float[Tensor, "iteration batch width"],
+    target: Float[Tensor, "#iteration batch width"],
     kind: str,
     *,
     hidden: int = 128,
