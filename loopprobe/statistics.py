@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from numpy import ndarray
 from torch import Tensor
 
@@ -37,7 +37,11 @@ def to_numpy(values: Tensor) -> ndarray:
 
 
 def bootstrap_mean(
-    values: Float[ndarray, "... sample"], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    values: Float[ndarray, "... sample"] | Bool[ndarray, "... sample"],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
     """Mean over the last axis with a percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3).
 
@@ -57,7 +61,7 @@ def bootstrap_mean(
 
 
 def bootstrap_ratio(
-    values: Float[ndarray, "... sample"],
+    values: Float[ndarray, "... sample"] | Bool[ndarray, "... sample"],
     totals: Float[ndarray, " sample"],
     *,
     resamples: int = 2000,
