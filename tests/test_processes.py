@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from test_storage import SETTINGS, TRAIN
+from test_storage import SETTINGS, TRAIN, train_command
 
 from loopprobe.checkpoint import load_checkpoint
 from loopprobe.cluster import FreshProcesses, Processes
@@ -19,7 +19,7 @@ from loopprobe.settings import load_config
 from loopprobe.sweep import plan, sweep
 from loopprobe.train import train
 
-LONG = [*TRAIN, "--set", "train.steps=100000"]
+LONG = train_command("train.steps=100000")
 
 
 def start(*arguments):

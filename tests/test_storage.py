@@ -25,7 +25,16 @@ SETTINGS = [
     "train.loop_window=2", "train.dims=3", "train.points=6", "train.steps=6", "train.batch_size=4",
     "train.checkpoint_every=2", "train.log_every=2", "train.warmup_steps=1", "train.device=cpu",
 ]  # fmt: skip
-TRAIN = ["train", *(part for setting in SETTINGS for part in ("--set", setting))]
+
+
+def train_command(*settings):
+    """A command that trains a tiny model, some settings changed."""
+    changed = {setting.split("=")[0] for setting in settings}
+    kept = [setting for setting in SETTINGS if setting.split("=")[0] not in changed]
+    return ["train", *(part for setting in (*kept, *settings) for part in ("--set", setting))]
+
+
+TRAIN = train_command()
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ import loopprobe.cli, loopprobe.train, loopprobe.saved, loopprobe.stream
 import loopprobe.report, loopprobe.present, loopprobe.tables
 from loopprobe import load_checkpoint, open_cache
 from loopprobe.storage import PARTIAL
-from test_storage import TRAIN
+from test_storage import train_command
 
 kills, seed, verb = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 chance = random.Random(seed)
-TRAINED = [*TRAIN, "--set", "train.steps=120", "--set", "train.checkpoint_every=3"]
+TRAINED = train_command("train.steps=120", "train.checkpoint_every=3")
 
 def fork(arguments):
     pid = os.fork()
@@ -95,7 +95,7 @@ def same(clean, run):
     assert load_checkpoint(clean).evaluation == load_checkpoint(run).evaluation
 
 def model():
-    finish([*TRAINED, "--set", "train.steps=4", "--out", "models/tiny"])
+    finish([*train_command("train.steps=4"), "--out", "models/tiny"])
     return "models/tiny"
 
 def storm_cache():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from concurrent.futures import BrokenExecutor
 from typing import Annotated
 
@@ -32,6 +34,10 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 def main() -> None:
     """Entry point: a mistake of the user is one line and exit code 2; --debug shows the traceback."""
     keep_freed_memory()
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    if is_main:
+        signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does: what is done is kept
     try:
         code = app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
     except (LoopprobeError, _USAGE_ERROR) as error:
@@ -62,6 +68,8 @@ def main() -> None:
         print(f"loopprobe: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
     finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         release_all()
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -73,6 +81,10 @@ _GO_ON = {  # after Ctrl-C
     "cache": "the loops that were written can be read with loopprobe.open_cache",
     "evaluate": "checkpoints so far have their new errors",
 }
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _verb() -> str:
