@@ -15,6 +15,9 @@ from loopprobe.statistics import double
 States = Float[Tensor, "iteration batch pos d_model"]
 
 
+FLOOR = 1e-12  # of the penalty, relative to the mean square: states that do not vary have a map too
+
+
 def with_one(states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch width"]:
     """Convert states to float64 and append the constant 1, whose weight is the offset of an affine map."""
     return F.pad(double(states), (0, 1), value=1.0)
@@ -55,6 +58,7 @@ class Ridge:
         assert isinstance(self.outer, Tensor)
         n = self.outer[..., -1:, -1]
         spread = self.outer.diagonal(dim1=-2, dim2=-1)[..., :-1] - self.outer[..., -1, :-1].square() / n
-        penalty = F.pad((self.penalty * spread.mean(-1, keepdim=True)).expand_as(spread), (0, 1))
+        floor = FLOOR * self.outer.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+        penalty = F.pad((self.penalty * spread.mean(-1, keepdim=True)).clamp_min(floor).expand_as(spread), (0, 1))
         regular = self.outer + torch.diag_embed(penalty)
         return {name: torch.linalg.solve(regular, cross) for name, cross in self.cross.items()}
