@@ -74,11 +74,11 @@ def cluster():
             time.sleep(0.1)
     yield environment
     ours = [child for process in nodes for child in psutil.Process(process.pid).children(recursive=True)]
+    for process in (*nodes, *ours):  # killed: a node that is asked to end drains for half a minute first
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     for process in nodes:
-        process.terminate()
         process.wait(30)
-    for child in psutil.wait_procs(ours, timeout=10)[1]:
-        child.kill()
     nodes.clear()
 
 
