@@ -104,8 +104,7 @@ class Processes(ProcessPoolExecutor):
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
         """Wait for the jobs; after an error or Ctrl-C end the processes of this pool."""
         if kind is not None:
-            for process in list((self._processes or {}).values()):
-                process.terminate()
+            _end(self)
         return super().__exit__(kind, *rest)
 
 
@@ -148,9 +147,14 @@ class FreshProcesses(Executor):
         if cancel_futures and not self._ending:
             self._ending = True
             for pool in list(self._pools):
-                for process in list((pool._processes or {}).values()):
-                    process.terminate()  # a training saves at SIGTERM
+                _end(pool)
         self._waiters.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool by SIGTERM, at which a training saves."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
 
 
 def _start_worker() -> None:
