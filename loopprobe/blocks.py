@@ -16,6 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loopprobe.budget import SHORT
 from loopprobe.config import ModelConfig
 from loopprobe.hook_points import AttentionHooks, BlockHooks, MLPHooks, NormHooks, hooked
 
@@ -26,7 +27,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
 }
-SHORT = 64  # tokens, up to which attention written out is faster on a CPU than torch's, whose blocks are made for more
 
 
 class LayerNorm(nn.LayerNorm):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FLOAT = 4  # bytes of float32
 LITTLE = 2**26  # bytes that are there anyway: training draws prompts in every step, and asks for no more
-SHORT = 64  # tokens, up to which attention patterns are held (``blocks.SHORT``)
+SHORT = 64  # tokens, up to which attention is written out, which is faster on a CPU, and its patterns are held
 
 
 def require(n_bytes: float, what: str, remedy: str, device: torch.device | None = None) -> None:
@@ -109,8 +109,12 @@ def run_bytes(cfg: ModelConfig, n_prompts: int, n_points: int, loops_kept: int =
     """The peak memory of a run without gradient: the largest stage of one layer, and the predictions that are kept."""
     tokens = 2 * n_points
     widest = max(4 * cfg.n_heads * cfg.d_head, 2 * cfg.d_mlp) + 4 * cfg.d_model
-    patterns = 2 * cfg.n_heads * tokens if tokens <= SHORT else 0
-    return FLOAT * n_prompts * (tokens * (widest + patterns) + loops_kept * n_points)
+    return FLOAT * n_prompts * (tokens * (widest + _pattern_width(cfg, tokens)) + loops_kept * n_points)
+
+
+def _pattern_width(cfg: ModelConfig, tokens: int) -> int:
+    """Numbers of the scores and patterns of one token in one layer."""
+    return 2 * cfg.n_heads * tokens if tokens <= SHORT else 0
 
 
 def training_bytes(cfg: Config) -> int:
@@ -120,8 +124,7 @@ def training_bytes(cfg: Config) -> int:
         return 0
     n_points = train.points.end or model.n_points
     tokens, inner = 2 * n_points, model.n_heads * model.d_head
-    patterns = 2 * model.n_heads * tokens if tokens <= SHORT else 0
-    of_layer = 4 * model.d_model + 4 * inner + 2 * model.d_mlp + patterns
+    of_layer = 4 * model.d_model + 4 * inner + 2 * model.d_mlp + _pattern_width(model, tokens)
     of_loop = model.n_layers * of_layer + 3 * model.d_model
     window = min(train.loop_window, model.n_loops)
     states = FLOAT * train.batch_size * tokens * of_loop * window
