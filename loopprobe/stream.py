@@ -55,12 +55,7 @@ class CacheConfig:
 
 def check_cache(model: LoopedTransformer, config: CacheConfig) -> None:
     """Raise LoopprobeError where a cache asks for what the model does not have."""
-    _chosen(model, config, 1, model.cfg.n_ctx)
-
-
-def _chosen(model: LoopedTransformer, config: CacheConfig, n_loops: int, n_pos: int) -> LoopCache:
-    """An empty cache in memory of the same choice, for so many loops and tokens."""
-    return LoopCache.choose(model, n_loops, config.names, None, config.layers, config.positions, n_pos=n_pos)
+    LoopCache.choose(model, 1, config.names, None, config.layers, config.positions, n_pos=model.cfg.n_ctx)
 
 
 def stream_cache(
@@ -86,7 +81,6 @@ def stream_cache(
         LoopprobeError: something that the model does not have, or the file exists.
     """
     kept, (xs, ys) = sorted(set(config.loops)), model.as_prompts(*prompts)
-    _chosen(model, config, 1, 2 * xs.shape[1])
     choice: dict[str, Any] = {"names": config.names, "layers": config.layers, "positions": config.positions}
     _, first = model.run_with_cache(xs, ys, 1, **choice)
     template = first.to_xarray()
