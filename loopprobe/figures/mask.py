@@ -31,7 +31,9 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     picked = few_of([int(value) for value in n if value != unmasked])
     notes = [f"n = {unmasked} is the clean run"] if unmasked in n else []
     masking = len(n) - len(notes)
-    notes += [f"{len(picked)} of {masking} n"] if len(picked) < masking else []
+    if len(picked) < masking:
+        others = f"the other {masking}" if notes else f"{masking}"
+        notes.append(f"{len(picked)} of {others} n are shown")
     titles = [
         f"by n, the {config['unit']}s {verb}" if over_n else f"after {int(last.loop)} loops, by examples",
         "over the loops" + (f" ({', '.join(notes)})" if notes else ""),
