@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 import loopprobe
 from loopprobe.claims import verdicts
 from loopprobe.present import figures_of, tables_of
+from loopprobe.results import writing
 from loopprobe.saved import Answered
-from loopprobe.storage import atomic
 from loopprobe.tables import lines_of
 from loopprobe.verdicts import STATUSES, Verdict
 
@@ -54,7 +54,7 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         "report.json": json.dumps(record, indent=2) + "\n",
     }
     for name, text in texts.items():
-        with atomic(folder / name) as partial:
+        with writing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return decided
 

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ def with_ends(
     return {name + part: (dims, values) for part, values in zip(("", "_low", "_high"), estimates, strict=True)}
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As ``storage.atomic``; where the disk is full or the folder is gone, a line says so.
+
+    Raises:
+        LoopprobeError: the file cannot be written.
+    """
+    try:
+        with atomic(path) as partial:
+            yield partial
+    except OSError as error:
+        raise LoopprobeError(
+            f"cannot write {path} ({error.strerror or error}): free the disk or give another folder"
+        ) from None
+
+
 def write_dataset(data: xr.Dataset, path: Path) -> None:
     """Write netCDF, compressed, whole or not at all.
 
@@ -109,7 +126,7 @@ def write_dataset(data: xr.Dataset, path: Path) -> None:
         LoopprobeError: it cannot be written.
     """
     encoding = {name: {"zlib": True, "complevel": 3} for name, values in data.items() if values.dtype.kind == "f"}
-    with atomic(path) as partial:
+    with writing(path) as partial:
         data.to_netcdf(partial, engine="h5netcdf", encoding=encoding)
 
 

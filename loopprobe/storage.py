@@ -30,23 +30,17 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path; it takes the name of ``path`` once the block has ended without error.
 
     Raises:
-        LoopprobeError: the folder has a manifest, and a file of this name in it is not loopprobe's; or the file cannot
-            be written, as where the disk is full or the folder is gone.
+        LoopprobeError: the folder has a manifest, and a file of this name in it is not loopprobe's.
     """
     require_ours(path.parent, path.name)
-    try:
-        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
-            partial = Path(folder) / path.name  # some writers put temporary files of their own beside it
-            yield partial
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.chmod(0o644)  # some writers leave it to its owner alone
-            claim(path.parent, path.name)  # before it is there: a kill in between must not leave it unclaimed
-            partial.replace(path)
-    except OSError as error:
-        raise LoopprobeError(
-            f"cannot write {path} ({error.strerror or error}): free the disk or give another folder"
-        ) from None
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
+        partial = Path(folder) / path.name  # some writers put temporary files of their own beside it
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o644)  # some writers leave it to its owner alone
+        claim(path.parent, path.name)  # before it is there: a kill in between must not leave it unclaimed
+        partial.replace(path)
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
@@ -117,15 +111,14 @@ class Claimed:
 
     Args:
         path: of the folder, which is made with its parents.
-        made: whether this claim counts as having made it; None: where it is not there yet.
 
     Raises:
         LoopprobeError: another process works in it, it is a file, or it cannot be written.
     """
 
-    def __init__(self, path: Path, *, made: bool | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._made = not path.exists() if made is None else made
+        self._made = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
@@ -250,7 +243,9 @@ def claim_fresh(parent: Path, name: str) -> Claimed:
             continue
         except OSError as error:
             raise LoopprobeError(f"cannot write to {path} ({error.strerror}): give another --out") from None
-        return Claimed(path, made=True)
+        claimed = claim_new(path)
+        claimed._made = True
+        return claimed
 
 
 def claim_shared(path: Path, *names: str) -> Claimed:

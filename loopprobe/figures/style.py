@@ -15,7 +15,7 @@ from plotly.colors import qualitative, sample_colorscale
 from plotly.offline import get_plotlyjs
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.storage import atomic
+from loopprobe.results import writing
 
 BLACK, GREY = "#000000", "#777777"
 QUERY_ERROR = "squared error at the query / E(y²)"
@@ -165,7 +165,7 @@ def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
         LoopprobeError: it cannot be written.
     """
     page = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=True, auto_play=False)
-    with atomic(path) as partial:
+    with writing(path) as partial:
         partial.write_text(page, encoding="utf-8")
 
 
@@ -201,7 +201,7 @@ def write_script(folder: Path) -> None:
     script, path = get_plotlyjs().encode(), folder / "plotly.min.js"
     if path.is_file() and path.read_bytes() == script:
         return
-    with atomic(path) as partial:
+    with writing(path) as partial:
         partial.write_bytes(script)
 
 
@@ -217,7 +217,7 @@ def write_png(figure: go.Figure, path: Path) -> None:
         LoopprobeError: one of these is not installed, or the picture cannot be written.
     """
     picture = _png(figure, width=1100, height=max(520, figure.layout.height or 0), scale=2)
-    with atomic(path) as partial:
+    with writing(path) as partial:
         partial.write_bytes(picture)
 
 
