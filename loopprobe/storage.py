@@ -111,14 +111,15 @@ class Claimed:
 
     Args:
         path: of the folder, which is made with its parents.
+        made: whether this claim counts as having made it; None: where it is not there yet.
 
     Raises:
         LoopprobeError: another process works in it, it is a file, or it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, made: bool | None = None) -> None:
         self.path = path
-        self._made = not path.exists()
+        self._made = not path.exists() if made is None else made
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
@@ -243,9 +244,7 @@ def claim_fresh(parent: Path, name: str) -> Claimed:
             continue
         except OSError as error:
             raise LoopprobeError(f"cannot write to {path} ({error.strerror}): give another --out") from None
-        claimed = claim_new(path)
-        claimed._made = True
-        return claimed
+        return Claimed(path, made=True)
 
 
 def claim_shared(path: Path, *names: str) -> Claimed:
