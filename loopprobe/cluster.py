@@ -101,6 +101,10 @@ class Processes(ProcessPoolExecutor):
         self.threads = max(1, (os.cpu_count() or 1) // workers)
         self.device = device
 
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a job when there is room for it."""
+        return super().submit(_work, fn, args, kwargs)
+
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
         """Wait for the jobs; after an error or Ctrl-C end the processes of this pool."""
         if kind is not None:
@@ -130,7 +134,7 @@ class FreshProcesses(Executor):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
                 self._pools.add(pool)
                 try:
-                    return pool.submit(fn, *args, **kwargs).result()
+                    return pool.submit(_work, fn, args, kwargs).result()
                 except (BrokenProcessPool, KeyboardInterrupt):  # killed, or asked to end and saved
                     if self._ending:
                         raise KeyboardInterrupt from None
@@ -162,6 +166,15 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
+
+
+def _work(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do a job in a worker; where the parent has died meanwhile, end this process, as nobody waits for the result."""
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        if (parent := parent_process()) is not None and not parent.is_alive():
+            os._exit(1)
 
 
 def _end_with_parent() -> None:

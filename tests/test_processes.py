@@ -15,6 +15,7 @@ from test_storage import SETTINGS, TRAIN, train_command
 from loopprobe.checkpoint import load_checkpoint
 from loopprobe.cluster import FreshProcesses, Processes
 from loopprobe.errors import LoopprobeError
+from loopprobe.runs import deferred_interrupt
 from loopprobe.settings import load_config
 from loopprobe.sweep import plan, sweep
 from loopprobe.train import train
@@ -145,6 +146,41 @@ def test_a_sweep_whose_worker_is_killed_ends_with_the_weights_of_one_that_was_no
     for config in configs:
         alone = train(config, Path("alone") / config.name)
         assert load_checkpoint(alone).digest() == load_checkpoint(Path("swept") / config.name).digest()
+
+
+ORPHANS = """
+import os, sys
+from pathlib import Path
+from test_processes import defers
+from loopprobe.cluster import FreshProcesses, Processes
+kind, folder = sys.argv[1:]
+if __name__ == "__main__":
+    with {"fresh": FreshProcesses, "shared": Processes}[kind](2) as pool:
+        for name in "ab":
+            pool.submit(defers, str(Path(folder) / name))
+"""
+
+
+def defers(path):
+    """A job that notes SIGTERM, as a training does, and comes to its end some time after it."""
+    with deferred_interrupt() as interrupted:
+        Path(path).write_text(str(os.getpid()))
+        wait_for(interrupted)
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fresh", "shared"])
+def test_workers_that_defer_their_end_do_not_outlive_a_killed_parent(kind, tmp_path):
+    Path("main.py").write_text(ORPHANS)
+    env = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    parent = subprocess.Popen([sys.executable, "main.py", kind, tmp_path], env=env)
+    jobs = [tmp_path / name for name in "ab"]
+    wait_for(lambda: all(job.exists() and job.read_text() for job in jobs))
+    kill(parent)
+    for job in jobs:
+        wait_for(lambda job=job: not Path("/proc", job.read_text()).exists(), 30)
 
 
 def test_a_batch_that_cannot_be_held_leaves_no_folder(monkeypatch):
