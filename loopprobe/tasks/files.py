@@ -75,7 +75,7 @@ def _read_text(path: Path) -> tuple[pd.DataFrame, str]:
         twice = [name for name, count in collections.Counter(names).items() if count > 1]
         if twice:
             raise LoopprobeError(f"{path}: several columns are called {twice[0]!r}: rename or drop all but one")
-    frame = pd.read_csv(path, encoding="utf-8-sig", float_precision="round_trip", **options)
+    frame = pd.read_csv(path, encoding="utf-8-sig", **options)
     return _without_index(frame, path), separator
 
 
