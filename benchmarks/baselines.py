@@ -23,9 +23,9 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import Lasso
 from sklearn.tree import DecisionTreeRegressor
 
-from loopprobe.baselines import BASELINES
-from loopprobe.config import TaskConfig
-from loopprobe.provenance import provenance
+from loopprobe.config.schema import TaskConfig
+from loopprobe.reference.baselines import BASELINES
+from loopprobe.support.provenance import provenance
 from loopprobe.tasks import Prompts, held_out
 
 Solve = Callable[[np.ndarray, np.ndarray, np.ndarray], float]  # from examples, labels and the query to the prediction

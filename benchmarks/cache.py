@@ -25,10 +25,10 @@ import torch
 from common import in_a_process, table, write
 
 from loopprobe import load_checkpoint
-from loopprobe.hook_points import short_name, split_name
-from loopprobe.model import LoopedTransformer
-from loopprobe.provenance import provenance
-from loopprobe.stream import CacheConfig, stream_cache
+from loopprobe.model.hook_points import short_name, split_name
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.stream import CacheConfig, stream_cache
+from loopprobe.support.provenance import provenance
 from loopprobe.tasks import Prompts
 
 SOME = ("resid_post", "pattern")

@@ -17,12 +17,12 @@ from common import table, write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.model import LoopedTransformer
+from loopprobe.config.sources import load_config
+from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes import converge, lens, mask, patch
-from loopprobe.replay import Replay
-from loopprobe.settings import load_config
-from loopprobe.steps import make_optimizers, train_step
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.training.replay import Replay
+from loopprobe.training.steps import make_optimizers, train_step
 
 N_PROMPTS = 8
 

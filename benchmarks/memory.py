@@ -18,7 +18,7 @@ import torch
 from common import in_a_process, table, write
 
 from loopprobe import load_checkpoint
-from loopprobe.provenance import provenance
+from loopprobe.support.provenance import provenance
 
 PROMPTS, LOOPS = (64, 256, 1280), 20
 WAYS: dict[str, dict[str, str]] = {

@@ -24,14 +24,14 @@ from common import in_a_process, table, write
 from counts import counted
 
 from loopprobe import load_checkpoint
-from loopprobe.checkpoint import Checkpoint
+from loopprobe.config.sources import load_config
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.spectrum import position_spectra
-from loopprobe.model import LoopedTransformer
+from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes import attention, attribute, converge, lens, mask, patch, recover
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.provenance import provenance
-from loopprobe.settings import load_config
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.provenance import provenance
 from loopprobe.tasks import Prompts
 
 Work = Callable[[Checkpoint, Prompts, int], Any]

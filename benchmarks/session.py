@@ -19,8 +19,8 @@ import torch
 from common import out_path, table, write
 
 from loopprobe import edited, load_checkpoint, masked
-from loopprobe.interventions import zero
-from loopprobe.provenance import provenance
+from loopprobe.model.interventions import zero
+from loopprobe.support.provenance import provenance
 
 LONG, TURNS, CALLS = 2000, 15, 10
 GOAL = 1.2

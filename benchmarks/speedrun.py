@@ -23,12 +23,12 @@ import torch
 from common import out_path, table, write
 from train_step import Contestant, race
 
-from loopprobe.config import Config
-from loopprobe.evaluate import query_error
-from loopprobe.provenance import provenance
-from loopprobe.settings import load_config
+from loopprobe.config.schema import Config
+from loopprobe.config.sources import load_config
+from loopprobe.store.evaluate import query_error
+from loopprobe.support.device import pick_device
+from loopprobe.support.provenance import provenance
 from loopprobe.tasks import Prompts
-from loopprobe.train import pick_device
 
 TARGETS = (0.1, 0.02, 0.01)
 SHOWN = ("default", "fast", "sprint")  # on every page, measured or not

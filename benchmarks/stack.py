@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from common import synchronise, table, write
 
-from loopprobe.provenance import provenance
-from loopprobe.replay import Replay
-from loopprobe.settings import load_config
-from loopprobe.stack import Stack
-from loopprobe.steps import stack_step, train_step
-from loopprobe.train import draw, pick_device, start
+from loopprobe.config.sources import load_config
+from loopprobe.support.device import pick_device
+from loopprobe.support.provenance import provenance
+from loopprobe.training.replay import Replay
+from loopprobe.training.stack import Stack
+from loopprobe.training.steps import stack_step, train_step
+from loopprobe.training.train import draw, start
 
 SIZES = (2, 4, 8, 16)
 

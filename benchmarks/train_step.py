@@ -25,16 +25,17 @@ from common import synchronise, table, write
 from counts import counted
 from torch import Tensor, nn
 
-from loopprobe import blocks
-from loopprobe.config import Config
-from loopprobe.evaluate import query_error
-from loopprobe.model import LoopedTransformer
-from loopprobe.provenance import provenance
-from loopprobe.replay import Replay
-from loopprobe.settings import load_config
-from loopprobe.steps import make_optimizers, train_step
+from loopprobe.config.schema import Config
+from loopprobe.config.sources import load_config
+from loopprobe.model import blocks
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.store.evaluate import query_error
+from loopprobe.support.device import pick_device
+from loopprobe.support.provenance import provenance
 from loopprobe.tasks import Prompts, held_out
-from loopprobe.train import draw, pick_device
+from loopprobe.training.replay import Replay
+from loopprobe.training.steps import make_optimizers, train_step
+from loopprobe.training.train import draw
 
 PRODUCTS, N_PRODUCTS = "matrix products", 40
 

@@ -6,65 +6,74 @@
 Names are loaded when they are first used, so that ``import loopprobe`` is instant.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from loopprobe.cache import LoopCache
-    from loopprobe.checkpoint import load, load_checkpoint
-    from loopprobe.config import Config, ModelConfig, TaskConfig, TrainConfig
+    from loopprobe.config.schema import Config, ModelConfig, TaskConfig, TrainConfig
+    from loopprobe.config.sources import load_config
     from loopprobe.errors import LoopprobeError
-    from loopprobe.hooks import masked, mean_states
-    from loopprobe.interventions import edited, skipped
-    from loopprobe.memory import keep_freed_memory
-    from loopprobe.model import LoopedTransformer
-    from loopprobe.present import figure
-    from loopprobe.session import probe
-    from loopprobe.settings import load_config
-    from loopprobe.stream import open_cache
+    from loopprobe.model.cache import LoopCache
+    from loopprobe.model.interventions import (
+        add,
+        edited,
+        freeze,
+        mean_activations,
+        replace,
+        resample,
+        skipped,
+        swap,
+        zero,
+    )
+    from loopprobe.model.looped import LoopedTransformer
+    from loopprobe.model.masks import masked, mean_states
+    from loopprobe.model.stream import open_cache
+    from loopprobe.probes.session import probe
+    from loopprobe.show.present import figure, figures
+    from loopprobe.store.checkpoint import load, load_checkpoint
+    from loopprobe.store.evaluate import query_error
+    from loopprobe.support.memory import keep_freed_memory
     from loopprobe.tasks import Prompts, held_out, sample
-    from loopprobe.train import train
+    from loopprobe.tasks.corruptions import corrupt
+    from loopprobe.training.train import train
 
 _HOME = {
-    "LoopCache": "cache",
-    "load": "checkpoint",
-    "load_checkpoint": "checkpoint",
-    "Config": "config",
-    "ModelConfig": "config",
-    "TaskConfig": "config",
-    "TrainConfig": "config",
-    "load_config": "settings",
+    "LoopCache": "model.cache",
+    "load": "store.checkpoint",
+    "load_checkpoint": "store.checkpoint",
+    "Config": "config.schema",
+    "ModelConfig": "config.schema",
+    "TaskConfig": "config.schema",
+    "TrainConfig": "config.schema",
+    "load_config": "config.sources",
     "LoopprobeError": "errors",
-    "masked": "hooks",
-    "mean_states": "hooks",
-    "edited": "interventions",
-    "skipped": "interventions",
-    "keep_freed_memory": "memory",
-    "figure": "present",
-    "probe": "session",
-    "open_cache": "stream",
-    "LoopedTransformer": "model",
+    "masked": "model.masks",
+    "mean_states": "model.masks",
+    "edited": "model.interventions",
+    "skipped": "model.interventions",
+    "add": "model.interventions",
+    "freeze": "model.interventions",
+    "mean_activations": "model.interventions",
+    "replace": "model.interventions",
+    "resample": "model.interventions",
+    "swap": "model.interventions",
+    "zero": "model.interventions",
+    "keep_freed_memory": "support.memory",
+    "figure": "show.present",
+    "figures": "show.present",
+    "query_error": "store.evaluate",
+    "corrupt": "tasks.corruptions",
+    "probe": "probes.session",
+    "open_cache": "model.stream",
+    "LoopedTransformer": "model.looped",
     "Prompts": "tasks",
     "held_out": "tasks",
     "sample": "tasks",
-    "train": "train",
+    "train": "training.train",
 }
 __all__ = [*_HOME, "__version__"]
-
-
-class _Package(ModuleType):
-    """The package, where a public name stays what it is when the module of the same name is imported (``train``)."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

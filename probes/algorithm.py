@@ -7,9 +7,8 @@
 # %%
 import numpy as np
 
-from loopprobe import figure, load_checkpoint, probe
-from loopprobe.present import figures
-from loopprobe.tables.common import with_ends
+from loopprobe import figure, figures, load_checkpoint, probe
+from loopprobe.show.tables.common import with_ends
 
 checkpoint = load_checkpoint("lr-b20-T10")
 

@@ -6,10 +6,7 @@
 # %%
 import torch
 
-from loopprobe import edited, figure, load_checkpoint, probe
-from loopprobe.evaluate import query_error
-from loopprobe.interventions import freeze
-from loopprobe.present import figures
+from loopprobe import edited, figure, figures, freeze, load_checkpoint, probe, query_error
 
 checkpoint = load_checkpoint("lr-b20-T10")
 model, prompts = checkpoint.model, checkpoint.held_out(128)

@@ -9,12 +9,11 @@
 import numpy as np
 import torch
 
-from loopprobe import figure, load_checkpoint, probe
+from loopprobe import figure, figures, load_checkpoint, probe
 from loopprobe.dynamics.limits import Limit, run_late
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import solve
 from loopprobe.dynamics.spectrum import position_spectra
-from loopprobe.present import figures
 
 names = ("lr-b20-T10", "lr-b20-T20")
 models = {name: load_checkpoint(name) for name in names}

@@ -8,10 +8,18 @@
 # %%
 import torch
 
-from loopprobe import edited, figure, load_checkpoint, probe
-from loopprobe.corruptions import corrupt
-from loopprobe.evaluate import query_error
-from loopprobe.interventions import mean_activations, replace, resample, zero
+from loopprobe import (
+    corrupt,
+    edited,
+    figure,
+    load_checkpoint,
+    mean_activations,
+    probe,
+    query_error,
+    replace,
+    resample,
+    zero,
+)
 
 checkpoint = load_checkpoint("lr-b20-T10")
 model, prompts = checkpoint.model, checkpoint.held_out(128)

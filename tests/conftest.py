@@ -14,10 +14,10 @@ if os.environ.get("LOOPPROBE_CHECK_SHAPES"):
     jaxtyping.install_import_hook("loopprobe", "typecheck.check")
 
 # ruff: isort: split
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.config import ModelConfig, TaskConfig
-from loopprobe.model import LoopedTransformer
-from loopprobe.settings import load_config
+from loopprobe.config.schema import ModelConfig, TaskConfig
+from loopprobe.config.sources import load_config
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 # Tiny tensors, and a worker of pytest on every core: threads only cost. Processes that a test starts inherit it.

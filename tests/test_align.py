@@ -6,16 +6,16 @@ import torch
 from conftest import TINY_CFG, make_model
 from torch import nn
 
-from loopprobe import algorithms
-from loopprobe.algorithms import Problem
-from loopprobe.baselines.closed import least_squares, ridge
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.align import align_figures
 from loopprobe.probes import align
-from loopprobe.settings import load_config
-from loopprobe.tables import align_table
+from loopprobe.reference import algorithms
+from loopprobe.reference.algorithms import Problem
+from loopprobe.reference.baselines.closed import least_squares, ridge
+from loopprobe.show.figures.align import align_figures
+from loopprobe.show.tables import align_table
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import Prompts, held_out
 
 LINEAR = TaskConfig()

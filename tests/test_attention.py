@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.probes import attention as probe
 from loopprobe.probes.loops import LoopsConfig
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 

@@ -3,11 +3,11 @@ import pytest
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe import present
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.interventions import edited, zero
+from loopprobe.model.interventions import edited, zero
 from loopprobe.probes import attribute
 from loopprobe.probes.loops import LoopsConfig
+from loopprobe.show import present
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 

@@ -7,8 +7,8 @@ import torch
 from conftest import TINY_CFG, make_model
 from safetensors.torch import load_file, save_file
 
-from loopprobe import checkpoint as cp
 from loopprobe.errors import LoopprobeError
+from loopprobe.store import checkpoint as cp
 
 
 def write(folder, dtype=torch.float32):

@@ -11,8 +11,8 @@ import torch
 from conftest import TINY_CFG, make_model
 from safetensors.torch import load_file, save_file
 
-from loopprobe import checkpoint as cp
 from loopprobe.cli import main
+from loopprobe.store import checkpoint as cp
 
 PENDING = set()  # cases whose mending is under way elsewhere
 
@@ -157,7 +157,7 @@ def place(tmp_path_factory):
     _damage(folder, "layers", _record(model__n_layers=10**6))
     _damage(folder, "seed", _record(train__seed=2**40))
     _damage(folder, "truncated", lambda bad: (bad / cp.WEIGHTS).write_bytes(b"\x10\0\0\0\0\0\0\0{"))
-    from loopprobe.foreign import write_transformer_lens
+    from loopprobe.store.foreign import write_transformer_lens
 
     write_transformer_lens(make_model(torch.float32), folder / "tl.safetensors")
     (folder / "broken.toml").write_text("[train\n")

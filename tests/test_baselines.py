@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loopprobe.baselines import BASELINES, check_baselines
-from loopprobe.baselines.closed import averaging, least_squares, nearest_neighbours, ridge
-from loopprobe.baselines.optimal import covariance, gaussian_process, optimum, sparse_bayes
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
+from loopprobe.reference.baselines import BASELINES, check_baselines
+from loopprobe.reference.baselines.closed import averaging, least_squares, nearest_neighbours, ridge
+from loopprobe.reference.baselines.optimal import covariance, gaussian_process, optimum, sparse_bayes
 from loopprobe.tasks import Prompts, held_out, sample
 
 LINEAR, NOISY = TaskConfig(), TaskConfig(name="noisy_linear_regression", noise_std=0.5)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from loopprobe.model import LoopedTransformer
-from loopprobe.settings import load_config
+from loopprobe.config.sources import load_config
+from loopprobe.model.looped import LoopedTransformer
 from loopprobe.tasks import held_out
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

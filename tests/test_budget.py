@@ -4,23 +4,23 @@ import pytest
 import torch
 from conftest import needs_peak, run_script
 
-from loopprobe import budget
-from loopprobe.config import Config, ModelConfig, TaskConfig
+from loopprobe.config import budget
+from loopprobe.config.schema import Config, ModelConfig, TaskConfig
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.model import LoopedTransformer
-from loopprobe.settings import load_config
+from loopprobe.model.looped import LoopedTransformer
 from loopprobe.tasks import held_out
-from loopprobe.train import train
+from loopprobe.training.train import train
 
 SCRIPT = """
 import sys
 import torch
 from conftest import peak_memory
-from loopprobe import budget
-from loopprobe.model import LoopedTransformer
-from loopprobe.replay import Replay
-from loopprobe.settings import load_config
-from loopprobe.steps import make_optimizers, train_step
+from loopprobe.config import budget
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.training.replay import Replay
+from loopprobe.config.sources import load_config
+from loopprobe.training.steps import make_optimizers, train_step
 from loopprobe.tasks import held_out
 
 def measure(cfg, kind):

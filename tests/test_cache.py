@@ -4,7 +4,7 @@ from conftest import make_model, needs_peak, run_script
 from transformer_lens import ActivationCache
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import short_name, split_name
+from loopprobe.model.hook_points import short_name, split_name
 
 
 def test_everything_is_kept_by_default(model, prompts):

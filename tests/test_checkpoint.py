@@ -9,13 +9,13 @@ import torch
 from conftest import TINY, make_model
 from safetensors.torch import load_file, save_file
 
-from loopprobe import checkpoint as cp
-from loopprobe.config import Config, ModelConfig
+from loopprobe.config.schema import Config, ModelConfig
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import query_error
-from loopprobe.foreign import read_model, to_transformer_lens, write_transformer_lens
-from loopprobe.settings import load_config
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.store import checkpoint as cp
+from loopprobe.store.evaluate import query_error
+from loopprobe.store.foreign import read_model, to_transformer_lens, write_transformer_lens
+from loopprobe.support.statistics import bootstrap_mean
 
 SHIPPED = sorted(path.parent.name for path in (Path(__file__).parents[1] / "checkpoints").glob("*/config.json"))
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.interventions import edited, zero
-from loopprobe.selection import LoopChoice, resolve
+from loopprobe.model.interventions import edited, zero
+from loopprobe.model.selection import LoopChoice, resolve
 from loopprobe.tasks import Prompts
 
 N_LOOPS, N_POS = 5, 2 * TINY["n_points"]

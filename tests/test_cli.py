@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import TINY, make_model
 
-from loopprobe import cli, present
-from loopprobe.checkpoint import Checkpoint, load, save
-from loopprobe.results import read_dataset
-from loopprobe.settings import load_config
-from loopprobe.stream import open_cache
+from loopprobe import cli
+from loopprobe.config.sources import load_config
+from loopprobe.model.stream import open_cache
+from loopprobe.probes.dataset import read_dataset
+from loopprobe.show import present
+from loopprobe.store.checkpoint import Checkpoint, load, save
 
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
 SETTINGS = [f"model.{key}={value}" for key, value in TINY.items()] + [

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from test_sweep import grid
 
-from loopprobe.checkpoint_file import read_json
-from loopprobe.cluster import Keeper
 from loopprobe.errors import LoopprobeError
-from loopprobe.sweep import last_row, plan, read_grid
-from loopprobe.train import train
+from loopprobe.store.checkpoint_file import read_json
+from loopprobe.support.cluster import Keeper
+from loopprobe.training.sweep import last_row, plan, read_grid
+from loopprobe.training.train import train
 
 RAY = Path(sys.executable).with_name("ray")
 LOOPPROBE = Path(sys.executable).with_name("loopprobe")
@@ -169,8 +169,8 @@ def test_ctrl_c_leaves_a_state_from_which_the_same_command_goes_on(start, tmp_pa
 
 @pytest.mark.ray
 def test_questions_get_the_same_answers_as_here(start, tmp_path):
-    from loopprobe.results import read_dataset
-    from loopprobe.saved import answer_saved, read_saved
+    from loopprobe.probes.dataset import read_dataset
+    from loopprobe.study.saved import answer_saved, read_saved
 
     probes = Path(__file__).parents[1] / "probes"
     process = start("run", probes / "r2_converge.toml", "--quick", "--out", tmp_path / "there")

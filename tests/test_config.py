@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from loopprobe.config import Config, ModelConfig, Schedule, TaskConfig
-from loopprobe.configuration import build
+from loopprobe.config.schema import Config, ModelConfig, Schedule, TaskConfig
+from loopprobe.config.sources import load_config, preset_names
+from loopprobe.config.strict import build
 from loopprobe.errors import LoopprobeError
-from loopprobe.settings import load_config, preset_names
 
 
 def test_a_config_is_complete_when_made():

@@ -13,12 +13,12 @@ import torch
 from conftest import TINY, TINY_CFG, make_model
 from safetensors.torch import load_file
 
-from loopprobe.checkpoint import Checkpoint, load_checkpoint
-from loopprobe.questions import configured
-from loopprobe.replay import Replay
-from loopprobe.settings import load_config
-from loopprobe.steps import train_step
-from loopprobe.train import draw, start, train, train_runs
+from loopprobe.config.sources import load_config
+from loopprobe.probes.questions import configured
+from loopprobe.store.checkpoint import Checkpoint, load_checkpoint
+from loopprobe.training.replay import Replay
+from loopprobe.training.steps import train_step
+from loopprobe.training.train import draw, start, train, train_runs
 
 pytestmark = pytest.mark.cuda
 
@@ -112,7 +112,9 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     cfg, stops = config(), iter(range(100))
     with monkeypatch.context() as patched:
         patched.setattr(
-            sys.modules["loopprobe.train"], "deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 22)
+            sys.modules["loopprobe.training.train"],
+            "deferred_interrupt",
+            lambda: nullcontext(lambda: next(stops) == 22),
         )
         with pytest.raises(KeyboardInterrupt):
             train(cfg, tmp_path / "stopped")

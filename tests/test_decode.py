@@ -3,16 +3,16 @@ import pytest
 import torch
 from conftest import make_model
 
-from loopprobe.algorithms import Problem
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.decode import decode_figures
 from loopprobe.probes import causal, decode
 from loopprobe.probes.decoders import NETWORKS, targets_of, train_network, with_ones
 from loopprobe.probes.ridge import Ridge
-from loopprobe.settings import load_config
-from loopprobe.tables import decode_table
+from loopprobe.reference.algorithms import Problem
+from loopprobe.show.figures.decode import decode_figures
+from loopprobe.show.tables import decode_table
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 LINEAR = TaskConfig()
@@ -36,7 +36,7 @@ def test_targets_are_those_of_the_examples_that_a_token_has_seen():
     torch.testing.assert_close(targets["prediction, least squares"][0, :, 10, 0], (exact * xs[:, 5]).sum(-1))
     torch.testing.assert_close(targets["label before"][0, :, 7, 0], ys[:, 2])
     problem = Problem.of(prompts)
-    from loopprobe import algorithms
+    from loopprobe.reference import algorithms
 
     *_, third = algorithms.gradient_descent(problem, 3, algorithms.best_rate(problem))
     torch.testing.assert_close(targets["w, gradient descent"][1, :, 10], third[:, 5])

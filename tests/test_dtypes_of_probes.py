@@ -8,12 +8,12 @@ import torch
 from conftest import TINY_CFG, make_model
 from torch.overrides import TorchFunctionMode
 
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import calibrate
 from loopprobe.dynamics.solve import Status
 from loopprobe.errors import LoopprobeError
-from loopprobe.questions import PROBES, configured
-from loopprobe.statistics import at_least_single, double, to_numpy
+from loopprobe.probes.questions import PROBES, configured
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.statistics import at_least_single, double, to_numpy
 
 OPTIONS = {
     "align": {"steps": 4, "fit_prompts": 8},

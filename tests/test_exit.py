@@ -3,10 +3,10 @@ import pytest
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe.checkpoint import Checkpoint
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import exit as probe
-from loopprobe.settings import load_config
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 

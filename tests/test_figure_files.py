@@ -10,16 +10,16 @@ import pytest
 import xarray as xr
 from conftest import TINY_CFG, make_model
 
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.cli.options import question_files
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.attention import attention_figures
-from loopprobe.figures.style import write_figures, write_html
 from loopprobe.probes import attention
+from loopprobe.probes.dataset import write_dataset
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import write_dataset
-from loopprobe.saved import saved_questions
-from loopprobe.study import study_folder
+from loopprobe.show.figures.attention import attention_figures
+from loopprobe.show.figures.style import write_figures, write_html
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.study.saved import saved_questions
+from loopprobe.study.shipped import study_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,10 +2,10 @@ import numpy as np
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.probes import fixed_points as probe
-from loopprobe.tables import fixed_points_table
+from loopprobe.show.tables import fixed_points_table
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 CONFIG = probe.FixedPointsConfig(far=200, random_starts=1, eigenvalues=4, lyapunov_steps=80)

@@ -4,12 +4,12 @@ import torch
 import xarray as xr
 from conftest import make_model
 
-from loopprobe.checkpoint import Checkpoint
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.folds import folds_figure, kind_of, rows_of
 from loopprobe.probes import compare, folds
-from loopprobe.settings import load_config
-from loopprobe.tables import folds_table
+from loopprobe.show.figures.folds import folds_figure, kind_of, rows_of
+from loopprobe.show.tables import folds_table
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 CONFIG = folds.FoldsConfig(tables=("iris", "wine"))
@@ -87,7 +87,7 @@ def test_models_are_scored_on_rows_that_no_training_draws_from():
 
 
 def test_the_answer_survives_a_file(answered, tmp_path):
-    from loopprobe.results import read_dataset, write_dataset
+    from loopprobe.probes.dataset import read_dataset, write_dataset
 
     write_dataset(answered[0], tmp_path / "folds.nc")
     back = read_dataset(tmp_path / "folds.nc")

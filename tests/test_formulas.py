@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe import algorithms
 from loopprobe.errors import LoopprobeError
-from loopprobe.replay import Replay
-from loopprobe.selection import LoopChoice
-from loopprobe.statistics import moving_mean
-from loopprobe.steps import make_optimizers, train_step
+from loopprobe.model.selection import LoopChoice
+from loopprobe.reference import algorithms
+from loopprobe.study.verdicts import bootstrap, difference_of_means
+from loopprobe.support.statistics import moving_mean
 from loopprobe.tasks import Prompts, held_out
-from loopprobe.verdicts import bootstrap, difference_of_means
+from loopprobe.training.replay import Replay
+from loopprobe.training.steps import make_optimizers, train_step
 
 
 def one_step(**fields):

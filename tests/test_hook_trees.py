@@ -9,9 +9,9 @@ import torch
 from conftest import make_model
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import split_name
-from loopprobe.hooks import masked
-from loopprobe.interventions import add, edited, skipped, zero
+from loopprobe.model.hook_points import split_name
+from loopprobe.model.interventions import add, edited, skipped, zero
+from loopprobe.model.masks import masked
 
 
 def _double(x, hook):

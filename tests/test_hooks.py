@@ -3,7 +3,7 @@ import torch
 from conftest import make_model
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.hooks import kept_tokens, masked, mean_states
+from loopprobe.model.masks import kept_tokens, masked, mean_states
 
 
 def by_hand(model, prompts, keep, fill, n_loops, loops=None):

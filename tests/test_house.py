@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 
 import loopprobe
@@ -25,12 +26,20 @@ def test_the_contracts_between_modules_hold(capsys):
     assert kept, capsys.readouterr().out
 
 
-def test_contributing_names_every_module_and_none_that_is_gone():
-    rows = re.findall(r"^\| (`.+?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
-    named = re.findall(r"`(\w+)(?:\.py|/)`", " ".join(rows))
-    modules = {path.parts[0] for path in MODULES} - {"__init__", "__main__"}
-    assert len(named) == len(set(named)), "a module stands in the table twice"
-    assert set(named) == modules
+def test_the_house_has_few_rooms_and_contributing_shows_them():
+    names, arrows = house.rooms(), house.imports()
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(names)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors", "types"}
+    assert len(names) <= 13
+    assert sum(map(len, arrows.values())) <= 80
+    back = {(room, other) for i, room in enumerate(names) for other in arrows[room] if other not in names[:i]}
+    assert not back
+    assert house.written() == house.drawn(), "python tests/house.py draws the map anew"
+
+
+@pytest.mark.parametrize("room", house.rooms())
+def test_a_room_says_in_two_sentences_what_lives_there(room):
+    assert len(re.findall(r"\.(?: |$)", house.says(room))) == 2
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -40,13 +49,13 @@ def test_modules_fit_a_few_screens(module):
 
 
 def test_the_training_loop_fits_a_screen():
-    tree = ast.parse((PACKAGE / "train.py").read_text())
+    tree = ast.parse((PACKAGE / "training" / "train.py").read_text())
     loop = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train_runs")
     assert loop.end_lineno - loop.lineno < 60
 
 
 def test_config_imports_no_torch():
-    code = "import sys, loopprobe.config; print('torch' in sys.modules)"
+    code = "import sys, loopprobe.config.sources; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

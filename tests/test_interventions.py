@@ -3,7 +3,7 @@ import torch
 from conftest import make_model
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.interventions import add, edited, freeze, mean_activations, replace, resample, skipped, swap, zero
+from loopprobe.model.interventions import add, edited, freeze, mean_activations, replace, resample, skipped, swap, zero
 
 
 def everything(model, prompts, n_loops=4, **choice):

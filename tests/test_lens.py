@@ -2,11 +2,11 @@ import numpy as np
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe import present
-from loopprobe.baselines.closed import least_squares
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.probes import lens
 from loopprobe.probes.ridge import Ridge
+from loopprobe.reference.baselines.closed import least_squares
+from loopprobe.show import present
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformer_lens.config import TransformerBridgeConfig
 
-from loopprobe.config import ModelConfig
+from loopprobe.config.lens import FIXED, USED, WITHOUT_EFFECT
+from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.lens_config import FIXED, USED, WITHOUT_EFFECT
 
 SHAPE = {"n_layers": 1, "d_model": 16, "n_heads": 2, "n_ctx": 12, "d_head": 8, "act_fn": "gelu_new"}
 FIELDS = {field.name for field in dataclasses.fields(TransformerBridgeConfig)}

@@ -7,12 +7,12 @@ import xarray as xr
 from conftest import TINY_CFG
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.mask import loops_to_show, mask_figure
-from loopprobe.figures.style import write_html
-from loopprobe.hooks import masked, mean_states
+from loopprobe.model.masks import masked, mean_states
 from loopprobe.probes import mask as probe
-from loopprobe.results import read_dataset, write_dataset
-from loopprobe.tables import mask_finding, mask_table
+from loopprobe.probes.dataset import read_dataset, write_dataset
+from loopprobe.show.figures.mask import loops_to_show, mask_figure
+from loopprobe.show.figures.style import write_html
+from loopprobe.show.tables import mask_finding, mask_table
 from loopprobe.tasks import held_out
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from loopprobe.memory import keep_freed_memory
+from loopprobe.support.memory import keep_freed_memory
 
 USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 # Every public name is loaded, and each look into the C library for mallopt is printed.
@@ -36,8 +36,8 @@ def options(monkeypatch):
         def __init__(self, name):
             self.mallopt = lambda option, value: seen.update({option: value})
 
-    monkeypatch.setattr("loopprobe.memory.ctypes.CDLL", Library)
-    monkeypatch.setattr("loopprobe.memory.sys.platform", "linux")
+    monkeypatch.setattr("loopprobe.support.memory.ctypes.CDLL", Library)
+    monkeypatch.setattr("loopprobe.support.memory.sys.platform", "linux")
     for name in USERS_OWN:
         monkeypatch.delenv(name, raising=False)
     return seen
@@ -56,7 +56,7 @@ def test_explicit_malloc_settings_are_respected(options, monkeypatch, name):
 
 
 def test_other_systems_are_left_alone(options, monkeypatch):
-    monkeypatch.setattr("loopprobe.memory.sys.platform", "darwin")
+    monkeypatch.setattr("loopprobe.support.memory.sys.platform", "darwin")
     keep_freed_memory()
     assert options == {}
 

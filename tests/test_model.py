@@ -6,12 +6,12 @@ import torch
 from conftest import TINY, make_model
 from safetensors.torch import load_file
 
-from loopprobe import blocks
-from loopprobe.config import ModelConfig
+from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.foreign import from_nanogpt
-from loopprobe.hook_points import split_name
-from loopprobe.model import LoopedTransformer
+from loopprobe.model import blocks
+from loopprobe.model.hook_points import split_name
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.store.foreign import from_nanogpt
 
 GOLDEN = Path(__file__).parent / "data" / "looped_add_L2.safetensors"
 SDPA = torch.nn.functional.scaled_dot_product_attention

@@ -5,14 +5,14 @@ import pytest
 import torch
 from conftest import TINY_CFG
 
-from loopprobe.baselines.optimal import UNKNOWN, optimum
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import align, compare, converge, decode, lens, patch, paths, recover, shift
-from loopprobe.session import probe
-from loopprobe.statistics import bootstrap_mean, bootstrap_ratio, correlation
+from loopprobe.probes.session import probe
+from loopprobe.reference.baselines.optimal import UNKNOWN, optimum
+from loopprobe.study.verdicts import below, decide
+from loopprobe.support.statistics import bootstrap_mean, bootstrap_ratio, correlation
 from loopprobe.tasks import Prompts, held_out
-from loopprobe.verdicts import below, decide
 
 FITTED = {
     "decode": {"network_loops": 1, "network_steps": 3},
@@ -160,7 +160,7 @@ def test_baselines_are_remembered_for_a_few_prompts_only(
 
 
 def test_modules_that_fit_are_those_that_are_tested():
-    from loopprobe.questions import GIVEN
+    from loopprobe.probes.questions import GIVEN
 
     assert {name for name, keys in GIVEN.items() if "training" in keys} == set(FITTED)
     assert all(module.run.__kwdefaults__ == {"training": None} for module in (align, decode, lens))

@@ -3,11 +3,11 @@ import pytest
 import torch
 from conftest import TINY_CFG
 
-from loopprobe.corruptions import corrupt
 from loopprobe.errors import LoopprobeError
-from loopprobe.interventions import edited, replace
+from loopprobe.model.interventions import edited, replace
 from loopprobe.probes import patch as probe
 from loopprobe.tasks import held_out
+from loopprobe.tasks.corruptions import corrupt
 
 SITES = ("z", "z_pre", "resid_mid", "attn_out", "mlp_out", "q", "k", "v", "attn_z")
 

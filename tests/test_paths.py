@@ -3,11 +3,11 @@ import pytest
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import Limit
 from loopprobe.errors import LoopprobeError
-from loopprobe.interventions import add, edited
+from loopprobe.model.interventions import add, edited
 from loopprobe.probes import paths, recover
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 

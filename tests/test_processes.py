@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from test_storage import SETTINGS, TRAIN, train_command
 
-from loopprobe.checkpoint import load_checkpoint
-from loopprobe.cluster import FreshProcesses, Processes
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.runs import deferred_interrupt
-from loopprobe.settings import load_config
-from loopprobe.sweep import plan, sweep
-from loopprobe.train import train
+from loopprobe.store.checkpoint import load_checkpoint
+from loopprobe.support.cluster import FreshProcesses, Processes
+from loopprobe.training.runs import deferred_interrupt
+from loopprobe.training.sweep import plan, sweep
+from loopprobe.training.train import train
 
 LONG = train_command("train.steps=100000")
 
@@ -152,7 +152,7 @@ ORPHANS = """
 import os, sys
 from pathlib import Path
 from test_processes import defers
-from loopprobe.cluster import FreshProcesses, Processes
+from loopprobe.support.cluster import FreshProcesses, Processes
 kind, folder = sys.argv[1:]
 if __name__ == "__main__":
     with {"fresh": FreshProcesses, "shared": Processes}[kind](2) as pool:
@@ -188,7 +188,7 @@ def test_a_batch_that_cannot_be_held_leaves_no_folder(monkeypatch):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
 
     config = load_config(overrides=SETTINGS)
-    monkeypatch.setattr("loopprobe.steps.windowed_loss", full)
+    monkeypatch.setattr("loopprobe.training.steps.windowed_loss", full)
     with pytest.raises(LoopprobeError, match=r"4 prompts and 2 loops .* memory of cpu \(nothing was written\)"):
         train(config, Path("out/run"))
     assert not Path("out/run").exists()

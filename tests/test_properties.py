@@ -14,11 +14,12 @@ from conftest import TINY, make_model
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from loopprobe import cli, present
-from loopprobe.checkpoint import Checkpoint, save
-from loopprobe.results import read_dataset, unique_labels
-from loopprobe.settings import load_config
-from loopprobe.stream import open_cache
+from loopprobe import cli
+from loopprobe.config.sources import load_config
+from loopprobe.model.stream import open_cache
+from loopprobe.probes.dataset import read_dataset, unique_labels
+from loopprobe.show import present
+from loopprobe.store.checkpoint import Checkpoint, save
 
 SHAPE = TINY | {"n_loops": 4}
 MODELS = {  # settings of the model, and of task and training; all are unlike

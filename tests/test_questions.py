@@ -4,19 +4,19 @@ import torch
 import xarray as xr
 from conftest import TINY, make_model
 
-from loopprobe.baselines.closed import least_squares, ridge
-from loopprobe.checkpoint import Checkpoint, save
-from loopprobe.configuration import build
+from loopprobe.config.sources import load_config
+from loopprobe.config.strict import build
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.compare import compare_figure
-from loopprobe.figures.converge import converge_figure
-from loopprobe.figures.panels import Line, draw, panels
-from loopprobe.figures.style import loop_colour
 from loopprobe.probes import compare, converge
-from loopprobe.questions import Question, answer, prepare
-from loopprobe.results import read_dataset, write_dataset
-from loopprobe.settings import load_config
-from loopprobe.tables import compare_table, converge_table
+from loopprobe.probes.dataset import read_dataset, write_dataset
+from loopprobe.probes.questions import Question, answer, prepare
+from loopprobe.reference.baselines.closed import least_squares, ridge
+from loopprobe.show.figures.compare import compare_figure
+from loopprobe.show.figures.converge import converge_figure
+from loopprobe.show.figures.panels import Line, draw, panels
+from loopprobe.show.figures.style import loop_colour
+from loopprobe.show.tables import compare_table, converge_table
+from loopprobe.store.checkpoint import Checkpoint, save
 
 SHAPE = [f"model.{key}={value}" for key, value in TINY.items()] + ["train.dims=3", "train.points=6"]
 

@@ -3,8 +3,8 @@
 import doctest
 from pathlib import Path
 
-from loopprobe.checkpoint_file import read_json
-from loopprobe.tables import checkpoint_tables, markdown
+from loopprobe.show.tables import checkpoint_tables, markdown
+from loopprobe.store.checkpoint_file import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

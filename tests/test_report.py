@@ -12,16 +12,16 @@ import torch
 import xarray as xr
 from conftest import TINY, make_model
 
-from loopprobe.checkpoint import Checkpoint, save
-from loopprobe.claims import CLAIMS
-from loopprobe.claims.evidence import QUESTIONS
 from loopprobe.cli.options import pool_of
-from loopprobe.cluster import Processes
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.questions import Question, answer, prepare
-from loopprobe.report import write_report
-from loopprobe.saved import answer_saved, read_saved, saved_questions
-from loopprobe.settings import load_config
+from loopprobe.probes.questions import Question, answer, prepare
+from loopprobe.store.checkpoint import Checkpoint, save
+from loopprobe.study.claims import CLAIMS
+from loopprobe.study.claims.evidence import QUESTIONS
+from loopprobe.study.report import write_report
+from loopprobe.study.saved import answer_saved, read_saved, saved_questions
+from loopprobe.support.cluster import Processes
 
 PROBES = Path(__file__).parents[1] / "probes"
 SHAPE = [f"model.{key}={value}" for key, value in TINY.items() if key != "n_loops"] + ["train.dims=3", "train.points=6"]
@@ -99,7 +99,7 @@ def test_answers_are_reused_until_something_changes(questions, monkeypatch):
         return iter(())
 
     with monkeypatch.context() as patched:
-        patched.setattr("loopprobe.saved.as_answered", asked_nothing)
+        patched.setattr("loopprobe.study.saved.as_answered", asked_nothing)
         again = answers(questions)
     assert again["r4_last_n"].datasets[0].identical(first["r4_last_n"].datasets[0])
     changed = make_model(torch.float32, n_loops=4)

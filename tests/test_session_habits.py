@@ -8,9 +8,9 @@ import torch
 from conftest import make_model
 from transformer_lens import ActivationCache
 
-from loopprobe.cache import LoopCache
 from loopprobe.errors import LoopprobeError
-from loopprobe.interventions import add, edited, replace
+from loopprobe.model.cache import LoopCache
+from loopprobe.model.interventions import add, edited, replace
 
 
 @pytest.fixture

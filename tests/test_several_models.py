@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopprobe import figure, load_checkpoint
-from loopprobe.checkpoint import Checkpoint, save
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.mask import mask_figure
-from loopprobe.figures.panels import by_name, panels
-from loopprobe.present import figures, tables_for
 from loopprobe.probes import compare, converge, mask, paired
-from loopprobe.questions import Question, answer, prepare
-from loopprobe.results import read_dataset, write_dataset
-from loopprobe.saved import answer_saved, saved_questions
-from loopprobe.session import probe
-from loopprobe.settings import load_config
-from loopprobe.tables import compare_table
+from loopprobe.probes.dataset import read_dataset, write_dataset
+from loopprobe.probes.questions import Question, answer, prepare
+from loopprobe.probes.session import probe
+from loopprobe.show.figures.mask import mask_figure
+from loopprobe.show.figures.panels import by_name, panels
+from loopprobe.show.present import figures, tables_for
+from loopprobe.show.tables import compare_table
+from loopprobe.store.checkpoint import Checkpoint, save
+from loopprobe.study.saved import answer_saved, saved_questions
 
 SHAPE = [f"model.{key}={value}" for key, value in TINY.items()]
 
@@ -196,7 +196,7 @@ def test_an_interrupted_run_keeps_the_answers_that_it_has(monkeypatch):
         asked.append(one.label)
         return compare.run(one, prompts, config, progress)
 
-    from loopprobe import questions
+    from loopprobe.probes import questions
 
     with monkeypatch.context() as patched:
         patched.setitem(questions.PROBES, "compare", questions.Probe(compare.CompareConfig, run, compare.check))

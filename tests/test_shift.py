@@ -3,13 +3,13 @@ import pytest
 import torch
 from conftest import make_model
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.figures.shift import shift_curves_figure, shift_figure
 from loopprobe.probes import align, decode, lens, shift
-from loopprobe.settings import load_config
-from loopprobe.tables import shift_table
+from loopprobe.show.figures.shift import shift_curves_figure, shift_figure
+from loopprobe.show.tables import shift_table
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 from loopprobe.tasks.shifts import SHIFTS
 

@@ -9,16 +9,16 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from loopprobe.checkpoint import load_checkpoint
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.model import LoopedTransformer
-from loopprobe.runs import Run
-from loopprobe.settings import load_config
-from loopprobe.stack import Stack, Trial, muon_together
-from loopprobe.steps import windowed_loss
-from loopprobe.sweep import plan, stacks, sweep
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.store.checkpoint import load_checkpoint
 from loopprobe.tasks import sample
-from loopprobe.train import start, train, train_runs
+from loopprobe.training.runs import Run
+from loopprobe.training.stack import Stack, Trial, muon_together
+from loopprobe.training.steps import windowed_loss
+from loopprobe.training.sweep import plan, stacks, sweep
+from loopprobe.training.train import start, train, train_runs
 
 SMALL = [f"model.{key}={value}" for key, value in TINY.items() if key != "n_loops"] + [
     "train.dims=3", "train.points=6", "train.batch_size=4", "train.device=cpu", "train.steps=12",
@@ -35,7 +35,7 @@ DIFFERENT = [  # in all that may differ
 
 @pytest.fixture(autouse=True)
 def no_evaluation(monkeypatch):
-    monkeypatch.setattr("loopprobe.runs.evaluate", lambda checkpoint, n_prompts: {})
+    monkeypatch.setattr("loopprobe.training.runs.evaluate", lambda checkpoint, n_prompts: {})
 
 
 def config(*overrides):
@@ -178,7 +178,7 @@ class Threads(ThreadPoolExecutor):
 
 
 def test_a_sweep_trains_stacks_and_names_all_of_one_that_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr("loopprobe.sweep.FreshProcesses", Threads)
+    monkeypatch.setattr("loopprobe.training.sweep.FreshProcesses", Threads)
     models = planned(tmp_path, ["train.seed=0"], ["train.seed=1"], ["train.seed=2", "train.steps=5"])
     sweep(models, stack=4)
     assert {model.status for model in planned(tmp_path, ["train.seed=0"], ["train.seed=1"])} == {"done"}
@@ -191,7 +191,7 @@ def test_a_sweep_trains_stacks_and_names_all_of_one_that_failed(tmp_path, monkey
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_trial_takes_the_faster_way(faster, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("loopprobe.stack.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("loopprobe.training.stack.time.perf_counter", lambda: now[0])
     trial, done = Trial(None), []
     for step in range(25):
         with trial.step(torch.device("cpu")) as as_one:

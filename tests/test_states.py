@@ -3,13 +3,13 @@ import pytest
 import torch
 from conftest import TINY_CFG, make_model
 
-from loopprobe import present
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import Limit
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import converge as probe
 from loopprobe.probes.states import follow_states
-from loopprobe.tables import limits_table
+from loopprobe.show import present
+from loopprobe.show.tables import limits_table
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
 CONFIG = probe.ConvergeConfig(loops=40, states=5, far=400)

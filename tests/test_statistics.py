@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.support.statistics import bootstrap_mean
 
 
 def test_the_interval_of_a_mean_has_the_width_of_theory():

@@ -11,14 +11,14 @@ import torch
 from conftest import TINY, make_model
 from safetensors.torch import save_file
 
-from loopprobe import storage
-from loopprobe.checkpoint import Checkpoint, save
 from loopprobe.cli import main
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import evaluate
-from loopprobe.foreign import to_transformer_lens
-from loopprobe.settings import load_config
-from loopprobe.storage import MANIFEST, atomic, claim_fresh, claim_new, claim_shared, new_folder, owned
+from loopprobe.store.checkpoint import Checkpoint, save
+from loopprobe.store.evaluate import evaluate
+from loopprobe.store.foreign import to_transformer_lens
+from loopprobe.support import storage
+from loopprobe.support.storage import MANIFEST, atomic, claim_fresh, claim_new, claim_shared, new_folder, owned
 
 SETTINGS = [
     *(f"model.{key}={value}" for key, value in TINY.items()),

@@ -19,10 +19,10 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import numpy as np, torch, xarray as xr
 torch.set_num_threads(1)
-import loopprobe.cli, loopprobe.train, loopprobe.saved, loopprobe.stream
-import loopprobe.report, loopprobe.present, loopprobe.tables
+import loopprobe.cli, loopprobe.training.train, loopprobe.study.saved, loopprobe.model.stream
+import loopprobe.study.report, loopprobe.show.present, loopprobe.show.tables
 from loopprobe import load_checkpoint, open_cache
-from loopprobe.storage import PARTIAL
+from loopprobe.support.storage import PARTIAL
 from test_storage import train_command
 
 kills, seed, verb = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -166,7 +166,7 @@ def test_a_storm_over_a_sweep_loses_nothing(tmp_path):
     from test_processes import start
     from test_storage import SETTINGS
 
-    from loopprobe.checkpoint import load_checkpoint
+    from loopprobe.store.checkpoint import load_checkpoint
 
     lines = [
         f'"{key}" = {value}' for key, value in (setting.split("=") for setting in SETTINGS if "device" not in setting)

@@ -10,7 +10,7 @@ import torch
 from conftest import make_model
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.stream import CacheConfig, open_cache, stream_cache
+from loopprobe.model.stream import CacheConfig, open_cache, stream_cache
 
 
 def test_a_file_holds_what_a_cache_in_memory_holds(model, prompts, tmp_path):
@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 import torch
 from conftest import make_model
-from loopprobe.stream import CacheConfig, stream_cache
+from loopprobe.model.stream import CacheConfig, stream_cache
 from loopprobe.tasks import Prompts
 
 torch.manual_seed(0)

@@ -6,15 +6,15 @@ import typing
 import numpy as np
 import pytest
 
-from loopprobe.config import Config, ModelConfig, Schedule, TaskConfig, TrainConfig
-from loopprobe.configuration import LARGEST, build
+from loopprobe.config.schema import Config, ModelConfig, Schedule, TaskConfig, TrainConfig
+from loopprobe.config.sources import load_config, refuse_conflicts
+from loopprobe.config.strict import LARGEST, build
 from loopprobe.errors import LoopprobeError
+from loopprobe.model.stream import CacheConfig
 from loopprobe.probes.exit import ExitConfig
 from loopprobe.probes.mask import MaskConfig
-from loopprobe.questions import PROBES, Question
-from loopprobe.saved import Saved
-from loopprobe.settings import load_config, refuse_conflicts
-from loopprobe.stream import CacheConfig
+from loopprobe.probes.questions import PROBES, Question
+from loopprobe.study.saved import Saved
 
 CLASSES = [ModelConfig, TaskConfig, TrainConfig, Schedule, Question, Saved, CacheConfig]
 CLASSES += sorted({probe.config for probe in PROBES.values()}, key=str)

@@ -10,10 +10,10 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from loopprobe.checkpoint import load_checkpoint
 from loopprobe.errors import LoopprobeError
-from loopprobe.sweep import last_row, plan, read_grid, sweep
-from loopprobe.train import train
+from loopprobe.store.checkpoint import load_checkpoint
+from loopprobe.training.sweep import last_row, plan, read_grid, sweep
+from loopprobe.training.train import train
 
 LINES = [f'"model.{key}" = {value}' for key, value in TINY.items() if key != "n_loops"] + [
     '"train.dims" = 3', '"train.points" = 6', '"train.batch_size" = 4', '"train.device" = "cpu"',
@@ -44,7 +44,7 @@ def test_the_grids_of_the_study_are_valid(name, tmp_path):
 
 
 def test_the_grids_hold_every_model_that_a_saved_question_asks_for():
-    from loopprobe.saved import saved_questions
+    from loopprobe.study.saved import saved_questions
 
     probes = Path(__file__).parents[1] / "probes"
     trained = {c.name for path in probes.glob("*_models.toml") for c in read_grid(path)[0]}
@@ -71,8 +71,8 @@ def test_bad_grids_get_one_line(tmp_path, text, match):
 
 SCRIPT = """
 import sys, pathlib
-import loopprobe.evaluate
-from loopprobe.sweep import plan, read_grid, sweep
+import loopprobe.store.evaluate
+from loopprobe.training.sweep import plan, read_grid, sweep
 if __name__ == "__main__":
     configs, _ = read_grid(pathlib.Path(sys.argv[1]))
     sweep(plan(configs, pathlib.Path("out")), workers=2)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks import held_out, sample
 from loopprobe.tasks.tables import BUNDLED, from_tables, load_table

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks import held_out, normal, sample
 

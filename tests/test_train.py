@@ -13,13 +13,14 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
-from loopprobe.checkpoint import load_checkpoint
+from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.model import LoopedTransformer
-from loopprobe.settings import load_config
-from loopprobe.steps import make_optimizers, rate_factor, windowed_loss
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.store.checkpoint import load_checkpoint
+from loopprobe.support.device import pick_device
 from loopprobe.tasks import sample
-from loopprobe.train import pick_device, train
+from loopprobe.training.steps import make_optimizers, rate_factor, windowed_loss
+from loopprobe.training.train import train
 
 SMALL = [f"model.{key}={value}" for key, value in TINY.items()] + [
     "train.steps=40", "train.loop_window=2", "train.batch_size=8", "train.warmup_steps=5", "train.device=cpu",
@@ -87,8 +88,8 @@ def test_metrics_come_as_they_are_measured(tmp_path):
 SCRIPT = """
 import sys, time, torch
 torch.set_num_threads(1)
-from loopprobe.settings import load_config
-from loopprobe.train import train
+from loopprobe.config.sources import load_config
+from loopprobe.training.train import train
 resume, slow = "resume" in sys.argv, "slow" in sys.argv
 train(None if resume else load_config(overrides=sys.argv[2].split(";")), __import__("pathlib").Path(sys.argv[1]),
       resume=resume, report=lambda row: time.sleep(0.1 * slow))
@@ -146,9 +147,7 @@ def test_ctrl_c_saves_the_state(tmp_path):
 def test_a_run_stopped_between_two_rows_writes_the_rows_of_one_that_never_was(tmp_path, monkeypatch):
     stops = iter(range(100))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            sys.modules["loopprobe.train"], "deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 7)
-        )
+        patch.setattr("loopprobe.training.train.deferred_interrupt", lambda: nullcontext(lambda: next(stops) == 7))
         with pytest.raises(KeyboardInterrupt):
             train(config(), tmp_path / "stopped")
     assert [row["step"] for row in rows(tmp_path / "stopped")] == [5]
@@ -167,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_advice(tmp_pat
         loss, squared, error = real(*arguments)
         return loss, squared * (torch.nan if len(calls) > 17 else 1), error
 
-    monkeypatch.setattr("loopprobe.steps.windowed_loss", broken)
+    monkeypatch.setattr("loopprobe.training.steps.windowed_loss", broken)
     with pytest.raises(LoopprobeError, match=r"nan at step 18 .*step 14.*lower train.muon_lr"):
         train(config(), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run").step == 14

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from loopprobe.claims import CLAIMS, verdicts
-from loopprobe.claims.evidence import QUESTIONS, kinds
-from loopprobe.claims.study import falls_at, flattens_at
-from loopprobe.verdicts import about_equal, above, below, bootstrap, conclude, decide, hold_ratio, ratio_of_means
+from loopprobe.study.claims import CLAIMS, verdicts
+from loopprobe.study.claims.evidence import QUESTIONS, kinds
+from loopprobe.study.claims.study import falls_at, flattens_at
+from loopprobe.study.verdicts import about_equal, above, below, bootstrap, conclude, decide, hold_ratio, ratio_of_means
 
 NAN = float("nan")
 EMPTY = dict.fromkeys(QUESTIONS, ())  # every question asked, of no model

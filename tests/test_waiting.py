@@ -10,12 +10,12 @@ import torch
 from conftest import TINY_CFG, make_model
 from safetensors.torch import save_file
 
-from loopprobe import progress
-from loopprobe.checkpoint import Checkpoint, load_checkpoint, save
 from loopprobe.cli import main
-from loopprobe.evaluate import evaluate, prompts_after_training, query_error
-from loopprobe.foreign import to_transformer_lens
-from loopprobe.settings import load_config
+from loopprobe.config.sources import load_config
+from loopprobe.store.checkpoint import Checkpoint, load_checkpoint, save
+from loopprobe.store.evaluate import evaluate, prompts_after_training, query_error
+from loopprobe.store.foreign import to_transformer_lens
+from loopprobe.support import progress
 
 
 class Clock:

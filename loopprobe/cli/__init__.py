@@ -1,4 +1,7 @@
-"""The command line. Heavy imports stand inside the verbs, so that --help answers at once."""
+"""The command line: one verb for each thing that people do, its options, and what it prints.
+
+Heavy imports stand inside the verbs, so that --help answers at once, and nothing is computed here.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ import loopprobe
 from loopprobe.cli import inside, models, probes
 from loopprobe.cli.options import Interrupted, OnceCommand
 from loopprobe.errors import LoopprobeError
-from loopprobe.memory import keep_freed_memory
-from loopprobe.storage import release_all
+from loopprobe.support.memory import keep_freed_memory
+from loopprobe.support.storage import release_all
 
 app = typer.Typer(
     no_args_is_help=True,

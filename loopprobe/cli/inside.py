@@ -47,12 +47,12 @@ def cache(
     choice = None if layers is None else tuple(parse_numbers(layers, "--layers"))
     at_least(prompts, 1, "prompts")
     at_least(seed, 0, "seed")
-    from loopprobe.budget import require
-    from loopprobe.checkpoint import DEFAULT, load_checkpoint
-    from loopprobe.progress import track
-    from loopprobe.results import attributes
-    from loopprobe.stream import CacheConfig, check_cache, stream_cache
-    from loopprobe.train import pick_device
+    from loopprobe.config.budget import require
+    from loopprobe.model.stream import CacheConfig, check_cache, stream_cache
+    from loopprobe.probes.dataset import attributes
+    from loopprobe.store.checkpoint import DEFAULT, load_checkpoint
+    from loopprobe.support.device import pick_device
+    from loopprobe.support.progress import track
 
     checkpoint = load_checkpoint(ckpt or DEFAULT, pick_device(device))
     cfg = checkpoint.config.model

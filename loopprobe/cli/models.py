@@ -25,21 +25,21 @@ def train(
     wandb: Annotated[bool, typer.Option("--wandb", help="Also log to wandb, offline, inside the folder.")] = False,
 ) -> None:
     """Train a looped transformer (by default, lr-b20-T10)."""
-    from loopprobe.settings import load_config, refuse_conflicts
+    from loopprobe.config.sources import load_config, refuse_conflicts
 
     overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
     refuse_conflicts(overrides)
     cfg = load_config(config, preset, overrides)
     folder = out or Path("runs") / cfg.name
     given = config is not None or preset is not None or bool(overrides)
-    from loopprobe.progress import training_progress
-    from loopprobe.train import train as run_training
+    from loopprobe.support.progress import training_progress
+    from loopprobe.training.train import train as run_training
 
     steps = cfg.train.steps if cfg.train else 0
     with training_progress(steps, f"training {folder}") as report_progress:
         sinks = [report_progress]
         if wandb:
-            from loopprobe.tracking import wandb_offline
+            from loopprobe.support.tracking import wandb_offline
 
             sinks.append(wandb_offline(folder))
 
@@ -76,11 +76,11 @@ def sweep(
     for option, value in (("workers", workers), ("stack", stack)):
         if value is not None and value < 1:
             raise LoopprobeError(f"{option} ({value}) must be at least 1: raise it")
-    from loopprobe.checkpoint_file import read_json
-    from loopprobe.progress import sweep_progress
-    from loopprobe.sweep import plan, read_grid
-    from loopprobe.sweep import sweep as run_sweep
-    from loopprobe.tables import checkpoint_table, plan_table, show_table
+    from loopprobe.show.tables import checkpoint_table, plan_table, show_table
+    from loopprobe.store.checkpoint_file import read_json
+    from loopprobe.support.progress import sweep_progress
+    from loopprobe.training.sweep import plan, read_grid
+    from loopprobe.training.sweep import sweep as run_sweep
 
     read = [read_grid(path) for path in grids]
     for note in dict.fromkeys(note for _, notes in read for note in notes):
@@ -104,10 +104,10 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page in Markdown.")] = False,
 ) -> None:
     """List the checkpoints that can be given by name."""
-    from loopprobe.checkpoint import names
-    from loopprobe.checkpoint_file import read_json
-    from loopprobe.tables import checkpoint_tables, show_table
-    from loopprobe.tables import markdown as as_markdown
+    from loopprobe.show.tables import checkpoint_tables, show_table
+    from loopprobe.show.tables import markdown as as_markdown
+    from loopprobe.store.checkpoint import names
+    from loopprobe.store.checkpoint_file import read_json
 
     for table in checkpoint_tables((name, *read_json(folder)) for name, folder in names().items()):
         print(as_markdown(table)) if markdown else show_table(table)
@@ -115,9 +115,9 @@ def list_(
 
 def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:
     """Show all that is known of a checkpoint."""
-    from loopprobe.checkpoint import find
-    from loopprobe.checkpoint_file import read_json
-    from loopprobe.tables import checkpoint_summary
+    from loopprobe.show.tables import checkpoint_summary
+    from loopprobe.store.checkpoint import find
+    from loopprobe.store.checkpoint_file import read_json
 
     folder = find(name)
     print(checkpoint_summary(folder, *read_json(folder)))
@@ -136,12 +136,12 @@ def import_(
     overwrite: Overwrite = False,
 ) -> None:
     """Import a model that was trained elsewhere."""
-    from loopprobe.checkpoint import Checkpoint, save
-    from loopprobe.config import Config, TaskConfig
-    from loopprobe.configuration import build
-    from loopprobe.evaluate import evaluate
-    from loopprobe.foreign import read_model
-    from loopprobe.storage import claim_new, hold
+    from loopprobe.config.schema import Config, TaskConfig
+    from loopprobe.config.strict import build
+    from loopprobe.store.checkpoint import Checkpoint, save
+    from loopprobe.store.evaluate import evaluate
+    from loopprobe.store.foreign import read_model
+    from loopprobe.support.storage import claim_new, hold
 
     points = {} if n_points is None else {"n_points": n_points}
     model = read_model(file, n_heads=n_heads, n_loops=n_loops, injection=injection, **points)
@@ -169,10 +169,10 @@ def evaluate_(
     at_least(prompts, 1, "prompts")
     at_least(seed, 0, "seed")
     at_least(far, 0, "far")
-    from loopprobe.checkpoint import find, load_checkpoint, save
-    from loopprobe.evaluate import evaluate
-    from loopprobe.progress import track
-    from loopprobe.train import pick_device
+    from loopprobe.store.checkpoint import find, load_checkpoint, save
+    from loopprobe.store.evaluate import evaluate
+    from loopprobe.support.device import pick_device
+    from loopprobe.support.progress import track
 
     where = pick_device(device)
     checkpoints = [load_checkpoint(find(name), where) for name in names]
@@ -196,8 +196,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Export weights under TransformerLens's names."""
-    from loopprobe.checkpoint import load
-    from loopprobe.foreign import write_transformer_lens
+    from loopprobe.store.checkpoint import load
+    from loopprobe.store.foreign import write_transformer_lens
 
     path = out or Path(f"{Path(name).name}.transformer-lens.safetensors")
     if path.exists() and not overwrite:

@@ -18,13 +18,13 @@ import typer
 from typer.core import TyperCommand
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.study import study_folder, toml_files
+from loopprobe.study.shipped import study_folder, toml_files
 from loopprobe.types import QUERY
 
 if TYPE_CHECKING:
     import torch
 
-    from loopprobe.cluster import Processes, RayPool
+    from loopprobe.support.cluster import Processes, RayPool
 
 MOST_NUMBERS = 10_000  # that one option may name
 
@@ -233,7 +233,7 @@ def pool_of(
         raise LoopprobeError(f"workers ({workers}) must be at least 1: raise it")
     if (cluster := cluster_of(engine, cpus, gpus)) is not None:
         return cluster
-    from loopprobe.cluster import Processes
+    from loopprobe.support.cluster import Processes
 
     chosen = workers or (min(4, os.cpu_count() or 1) if device.type == "cpu" else 1)
     return nullcontext() if chosen == 1 else Processes(chosen, device=str(device))
@@ -245,7 +245,7 @@ def cluster_of(engine: str, cpus: float, gpus: float) -> RayPool | None:
         return None
     if engine != "ray":
         raise LoopprobeError(f"no engine is called {engine!r}: choose local or ray")
-    from loopprobe.cluster import RayPool
+    from loopprobe.support.cluster import RayPool
 
     return RayPool(cpus, gpus)
 
@@ -279,6 +279,6 @@ def question_files(names: Sequence[str], folder: Path | None = None) -> dict[str
 
 def output_folder(name: str, out: Path | None, overwrite: bool) -> Path:
     """The folder that was asked for, or a new one of this name under results/."""
-    from loopprobe.storage import claim_fresh, claim_new, hold
+    from loopprobe.support.storage import claim_fresh, claim_new, hold
 
     return hold(claim_fresh(Path("results"), name) if out is None else claim_new(out, overwrite))

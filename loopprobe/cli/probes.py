@@ -29,7 +29,7 @@ from loopprobe.cli.options import (
     with_common,
 )
 from loopprobe.errors import LoopprobeError
-from loopprobe.study import study_folder, toml_files
+from loopprobe.study.shipped import study_folder, toml_files
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,8 +73,8 @@ def mask(
     variants = {one: options | {"mode": one} for one in sorted(modes)}
     datasets, folder = ask("mask", variants, f"mask-{'-'.join(sorted(modes))}", common)
     if len(variants) == 2:
+        from loopprobe.probes.dataset import write_dataset
         from loopprobe.probes.paired import mask_difference
-        from loopprobe.results import write_dataset
 
         for first, last in zip(datasets[::2], datasets[1::2], strict=True):
             label = "" if len(datasets) == 2 else f"-{first.model.item()}"
@@ -115,7 +115,7 @@ def compare(
     """Compare models by the number of examples."""
     at_least(loops, 1, "loops")
     at_least(baseline_prompts, 1, "baseline_prompts")
-    from loopprobe.baselines import BASELINES
+    from loopprobe.reference.baselines import BASELINES
 
     names = tuple(BASELINES) if baselines == "all" else parse_words(baselines)
     options = {"loops": loops, "baselines": names, "baseline_prompts": baseline_prompts}
@@ -166,12 +166,12 @@ def run(
 ) -> None:
     """Answer saved questions."""
     files = question_files(questions)
-    from loopprobe.figures.style import require_png, write_figures
-    from loopprobe.present import figures_of, tables_of
-    from loopprobe.progress import track
-    from loopprobe.saved import answer_saved, read_saved
-    from loopprobe.tables import show_table
-    from loopprobe.train import pick_device
+    from loopprobe.show.figures.style import require_png, write_figures
+    from loopprobe.show.present import figures_of, tables_of
+    from loopprobe.show.tables import show_table
+    from loopprobe.study.saved import answer_saved, read_saved
+    from loopprobe.support.device import pick_device
+    from loopprobe.support.progress import track
 
     saved = {name: read_saved(path) for name, path in files.items()}
     where = pick_device("cpu" if engine == "ray" else device)
@@ -203,13 +203,14 @@ def report(
 ) -> None:
     """Answer all saved questions, and judge the study's claims."""
     toml_files(questions or study_folder())
-    from loopprobe.claims import check_questions
-    from loopprobe.progress import track
-    from loopprobe.report import write_report
-    from loopprobe.saved import answer_saved, saved_questions
-    from loopprobe.storage import claim_shared, hold
-    from loopprobe.tables import show_table, verdict_table
-    from loopprobe.train import pick_device
+    from loopprobe.show.tables import show_table
+    from loopprobe.study.claims import check_questions
+    from loopprobe.study.report import write_report
+    from loopprobe.study.saved import answer_saved, saved_questions
+    from loopprobe.study.verdicts import verdict_table
+    from loopprobe.support.device import pick_device
+    from loopprobe.support.progress import track
+    from loopprobe.support.storage import claim_shared, hold
 
     saved, where = saved_questions(questions), pick_device(device)
     check_questions(saved)
@@ -239,14 +240,14 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     Raises:
         LoopprobeError: an option, a checkpoint or the output folder is not what it must be.
     """
-    from loopprobe.checkpoint import DEFAULT, load_checkpoint
-    from loopprobe.configuration import build
-    from loopprobe.figures.style import require_png
-    from loopprobe.progress import track
-    from loopprobe.questions import Question, answer, prepare
-    from loopprobe.results import write_dataset
-    from loopprobe.storage import discard_empty
-    from loopprobe.train import pick_device
+    from loopprobe.config.strict import build
+    from loopprobe.probes.dataset import write_dataset
+    from loopprobe.probes.questions import Question, answer, prepare
+    from loopprobe.show.figures.style import require_png
+    from loopprobe.store.checkpoint import DEFAULT, load_checkpoint
+    from loopprobe.support.device import pick_device
+    from loopprobe.support.progress import track
+    from loopprobe.support.storage import discard_empty
 
     if common.png:
         require_png()
@@ -281,9 +282,9 @@ def show(datasets: list[xr.Dataset], folder: Path, png: bool, loops: list[int] |
         png: write the figures as PNG too.
         loops: loop counts that the tables show; None: some.
     """
-    from loopprobe.figures.style import write_figures
-    from loopprobe.present import figures, findings, tables_for
-    from loopprobe.tables import show_table
+    from loopprobe.show.figures.style import write_figures
+    from loopprobe.show.present import figures, findings, tables_for
+    from loopprobe.show.tables import show_table
 
     for table in tables_for(datasets, loops):
         show_table(table)

@@ -1,6 +1,4 @@
-"""The loop as a dynamical system: z_{t+1} = F(z_t).
+"""The loop as a map that is iterated: its limits, its fixed points, its spectra and the paths of its states.
 
-Everything here works on any map of the protocol in ``maps``, but for ``spectrum.position_spectra`` and
-``spectrum.diagonal_blocks``: they need a ``LoopMap``, the loop of a model, whose attention is causal, and refuse any
-other map in one line.
+It works on any map of the protocol ``maps.Map`` and knows no probe.
 """

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, contraction, drift, expansion, logistic, rotation
 from loopprobe.errors import LoopprobeError
-from loopprobe.statistics import HALF, double
+from loopprobe.support.statistics import HALF, double
 
 WINDOW = 128  # values that a series is judged by
 LONGEST = 64  # the longest period that is looked for

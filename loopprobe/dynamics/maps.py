@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.model import LoopedTransformer
-from loopprobe.statistics import float64_device
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.support.statistics import float64_device
 from loopprobe.tasks import Prompts
 
 State = Float[Tensor, "batch pos width"]

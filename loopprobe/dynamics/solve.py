@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, State
 from loopprobe.errors import LoopprobeError
-from loopprobe.statistics import double, to_numpy
+from loopprobe.support.statistics import double, to_numpy
 
 Method = Literal["newton_krylov", "anderson"]
 TINY = 1e-300  # stands for zero in a denominator

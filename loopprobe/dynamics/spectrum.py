@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from loopprobe.dynamics.maps import LoopMap, Map, State
 from loopprobe.errors import LoopprobeError
-from loopprobe.hook_points import LoopHookPoint
-from loopprobe.statistics import HALF, float64_device, to_numpy
+from loopprobe.model.hook_points import LoopHookPoint
+from loopprobe.support.statistics import HALF, float64_device, to_numpy
 
 DENSE = 32  # widths of a prompt's state up to which the whole Jacobian is formed
 TINY = 1e-300  # stands for zero in a logarithm

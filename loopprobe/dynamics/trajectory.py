@@ -12,7 +12,7 @@ from scipy.stats import linregress
 from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, State
-from loopprobe.statistics import at_least_single
+from loopprobe.support.statistics import at_least_single
 
 TINY = 1e-30  # stands for zero in a denominator, in float32
 

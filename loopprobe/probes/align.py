@@ -19,16 +19,16 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from loopprobe import algorithms
-from loopprobe.algorithms import Problem, predictions
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.model import LoopedTransformer
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.lens import LensConfig, layer_readings
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean, bootstrap_ratio, double, to_numpy
+from loopprobe.reference import algorithms
+from loopprobe.reference.algorithms import Problem, predictions
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.statistics import bootstrap_mean, bootstrap_ratio, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

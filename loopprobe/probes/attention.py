@@ -12,11 +12,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.evaluate import chunk_size
+from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import at_least_single, bootstrap_mean
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single, bootstrap_mean
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -16,13 +16,13 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.cache import LoopCache
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.evaluate import chunk_size
-from loopprobe.model import LoopedTransformer
+from loopprobe.model.cache import LoopCache
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.probes.dataset import stamp
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.results import stamp
-from loopprobe.statistics import at_least_single, bootstrap_ratio, double, to_numpy
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single, bootstrap_ratio, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -10,12 +10,12 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.hook_points import LoopHookPoint
-from loopprobe.interventions import Edit, edited
-from loopprobe.model import LoopedTransformer
+from loopprobe.model.hook_points import LoopHookPoint
+from loopprobe.model.interventions import Edit, edited
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.probes.dataset import with_ends
 from loopprobe.probes.decoders import NETWORKS, targets_of, train_network
-from loopprobe.results import with_ends
-from loopprobe.statistics import at_least_single, bootstrap_ratio, double, to_numpy
+from loopprobe.support.statistics import at_least_single, bootstrap_ratio, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -12,13 +12,13 @@ import xarray as xr
 from pydantic import PositiveInt
 from torch import Tensor
 
-from loopprobe.baselines import BASELINES, check_baselines
-from loopprobe.baselines.optimal import optimum
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
-from loopprobe.evaluate import chunk_size
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
+from loopprobe.config.strict import configuration
+from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.reference.baselines import BASELINES, check_baselines
+from loopprobe.reference.baselines.optimal import optimum
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -31,7 +31,7 @@ class CompareConfig:
 
     Attributes:
         loops: iterations; None: as many as each model was trained with.
-        baselines: names, of ``loopprobe.baselines.BASELINES``.
+        baselines: names, of ``loopprobe.reference.baselines.BASELINES``.
         baseline_prompts: prompts for those baselines that are fitted prefix by prefix.
     """
 

@@ -7,16 +7,16 @@ import torch
 import xarray as xr
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from loopprobe.baselines.optimal import optimum
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
+from loopprobe.probes.dataset import stamp
 from loopprobe.probes.loops import require_looped
 from loopprobe.probes.states import follow_states
-from loopprobe.results import stamp
-from loopprobe.statistics import bootstrap_mean, to_numpy
+from loopprobe.reference.baselines.optimal import optimum
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

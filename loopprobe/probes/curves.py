@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from loopprobe.checkpoint import METRICS, Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.results import stamp
+from loopprobe.probes.dataset import stamp
+from loopprobe.store.checkpoint import METRICS, Checkpoint
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

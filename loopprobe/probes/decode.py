@@ -19,18 +19,18 @@ from numpy import ndarray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
-from loopprobe.model import LoopedTransformer
+from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.causal import causal_check
+from loopprobe.probes.dataset import stamp
 from loopprobe.probes.decoders import targets_of, with_ones
 from loopprobe.probes.loops import points_of, require_loops_or_layers, training_prompts
 from loopprobe.probes.networks import CONTROLS, network_scores
 from loopprobe.probes.ridge import Ridge, States, with_one
-from loopprobe.results import stamp
-from loopprobe.statistics import float64_device, to_numpy
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import float64_device, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

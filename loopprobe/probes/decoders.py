@@ -10,10 +10,10 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe import algorithms
-from loopprobe.algorithms import Problem
 from loopprobe.probes.ridge import States
-from loopprobe.statistics import double
+from loopprobe.reference import algorithms
+from loopprobe.reference.algorithms import Problem
+from loopprobe.support.statistics import double
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
+from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.loops import require_looped
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -10,16 +10,16 @@ import xarray as xr
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, run_late
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import Status, distinct, solve
 from loopprobe.dynamics.spectrum import leading_singular_values, lyapunov_exponents, position_spectra
 from loopprobe.errors import LoopprobeError
+from loopprobe.probes.dataset import stamp
 from loopprobe.probes.loops import require_looped
-from loopprobe.results import stamp
-from loopprobe.statistics import to_numpy
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.statistics import to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

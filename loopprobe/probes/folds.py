@@ -7,12 +7,12 @@ from pathlib import Path
 import xarray as xr
 from pydantic import PositiveInt
 
-from loopprobe.baselines import check_baselines
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare
-from loopprobe.results import stamp
+from loopprobe.probes.dataset import stamp
+from loopprobe.reference.baselines import check_baselines
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import Prompts
 from loopprobe.tasks.tables import CLASSES, load_table
 from loopprobe.types import Progress
@@ -25,7 +25,7 @@ class FoldsConfig:
     Attributes:
         tables: names of bundled tables or paths, whose labels are classes.
         loops: iterations; None: as many as each model was trained with.
-        baselines: names, of ``loopprobe.baselines.BASELINES``.
+        baselines: names, of ``loopprobe.reference.baselines.BASELINES``.
     """
 
     tables: tuple[str, ...] = CLASSES

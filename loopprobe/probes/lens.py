@@ -19,16 +19,16 @@ from jaxtyping import Float
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from loopprobe.baselines.optimal import optimum
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
-from loopprobe.evaluate import chunk_size
-from loopprobe.hook_points import LoopHookPoint
-from loopprobe.model import LoopedTransformer
+from loopprobe.config.strict import configuration
+from loopprobe.model.hook_points import LoopHookPoint
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.loops import training_prompts
 from loopprobe.probes.ridge import Ridge, with_one
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import at_least_single, bootstrap_mean, double, to_numpy
+from loopprobe.reference.baselines.optimal import optimum
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single, bootstrap_mean, double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from pydantic import PositiveInt
 
-from loopprobe.baselines.optimal import is_of
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
+from loopprobe.reference.baselines.optimal import is_of
+from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import Prompts
 
 STRIDE = 20  # tokens between those that are shown where nobody has chosen

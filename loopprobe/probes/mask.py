@@ -16,17 +16,17 @@ from jaxtyping import Bool, Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from loopprobe.blocks import Past
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
-from loopprobe.hook_points import LoopHookPoint
-from loopprobe.hooks import TOKENS_PER, Fill, kept_tokens, mean_states, replacement
-from loopprobe.model import LoopedTransformer
+from loopprobe.model.blocks import Past
+from loopprobe.model.hook_points import LoopHookPoint
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.masks import TOKENS_PER, Fill, kept_tokens, mean_states, replacement
+from loopprobe.probes.dataset import stamp
 from loopprobe.probes.loops import points_of
-from loopprobe.results import stamp
-from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

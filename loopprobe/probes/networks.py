@@ -10,11 +10,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from loopprobe.evaluate import chunk_size
+from loopprobe.probes.dataset import with_ends
 from loopprobe.probes.decoders import NETWORKS, targets_of, train_network, with_ones
 from loopprobe.probes.ridge import States
-from loopprobe.results import with_ends
-from loopprobe.statistics import bootstrap_ratio, to_numpy
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import bootstrap_ratio, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.statistics import bootstrap_mean
+from loopprobe.support.statistics import bootstrap_mean
 
 MODES = ("first", "last")
 

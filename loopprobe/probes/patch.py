@@ -20,17 +20,17 @@ import torch
 import xarray as xr
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from loopprobe.baselines.optimal import is_of
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
-from loopprobe.corruptions import corrupt
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
+from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.loops import chosen_tokens, points_of
 from loopprobe.probes.patch_runs import BY_HEAD as BY_HEAD
 from loopprobe.probes.patch_runs import Metric, PatchedRuns, Site
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_ratio, correlation, double, to_numpy
+from loopprobe.reference.baselines.optimal import is_of
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.statistics import bootstrap_ratio, correlation, double, to_numpy
 from loopprobe.tasks import Prompts
+from loopprobe.tasks.corruptions import corrupt
 from loopprobe.types import Progress
 
 GIVEN: Final = "given"  # the corruption where the user gives the corrupted prompts

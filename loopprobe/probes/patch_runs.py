@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
-from loopprobe.hook_points import LoopHookPoint
-from loopprobe.model import LoopedTransformer
-from loopprobe.selection import selector
-from loopprobe.statistics import at_least_single
+from loopprobe.model.hook_points import LoopHookPoint
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.selection import selector
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single
 from loopprobe.tasks import Prompts
 
 Site = Literal["z_pre", "z", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "attn_z"]

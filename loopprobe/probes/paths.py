@@ -7,13 +7,13 @@ import torch
 import xarray as xr
 from pydantic import PositiveInt
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, require_calibrated
 from loopprobe.errors import LoopprobeError
+from loopprobe.probes.dataset import stamp
 from loopprobe.probes.loops import chosen_tokens, points_of, require_looped, some_tokens
-from loopprobe.results import stamp
-from loopprobe.statistics import double, to_numpy
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.statistics import double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -7,14 +7,14 @@ import torch
 import xarray as xr
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
+from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.loops import chosen_tokens, points_of, require_looped, some_tokens
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import at_least_single, bootstrap_mean, to_numpy
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

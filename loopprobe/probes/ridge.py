@@ -10,7 +10,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.statistics import double
+from loopprobe.support.statistics import double
 
 States = Float[Tensor, "iteration batch pos d_model"]
 

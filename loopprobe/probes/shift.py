@@ -7,13 +7,13 @@ import torch
 import xarray as xr
 from pydantic import PositiveInt
 
-from loopprobe.baselines.optimal import is_of
-from loopprobe.checkpoint import Checkpoint
-from loopprobe.configuration import configuration
+from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.evaluate import chunk_size
-from loopprobe.results import stamp, with_ends
-from loopprobe.statistics import bootstrap_mean, to_numpy
+from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.reference.baselines.optimal import is_of
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import bootstrap_mean, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.tasks.shifts import SHIFTS, find_shift
 from loopprobe.types import Progress

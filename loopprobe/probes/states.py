@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from loopprobe.baselines.optimal import optimum
-from loopprobe.checkpoint import Checkpoint
 from loopprobe.dynamics.limits import Limit, calibrate, classify, confusion, features, run_late
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.spectrum import position_spectra
 from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
-from loopprobe.statistics import to_numpy
+from loopprobe.reference.baselines.optimal import optimum
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.statistics import to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 

@@ -1,4 +1,7 @@
-"""Tasks: prompts of labelled examples whose right answer is known."""
+"""Tasks: prompts of labelled examples whose right answer is known, their shifts, corruptions and tables of real data.
+
+Who answers them is told in ``reference`` and ``model``.
+"""
 
 from loopprobe.tasks.prompts import Prompts, normal, uniform
 from loopprobe.tasks.sampling import held_out, sample

@@ -15,7 +15,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.config import TaskConfig
+from loopprobe.config.schema import TaskConfig
 
 Labels = Float[Tensor, "batch point"]
 Weights = Float[Tensor, "batch dim"]

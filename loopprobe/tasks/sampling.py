@@ -7,8 +7,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from loopprobe.budget import require_prompts
-from loopprobe.config import TaskConfig
+from loopprobe.config.budget import require_prompts
+from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks.functions import CLASSES
 from loopprobe.tasks.prompts import Prompts, normal

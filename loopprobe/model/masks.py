@@ -1,0 +1,129 @@
+"""Masks of the state between loops, as context managers that leave nothing attached, whatever is raised inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.model.hook_points import LoopHookPoint
+from loopprobe.model.interventions import mean_activations
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.selection import LoopChoice, Numbers, selector
+from loopprobe.tasks import Prompts
+
+Mode = Literal["first", "last"]
+Unit = Literal["point", "token"]
+Fill = Literal["initial", "zero"] | Float[Tensor, "... pos d_model"]
+
+TOKENS_PER = {"point": 2, "token": 1}
+
+
+def kept_tokens(
+    mode: Mode, n: int | Sequence[int], n_pos: int, *, unit: Unit = "point", invert: bool = False
+) -> Bool[Tensor, "n pos"]:
+    """Which tokens keep their state: the first or the last ``n`` points (of two tokens each) or tokens.
+
+    Args:
+        mode: count from the ``first`` or from the ``last`` position.
+        n: how many are kept; a sequence gives one row each.
+        n_pos: tokens of the prompt.
+        unit: what n counts.
+        invert: mask the named positions and keep the others.
+
+    Raises:
+        LoopprobeError: n is negative or above what the prompt has.
+    """
+    if mode not in ("first", "last"):
+        raise LoopprobeError(f"mode ({mode!r}) must be first or last: choose one")
+    if unit not in TOKENS_PER:
+        raise LoopprobeError(f"unit ({unit!r}) must be point or token: choose one")
+    counts = [n] if isinstance(n, int) else list(n)
+    most = n_pos // TOKENS_PER[unit]
+    for count in counts:
+        if not 0 <= count <= most:
+            raise LoopprobeError(
+                f"n ({count}) must be from 0 to the {most} {unit}s of the prompt: choose n in 0:{most}"
+            )
+    tokens = TOKENS_PER[unit] * torch.tensor(counts)[:, None]
+    position = torch.arange(n_pos)
+    named = position < tokens if mode == "first" else position >= n_pos - tokens
+    return named ^ invert
+
+
+@contextmanager
+def masked(
+    model: LoopedTransformer,
+    mode: Mode = "first",
+    n: int | Sequence[int] = 10,
+    *,
+    unit: Unit = "point",
+    invert: bool = False,
+    fill: Fill = "initial",
+    loops: Numbers = None,
+) -> Iterator[LoopedTransformer]:
+    """Keep only the first or last ``n`` points of the state: before each loop the rest is replaced by ``fill``.
+
+    The injected input is not masked, and the predictions are read from the state before it is masked. With
+    n = n_points nothing is masked; with n = 0 the whole state is reset each time.
+
+    Args:
+        model: the model to mask; use it inside the ``with`` block as usual.
+        mode, n, unit, invert: see ``kept_tokens``. A sequence of n masks the batch in equal blocks, the i-th
+            block by the i-th n, so that many masks go through together.
+        fill: ``initial`` (the state that the loop starts from), ``zero``, or a tensor [pos, d_model] or
+            [loop, pos, d_model], such as ``mean_states`` gives.
+        loops: the loops before which the state is masked, from 0: a number, several, a slice; negative ones count
+            from the end of each run. None for every loop.
+
+    Raises:
+        LoopprobeError: n does not fit the prompt, or the batch does not divide into the blocks of n; at the end of the
+            block, a loop was named that no run came to.
+    """
+    if isinstance(fill, str) and fill not in ("initial", "zero"):
+        raise LoopprobeError(f"fill ({fill!r}) must be initial, zero or a tensor: for the mean give mean_states(…)")
+    kept_tokens(mode, n, model.cfg.n_ctx, unit=unit, invert=invert)
+    choice, initial = LoopChoice(loops), list[Tensor]()
+
+    def note_initial(e: Tensor, hook: LoopHookPoint) -> None:
+        initial[:] = [model.initial_state(e)]
+
+    def mask(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
+        if not choice.has(hook.loop(), model.hook_trees.running):
+            return None
+        keep = kept_tokens(mode, n, z.shape[1], unit=unit, invert=invert).to(z.device)
+        if len(z) % len(keep):
+            raise LoopprobeError(
+                f"the batch ({len(z)}) must divide into {len(keep)} equal blocks, one for each n: repeat the prompts"
+            )
+        keep = keep.repeat_interleave(len(z) // len(keep), dim=0)
+        return torch.where(keep[..., None], z, replacement(fill, initial[0], hook.loop()).to(z))
+
+    at_loops = selector("z_pre", choice.known, None, model)
+    with model.hooks(fwd_hooks=[("hook_embed", note_initial), (at_loops, mask)]), model.hook_trees.watch() as runs:
+        yield model
+        choice.require_reached(runs.longest)
+
+
+def replacement(fill: Fill, initial: Float[Tensor, "batch pos d_model"], loop: int) -> Float[Tensor, "... pos d_model"]:
+    """What stands in the place of a masked state before ``loop``, see ``masked``; ``initial`` is the initial state."""
+    if isinstance(fill, Tensor):
+        return (fill[loop] if fill.ndim == 3 else fill).to(initial)
+    return initial if fill == "initial" else torch.zeros_like(initial)
+
+
+def mean_states(
+    model: LoopedTransformer, batches: Iterable[Prompts], n_loops: int
+) -> Float[Tensor, "loop pos d_model"]:
+    """Mean over prompts of the state that enters each loop of the clean run: the fill of a mean ablation.
+
+    Args:
+        batches: prompts, in batches of any sizes (``prompts.split``).
+        n_loops: loops to run.
+    """
+    return mean_activations(model, batches, n_loops, "z_pre").stack("z_pre")[:, 0]

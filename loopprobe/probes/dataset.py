@@ -1,0 +1,145 @@
+"""Results on disk: xarray datasets in netCDF, with where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from numpy import ndarray
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.provenance import provenance
+from loopprobe.support.storage import atomic
+from loopprobe.tasks import Prompts
+
+
+def stamp(data: xr.Dataset, probe: str, checkpoint: Checkpoint, prompts: Prompts, config: Any) -> xr.Dataset:
+    """Write into the attributes which probe made a dataset, of which model, on which prompts, how, and with what.
+
+    Structured attributes are JSON text, which every netCDF reader can show. The coordinate ``source`` repeats all
+    attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
+    """
+    data.attrs |= attributes(probe, checkpoint, prompts, config)
+    return data.assign_coords(source=json.dumps(data.attrs, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, which JSON can hold."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def unique_labels(names: Sequence[str]) -> list[str]:
+    """What figures, tables and files call each of several checkpoints: the last part of its name or path.
+
+    Where that is not unique, capitals aside, as many parts are joined by "-" as tell the paths apart; where they
+    cannot, a number is added. Characters that a file name may not hold become "_".
+
+    Args:
+        names: names or paths, each of another folder.
+    """
+    parts = [_parts(name) for name in names]
+    folded = [[part.casefold() for part in whole] for whole in parts]
+    depth = [1] * len(names)
+
+    def label(i: int) -> str:
+        return re.sub(_UNSAFE, "_", "-".join(parts[i][-depth[i] :]))[-_LONGEST:]
+
+    while True:
+        now = [label(i).casefold() for i in range(len(names))]
+        deeper = [
+            i for i in range(len(names)) if depth[i] < len(parts[i])
+            and any(now[i] == now[j] and folded[i] != folded[j] for j in range(len(names)))
+        ]  # fmt: skip
+        if not deeper:
+            break
+        for i in deeper:
+            depth[i] += 1
+    labels: list[str] = []
+    for i in range(len(names)):
+        candidate, number = label(i), 1
+        while candidate.casefold() in {other.casefold() for other in labels}:
+            number += 1
+            candidate = f"{label(i)}-{number}"
+        labels.append(candidate)
+    return labels
+
+
+_LONGEST = 120  # characters of a label: file systems allow 255 bytes a name
+_UNSAFE = r'[<>:"/\\|?*\x00-\x1f\ud800-\udfff]+'
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of a path; a plain name has one."""
+    path = Path(name)
+    return path.parts if len(path.parts) == 1 and path.name not in ("", "..") else Path(os.path.abspath(path)).parts[1:]
+
+
+def attributes(probe: str, checkpoint: Checkpoint, prompts: Prompts, config: Any) -> dict[str, str]:
+    """What ``stamp`` writes; equal attributes but for the provenance mean the same question to the same model."""
+    parameter = next(checkpoint.model.parameters())
+    made_by = provenance(parameter.device, parameter.dtype)
+    identity = {"name": checkpoint.name, "weights": checkpoint.digest(), "config": checkpoint.config.to_dict()}
+    return {
+        "probe": probe,
+        "config": json.dumps(dataclasses.asdict(config)),
+        "checkpoint": json.dumps(identity),
+        "prompts": json.dumps(prompts.origin),
+        "provenance": json.dumps(made_by),
+    }
+
+
+def with_ends(
+    name: str, dims: tuple[str, ...], estimates: tuple[ndarray, ndarray, ndarray]
+) -> dict[str, tuple[tuple[str, ...], ndarray]]:
+    """An estimate and the ends of its interval as variables ``{name}``, ``{name}_low`` and ``{name}_high``."""
+    return {name + part: (dims, values) for part, values in zip(("", "_low", "_high"), estimates, strict=True)}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As ``storage.atomic``; where the disk is full or the folder is gone, a line says so.
+
+    Raises:
+        LoopprobeError: the file cannot be written.
+    """
+    try:
+        with atomic(path) as partial:
+            yield partial
+    except OSError as error:
+        raise LoopprobeError(
+            f"cannot write {path} ({error.strerror or error}): free the disk or give another folder"
+        ) from None
+
+
+def write_dataset(data: xr.Dataset, path: Path) -> None:
+    """Write netCDF, compressed, whole or not at all.
+
+    Raises:
+        LoopprobeError: it cannot be written.
+    """
+    encoding = {name: {"zlib": True, "complevel": 3} for name, values in data.items() if values.dtype.kind == "f"}
+    with writing(path) as partial:
+        data.to_netcdf(partial, engine="h5netcdf", encoding=encoding)
+
+
+def read_dataset(path: Path) -> xr.Dataset:
+    """Read a dataset into memory.
+
+    Raises:
+        LoopprobeError: there is none, or it is no netCDF.
+    """
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as data:
+            return data.load()
+    except FileNotFoundError:
+        raise LoopprobeError(f"no results at {path}: check the path") from None
+    except (OSError, ValueError) as error:
+        raise LoopprobeError(f"{path} is no netCDF file ({error}): run the probe again") from None

@@ -1,0 +1,265 @@
+"""A question is a probe to run on checkpoints: what a verb of the command line asks, or a file under probes/ saves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from pydantic import Field
+
+from loopprobe.config.budget import require
+from loopprobe.config.strict import build, configuration
+from loopprobe.errors import LoopprobeError
+from loopprobe.probes import (
+    align,
+    attention,
+    attribute,
+    compare,
+    converge,
+    curves,
+    decode,
+    exit,
+    fixed_points,
+    folds,
+    lens,
+    mask,
+    patch,
+    paths,
+    recover,
+    shift,
+)
+from loopprobe.probes.dataset import unique_labels
+from loopprobe.probes.loops import LoopsConfig
+from loopprobe.store.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
+from loopprobe.support.cluster import Processes, RayPool
+from loopprobe.support.device import pick_device
+from loopprobe.tasks import Prompts
+from loopprobe.types import QUERY, Progress
+
+RESAMPLES = 2000  # of the bootstrap, whose counts take a number a prompt and resample
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A probe's configuration class, and its functions."""
+
+    config: type
+    run: Callable[..., xr.Dataset]
+    check: Callable[..., None]  # of a checkpoint, a configuration, and prompts where there are some
+
+
+PROBES = {
+    "align": Probe(align.AlignConfig, align.run, align.check),
+    "attention": Probe(LoopsConfig, attention.run, attention.check),
+    "attribute": Probe(LoopsConfig, attribute.run, attribute.check),
+    "compare": Probe(compare.CompareConfig, compare.run, compare.check),
+    "converge": Probe(converge.ConvergeConfig, converge.run, converge.check),
+    "curves": Probe(curves.CurvesConfig, curves.run, curves.check),
+    "decode": Probe(decode.DecodeConfig, decode.run, decode.check),
+    "exit": Probe(exit.ExitConfig, exit.run, exit.check),
+    "fixed_points": Probe(fixed_points.FixedPointsConfig, fixed_points.run, fixed_points.check),
+    "folds": Probe(folds.FoldsConfig, folds.run, folds.check),
+    "lens": Probe(lens.LensConfig, lens.run, lens.check),
+    "mask": Probe(mask.MaskConfig, mask.run, mask.check),
+    "patch": Probe(patch.PatchConfig, patch.run, patch.check),
+    "paths": Probe(paths.PathsConfig, paths.run, paths.check),
+    "recover": Probe(recover.RecoverConfig, recover.run, recover.check),
+    "shift": Probe(shift.ShiftConfig, shift.run, shift.check),
+}
+
+
+# What can be given to a probe's run besides its configuration: prompts and functions, which no file can hold.
+GIVEN = {
+    "align": ("training",),
+    "decode": ("training",),
+    "lens": ("training",),
+    "patch": ("corrupted", "metric"),
+}
+
+
+@configuration
+class Question:
+    """A probe, its options, and the checkpoints and prompts that it runs on.
+
+    Attributes:
+        probe: name of the probe.
+        checkpoints: names or paths.
+        options: fields of the probe's configuration.
+        prompts: held-out prompts of each model's own task.
+        seed: of these prompts.
+        shift: draws them otherwise than in training, see ``tasks.shifts``.
+        data: a table that they are taken from instead, by name or path, see ``tasks.tables``; ``target`` is its label.
+    """
+
+    probe: str
+    checkpoints: tuple[str, ...] = (DEFAULT,)
+    options: dict[str, Any] = Field(default_factory=dict)
+    prompts: int = 1280
+    seed: int = 0
+    shift: str | None = None
+    data: str | None = None
+    target: str | None = None
+
+    def prompts_for(self, checkpoint: Checkpoint) -> Prompts:
+        """The prompts that a model is run on.
+
+        Raises:
+            LoopprobeError: the shift does not fit the model, or the table cannot be used.
+        """
+        if self.data is None:
+            return checkpoint.held_out(self.prompts, self.seed, self.shift)
+        if self.shift is not None:
+            raise LoopprobeError(f"prompts from tables cannot be shifted ({self.shift}): leave out one of the two")
+        return checkpoint.from_table(self.data, self.target, self.prompts, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A probe, checked and ready to run on one checkpoint."""
+
+    probe: str
+    checkpoint: Checkpoint
+    config: Any
+    prompts: Prompts
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of run, see ``GIVEN``
+
+
+def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
+    """A probe by name, and its configuration from options.
+
+    Args:
+        name: of the probe.
+        options: fields of its configuration; ``query`` among the ``positions`` is the query's token.
+
+    Raises:
+        LoopprobeError: no such probe, or an option that it does not have.
+    """
+    if name not in PROBES:
+        raise LoopprobeError(f"no probe is called {name!r}: choose from {', '.join(PROBES)}")
+    if (positions := options.get("positions")) is not None:
+        options = options | {"positions": tuple(QUERY if position == "query" else position for position in positions)}
+    return PROBES[name], build(PROBES[name].config, options)
+
+
+def prepare(
+    question: Question,
+    device: torch.device | str = "cpu",
+    load: Callable[[str, torch.device | str], Checkpoint] = load_checkpoint,
+) -> list[Prepared]:
+    """Load and check everything that a question needs.
+
+    Args:
+        question: what is asked.
+        device: where the models are put.
+        load: gets a checkpoint by its name, on the device.
+
+    Returns:
+        One a checkpoint, each with a label of its own.
+
+    Raises:
+        LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use, a checkpoint comes
+            twice, or the memory cannot hold the answer.
+    """
+    probe, config = configured(question.probe, question.options)
+    folders: dict[Path, str] = {}
+    for name in question.checkpoints:
+        if (folder := find(name).resolve()) in folders:
+            raise LoopprobeError(f"checkpoint {name!r} is the same folder as {folders[folder]!r}: give it once")
+        folders[folder] = name
+    prepared = []
+    labels = unique_labels(question.checkpoints)
+    for name, label in zip(question.checkpoints, labels, strict=True):
+        checkpoint = dataclasses.replace(load(name, device), alias=label)
+        _require_memory(question, checkpoint, config)
+        prompts = question.prompts_for(checkpoint)
+        probe.check(checkpoint, config, prompts)
+        prepared.append(Prepared(question.probe, checkpoint, config, prompts))
+    return prepared
+
+
+def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:
+    """Raise LoopprobeError where the memory cannot hold the prompts, or the errors of every loop."""
+    model = checkpoint.config.model
+    loops = getattr(config, "loops", None) or model.n_loops
+    runs = len(getattr(config, "n", ())) + 1
+    further = sum(getattr(config, name, 0) for name in ("train_prompts", "fit_prompts"))  # those that are fitted on
+    prompts = (question.prompts + further) * (4 * model.n_points * (model.n_dims + 1) + 8 * RESAMPLES)
+    errors = loops * runs * (4 * question.prompts + 8 * model.n_points)
+    require(
+        prompts + errors,
+        f"{question.probe} of {checkpoint.label} with {question.prompts + further:,} prompts and {loops:,} loops",
+        "lower --prompts or --loops",
+    )
+
+
+def answer(
+    prepared: Sequence[Prepared],
+    progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+    pool: Processes | RayPool | None = None,
+) -> Iterator[xr.Dataset]:
+    """One dataset a checkpoint, in their order, each as soon as it and those before it are there.
+
+    Args:
+        prepared: from ``prepare``.
+        progress: makes, from a description, a wrapper for the steps of one run.
+        pool: answers several at once, see ``loopprobe.support.cluster``; None: one after the other, in this process.
+    """
+    waiting: dict[int, xr.Dataset] = {}
+    following = 0
+    for i, data in as_answered(prepared, progress, pool):
+        waiting[i] = data
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def as_answered(
+    prepared: Sequence[Prepared],
+    progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+    pool: Processes | RayPool | None = None,
+) -> Iterator[tuple[int, xr.Dataset]]:
+    """Every answer with its place among the prepared, in the order in which they are done.
+
+    Args:
+        prepared, progress, pool: as in ``answer``.
+    """
+    if pool is None or (isinstance(pool, Processes) and len(prepared) == 1):
+        for i, p in enumerate(prepared):
+            bar = progress(f"{p.probe} {p.checkpoint.label}")
+            yield i, PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, bar, **p.given)
+        return
+    places = {pool.submit(_answer_there, _on(p, "cpu"), pool.threads, pool.device): i for i, p in enumerate(prepared)}
+    if places:
+        done = _Done(places)
+        for future in progress(f"{len(prepared)} answers")(done):
+            yield places[future], future.result()
+
+
+class _Done:
+    """Futures in the order in which they are done; it has a length, which progress bars ask for."""
+
+    def __init__(self, futures: Collection[Future[Any]]) -> None:
+        self.futures = futures
+
+    def __len__(self) -> int:
+        return len(self.futures)
+
+    def __iter__(self) -> Iterator[Future[Any]]:
+        return as_completed(self.futures)
+
+
+def _on(p: Prepared, device: torch.device | str) -> Prepared:
+    p.checkpoint.model.to(device)
+    return dataclasses.replace(p, prompts=p.prompts.to(device))
+
+
+def _answer_there(p: Prepared, threads: int, device: str) -> xr.Dataset:
+    """Run one prepared probe in a worker process."""
+    torch.set_num_threads(threads)
+    p = _on(p, pick_device(device))
+    return PROBES[p.probe].run(p.checkpoint, p.prompts, p.config, **p.given)

@@ -1,0 +1,148 @@
+"""The best predictor that knows the task but not the function: exact where that can be computed.
+
+For a linear function it is least squares or ridge, for a sparse one the posterior mean over all supports. For the other
+classes it is the best of all predictors that are linear in the labels, from the covariance of the labels: the
+posterior mean of a Gaussian process (Rasmussen and Williams 2006, section 2.2), which a wide ReLU network is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from loopprobe.config.schema import TaskConfig
+from loopprobe.reference.baselines.closed import Predictions, least_squares, ridge
+from loopprobe.support.statistics import double
+from loopprobe.tasks import Prompts
+
+UNKNOWN = "unknown"  # the name of the optimum where the prompts do not say which task they are from
+
+
+def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
+    """Name and predictions of the best predictor that knows the task but not its function.
+
+    Args:
+        prompts: the prompts; their origin says which task they are from.
+        task: the task of the model.
+
+    Returns:
+        The name, and predictions in float64. Where the prompts are not known to be of the task, no predictor is known
+        to be the best: the name is ``UNKNOWN`` and the predictions are NaN.
+    """
+    if not is_of(prompts, task):
+        return UNKNOWN, torch.full_like(double(prompts.ys), torch.nan)
+    linear = task.name in ("linear_regression", "noisy_linear_regression")
+    if linear and task.labels == "real":
+        assert task.noise_std is not None
+        if task.noise_std == 0:
+            return "least squares", least_squares(prompts)
+        return f"ridge ({task.noise_std:g}²)", ridge(prompts, task.noise_std**2)
+    if task.sparsity is not None and task.labels == "real":
+        return "sparse Bayes", sparse_bayes(prompts, task.sparsity)
+    if task.name == "tables":
+        return "ridge (1)", ridge(prompts, 1.0)
+    return "Gaussian process", gaussian_process(prompts, covariance(prompts.xs, task))
+
+
+def is_of(prompts: Prompts, task: TaskConfig) -> bool:
+    """Whether the origin of prompts says that they are of a task, with noise or without, or from a table of real data.
+
+    Prompts that were made by hand have an empty origin, which says nothing.
+    """
+    origin = prompts.origin
+    if "data" in origin:
+        return True
+    if origin.get("task", "").removeprefix("noisy_") != task.name.removeprefix("noisy_"):
+        return False
+    fields = [name for name in ("sparsity", "depth", "hidden", "labels") if name in origin]
+    return all(origin[name] == getattr(task, name) for name in fields)
+
+
+def covariance(
+    xs: Float[Tensor, "batch n_points n_dims"], task: TaskConfig
+) -> Float[Tensor, "batch n_points n_points"]:
+    """E[y y'] given the inputs, over the functions of the class.
+
+    Linear: x·x'. ReLU network: the arc-cosine kernel (Cho and Saul 2009, equation 6). Tree: the chance of ending in the
+    same leaf. Signs: (2/π) arcsin of the correlation, exact where labels are Gaussian (and for trees, whose leaves
+    agree in sign when they are the same).
+    """
+    xs = double(xs)
+    norms = xs.norm(dim=-1)
+    sizes = norms[:, :, None] * norms[:, None]
+    cosines = (einsum(xs, xs, "batch i dim, batch j dim -> batch i j") / sizes.clamp_min(1e-300)).clamp(-1, 1)
+    if task.depth is not None:
+        positive, active = (
+            xs > 0,
+            (xs != 0).any(1, keepdim=True),
+        )  # no question is asked of a dimension that is not filled
+        agree = (positive[:, :, None] == positive[:, None]) & active[:, None]
+        return (agree.sum(-1) / active.sum(-1)[..., None].clamp_min(1)) ** task.depth
+    if task.hidden is not None:
+        angles = cosines.arccos()
+        cosines = (angles.sin() + (math.pi - angles) * cosines) / math.pi
+    if task.labels == "sign":
+        return 2 / math.pi * cosines.arcsin()
+    return sizes * cosines
+
+
+def gaussian_process(
+    prompts: Prompts, covariance: Float[Tensor, "batch n_points n_points"], jitter: float = 1e-6
+) -> Predictions:
+    """The posterior mean of every label given those before it, from one Cholesky factor for all prefixes.
+
+    With K = LLᵀ and c = L⁻¹y, the mean of y_k given y_1 … y_{k-1} is Σ_{j<k} L_kj c_j.
+
+    Args:
+        prompts: the prompts.
+        covariance: of the labels.
+        jitter: added to the diagonal, relative to its mean.
+    """
+    ys = double(prompts.ys)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    extra = jitter * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
+    factor = torch.linalg.cholesky(covariance + torch.diag_embed(extra))
+    whitened = torch.linalg.solve_triangular(factor, ys[..., None], upper=False)
+    return (factor.tril(-1) @ whitened).squeeze(-1)
+
+
+def sparse_bayes(prompts: Prompts, sparsity: int) -> Predictions:
+    """The Bayes-optimal predictor of noiseless sparse linear regression.
+
+    The prior is uniform over supports of ``sparsity`` coordinates, with N(0, 1) weights there. The posterior of a
+    support is proportional to its evidence N(y; 0, X_S X_Sᵀ); given it, the mean is least squares on it. From
+    sparsity + 1 examples on only one support explains the labels, and the weights follow. A variance of 1e-8 stands
+    for the rounding of the labels. All supports are tried: there are C(n_dims, sparsity).
+    """
+    xs, ys = double(prompts.xs), double(prompts.ys)
+    n_dims = xs.shape[-1]
+    supports = torch.tensor(list(itertools.combinations(range(n_dims), min(sparsity, n_dims))), device=xs.device)
+    parts = [_sparse_bayes(*part, supports) for part in zip(xs.split(32), ys.split(32), strict=True)]
+    return torch.cat(parts)
+
+
+def _sparse_bayes(xs: Tensor, ys: Tensor, supports: Tensor) -> Tensor:
+    predictions = torch.zeros_like(ys)
+    chosen = xs[:, :, supports].transpose(1, 2)  # [batch, support, point, coordinate of it]
+    last = min(supports.shape[1] + 4, ys.shape[1] - 1)  # three more than decide, for the ill-conditioned
+    best = torch.zeros(len(ys), dtype=torch.long, device=ys.device)
+    for k in range(1, last + 1):
+        seen, labels = chosen[:, :, :k], ys[:, None, :k, None]
+        noise = 1e-8 * torch.eye(k, dtype=ys.dtype, device=ys.device)
+        factor = torch.linalg.cholesky(seen @ seen.transpose(-1, -2) + noise)
+        solved = torch.cholesky_solve(labels.expand(-1, len(supports), -1, -1), factor)
+        spread = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        evidence = -0.5 * ((labels * solved).sum((-1, -2)) + spread)
+        weights = (seen.transpose(-1, -2) @ solved).squeeze(-1)
+        answers = einsum(chosen[:, :, k], weights, "batch support i, batch support i -> batch support")
+        predictions[:, k] = (evidence.softmax(-1) * answers).sum(-1)
+        best = evidence.argmax(-1)
+    found = torch.zeros_like(xs[:, 0]).scatter(1, supports[best], 1.0)
+    after = least_squares(Prompts(xs * found[:, None], ys))
+    predictions[:, last + 1 :] = after[:, last + 1 :]
+    return predictions

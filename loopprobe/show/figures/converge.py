@@ -1,0 +1,37 @@
+"""Figures of the converge probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from loopprobe.show.figures.panels import By, by_prompts, draw, panels
+from loopprobe.show.figures.style import BLACK, QUERY_ERROR, finish, level, log_errors
+
+
+def converge_figure(
+    datasets: Sequence[xr.Dataset], title: str = "error against the number of loops", by: By = "window"
+) -> go.Figure:
+    """Error against the loop, one curve a model, with the optimum where it is not zero.
+
+    Args:
+        datasets: of the converge probe, one a model.
+        title: of the figure.
+        by: what makes a panel, see ``panels``.
+    """
+    found = panels(datasets, by)
+    figure = draw(found, "loop", lambda data: data["mean"], lambda data: (data.low, data.high))
+    shown: set[str] = set()
+    for col, lines in enumerate(found.values(), 1):
+        for words, members in by_prompts([line.datasets[0] for line in lines]).items():
+            data = members[0]
+            best, name = float(data.optimum.mean()), data.attrs["optimum"] + (f" ({words})" if words else "")
+            if best > 1e-8:  # exact least squares is 0, which no logarithmic axis shows
+                level(figure, data.loop, best, name, col=col, colour=BLACK, in_legend=name not in shown)
+                shown.add(name)
+    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
+    figure.update_xaxes(title="loops done", type="log", tickvals=ticks)
+    log_errors(figure, QUERY_ERROR)
+    return finish(figure, title)

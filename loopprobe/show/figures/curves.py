@@ -1,0 +1,26 @@
+"""Figures of training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from loopprobe.show.figures.panels import By, draw, panels
+from loopprobe.show.figures.style import finish
+from loopprobe.support.statistics import moving_mean
+
+
+def curves_figure(datasets: Sequence[xr.Dataset], title: str = "training loss", by: By = "window") -> go.Figure:
+    """Training loss against the step, smoothed over 100 steps, one curve a model.
+
+    Args:
+        datasets: of the curves probe, one a model.
+        title: of the figure.
+        by: what makes a panel, see ``panels``.
+    """
+    figure = draw(panels(datasets, by), "step", lambda data: moving_mean(data.loss.values, data.step.values))
+    figure.update_xaxes(title="training step")
+    figure.update_yaxes(title="training loss (squared error)", col=1)
+    return finish(figure, title)

@@ -1,0 +1,80 @@
+"""Figures of the decode probe."""
+
+from __future__ import annotations
+
+import textwrap
+
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from loopprobe.show.figures.style import BLACK, DASHES, GREY, colours, curve, finish, heat
+
+
+def decode_figures(data: xr.Dataset) -> dict[str, go.Figure]:
+    """R² of ridge regression at every iteration and token; of networks over iterations; and the causal check."""
+    found = {"decode": _maps(data)}
+    if "network_r2" in data:
+        found["decode-networks"] = _networks(data)
+    if "slope" in data:
+        found["decode-causal"] = _causal(data)
+    return found
+
+
+def _maps(data: xr.Dataset) -> go.Figure:
+    looped = data.attrs["iteration"] == "loop"
+    at = data.isel(layer=-1) if looped else data.isel(loop=-1)
+    y = "loop" if looped else "layer"
+    names = data.target.values
+    columns = 3
+    rows = -(-len(names) // columns)
+    titles = ["<br>".join(textwrap.wrap(str(name), 26)) for name in names]
+    figure = make_subplots(
+        rows=rows, cols=columns, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04,
+        vertical_spacing=0.22,
+    )  # fmt: skip
+    for i, name in enumerate(names):
+        values = at.r2.sel(target=name, control="none").clip(0)
+        heat(figure, values, "position", y, row=i // columns + 1, col=i % columns + 1)
+    figure.update_xaxes(title="token", row=rows)
+    figure.update_yaxes(title=y, col=1)
+    finish(figure, f"{data.model.item()}: what ridge regression reads at every {y} and token")
+    bar = {"title": {"text": "R² (below zero shown as zero)", "side": "right"}, "thickness": 14}
+    figure.update_layout(
+        height=300 * rows + 80, hovermode="closest", margin={"t": 120},
+        coloraxis={"colorscale": "Viridis", "cmin": 0.0, "cmax": 1.0, "colorbar": bar},
+    )  # fmt: skip
+    return figure
+
+
+def _networks(data: xr.Dataset) -> go.Figure:
+    kinds = data.network.values
+    figure = make_subplots(rows=1, cols=len(kinds), subplot_titles=[f"network {kind}" for kind in kinds],
+                           shared_yaxes=True, horizontal_spacing=0.05)  # fmt: skip
+    palette = colours(data.sizes["of"])
+    for col, kind in enumerate(kinds, 1):
+        for name, colour in zip(data["of"].values, palette, strict=True):
+            for control, dash in zip(data.control.values, DASHES, strict=False):
+                at = data.sel(network=kind, of=name, control=control)
+                band = (at.network_r2_low, at.network_r2_high) if control == "none" else None
+                label = str(name) if control == "none" else f"{name}, control: {control}"
+                curve(
+                    figure, data.iteration, at.network_r2.clip(-0.25), band, colour=colour, dash=dash, name=label,
+                    col=col, in_legend=col == 1,
+                )  # fmt: skip
+    figure.update_xaxes(title=f"{data.attrs['iteration']}s")
+    figure.update_yaxes(title="R² (below −0.25 shown there)", col=1)
+    return finish(figure, f"{data.model.item()}: what small networks read from all tokens")
+
+
+def _causal(data: xr.Dataset) -> go.Figure:
+    figure = make_subplots()
+    for edit, colour in zip(data.edit.values, colours(data.sizes["edit"]), strict=True):
+        at = data.sel(edit=edit)
+        curve(figure, data.after, at.slope, (at.slope_low, at.slope_high), colour=colour, name=str(edit))
+        curve(figure, data.after, at.slope_random, colour=colour, dash="dot", name=f"{edit}: random direction")
+    for value, colour in ((1, BLACK), (0, GREY)):
+        figure.add_hline(y=value, line={"dash": "dot", "color": colour, "width": 1})
+    figure.update_xaxes(title=f"loops after the edit (in loop {data.attrs['edited_loop']})")
+    figure.update_yaxes(title="prediction moved / as the decoder says")
+    return finish(figure, f"{data.model.item()}: is what is decoded what is used?")

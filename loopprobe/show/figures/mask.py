@@ -1,0 +1,119 @@
+"""Figures of the mask probe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from loopprobe.show.figures.panels import By, Line, draw, panels
+from loopprobe.show.figures.style import BLACK, QUERY_ERROR, colours, curve, finish, level, log_errors, trained_line
+
+
+def mask_figure(data: xr.Dataset) -> go.Figure:
+    """Error against what is kept of the state, and against the loop.
+
+    With four or more values of n, the left panel is error against n, one curve a loop count; with fewer it is
+    error against the number of in-context examples. The right panel is error against the loop, one curve an n.
+
+    Args:
+        data: of the mask probe.
+    """
+    n, last = data.n.values, data.isel(loop=-1)
+    config = json.loads(data.attrs["config"])
+    verb = "masked" if config["invert"] else "kept"
+    over_n = len(n) >= 4
+    unmasked = 0 if config["invert"] else int(data.attrs["full"])  # this n is the clean run
+    picked = few_of([int(value) for value in n if value != unmasked])
+    notes = [f"n = {unmasked} is the clean run"] if unmasked in n else []
+    masking = len(n) - len(notes)
+    if len(picked) < masking:
+        others = f"the other {masking}" if notes else f"{masking}"
+        notes.append(f"{len(picked)} of {others} n are shown")
+    titles = [
+        f"by n, the {config['unit']}s {verb}" if over_n else f"after {int(last.loop)} loops, by examples",
+        "over the loops" + (f" ({', '.join(notes)})" if notes else ""),
+    ]
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.2 if over_n else 0.1)
+    if over_n:
+        shown = loops_to_show(data)
+        for loop, colour in zip(shown, colours(len(shown)), strict=True):
+            at = data.sel(loop=loop)
+            name = f"{loop} loop{'s' * (loop > 1)}"
+            curve(figure, n, at["mean"], (at.low, at.high), colour=colour, name=name)
+        left, left_title = n, f"n: {config['mode']} {config['unit']}s of the state {verb}"
+    else:
+        left, left_title = data.point.values, "in-context examples before the query"
+        for value, colour in zip(picked, colours(len(picked)), strict=True):
+            means = last.error_by_point.sel(n=value)
+            curve(figure, left, means, colour=colour, name=f"n = {value}", legend="legend2", in_legend=False)
+        by_point = last.clean_error_by_point
+        curve(figure, left, by_point, colour=BLACK, name="clean run", legend="legend2", in_legend=False)
+    for value, colour in zip(picked, colours(len(picked)), strict=True):
+        at = data.sel(n=value)
+        name = f"n = {value}"
+        curve(figure, data.loop, at["mean"], (at.low, at.high), colour=colour, name=name, col=2, legend="legend2")
+    interval = data.clean_low, data.clean_high
+    curve(figure, data.loop, data.clean_mean, interval, colour=BLACK, name="clean run", col=2, legend="legend2")
+    for col, x in ((1, left), (2, data.loop)):
+        zero = data.attrs["zero_predictor"]
+        level(figure, x, zero, "predicting zero", col=col, legend="legend2", in_legend=col == 2)
+    trained_line(figure, int(data.attrs["trained_loops"]), col=2)
+    figure.update_xaxes(title=left_title, col=1)
+    figure.update_xaxes(title="loops done", col=2)
+    log_errors(figure, QUERY_ERROR if over_n else "squared error / E(y²)")
+    figure.update_layout(legend2={"x": 1.005, "y": 1})
+    finish(figure, f"{data.model.item()}: {data.attrs['description']}")
+    return figure.update_layout(legend={"x": 0.405, "y": 1})
+
+
+def mask_models_figure(
+    datasets: Sequence[xr.Dataset], title: str = "error by what is kept", by: By = "window"
+) -> go.Figure:
+    """Error against n, one curve a model and loop count: as trained, and (dotted) after the last loop.
+
+    Args:
+        datasets: of the mask probe, one a model, with the same n.
+        title: of the figure.
+        by: what makes a panel, see ``panels``.
+    """
+    config = json.loads(datasets[0].attrs["config"])
+    found = {
+        panel: [
+            Line(f"{line.name}, {loop} loops", tuple(data.sel(loop=loop) for data in line.datasets), line.colour, dash)
+            for line in lines
+            for loop, dash in _two_loops(line.datasets[0])
+        ]
+        for panel, lines in panels(datasets, by).items()
+    }
+    figure = draw(found, "n", lambda data: data["mean"], lambda data: (data.low, data.high))
+    zeros = [lines[0].datasets[0].attrs["zero_predictor"] for lines in found.values()]
+    for col, zero in enumerate(zeros, 1):
+        level(figure, datasets[0].n, zero, "predicting zero", col=col, in_legend=col == 1)
+    figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
+    log_errors(figure, QUERY_ERROR)
+    return finish(figure, title)
+
+
+def _two_loops(data: xr.Dataset) -> list[tuple[int, str]]:
+    trained, last = int(data.attrs["trained_loops"]), int(data.loop[-1])
+    return [(trained, "solid"), (last, "dot")] if last > trained else [(last, "solid")]
+
+
+def few_of(values: list[int], most: int = 12) -> list[int]:
+    """All values, or where there are more than ``most``, six of them from the first to the last."""
+    if len(values) <= most:
+        return values
+    return [values[i] for i in np.linspace(0, len(values) - 1, 6).round().astype(int)]
+
+
+def loops_to_show(data: xr.Dataset, wanted: Sequence[int] | None = None) -> list[int]:
+    """A handful of loop counts: those asked for, or 1, 5, as trained, and the last."""
+    last = int(data.loop[-1])
+    if wanted is None:
+        wanted = [1, 5, data.attrs["trained_loops"], last]
+    return sorted({int(loop) for loop in wanted if loop in data.loop.values}) or [last]

@@ -1,0 +1,77 @@
+"""Figures of first against last: two datasets of the mask probe, and their paired difference."""
+
+from __future__ import annotations
+
+import json
+
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from loopprobe.probes.paired import MODES, mask_difference
+from loopprobe.show.figures.mask import few_of, loops_to_show
+from loopprobe.show.figures.style import BLACK, GREY, QUERY_ERROR, colours, curve, finish, level
+
+DASH = dict(zip(MODES, ("solid", "dash"), strict=True))
+
+
+def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
+    """The errors of both modes in one panel, and their difference, prompt by prompt, beside it.
+
+    With four or more values of n, both are against n, one colour a loop count; with fewer against the loops, one
+    colour an n.
+
+    Args:
+        first, last: of the mask probe, see ``mask_difference``.
+    """
+    difference = mask_difference(first, last)
+    over_n = difference.sizes["n"] >= 4
+    ends = int(first.attrs["trained_loops"]), int(difference.loop[-1])
+    wanted = loops_to_show(difference, ends) if over_n else few_of(difference.n.values.tolist())
+    lines, along = ("loop", "n") if over_n else ("n", "loop")
+    titles = ["error", "difference: first minus last, paired (above 0: keeping the last is better)"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
+    for value, colour in zip(wanted, colours(len(wanted)), strict=True):
+        name = f"after {value} loop{'s' * (value > 1)}" if over_n else f"n = {value}"
+        for data, mode in ((first, "first"), (last, "last")):
+            at = data.sel({lines: value})
+            curve(
+                figure, at[along], at["mean"], (at.low, at.high), colour=colour, dash=DASH[mode], name=f"{mode}, {name}"
+            )
+        at = difference.sel({lines: value})
+        curve(figure, at[along], at["mean"], (at.low, at.high), colour=colour, name=f"difference, {name}", col=2)
+    x = difference[along]
+    if over_n:
+        end = wanted[-1]
+        level(figure, x, float(first.clean_mean.sel(loop=end)), f"clean run, after {end} loops", colour=BLACK)
+    else:
+        curve(figure, first.loop, first.clean_mean, (first.clean_low, first.clean_high), colour=BLACK, name="clean run")
+    level(figure, x, float(first.attrs["zero_predictor"]), "predicting zero")
+    level(figure, x, 0.0, "no difference", col=2, colour=GREY, in_legend=False)
+    unit = json.loads(first.attrs["config"])["unit"]
+    figure.update_xaxes(title=f"n: {unit}s of the state" if over_n else "loops done")
+    figure.update_yaxes(title=QUERY_ERROR, type="log", dtick=1, exponentformat="power", col=1)
+    figure.update_yaxes(title="first minus last", col=2)
+    return finish(figure, f"{first.model.item()}: {first.attrs['description']} – against the last n")
+
+
+def mask_difference_figure(data: xr.Dataset) -> go.Figure:
+    """The paired difference alone, as its dataset holds it.
+
+    Args:
+        data: of ``mask_difference``.
+    """
+    figure = make_subplots()
+    wanted = few_of(data.n.values.tolist())
+    for n, colour in zip(wanted, colours(len(wanted)), strict=True):
+        at = data.sel(n=n)
+        curve(figure, data.loop, at["mean"], (at.low, at.high), colour=colour, name=f"n = {n}")
+    level(figure, data.loop, 0.0, "no difference")
+    figure.update_xaxes(title="loops done")
+    figure.update_yaxes(title=f"difference of {QUERY_ERROR}")
+    return finish(figure, f"{data.model.item()}: {data.attrs['description']}{shown_note(data, wanted)}")
+
+
+def shown_note(data: xr.Dataset, wanted: list[int]) -> str:
+    """Which n are drawn, where that is not all."""
+    return "" if len(wanted) == data.sizes["n"] else f" (n = {', '.join(map(str, wanted))} of {data.sizes['n']})"

@@ -1,0 +1,219 @@
+"""Which model stands in which panel, as which line: one panel a window T, or one a loop count and window."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from loopprobe.config.schema import TrainConfig
+from loopprobe.show.figures.style import DASHES, colours, curve, loop_colour
+
+By = Literal["window", "layers", "loss"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel: the seeds of a model together.
+
+    Attributes:
+        name: in the legend.
+        datasets: one a seed.
+        colour, dash: the look.
+    """
+
+    name: str
+    datasets: tuple[xr.Dataset, ...]
+    colour: str
+    dash: str
+
+
+def model_config(data: xr.Dataset) -> dict[str, Any]:
+    """The configuration (model, task, train) of the model that a dataset is of."""
+    return json.loads(data.attrs["checkpoint"])["config"]
+
+
+def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[Line]]:
+    """Lines by panel; every dataset stands in at least one, under a title that is true of it.
+
+    With ``window``: one panel a task and window T. A window above the loop count is the loop count, so a model
+    may stand in several panels, titled T = min(…, b), and ordinary models stand in all; colour is b, the same
+    everywhere. With ``layers`` or ``loss``: one panel a loop count and window, colour is the number of layers or
+    the loss.
+    """
+    if by != "window":
+        return _by_loops(datasets, _layers if by == "layers" else _loss, "L" if by == "layers" else by)
+    lines: dict[str, list[Line]] = {}
+    tasks = list(dict.fromkeys(task_of(data) for data in datasets))
+    for task in tasks:
+        of_task = [data for data in datasets if task_of(data) == task]
+        kind = "" if tasks == ["linear regression"] else f"{task}, "
+        for t, inside in _by_window(of_task).items():
+            lines[kind + _window_title(t, inside)] = _lines(inside, lambda data: loop_colour(_loops(data)))
+    return lines
+
+
+def _by_window(datasets: Sequence[xr.Dataset]) -> dict[int, list[xr.Dataset]]:
+    """The windows of the models with most loops and who shares them, then the windows of models that share none."""
+    most = max(_loops(data) for data in datasets)
+    inside: dict[int, list[xr.Dataset]] = {}
+    for t in sorted({_window(data) for data in datasets if _loops(data) == most}):
+        inside[t] = [data for data in datasets if _window(data) == (min(t, _loops(data)) if t else 0)]
+    for t in sorted({_window(data) for data in datasets} - inside.keys()):
+        placed = [data for members in inside.values() for data in members]
+        if any(_window(data) == t and not any(data is other for other in placed) for data in datasets):
+            inside[t] = [data for data in datasets if _window(data) == (min(t, _loops(data)) if t else 0)]
+    return dict(sorted(inside.items()))
+
+
+def _window_title(t: int, inside: Sequence[xr.Dataset]) -> str:
+    if t == 0:
+        return "ordinary, trained elsewhere" if all(_loops(data) == 1 for data in inside) else "trained elsewhere"
+    if all(_loops(data) == 1 for data in inside):
+        return "ordinary"
+    return f"T = {t}" if all(_window(data) == t or _loops(data) == 1 for data in inside) else f"T = min({t}, b)"
+
+
+def _by_loops(datasets: Sequence[xr.Dataset], kind: Callable[[xr.Dataset], Any], word: str) -> dict[str, list[Line]]:
+    found_kinds = sorted({kind(data) for data in datasets})
+    colour = dict(zip(found_kinds, colours(len(found_kinds)), strict=True))
+    found: dict[str, list[xr.Dataset]] = {}
+    for data in sorted(datasets, key=lambda data: (_loops(data), _window(data), kind(data))):
+        found.setdefault(f"b = {_loops(data)}, T = {_window(data)}", []).append(data)
+    return {
+        title: _lines(inside, lambda data: colour[kind(data)], lambda data: f"{word} = {kind(data)}")
+        for title, inside in found.items()
+    }
+
+
+def _without_seed(data: xr.Dataset) -> str:
+    seed = (model_config(data)["train"] or {}).get("seed", 0)
+    return data.model.item().removesuffix(f"-s{seed}")
+
+
+def by_name(
+    datasets: Sequence[xr.Dataset], name: Callable[[xr.Dataset], str] = _without_seed
+) -> dict[str, list[xr.Dataset]]:
+    """Datasets of the same name, by default that of the model without its seed: the seeds together.
+
+    Models of one name that differ in more than the seed are no seeds of one another: each has its own label.
+    """
+    named: dict[str, list[xr.Dataset]] = {}
+    for data in datasets:
+        named.setdefault(name(data), []).append(data)
+    groups: dict[str, list[xr.Dataset]] = {}
+    for label, members in named.items():
+        if len({_but_seed(data) for data in members}) == 1:
+            groups[label] = members
+        else:
+            groups |= {str(data.model.item()): [data] for data in members}
+    return groups
+
+
+def _but_seed(data: xr.Dataset) -> str:
+    """The configuration of a model without the seed of its training, as a key."""
+    config = model_config(data)
+    return json.dumps(config | {"train": (config["train"] or {}) | {"seed": None}}, sort_keys=True)
+
+
+def _lines(
+    datasets: Sequence[xr.Dataset],
+    colour: Callable[[xr.Dataset], str],
+    name: Callable[[xr.Dataset], str] = _without_seed,
+) -> list[Line]:
+    lines: list[Line] = []
+    for label, own in by_name(datasets, name).items():
+        look = colour(own[0])
+        dash = DASHES[sum(line.colour == look for line in lines) % len(DASHES)]
+        lines.append(Line(label, tuple(own), look, dash))
+    return lines
+
+
+def draw(
+    found: dict[str, list[Line]],
+    x: str,
+    value: Callable[[xr.Dataset], Any],
+    interval: Callable[[xr.Dataset], Any] | None = None,
+) -> go.Figure:
+    """A figure with one panel each, side by side, that share the y axis.
+
+    Args:
+        found: from ``panels``.
+        x: the coordinate along x.
+        value: the line of one dataset.
+        interval: its ends. Of several seeds the mean is drawn where all have a value, with their range as band.
+    """
+    whole = (title.replace(" = ", "\u00a0=\u00a0") for title in found)  # lines do not break there
+    titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(found)))) for title in whole]
+    figure = make_subplots(rows=1, cols=len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
+    shown: set[str] = set()
+    for col, lines in enumerate(found.values(), 1):
+        for line in lines:
+            seeds = xr.align(*line.datasets, join="inner", exclude=set(line.datasets[0].dims) - {x})
+            rows = np.stack([np.asarray(value(data)) for data in seeds])
+            band = (rows.min(0), rows.max(0)) if len(rows) > 1 else interval and interval(seeds[0])
+            curve(
+                figure, seeds[0][x], rows.mean(0), band, colour=line.colour, dash=line.dash, name=line.name,
+                col=col, in_legend=line.name not in shown,
+            )  # fmt: skip
+            shown.add(line.name)
+    return figure
+
+
+def task_of(data: xr.Dataset) -> str:
+    """In words, with what is special."""
+    task = model_config(data)["task"]
+    words = task["name"].replace("_", " ").replace("relu", "ReLU").replace("noisy linear regression", "noisy")
+    words += f" of depth {task['depth']}" if task.get("depth") else ""
+    return words + (", signs" if task.get("labels") == "sign" else "")
+
+
+def by_prompts(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:
+    """Datasets that share their prompts, and so the optimum and baselines, by what tells these prompts from the others.
+
+    The words are empty where all share them, else the task, and their size where one task has several.
+    """
+    groups: dict[tuple[str, str, int, int], list[xr.Dataset]] = {}
+    for data in datasets:
+        key = (task_of(data), data.attrs["prompts"], data.sizes["point"], _dims(data))
+        groups.setdefault(key, []).append(data)
+    tasks = [key[0] for key in groups]
+    named: dict[str, list[xr.Dataset]] = {}
+    for (task, _, points, dims), members in groups.items():
+        words = [task] if len(set(tasks)) > 1 else []
+        words += [f"{points} points in {dims} dimensions"] if tasks.count(task) > 1 else []
+        label = ", ".join(words)
+        if label in named:  # the same task and size, drawn otherwise
+            label = ", ".join([*words, *(str(data.model.item()) for data in members)])
+        named[label] = members
+    return named
+
+
+def _dims(data: xr.Dataset) -> int:
+    """Dimensions of the prompts that are not zero."""
+    config = model_config(data)
+    dims = (config["train"] or {}).get("dims", {}).get("end") or config["model"]["n_dims"]
+    return int(dims)
+
+
+def _loops(data: xr.Dataset) -> int:
+    return model_config(data)["model"]["n_loops"]
+
+
+def _layers(data: xr.Dataset) -> int:
+    return model_config(data)["model"]["n_layers"]
+
+
+def _loss(data: xr.Dataset) -> str:
+    return (model_config(data)["train"] or {}).get("loss", TrainConfig.loss)
+
+
+def _window(data: xr.Dataset) -> int:
+    return (model_config(data)["train"] or {}).get("loop_window", 0)

@@ -1,0 +1,76 @@
+"""Figures of the shift probe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from loopprobe.show.figures.style import QUERY_ERROR, SYMBOLS, colours, curve, finish, log_errors
+
+
+def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution") -> go.Figure:
+    """Error at the query under every shift, a marker a model.
+
+    Args:
+        datasets: of the shift probe, one a model.
+        title: of the figure.
+    """
+    shifts = _shifts(datasets)
+    figure = make_subplots()
+    for i, (data, colour) in enumerate(zip(datasets, colours(len(datasets)), strict=True)):
+        at = data.isel(loop=-1)
+        x = at["mean"].values
+        figure.add_scatter(
+            x=x, y=at["shift"].values, mode="markers", name=data.model.item(),
+            marker={"size": 9, "color": colour, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+            error_x={"type": "data", "symmetric": False, "array": at.high.values - x, "arrayminus": x - at.low.values},
+            hovertemplate="%{y}: %{x:.4g}",
+        )  # fmt: skip
+    figure.add_vline(x=1, line={"dash": "dot", "color": "#777777", "width": 1})
+    figure.update_xaxes(title=QUERY_ERROR, type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(categoryorder="array", categoryarray=shifts[::-1], automargin=True)
+    finish(figure, title)
+    figure.update_layout(hovermode="closest", height=max(figure.layout.height, 30 * len(shifts) + 150))
+    return figure
+
+
+def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution") -> go.Figure:
+    """Error against the in-context examples, one panel a shift that is not of the query alone, one curve a model."""
+    shown = [s for s in _shifts(datasets) if any(s in d["shift"] and _there(d, s) for d in datasets)]
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, subplot_titles=shown, shared_yaxes=True,
+        horizontal_spacing=0.04, vertical_spacing=0.4 / (rows + 1),
+    )  # fmt: skip
+    named: set[str] = set()
+    for i, shift in enumerate(shown):
+        row, col = i // columns + 1, i % columns + 1
+        for data, colour in zip(datasets, colours(len(datasets)), strict=True):
+            if shift not in data["shift"] or not _there(data, shift):
+                continue
+            at, name = data.sel(shift=shift), data.model.item()
+            band = at.error_by_point_low, at.error_by_point_high
+            curve(
+                figure, at.point, at.error_by_point, band, colour=colour, name=name, row=row, col=col,
+                in_legend=name not in named,
+            )  # fmt: skip
+            named.add(name)
+    log_errors(figure, "squared error / E(y²)")
+    figure.update_xaxes(title="in-context examples")
+    finish(figure, title)
+    figure.update_layout(height=250 * rows + 130)
+    return figure
+
+
+def _shifts(datasets: Sequence[xr.Dataset]) -> list[str]:
+    return list(dict.fromkeys(str(shift) for data in datasets for shift in data["shift"].values))
+
+
+def _there(data: xr.Dataset, shift: str) -> bool:
+    return bool(np.isfinite(data.error_by_point.sel(shift=shift)).any())

@@ -1,0 +1,112 @@
+"""Figures of the states that the converge probe followed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from loopprobe.show.figures.panels import by_name
+from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, trained_line
+
+
+def states_figures(data: xr.Dataset) -> dict[str, go.Figure]:
+    """How states and predictions move over the loops, and where they go.
+
+    Args:
+        data: of the converge probe, with states.
+    """
+    return {"converge-moves": _moves(data), "converge-limits": _limits(data)}
+
+
+def _moves(data: xr.Dataset) -> go.Figure:
+    """Quantiles over prompts and tokens of the relative step, the distance to the end, and decimal places."""
+    titles = ["relative step of the state", "distance to the state far out", "correct decimals at the query"]
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07)
+    levels = [(0.9, "90 %"), (0.5, "median"), (0.1, "10 %")]
+    for col, name in enumerate(("relative_step", "distance"), 1):
+        values = data[name].quantile([level for level, _ in levels], ["followed", "position"]).clip(1e-9)
+        for (level, words), colour in zip(levels, colours(3), strict=True):
+            curve(figure, data.loop, values.sel(quantile=level), colour=colour, name=words, col=col, in_legend=col == 1)
+        figure.update_yaxes(type="log", exponentformat="power", dtick=1, col=col)
+    decimals = {
+        "decimals_to_limit": ("against its limit", "solid"),
+        "decimals_to_optimum": ("against the optimum", "dash"),
+    }
+    for name, (words, dash) in decimals.items():
+        values = data[name].clip(max=9).quantile([0.25, 0.5, 0.75], "followed")
+        ends = values.sel(quantile=0.25), values.sel(quantile=0.75)
+        curve(figure, data.loop, values.sel(quantile=0.5), ends, colour=BLACK, dash=dash, name=words, col=3)
+    figure.update_xaxes(title="loops done", type="log")
+    for col in (1, 2, 3):
+        trained_line(figure, int(data.attrs["trained_loops"]), col=col, log=True)
+    title = f"{data.model.item()}: {data.sizes['followed']} prompts followed (bands on the right: quartiles of prompts)"
+    return finish(figure, title)
+
+
+def limits_models_figure(datasets: Sequence[xr.Dataset], title: str) -> go.Figure:
+    """Shares of the types of limit, a bar a model (mean of its seeds), of states and of predictions.
+
+    Args:
+        datasets: of the converge probe, with states, one a model.
+        title: of the figure.
+    """
+    types = datasets[0].limit.attrs["types"].split(", ")
+    models = by_name(datasets)
+    figure = make_subplots(1, 2, subplot_titles=["states of tokens", "predictions at points"], horizontal_spacing=0.06)
+    for col, name in enumerate(("limit", "prediction_limit"), 1):
+        for i, (kind, colour) in enumerate(zip(types, colours(len(types)), strict=True)):
+            shares = [float(np.mean([(data[name] == i).mean() for data in seeds])) for seeds in models.values()]
+            figure.add_bar(
+                x=list(models), y=shares, name=kind, marker={"color": colour}, legendgroup=kind, row=1, col=col,
+                showlegend=col == 1 and any((data.limit == i).any() for data in datasets),
+                hovertemplate="%{x}: %{y:.1%}",
+            )  # fmt: skip
+    figure.update_layout(barmode="stack", bargap=0.25)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%")
+    figure.update_yaxes(title="share", col=1)
+    finish(figure, f"{title}: where the loop goes in {datasets[0].attrs['far']:,} loops")
+    return figure.update_layout(hovermode="closest", height=480)
+
+
+def _limits(data: xr.Dataset) -> go.Figure:
+    """Shares of the types of limit by point, and the observed rates against the spectral radius."""
+    types = data.limit.attrs["types"].split(", ")
+    titles = ["states, by token", "predictions, by point", "rate against spectral radius"]
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.08)
+    for col, (values, axis) in enumerate(((data.limit, "position"), (data.prediction_limit, "point")), 1):
+        for i, (name, colour) in enumerate(zip(types, colours(len(types)), strict=True)):
+            share = (values == i).mean("followed")
+            if bool((values == i).any()) or col == 1:
+                figure.add_bar(
+                    x=values[axis].values, y=share.values, name=name, marker={"color": colour, "line": {"width": 0}},
+                    showlegend=col == 1 and bool((values == i).any()), legendgroup=name, row=1, col=col,
+                    hovertemplate=f"{axis} %{{x}}: %{{y:.0%}}",
+                )  # fmt: skip
+    figure.update_layout(barmode="stack", bargap=0)
+    slowest = np.maximum.accumulate(data.spectral_radius.values, axis=data.spectral_radius.get_axis_num("position"))
+    rate, radius = data.rate.values.ravel(), slowest.ravel()
+    seen = np.isfinite(rate)
+    if not seen.any():
+        figure.add_annotation(text="no rate could be measured", showarrow=False, xref="x domain", yref="y domain",
+                              x=0.5, y=0.5, row=1, col=3)  # fmt: skip
+    else:
+        figure.add_scatter(
+            x=radius[seen], y=rate[seen], mode="markers", marker={"size": 3, "color": BLACK, "opacity": 0.35},
+            showlegend=False, hovertemplate="radius %{x:.3f}, rate %{y:.3f}<extra></extra>", row=1, col=3,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, showlegend=False,
+        hoverinfo="skip", row=1, col=3,
+    )  # fmt: skip
+    figure.update_xaxes(title="token (odd: labels)", col=1)
+    figure.update_xaxes(title="examples before it", col=2)
+    figure.update_xaxes(title="largest spectral radius up to the token", col=3)
+    figure.update_yaxes(title="share of prompts", range=[0, 1], tickformat=".0%", col=1)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%", col=2)
+    figure.update_yaxes(title="observed factor a loop", col=3)
+    finish(figure, f"{data.model.item()}: where states and predictions go in {data.attrs['far']:,} loops")
+    return figure.update_layout(hovermode="closest")

@@ -1,0 +1,236 @@
+"""What all figures share: curves with bands, colours, axes, and how they are written."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.colors import qualitative, sample_colorscale
+from plotly.offline import get_plotlyjs
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.probes.dataset import writing
+
+BLACK, GREY = "#000000", "#777777"
+QUERY_ERROR = "squared error at the query / E(y²)"
+BASELINE_COLOURS = qualitative.Safe  # of what has no order; told apart by colour-blind readers
+SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def colours(n: int) -> list[str]:
+    """n colours in order, from one scale that colour-blind readers and black-and-white prints keep in order."""
+    return sample_colorscale("Viridis", [0.3] if n == 1 else np.linspace(0.0, 0.85, n)) if n else []
+
+
+def loop_colour(n_loops: int) -> str:
+    """The colour of a model trained with b loops, the same in every figure; ordinary transformers are black."""
+    if n_loops == 1:
+        return BLACK
+    return sample_colorscale("Viridis", [min(0.9, max(0.0, (n_loops - 5) / 25))])[0]
+
+
+def curve(
+    figure: go.Figure,
+    x: Any,
+    mean: Any,
+    interval: tuple[Any, Any] | None = None,
+    *,
+    colour: str,
+    name: str,
+    row: int = 1,
+    col: int = 1,
+    dash: str = "solid",
+    legend: str = "legend",
+    in_legend: bool = True,
+) -> None:
+    """A line, with its 95 % interval as a band; both answer to one legend entry.
+
+    Args:
+        figure: made by ``make_subplots``.
+        x, mean: the line.
+        interval: its lower and upper ends.
+        colour, dash: of the line.
+        name: in the legend; curves of one name and legend are toggled together.
+        row, col: the panel.
+        legend: which of the figure's legends.
+        in_legend: whether this curve makes the legend's entry.
+    """
+    x, mean = np.asarray(x), np.asarray(mean)
+    group = f"{legend} {name}"
+    if interval is not None:
+        low, high = (np.asarray(end) for end in interval)
+        figure.add_scatter(
+            x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]),
+            fill="toself", fillcolor=colour, opacity=0.18, line={"width": 0}, mode="lines", hoverinfo="skip",
+            showlegend=False, legendgroup=group, row=row, col=col,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=x, y=mean, mode="lines+markers" if len(x) <= 40 else "lines", name=name,
+        line={"color": colour, "width": 2, "dash": dash}, marker={"size": 4},
+        showlegend=in_legend, legend=legend, legendgroup=group, row=row, col=col,
+        customdata=None if interval is None else np.stack([low, high], -1),
+        hovertemplate="%{y:.4g}" + ("" if interval is None else " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]"),
+    )  # fmt: skip
+
+
+def heat(
+    figure: go.Figure,
+    values: xr.DataArray,
+    x: str,
+    y: str,
+    *,
+    row: int = 1,
+    col: int = 1,
+    template: str = "%{z:.3g}",
+) -> None:
+    """A heat map of a matrix with labelled axes; all of a figure share its colours.
+
+    Args:
+        figure: made by ``make_subplots``.
+        values: with the dims ``x`` and ``y``.
+        x, y: which of them goes where.
+        row, col: the panel.
+        template: how a value is shown on hover.
+    """
+    figure.add_heatmap(
+        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis="coloraxis",
+        row=row, col=col, hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",
+    )  # fmt: skip
+
+
+def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:
+    """A colour axis around zero that colour-blind readers can tell apart: blue below, red above."""
+    sizes = np.abs(np.asarray(values, float))
+    most = float(sizes[np.isfinite(sizes)].max(initial=0)) or 1.0
+    bar = {"title": {"text": title, "side": "right"}, "thickness": 14, **colorbar}
+    return {"colorscale": "RdBu_r", "cmin": -most, "cmax": most, "colorbar": bar}
+
+
+def level(figure: go.Figure, x: Any, value: float, name: str, *, col: int = 1, legend: str = "legend",
+          in_legend: bool = True, colour: str = GREY) -> None:  # fmt: skip
+    """A dotted horizontal line from one end of x to the other, with a legend entry."""
+    x = np.asarray(x)
+    figure.add_scatter(
+        x=[x.min(), x.max()], y=[value] * 2, mode="lines", name=name,
+        line={"dash": "dot", "color": colour, "width": 1.5},
+        legend=legend, legendgroup=f"{legend} {name}", showlegend=in_legend, row=1, col=col,
+        hovertemplate="%{y:.4g}",
+    )  # fmt: skip
+
+
+def trained_line(figure: go.Figure, n_loops: int, col: int, *, log: bool = False) -> None:
+    """A vertical line at the loop count of the training; ``log`` where the axis is logarithmic."""
+    figure.add_vline(x=n_loops, line={"dash": "dot", "color": GREY, "width": 1}, col=col)
+    figure.add_annotation(
+        x=math.log10(n_loops) if log else n_loops, y=1, yref="y domain", text="trained", showarrow=False,
+        xanchor="left", yanchor="top", font={"size": 11, "color": GREY}, row=1, col=col,
+    )  # fmt: skip
+
+
+def log_errors(figure: go.Figure, title: str = QUERY_ERROR) -> None:
+    """Logarithmic error axes, the same in all panels."""
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power", matches="y")
+    figure.update_yaxes(title=title, col=1)
+
+
+def finish(figure: go.Figure, title: str) -> go.Figure:
+    """The common look; as high as the legend needs."""
+    entries = sum(trace.showlegend is not False and trace.legend in (None, "legend") for trace in figure.data)
+    wrapped = "<br>".join(textwrap.wrap(title, 120))
+    figure.update_layout(
+        template="plotly_white", title={"text": wrapped, "x": 0.01, "font": {"size": 15}},
+        margin={"t": 95, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
+        legend={"x": 1.005, "y": 1, "tracegroupgap": 3}, height=max(450, 23 * entries + 175),
+    )  # fmt: skip
+    return figure
+
+
+def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
+    """Write an interactive page, whole or not at all; a figure with a slider stands still.
+
+    Args:
+        figure: to write.
+        path: of the page.
+        alone: whether the page holds plotly's script, so that it can be sent by itself; else plotly.min.js must lie
+            beside it.
+
+    Raises:
+        LoopprobeError: it cannot be written.
+    """
+    page = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=True, auto_play=False)
+    with writing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool = False) -> list[Path]:
+    """Write the figures of a folder: one holds plotly's script itself, several share one file of it beside them.
+
+    Args:
+        figures: by the stem of their files.
+        folder: where to write; it must exist.
+        png: write pictures too.
+
+    Returns:
+        What was written.
+
+    Raises:
+        LoopprobeError: a file cannot be written, or no PNG can be made.
+    """
+    alone = len(figures) == 1
+    if not alone and figures:
+        write_script(folder)
+    paths = []
+    for stem, figure in figures.items():
+        write_html(figure, folder / f"{stem}.html", alone=alone)
+        paths.append(folder / f"{stem}.html")
+        if png:
+            write_png(figure, folder / f"{stem}.png")
+            paths.append(folder / f"{stem}.png")
+    return paths
+
+
+def write_script(folder: Path) -> None:
+    """Write plotly's script into a folder, unless it lies there."""
+    script, path = get_plotlyjs().encode(), folder / "plotly.min.js"
+    if path.is_file() and path.read_bytes() == script:
+        return
+    with writing(path) as partial:
+        partial.write_bytes(script)
+
+
+def require_png() -> None:
+    """Raise LoopprobeError where no PNG can be made: kaleido or a Chrome is not installed."""
+    _png(go.Figure(), width=16, height=16)
+
+
+def write_png(figure: go.Figure, path: Path) -> None:
+    """A picture, through kaleido and a Chrome.
+
+    Raises:
+        LoopprobeError: one of these is not installed, or the picture cannot be written.
+    """
+    picture = _png(figure, width=1100, height=max(520, figure.layout.height or 0), scale=2)
+    with writing(path) as partial:
+        partial.write_bytes(picture)
+
+
+def _png(figure: go.Figure, **size: int) -> bytes:
+    try:
+        import kaleido  # noqa: F401
+    except ImportError:
+        raise LoopprobeError("PNG needs kaleido: pip install 'loopprobe[png]'") from None
+    try:
+        return figure.to_image("png", **size)
+    except Exception as error:  # kaleido and choreographer raise many kinds
+        if "chrome" not in str(error).lower():
+            raise
+        raise LoopprobeError(
+            "PNG needs a Chrome or Chromium: install one, or name it in the environment variable BROWSER_PATH"
+        ) from None

@@ -1,0 +1,63 @@
+"""What the terminal shows: tables and sentences from results."""
+
+from loopprobe.show.tables.algorithms import align_table, decode_table
+from loopprobe.show.tables.common import lines_of, markdown, show_table
+from loopprobe.show.tables.inside import (
+    attention_table,
+    attribute_table,
+    exit_table,
+    fixed_points_table,
+    lens_table,
+    limits_models_table,
+    limits_table,
+    patch_table,
+    paths_table,
+    recover_table,
+)
+from loopprobe.show.tables.models import checkpoint_summary, checkpoint_table, checkpoint_tables, plan_table
+from loopprobe.show.tables.study import (
+    compare_table,
+    converge_table,
+    curves_table,
+    folds_table,
+    mask_difference_table,
+    mask_finding,
+    mask_models_table,
+    mask_modes_finding,
+    mask_modes_table,
+    mask_table,
+    shift_table,
+)
+
+__all__ = [
+    "align_table",
+    "attention_table",
+    "attribute_table",
+    "checkpoint_summary",
+    "checkpoint_table",
+    "checkpoint_tables",
+    "compare_table",
+    "converge_table",
+    "curves_table",
+    "decode_table",
+    "exit_table",
+    "fixed_points_table",
+    "folds_table",
+    "lens_table",
+    "limits_models_table",
+    "limits_table",
+    "lines_of",
+    "markdown",
+    "mask_difference_table",
+    "mask_finding",
+    "mask_models_table",
+    "mask_modes_finding",
+    "mask_modes_table",
+    "mask_table",
+    "patch_table",
+    "paths_table",
+    "plan_table",
+    "recover_table",
+    "shift_table",
+    "show_table",
+]

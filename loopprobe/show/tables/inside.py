@@ -1,0 +1,244 @@
+"""Tables of the probes that look inside the loop and at its long run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from loopprobe.dynamics.limits import Limit
+from loopprobe.dynamics.solve import Status
+from loopprobe.show.figures.mask import loops_to_show
+from loopprobe.show.tables.common import interval, titled, with_ends
+from loopprobe.support.statistics import bootstrap_mean
+
+
+def lens_table(data: xr.Dataset) -> Table:
+    """Error of the answer at the query, and its distance to the final answer: a row a lens and site."""
+    table = titled(f"{data.model.item()}: the answer at the query, read at every site")
+    table.caption = "squared error at the query / E(y²) [95 % bootstrap interval]; last column: of the final answer"
+    table.add_column("lens")
+    table.add_column("read")
+    shown = loops_to_show(data)
+    for loop in shown:
+        table.add_column(f"after {loop} loop{'s' * (loop > 1)}", justify="right")
+    table.add_column("distance to the final answer", justify="right")
+    for lens in data.lens.values:
+        for site in data.site.values:
+            at = data.sel(lens=lens, site=site)
+            cells = [with_ends(at.sel(loop=t), "query_error") for t in shown]
+            last = with_ends(at.isel(loop=-1), "query_to_final")
+            table.add_row(str(lens), str(site) if site == "input" else f"after {site}", *cells, last)
+    return table
+
+
+def attribute_table(data: xr.Dataset) -> Table:
+    """Share of the prediction at the query: a row a part, columns the last loops, and all earlier ones together."""
+    table = titled(f"{data.model.item()}: the prediction at the query, split by what was written in each loop")
+    table.caption = "share of the prediction [95 % bootstrap interval]; with initial state and offset they sum to 1"
+    table.add_column("part")
+    shown = [int(loop) for loop in data.loop.values[-3:]]
+    for loop in reversed(shown):
+        table.add_column(f"after {loop} loop{'s' * (loop > 1)}", justify="right")
+    table.add_column("all earlier", justify="right")
+    earlier = data.share.where(data.loop < shown[0], 0).sum("loop")
+    for component in data.component.values:
+        at = data.sel(component=component)
+        cells = [interval(*(at[part].sel(loop=loop) for part in ("share", "low", "high"))) for loop in reversed(shown)]
+        table.add_row(str(component), *cells, f"{float(earlier.sel(component=component)):.3g}")
+    return table
+
+
+def attention_table(data: xr.Dataset) -> Table:
+    """Where the query attends in the last loop, and the measures: a row a head."""
+    last = data.isel(loop=-1)
+    table = titled(f"{data.model.item()}: attention of the query's token in loop {int(last.loop)}")
+    even = ", ".join(f"{target} {float(data.uniform.sel(target=target)):.3g}" for target in data.target.values)
+    table.caption = (
+        f"mean over {json.loads(data.attrs['prompts'])['n_prompts']} prompts; even attention would give: {even}"
+    )
+    table.add_column("head")
+    for name in (*data.target.values, "mixing score", "concentration", "change"):
+        table.add_column(str(name), justify="right")
+    for layer in data.layer.values:
+        for head in data["head"].values:
+            at = last.sel(layer=layer, head=head)
+            numbers = [*at.mass.values, at.mixing_score, at.column_sum_concentration, at.change]
+            table.add_row(f"{layer}.{head}", *(f"{float(number):.3g}" for number in numbers))
+    return table
+
+
+def patch_table(data: xr.Dataset, most: int = 8) -> Table:
+    """The places whose patch has the largest effect, of every site."""
+    config = json.loads(data.attrs["config"])
+    correlations = {site: data.attrs.get(f"correlation_{site}", np.nan) for site in config["sites"]}
+    table = titled(f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']})")
+    cost = ""
+    if config["exact"]:
+        passes = data.attrs["seconds"] / data.attrs["clean_pass"]
+        cost = f"; {int(data.attrs['patches']):,} patches cost as much as {passes:,.0f} clean passes; correlation of "
+        cost += "effect and estimate: " + ", ".join(
+            f"{site} {'–' if np.isnan(value) else format(value, '.2f')}" for site, value in correlations.items()
+        )
+    table.caption = f"0: as the corrupted run, 1: as the clean one [95 % bootstrap interval]{cost}"
+    for name in ("site", "loops done", "layer", "head", "token", "effect", "estimate"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for site in config["sites"]:
+        values = data[site if config["exact"] else f"{site}_attribution"]
+        for flat in np.argsort(-np.abs(values.values), axis=None)[:most]:
+            where = dict(zip(values.dims, np.unravel_index(flat, values.shape), strict=True))
+            labels = {axis: str(values[axis].values[i]) for axis, i in where.items()}
+            at = data.isel(where)
+            effect = with_ends(at, site) if config["exact"] else "–"
+            places = (labels.get(axis, "–") for axis in ("loop", "layer", "head", "position"))
+            table.add_row(site, *places, effect, f"{float(at[f'{site}_attribution']):.3g}")
+    return table
+
+
+def limits_table(data: xr.Dataset) -> Table:
+    """Where states and predictions go in the long run: shares of tokens and points, a column a type of limit."""
+    types = data.limit.attrs["types"].split(", ")
+    prompts = data.sizes["followed"]
+    table = titled(f"{data.model.item()}: where it goes in {data.attrs['far']:,} loops")
+    settled = []
+    for what, values in (("states", data.state_settled), ("predictions", data.prediction_settled)):
+        reached = float(values.notnull().mean())
+        settled.append(f"{reached:.0%} of the {what}, after {float(values.median()):.0f} loops in the median")
+    within = f"Within {data.attrs['tolerance']:g} of the far value for good: {', '.join(settled)}"
+    table.caption = (
+        f"share of tokens or points, mean of {prompts} prompts [95 % bootstrap interval]. {within}. "
+        f"Mistaken on controls: {data.attrs['control_errors']}"
+    )
+    table.add_column("")
+    for name in types:
+        table.add_column(name, justify="right")
+    n_dims = json.loads(data.attrs["checkpoint"])["config"]["model"]["n_dims"]
+    few, many = f"fewer than {n_dims} examples", f"{n_dims} examples or more"
+    for what, values, examples in (
+        ("state", data.limit, data.position // 2),
+        ("prediction", data.prediction_limit, data.point),
+    ):
+        for where, chosen in ((few, examples < n_dims), (many, examples >= n_dims)):
+            at = values.values[:, chosen.values]
+            shares = np.stack([(at == i).mean(1) for i in range(len(types))])
+            cells = ["0" if not row.any() else interval(*bootstrap_mean(row)) for row in shares]
+            table.add_row(f"{what}, {where}", *cells)
+    return table
+
+
+def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Where the states and predictions of several models go: a row a model."""
+    table = titled("where states and predictions go")
+    prompts, loops = datasets[0].sizes["followed"], int(datasets[0].attrs["far"])
+    shares = f"shares of tokens and points, mean of {prompts} prompts [95 % bootstrap interval], in {loops:,} loops"
+    table.caption = f"{shares}; radius: the largest of a prompt's tokens, median"
+    for name in (
+        "model",
+        "tokens at a fixed point",
+        "on a cycle",
+        "unsettled",
+        "predictions at a fixed point",
+        "radius",
+    ):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for data in datasets:
+        states = [
+            bootstrap_mean((data.limit == kind).mean("position").values)
+            for kind in (Limit.FIXED, Limit.CYCLE, Limit.UNSETTLED)
+        ]
+        points = bootstrap_mean((data.prediction_limit == Limit.FIXED).mean("point").values)
+        radius = float(data.spectral_radius.max("position").median())
+        table.add_row(data.model.item(), *(interval(*row) for row in states), interval(*points), f"{radius:.3g}")
+    return table
+
+
+def exit_table(data: xr.Dataset) -> Table:
+    """Loops and error of every exit rule: a row a setting, and the loops for all prompts that give as low an error."""
+    table = titled(f"{data.model.item()}: early exit")
+    table.caption = (
+        f"mean of {data.sizes['example']} prompts; the last column: the fewest loops for all prompts alike whose error "
+        "is no higher"
+    )
+    for name in ("rule", "setting", "loops", "error", "for all alike"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    for i in range(data.sizes["rule_setting"]):
+        at = data.isel(rule_setting=i)
+        as_good = np.nonzero(data.by_budget.values <= float(at["mean"]))[0]
+        alike = str(int(data.loop[as_good[0]])) if len(as_good) else "–"
+        error = interval(at["mean"], at.low, at.high)
+        table.add_row(at.rule.item(), f"{at.setting.item():g}", f"{float(at.mean_loops):.1f}", error, alike)
+    return table
+
+
+def fixed_points_table(data: xr.Dataset) -> Table:
+    """Fixed points by whether the loop itself comes to rest: how many were found, how stable and how good they are."""
+    table = titled(f"{data.model.item()}: fixed points, {data.sizes['example']} prompts")
+    statuses, counts = np.unique(data.status.values, return_counts=True)
+    ends = "; ".join(f"{count} × {Status[name].value}" for name, count in zip(statuses, counts, strict=True))
+    table.caption = f"medians over prompts; error: squared at the query / E(y²), means. Searches: {ends}"
+    names = (
+        "prompts whose loop",
+        "number",
+        "found from the end",
+        "found from random",
+        "most distinct",
+        "loop ends there",
+    )
+    for name in (*names, "spectral radius", "singular value", "Lyapunov exponent", "error there", "error of the loop"):
+        table.add_column(name, justify="left" if name == names[0] else "right")
+    radius = np.hypot(data.eigenvalue_real, data.eigenvalue_imag).max("eigenvalue")
+    for moves, name in ((False, "comes to rest"), (True, "moves")):
+        chosen = np.nonzero(data.moves.values == moves)[0]
+        at, found = data.isel(example=chosen), data.status.values[chosen] == "FOUND"
+        if not len(chosen):
+            continue
+        of_prompts = (radius, data.singular_value, data.lyapunov)
+        medians = [float(values.isel(example=chosen).median()) for values in of_prompts]
+        from_random = f"{found[:, 1:].mean():.0%}" if found.shape[1] > 1 else "–"
+        table.add_row(
+            name, str(len(chosen)), f"{found[:, 0].mean():.0%}", from_random,
+            str(int(at["distinct"].max())), f"{float(at.limit_is_fixed.mean()):.0%}",
+            *(f"{value:.3g}" for value in medians), f"{float(at.error.isel(start=0).mean()):.3g}",
+            f"{float(at.loop_error.mean()):.3g}",
+        )  # fmt: skip
+    return table
+
+
+def recover_table(data: xr.Dataset) -> Table:
+    """What is left of a push in the prediction: a row a size and token, columns by loops since then."""
+    table = titled(f"{data.model.item()}: the state is pushed after {data.attrs['pushed_after']} loops")
+    table.caption = "root mean square of what it changed in the prediction at the query / √E(y²)"
+    last = int(data.after[-1])
+    shown = sorted({0, 1, 2, 5, 10, 20, last} & {int(t) for t in data.after})
+    for name in ("size", "token", *(f"{t} loops later" for t in shown), "half gone after"):
+        table.add_column(name, justify="right")
+    for size in data["size"].values:
+        for token in data.position.values:
+            moved = data.prediction_moved.sel(size=size, position=token).values
+            above = np.nonzero(moved > moved.max() / 2)[0]
+            half = f"{above[-1] + 1}" if above[-1] < last else "–"
+            cells = (f"{moved[t]:.2g}" for t in shown)
+            table.add_row(f"{size:g}", "all" if token == -1 else str(token), *cells, half)
+    return table
+
+
+def paths_table(data: xr.Dataset) -> Table:
+    """The limit of every layer, and how far apart the layers are."""
+    types = data.attrs["types"].split(", ")
+    table = titled(f"{data.model.item()}: the residual stream after each layer, in {int(data.loop[-1])} loops")
+    tokens = f"{data.sizes['followed']} prompts × {data.sizes['position']} tokens"
+    table.caption = f"shares of {tokens}; distance in the last loop, relative"
+    table.add_column("layer", justify="right")
+    for name in types:
+        table.add_column(name, justify="right")
+    for other in data.other_layer.values:
+        table.add_column(f"distance to {other}", justify="right")
+    for layer in data.layer.values:
+        limits = data.layer_limit.sel(layer=layer).values
+        shares = (f"{(limits == i).mean():.0%}" for i in range(len(types)))
+        apart = (f"{float(data.layer_distance.sel(layer=layer, other_layer=o)):.2f}" for o in data.other_layer.values)
+        table.add_row(str(layer), *shares, *apart)
+    return table

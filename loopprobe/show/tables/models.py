@@ -1,0 +1,104 @@
+"""Tables of checkpoints and grids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from loopprobe.config.schema import Config, TaskConfig
+from loopprobe.show.tables.common import titled
+from loopprobe.training.sweep import Planned
+
+Recorded = tuple[str, Config, dict[str, Any]]  # name, configuration, all that config.json records
+
+
+def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
+    """One table a kind of model."""
+    kinds: dict[str, list[Recorded]] = {}
+    for row in rows:
+        kinds.setdefault(_kind(row[1]), []).append(row)
+    return [checkpoint_table(members, kind) for kind, members in sorted(kinds.items())]
+
+
+def _kind(cfg: Config) -> str:
+    if cfg.model.n_loops == 1:
+        return "ordinary transformers"
+    if cfg.task != TaskConfig():
+        return "other tasks"
+    return "linear regression, one layer" if cfg.model.n_layers == 1 else "linear regression, several layers"
+
+
+def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
+    """One row a checkpoint: what it is and how good, with 95 % bootstrap intervals of the errors.
+
+    The best predictor is the error on the same prompts of the one that knows the task (``baselines.optimal``).
+    """
+    table = titled(title)
+    for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "best predictor", "steps"):
+        table.add_column(name, justify="left" if name in ("name", "task") else "right")
+    for name, cfg, tree in rows:
+        evaluation = tree["evaluation"] or {}
+        ends = zip(*(evaluation.get(part, []) for part in ("error", "error_low", "error_high")), strict=True)
+        errors = [f"{mean:.2g} [{low:.2g}, {high:.2g}]" for mean, low, high in ends]
+        at_b, far = (*errors, "–", "–")[:2]
+        window = str(cfg.train.loop_window) if cfg.train and cfg.model.n_loops > 1 else "–"
+        optimum = evaluation.get("optimum")
+        best = f"{round(optimum['error'], 9):.2g} ({optimum['name']})" if optimum else "–"
+        table.add_row(
+            name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, at_b, far, best,
+            f"{tree['step']:,}",
+        )  # fmt: skip
+    return table
+
+
+def _in_words(task: TaskConfig) -> str:
+    """``decision tree of depth 2``, ``linear regression, signs``."""
+    words = task.name.replace("_", " ")
+    words += f" of depth {task.depth}" if task.depth else ""
+    words += f": {', '.join(task.tables)}" if task.tables else ""
+    return words + (", signs" if task.labels == "sign" else "")
+
+
+def plan_table(planned: Iterable[Planned]) -> Table:
+    """What a sweep would do with each model."""
+    words = {"new": "train", "resume": "go on", "done": "is there", "differs": "is there, configured otherwise"}
+    table = titled("models of the grid")
+    for name in ("name", "steps", ""):
+        table.add_column(name)
+    for model in planned:
+        table.add_row(model.name, str(model.steps), words[model.status])
+    return table
+
+
+def checkpoint_summary(folder: Path, cfg: Config, tree: dict[str, Any]) -> str:
+    """Everything that is known of a checkpoint, as lines of text."""
+    lines = [f"{folder}"]
+    evaluation = tree["evaluation"]
+    if evaluation is None:
+        lines.append(f"in training: {tree['step']} steps done, {tree['wall_time_s']:.0f} s")
+    else:
+        for loop, mean, low, high in zip(
+            *(evaluation[key] for key in ("loops", "error", "error_low", "error_high")), strict=True
+        ):
+            lines.append(
+                f"error after {loop} loop{'s' * (loop > 1)}: {mean:.4g} [{low:.4g}, {high:.4g}] "
+                f"({evaluation['measure']}, {evaluation['n_prompts']} held-out prompts)"
+            )
+        lines.append(f"trained for {tree['step']} steps in {tree['wall_time_s']:.0f} s")
+    for title, part in (("model", cfg.model), ("task", cfg.task), ("train", cfg.train)):
+        if part is not None:
+            lines.append(f"\n[{title}]")
+            lines += [
+                f"{key} = {_compact(value)}" for key, value in dataclasses.asdict(part).items() if value is not None
+            ]
+    lines.append("\n[provenance]")
+    lines += [f"{key} = {value}" for key, value in tree["provenance"].items()]
+    return "\n".join(lines)
+
+
+def _compact(value: Any) -> Any:
+    return {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else value

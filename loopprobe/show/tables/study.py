@@ -1,0 +1,216 @@
+"""Tables and sentences of the study's probes and verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from loopprobe.probes.paired import mask_difference
+from loopprobe.show.figures.compare import baselines_of
+from loopprobe.show.figures.folds import rows_of
+from loopprobe.show.figures.mask import loops_to_show
+from loopprobe.show.figures.panels import by_prompts
+from loopprobe.show.tables.common import cell, error_table, interval, titled
+from loopprobe.support.statistics import moving_mean
+
+
+def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
+    """Error / E(y²) with its 95 % interval: a row for the clean run and each n, a column a loop count."""
+    table = titled(f"{data.model.item()}: {data.attrs['description']}")
+    table.caption = (
+        f"squared error at the query / E(y²), mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+    )
+    table.add_column("n", justify="right")
+    shown = loops_to_show(data, loops)
+    for loop in shown:
+        table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
+    for n in (None, *data.n.values):
+        parts = ("mean", "low", "high")
+        mean, low, high = (data[f"clean_{part}"] if n is None else data[part].sel(n=n) for part in parts)
+        cells = (interval(*(part.sel(loop=t) for part in (mean, low, high))) for t in shown)
+        table.add_row("clean" if n is None else str(n), *cells)
+    return table
+
+
+def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
+    """The errors with the first and with the last n kept, and their paired difference: a row an n.
+
+    Args:
+        first, last: of the mask probe, see ``mask_difference``.
+        loops: loop counts to show, three columns each; None: as trained and the last.
+    """
+    difference = mask_difference(first, last)
+    table = titled(f"{first.model.item()}: the first n against the last n {json.loads(first.attrs['config'])['unit']}s")
+    table.caption = (
+        f"squared error at the query / E(y²), mean of {difference.sizes['example']} prompts [95 % bootstrap interval]; "
+        "difference: first minus last, prompt by prompt"
+    )
+    table.add_column("n", justify="right")
+    shown = loops_to_show(difference, loops or (int(first.attrs["trained_loops"]), int(difference.loop[-1])))
+    for loop in shown:
+        for name in ("first", "last", "difference"):
+            table.add_column(f"{name}, {loop} loop{'s' * (loop > 1)}", justify="right")
+    parts = ("mean", "low", "high")
+    for n in difference.n.values:
+        cells = [cell(data, parts, n=n, loop=loop) for loop in shown for data in (first, last, difference)]
+        table.add_row(str(n), *cells)
+    clean = [
+        text for loop in shown
+        for text in (cell(first, [f"clean_{part}" for part in parts], loop=loop), "", "")
+    ]  # fmt: skip
+    table.add_row("clean", *clean)
+    return table
+
+
+def mask_modes_finding(first: xr.Dataset, last: xr.Dataset) -> str:
+    """One sentence: where first and last differ most after the last loop."""
+    end = mask_difference(first, last).isel(loop=-1)
+    largest = end.isel(n=abs(end["mean"]).argmax("n"))
+    text = interval(largest["mean"], largest.low, largest.high)
+    clean = float(first.clean_mean.sel(loop=int(end.loop)))
+    return (
+        f"{first.model.item()}: after {int(end.loop)} loops first minus last is largest with n = {int(largest.n)}: "
+        f"{text}; the error of the clean run is {clean:.3g}."
+    )
+
+
+def mask_difference_table(data: xr.Dataset) -> Table:
+    """The paired difference alone: a row an n, a column a loop count."""
+    table = titled(f"{data.model.item()}: {data.attrs['description']}")
+    table.caption = f"mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+    table.add_column("n", justify="right")
+    shown = loops_to_show(data)
+    for loop in shown:
+        table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
+    for n in data.n.values:
+        table.add_row(str(n), *(cell(data, ("mean", "low", "high"), n=n, loop=loop) for loop in shown))
+    return table
+
+
+def mask_finding(data: xr.Dataset) -> str:
+    """One sentence: what the mask costs after the last loop."""
+    last = data.isel(loop=-1)
+    clean, worst = float(last.clean_mean), last.isel(n=last["mean"].argmax("n"))
+    return (
+        f"After {int(last.loop)} loops the error is {clean:.3g} in the clean run and {float(worst['mean']):.3g} with "
+        f"n = {int(worst.n)} ({float(worst['mean']) / clean:.3g} times); predicting zero gives "
+        f"{data.attrs['zero_predictor']:.3g}."
+    )
+
+
+def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
+    """Error / E(y²) with its 95 % interval: a row a model, a column a loop count, the optimum last."""
+    last = min(int(data.loop[-1]) for data in datasets)
+    shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last] or [last]
+    table = error_table("error against the number of loops", datasets)
+    for loop in shown:
+        table.add_column(f"{loop} loops", justify="right")
+    table.add_column("optimum", justify="right")
+    for data in datasets:
+        cells = [interval(*(data[part].sel(loop=t) for part in ("mean", "low", "high"))) for t in shown]
+        table.add_row(data.model.item(), *cells, f"{float(data.optimum.mean()):.3g}, {data.attrs['optimum']}")
+    return table
+
+
+def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / E(y²) with its 95 % interval by in-context examples: a row a model, for the optimum, and a baseline.
+
+    Where labels are signs the last column is the accuracy at the query.
+    """
+    last = sorted({int(data.point[-1]) for data in datasets})
+    points = sorted({*(int(p) for p in np.linspace(0, last[-1], 5).round()), *last})
+    right = any("accuracy" in data for data in datasets)
+    table = error_table("error by in-context examples", datasets)
+    for column in ("parameters", *(f"{point} examples" for point in points), *(["accuracy"] if right else [])):
+        table.add_column(column, justify="right")
+    rows = [(_looped(data, int(data.attrs["loops"])), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
+    for words, members in by_prompts(datasets).items():
+        of = f" ({words})" if words else ""
+        rows.append((members[0].attrs["optimum"] + of, "", members[0], "optimum_"))
+        for name, data in baselines_of(members).items():
+            rows.append((f"{name}{of}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
+    for name, parameters, data, prefix in rows:
+        cells = [cell(data, [prefix + part for part in ("mean", "low", "high")], point=p) for p in points]
+        if right:
+            names = [f"{prefix}accuracy{part}" for part in ("", "_low", "_high")]
+            cells.append(cell(data, names, point=int(data.point[-1])))
+        table.add_row(name, parameters, *cells)
+    return table
+
+
+def _looped(data: xr.Dataset, loops: int) -> str:
+    return f"{data.model.item()}, {loops} loop{'s' * (loops > 1)}"
+
+
+def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / E(y²) at the query: a row a shift, a column a model after the loops of its training.
+
+    Looped models that are better in distribution than another model get a second column, after so few loops that they
+    are not: what is left of a difference out of distribution is not owed to that.
+    """
+    table = titled("error out of distribution")
+    prompts = datasets[0].sizes["example"]
+    table.caption = f"squared error at the query / E(y²), mean of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("prompts")
+    level = max(float(data["mean"].isel(shift=0, loop=-1)) for data in datasets)
+    columns: list[xr.Dataset] = []
+    for data in datasets:
+        trained = data.isel(loop=-1)
+        equal = data.isel(loop=int(np.abs(np.log(data["mean"].isel(shift=0).values / level)).argmin()))
+        columns += [trained] if int(equal.loop) == int(trained.loop) else [trained, equal]
+    for at in columns:
+        table.add_column(_looped(at, int(at.loop)), justify="right")
+    for shift in dict.fromkeys(str(s) for data in datasets for s in data["shift"].values):
+        cells = [
+            interval(*(at[part].sel(shift=shift) for part in ("mean", "low", "high"))) if shift in at["shift"] else "–"
+            for at in columns
+        ]
+        table.add_row(shift, *cells)
+    return table
+
+
+def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Accuracy at the query: a row a kind of model, on tables left out and on those trained on; a column a table."""
+    table = titled("tables of real data")
+    prompts, examples = datasets[0].sizes["example"], int(datasets[0].point[-1])
+    table.caption = f"right answers after {examples} examples, share of {prompts} prompts [95 % bootstrap interval]"
+    table.add_column("model")
+    names = [str(name) for name in datasets[0].table.values]
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows_of(datasets):
+        table.add_row(row.name, *(interval(*row.accuracy[name]) if name in row.accuracy else "–" for name in names))
+    return table
+
+
+def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Error / E(y²) with its 95 % interval: a row a model and loop count, a column an n."""
+    values = np.unique(np.concatenate([data.n.values for data in datasets]))
+    picked = values[np.unique(np.linspace(0, len(values) - 1, 8).round().astype(int))]
+    table = error_table("error by what is kept", datasets)
+    table.add_column("loops", justify="right")
+    for n in picked:
+        table.add_column(f"n = {n}", justify="right")
+    for data in datasets:
+        for loop in loops_to_show(data, (int(data.attrs["trained_loops"]), int(data.loop[-1]))):
+            cells = [cell(data, ("mean", "low", "high"), loop=loop, n=n) for n in picked]
+            table.add_row(data.model.item(), str(loop), *cells)
+    return table
+
+
+def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Smoothed training loss: a row a model, a column a fraction of its steps."""
+    table = titled("training loss")
+    table.caption = "squared error of the training prompts, mean over points, window and the last 100 steps"
+    for name in ("model", "steps", *(f"{percent} %" for percent in (10, 25, 50, 75, 100)), "seconds"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for data in datasets:
+        loss = moving_mean(data.loss.values, data.step.values)
+        at = [int(np.searchsorted(data.step, fraction * int(data.step[-1]))) for fraction in (0.1, 0.25, 0.5, 0.75, 1)]
+        cells = [f"{loss[i]:.3g}" for i in at]
+        table.add_row(data.model.item(), f"{int(data.step[-1]):,}", *cells, f"{float(data.seconds[-1]):.0f}")
+    return table

@@ -1,0 +1,317 @@
+"""Checkpoints: a folder with model.safetensors, config.json and metrics.jsonl; no pickle is ever written.
+
+A name is looked up as a path, then in ./runs, then among the checkpoints that ship with the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loopprobe.config.budget import require_model
+from loopprobe.config.schema import Config
+from loopprobe.errors import LoopprobeError
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.store.checkpoint_file import CONFIG, FORMAT, STATE, WEIGHTS, fit, read_json, read_tensors
+from loopprobe.support.device import known_device
+from loopprobe.support.provenance import provenance
+from loopprobe.support.storage import atomic, write_json
+from loopprobe.tasks import Prompts, held_out
+from loopprobe.tasks.tables import from_tables, load_table
+
+DEFAULT = "lr-b20-T10"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(repr=False)
+class Checkpoint:
+    """A trained model and what is known of it.
+
+    Attributes:
+        config: the resolved configuration.
+        model: the model, in eval mode.
+        step: training steps done.
+        wall_time_s: seconds of training.
+        evaluation: error on held-out prompts (see ``loopprobe.store.evaluate``); None while it trains.
+        provenance: versions, commit and device of the training.
+        name: the name or path that it was loaded under.
+        folder: where it was loaded from.
+        alias: its label, where the last part of its name does not tell it from others beside it.
+    """
+
+    config: Config
+    model: LoopedTransformer
+    step: int = 0
+    wall_time_s: float = 0.0
+    evaluation: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    folder: Path | None = None
+    alias: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The alias, or the last part of the name: for figures and files."""
+        return self.alias or Path(self.name).name or self.config.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def __repr__(self) -> str:
+        """Three lines: the model, its error, and its weights."""
+        model, train = self.config.model, self.config.train
+        window = f"T = {train.loop_window}" if train is not None else "trained elsewhere"
+        layers = f"{model.n_layers} layer{'s' * (model.n_layers > 1)}"
+        recorded = self.evaluation or {}
+        ends = [recorded.get(part) or [] for part in ("loops", "error", "error_low", "error_high")]
+        errors = [
+            f"{mean:.2g} [{low:.2g}, {high:.2g}] after {n} loops" for n, mean, low, high in zip(*ends, strict=True)
+        ]
+        return "\n".join([
+            f"{self.label}: {self.config.task.name.replace('_', ' ')}, {layers}, b = {model.n_loops}, {window}",
+            f"error at the query {', '.join(errors) or 'not measured'}; {self.step:,} steps",
+            f"weights {self.digest()}, {self.model.W_pos.dtype} on {self.device}".replace("torch.", ""),
+        ])  # fmt: skip
+
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the weights: which model this is."""
+        content = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            content.update(name.encode())
+            content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()[:16]
+
+    def held_out(self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None) -> Prompts:
+        """Prompts like those at the end of its training that no training saw, on the model's device: ``xs, ys = …``.
+
+        Args:
+            n_prompts: how many.
+            seed: which.
+            shift: draws them otherwise, see ``tasks.shifts``.
+
+        Raises:
+            LoopprobeError: no such shift, or the model has seen as many examples or dimensions as it can read.
+        """
+        model, train = self.config.model, self.config.train
+        points, dims = model.n_points, model.n_dims
+        if train is not None:
+            assert train.points.end is not None
+            assert train.dims.end is not None
+            unseen = {"more_examples": points > train.points.end, "more_dims": dims > train.dims.end}
+            if not unseen.get(str(shift), True):
+                raise LoopprobeError(
+                    f"{self.label} was trained with all the {points} points and {dims} dimensions that it can read: "
+                    f"shift {shift!r} needs a model that was trained with fewer"
+                )
+            points = points if shift == "more_examples" else train.points.end
+            dims = dims if shift == "more_dims" else train.dims.end
+        return held_out(self.config.task, n_prompts, points, model.n_dims, seed, active_dims=dims, shift=shift).to(
+            self.device
+        )
+
+    def more_like(self, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
+        """Prompts as in training, with as many points as these, that what reads states at every token is fitted on."""
+        train = self.config.train
+        longer = train is not None and prompts.ys.shape[1] > (train.points.end or 0)
+        return self.held_out(n_prompts, seed, "more_examples" if longer else None)
+
+    def from_table(self, name: str, target: str | None = None, n_prompts: int = 1280, seed: int = 0) -> Prompts:
+        """Prompts from a table of real data, at the scale of the labels that the model was trained on.
+
+        Args:
+            name, target: of the table and its label, see ``tasks.tables.load_table``.
+            n_prompts: how many, from the half of the rows that no training draws from.
+            seed: which.
+
+        Raises:
+            LoopprobeError: the table cannot be used, or has too few rows.
+        """
+        model, train = self.config.model, self.config.train
+        points = train.points.end if train and train.points.end else model.n_points
+        generator = torch.Generator().manual_seed(2**31 + seed)
+        scale = self.config.task.scale(model.n_dims)
+        prompts = from_tables([load_table(name, target)], n_prompts, points, model.n_dims, generator, scale=scale)
+        origin = prompts.origin | {"held_out_seed": seed, "n_prompts": n_prompts}
+        return dataclasses.replace(prompts, origin=origin).to(self.device)
+
+
+def shipped_folder() -> Path:
+    """Where the shipped checkpoints lie: inside an installed wheel, or at the top of the clone."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "_checkpoints"
+    return installed if installed.is_dir() else package.parent / "checkpoints"
+
+
+def names() -> dict[str, Path]:
+    """Every checkpoint that can be loaded by name here: those in ./runs go before shipped ones."""
+    found = {}
+    for folder in (shipped_folder(), Path("runs")):
+        for path in sorted(folder.glob(f"*/{CONFIG}")):
+            found[path.parent.name] = path.parent
+    return found
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a checkpoint, from its path or its name.
+
+    Raises:
+        LoopprobeError: there is none; the message names the nearest.
+    """
+    with suppress(OSError):  # of a name that is too long for a path
+        if (path := Path(name)).is_dir():
+            return path
+    known = names()
+    if str(name) in known:
+        return known[str(name)]
+    near = difflib.get_close_matches(str(name), known, n=3) or list(known)
+    hint = f"did you mean {' or '.join(near)}?" if near else "there is none here: train one with `loopprobe train`"
+    raise LoopprobeError(f"no checkpoint is called {str(name)[:100]!r}: {hint}")
+
+
+def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu") -> LoopedTransformer:
+    """Load a model by name or path, ready to run."""
+    return load_checkpoint(name, device).model
+
+
+def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cpu") -> Checkpoint:
+    """Load a model with its configuration and history.
+
+    Raises:
+        LoopprobeError: it is missing, damaged, of a newer version or too large for the memory, its weights do not fit
+            its configuration or are not finite, or there is no such device.
+    """
+    known_device(str(device))
+    folder = find(name)
+    config, tree = read_json(folder)
+    require_model(config.model)
+    tensors = read_tensors(folder / WEIGHTS)
+    reason = f"{CONFIG} and {WEIGHTS} are of different models"
+    layers = {int(part[1]) for key in tensors if (part := key.split("."))[0] == "blocks" and part[1].isdecimal()}
+    if len(layers) != config.model.n_layers:  # before a thousand layers are made for nothing
+        raise LoopprobeError(
+            f"{folder / WEIGHTS} does not fit: it has {len(layers)} layers and {CONFIG} has n_layers = "
+            f"{config.model.n_layers}; {reason}"
+        )
+    model = LoopedTransformer(config.model)
+    fit(model, tensors, folder / WEIGHTS, reason)
+    return Checkpoint(
+        config,
+        _moved(model, device).eval(),
+        step=tree["step"],
+        wall_time_s=tree["wall_time_s"],
+        evaluation=tree["evaluation"],
+        provenance=tree["provenance"],
+        name=str(name),
+        folder=folder,
+    )
+
+
+def save(checkpoint: Checkpoint, folder: Path, *, weights: bool = True) -> None:
+    """Write model.safetensors and config.json into an existing folder, each whole or not at all.
+
+    Args:
+        checkpoint: what is written.
+        folder: where to.
+        weights: False writes config.json alone, beside weights that are there.
+    """
+    model = checkpoint.model
+    parameter = next(model.parameters())
+    if weights:
+        with atomic(folder / WEIGHTS) as partial:
+            save_file(_contiguous(model.state_dict()), partial)
+    recorded = checkpoint.provenance or provenance(parameter.device, parameter.dtype)
+    write_json(
+        folder / CONFIG,
+        {
+            "format": FORMAT,
+            "config": checkpoint.config.to_dict(),
+            "step": checkpoint.step,
+            "wall_time_s": checkpoint.wall_time_s,
+            "evaluation": checkpoint.evaluation,
+            "provenance": recorded,
+        },
+    )
+
+
+# The state of a run in training
+
+
+def save_state(
+    folder: Path,
+    model: LoopedTransformer,
+    optimizers: list[torch.optim.Optimizer],
+    generator: torch.Generator,
+    step: int,
+    seconds: float,
+    pending: Float[Tensor, "step 2"],
+) -> None:
+    """Write all that the next training step and the next row of metrics depend on, whole or not at all."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {"generator": generator.get_state(), "pending": pending}
+    for i, optimizer in enumerate(optimizers):
+        for parameter, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{parameter}.{key}": value for key, value in values.items()}
+    with atomic(folder / STATE) as partial:
+        save_file(_contiguous(tensors), partial, metadata={"step": str(step), "seconds": str(seconds)})
+
+
+def read_state(
+    folder: Path,
+    model: LoopedTransformer,
+    optimizers: list[torch.optim.Optimizer],
+    generator: torch.Generator,
+) -> tuple[int, float, Float[Tensor, "step 2"]] | None:
+    """Put a saved state back in place; returns its step, its seconds and what was pending, or None if there is none."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    tensors = read_tensors(path)
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    fit(model, weights, path, f"it is not of the model in {CONFIG}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        generator.set_state(tensors["generator"])
+        for i, optimizer in enumerate(optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                kind, *rest = name.split(".")
+                if kind == "optimizer" and int(rest[0]) == i:
+                    state.setdefault(int(rest[1]), {})[rest[2]] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        pending = tensors.get("pending", torch.empty(0, 2))  # states of earlier versions have written it as a row
+        return int(metadata["step"]), float(metadata["seconds"]), pending
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise LoopprobeError(f"{path} is damaged ({error!r}): train the model again with --overwrite") from None
+
+
+def remove_state(folder: Path) -> None:
+    """Delete the training state of a run that has ended."""
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def _moved(model: LoopedTransformer, device: str | torch.device) -> LoopedTransformer:
+    try:
+        moved: LoopedTransformer = model.to(device)
+        return moved
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LoopprobeError(f"device {str(device)!r} is not available here ({reason}): use cpu") from None
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -1,0 +1,102 @@
+"""Reading the files of a checkpoint, with one clear line where something is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loopprobe.config.schema import Config
+from loopprobe.config.strict import build, configuration
+from loopprobe.errors import LoopprobeError
+from loopprobe.model.looped import LoopedTransformer
+
+FORMAT = 1  # of config.json; raised when an older reader would misread it
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights
+WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.safetensors"
+
+
+@configuration
+class Record:
+    """What config.json records, and of which types."""
+
+    format: int
+    config: dict[str, Any]
+    step: NonNegativeInt
+    wall_time_s: NonNegativeFloat
+    evaluation: dict[str, Any] | None
+    provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.evaluation:
+            return
+        measured = [self.evaluation.get(part, []) for part in ("loops", "error", "error_low", "error_high")]
+        numbers = all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in measured)
+        if not numbers or len({len(values) for values in measured}) > 1:
+            raise LoopprobeError("evaluation must hold equally many numbers of loops and errors: restore the file")
+
+
+def read_json(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration of a checkpoint and everything that its config.json records, without the weights."""
+    path = folder / CONFIG
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError("it is no table of keys and values")
+        version = tree["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise LoopprobeError(
+                f"{path} has format {version} but this loopprobe reads up to {FORMAT}: upgrade loopprobe"
+            )
+        record = build(Record, {field.name: tree[field.name] for field in dataclasses.fields(Record)})
+        return build(Config, record.config), tree
+    except FileNotFoundError:
+        raise LoopprobeError(f"{folder} is no checkpoint: it has no {CONFIG}; give another name or path") from None
+    except RecursionError:
+        raise LoopprobeError(f"{path} is damaged (nested too deeply): restore it or train the model again") from None
+    except LoopprobeError as error:
+        raise LoopprobeError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise LoopprobeError(f"{path} is damaged ({error!r}): restore it or train the model again") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise LoopprobeError(f"{path} is missing: restore it or train the model again") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise LoopprobeError(f"{path} is damaged ({error}): restore it or train the model again") from None
+
+
+def fit(model: LoopedTransformer, tensors: dict[str, Tensor], path: Path, reason: str) -> None:
+    """Load weights that must match the model's names and shapes exactly."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise LoopprobeError(
+                f"{path} does not fit: {name} is {found.get(name, 'missing')} there and "
+                f"{expected.get(name, 'not expected')} in the model; {reason}"
+            )
+    for name, tensor in sorted(tensors.items()):
+        if tensor.dtype not in DTYPES:
+            raise LoopprobeError(
+                f"{path} does not fit: {name} holds {str(tensor.dtype).removeprefix('torch.')}, weights are float16, "
+                "bfloat16, float32 or float64; convert it"
+            )
+        if bad := int((~tensor.isfinite()).sum()):
+            raise LoopprobeError(
+                f"{path} is damaged: {bad} of the {tensor.numel()} values of {name} are NaN or infinite; restore it or "
+                "train the model again"
+            )
+    model.to(functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values())))
+    model.load_state_dict(tensors)

@@ -1,0 +1,72 @@
+"""The error of a model on held-out prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loopprobe.config.schema import Config
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.reference.baselines.optimal import optimum
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.support.statistics import bootstrap_mean
+from loopprobe.tasks import Prompts
+
+
+def chunk_size(device: torch.device) -> int:
+    """Prompts to run at once: on a CPU, more than these fall out of the cache and take twice as long each."""
+    return 64 if device.type == "cpu" else 4096
+
+
+def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
+    """Squared error at the query, divided by E(y²), after every loop: 1 is the zero predictor's on average."""
+    with torch.no_grad():
+        chunks = [
+            batch.errors(model(*batch, n_loops))[..., -1] for batch in prompts.split(chunk_size(prompts.xs.device))
+        ]
+    return torch.cat(chunks, dim=1)
+
+
+def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, far: int | None = None) -> dict[str, Any]:
+    """Measure the error at the query / E(y²) with its 95 % bootstrap interval after the trained loop count.
+
+    Beside it stands the error on the same prompts of the best predictor that knows the task (``baselines.optimal``).
+
+    Args:
+        checkpoint: the model.
+        n_prompts: held-out prompts.
+        seed: of these prompts.
+        far: also after so many loops, for a looped model; it takes as much longer as there are more loops.
+
+    Returns:
+        Plain data, as config.json records it.
+    """
+    trained = checkpoint.config.model.n_loops
+    loops = [trained] if far is None or trained == 1 else sorted({trained, far})
+    prompts = checkpoint.held_out(n_prompts, seed)
+    errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
+    mean, low, high = bootstrap_mean(errors.cpu().numpy())
+    name, best = optimum(prompts, checkpoint.config.task)
+    return {
+        "measure": "squared error at the query / E(y²)",
+        "n_prompts": n_prompts,
+        "seed": seed,
+        "loops": loops,
+        "error": mean.tolist(),
+        "error_low": low.tolist(),
+        "error_high": high.tolist(),
+        "optimum": {"name": name, "error": prompts.errors(best)[:, -1].mean().item()},
+    }
+
+
+def prompts_after_training(config: Config) -> int:
+    """How many prompts the evaluation at the end of a training takes: 1,280, or fewer where that is above 5 % of it.
+
+    A prompt that is evaluated runs forward alone, which is at most a third of the work of one that is trained on; a
+    tenth of the prompts of the training is thus below 4 %.
+    """
+    assert config.train is not None
+    return int(min(1280, max(16, config.train.steps * config.train.batch_size // 10)))

@@ -1,0 +1,94 @@
+"""The evidence of claims: the datasets of the saved questions, by kind of model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from numpy import ndarray
+
+from loopprobe.config.schema import TrainConfig
+from loopprobe.study.verdicts import Finding
+
+Evidence = Mapping[str, Sequence[xr.Dataset]]
+Claim = tuple[str, str, Callable[[Evidence], Iterator[Finding]]]  # section, words, and what decides
+# The saved questions that claims read: the names of their files.
+R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge"
+R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
+R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE = "r8_classes", "r8_decode", "r8_folds", "r9_converge"
+QUESTIONS = (
+    R1_COMPARE, R2_CONVERGE, R3_CONVERGE, R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES,
+    R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE,
+)  # fmt: skip
+EQUAL = 1.25  # two errors are about equal within this factor
+MORE = 0.01  # a share is larger when it is so by a hundredth at least
+
+
+class MissingQuestionError(LookupError):
+    """A claim reads a question that is not among the evidence; the argument is its name."""
+
+
+def answers(evidence: Evidence, question: str) -> Sequence[xr.Dataset]:
+    """Return the datasets of a question, none where none of its checkpoints is there.
+
+    Raises:
+        MissingQuestionError: the question is not among the evidence.
+    """
+    if question not in evidence:
+        raise MissingQuestionError(question)
+    return evidence[question]
+
+
+@dataclass(frozen=True, order=True)
+class Kind:
+    """A model without its seed."""
+
+    task: str
+    layers: int
+    loops: int
+    window: int
+    grown: bool
+    steps: int
+    loss: str = TrainConfig.loss
+
+    def __str__(self) -> str:
+        parts = ["noisy"] if self.task.startswith("noisy") else []
+        parts += [f"L {self.layers}"] if self.layers > 1 else []
+        parts += ["b grown"] if self.grown else [f"b {self.loops}"]
+        parts += [f"T {self.window}"]
+        parts += [f"{self.steps} steps"] if self.steps != TrainConfig.steps else []
+        parts += [f"{self.loss} loss"] if self.loss != TrainConfig.loss else []
+        return ", ".join(parts)
+
+
+def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
+    """Sort datasets by kind, seeds together and in order."""
+    seeds: dict[Kind, list[tuple[int, xr.Dataset]]] = {}
+    for data in datasets:
+        cfg = json.loads(data.attrs["checkpoint"])["config"]
+        train: dict[str, Any] = cfg["train"] or {}
+        kind = Kind(
+            cfg["task"]["name"], cfg["model"]["n_layers"], cfg["model"]["n_loops"], train.get("loop_window", 0),
+            train.get("loops", {}).get("kind", "constant") != "constant", train.get("steps", 0),
+            train.get("loss", TrainConfig.loss),
+        )  # fmt: skip
+        seeds.setdefault(kind, []).append((train.get("seed", 0), data))
+    return {
+        kind: [data for _, data in sorted(pairs, key=lambda pair: pair[0])] for kind, pairs in sorted(seeds.items())
+    }
+
+
+def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Float[ndarray, "seed example"]:
+    """Query errors after ``loop`` loops; None: after the last."""
+    chosen = [data.error.isel(loop=-1) if loop is None else data.error.sel(loop=loop) for data in datasets]
+    return np.stack([errors.values for errors in chosen])
+
+
+def by_loops(found: Mapping[Kind, Any], window: int) -> dict[int, Kind]:
+    """Sort the kinds of one study window T by b; a window above the loop count is the loop count."""
+    return {k.loops: k for k in found if k.loops > 1 and not k.grown and k.window == min(window, k.loops)}

@@ -1,0 +1,108 @@
+"""Answers of the saved questions to one HTML page with figures, tables and verdicts, to findings.md and report.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.io
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+import loopprobe
+from loopprobe.probes.dataset import writing
+from loopprobe.show.present import figures_of, tables_of
+from loopprobe.show.tables import lines_of
+from loopprobe.study.claims import verdicts
+from loopprobe.study.saved import Answered
+from loopprobe.study.verdicts import STATUSES, Verdict
+
+
+def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
+    """Write index.html, which can be sent by itself, and the verdicts as findings.md and report.json.
+
+    Args:
+        answers: by the name of the question.
+        folder: where to write; it must exist.
+
+    Returns:
+        The verdicts, every claim of the study in its order.
+
+    Raises:
+        LoopprobeError: a file cannot be written.
+    """
+    decided = verdicts({name: answered.datasets for name, answered in answers.items()})
+    sections = [
+        _section(section, {n: a for n, a in answers.items() if a.saved.section == section}, decided)
+        for section in dict.fromkeys(answered.saved.section for answered in answers.values())
+    ]
+    prompts = sorted(
+        {data.sizes["example"] for a in answers.values() for data in a.datasets if "example" in data.sizes}
+    )
+    span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
+    made = f"Made by loopprobe {loopprobe.__version__}, {span} held-out prompts a model."
+    holds = {"made": made, "verdicts": decided, "sections": sections, "statuses": STATUSES}
+    record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
+    texts = {
+        "index.html": _render("report.html", holds | {"script": Markup(get_plotlyjs())}),
+        "findings.md": _render("findings.md", holds),
+        "report.json": json.dumps(record, indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        with writing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return decided
+
+
+def _render(name: str, holds: Mapping[str, Any]) -> str:
+    template = resources.files("loopprobe.study") / "templates" / name
+    environment = jinja2.Environment(
+        autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(holds).strip() + "\n"
+
+
+def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdict]) -> dict[str, Any]:
+    title = next(iter(answers.values())).saved.title.split(":")[0]
+    return {
+        "name": name,
+        "title": title,
+        "parts": [_part(question, answered) for question, answered in answers.items() if answered.datasets],
+        "verdicts": [verdict for verdict in decided if verdict.section == name],
+    }
+
+
+def _part(name: str, answered: Answered) -> dict[str, Any]:
+    figures = figures_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
+    config = {"responsive": True, "displaylogo": False}
+    options: dict[str, Any] = {
+        "full_html": False, "include_plotlyjs": False, "auto_play": False, "config": config,
+    }  # fmt: skip
+    return {
+        "name": name,
+        "asks": answered.saved.asks,
+        "figures": [
+            Markup(plotly.io.to_html(figure, div_id=f"{stem}-{name}", **options)) for stem, figure in figures.items()
+        ],
+        "missing": answered.missing,
+        "models": [data.model.item() for data in answered.datasets],
+        "prompts": json.loads(answered.datasets[0].attrs["prompts"])["n_prompts"],
+        "tables": [
+            {"lines": lines_of(table), "caption": table.caption or ""}
+            for table in tables_of(answered.saved.probe, answered.datasets)
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,165 @@
+"""Saved questions: a TOML file each under probes/, with its title, its probe, its checkpoints and its options.
+
+The answer of a question lies in a folder of datasets, one a model, and is reused while nothing of the question,
+the model and the version of loopprobe has changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+from pydantic import Field
+
+from loopprobe.config.sources import read_toml
+from loopprobe.config.strict import build, configuration
+from loopprobe.errors import LoopprobeError
+from loopprobe.probes.dataset import attributes, read_dataset, write_dataset
+from loopprobe.probes.questions import PROBES, Prepared, Question, as_answered, prepare
+from loopprobe.store.checkpoint import load_checkpoint, names
+from loopprobe.study.shipped import study_folder, toml_files
+from loopprobe.support.cluster import Processes, RayPool
+from loopprobe.support.storage import claim_shared
+from loopprobe.types import Progress
+
+
+@configuration
+class Saved:
+    """A question as its file has it.
+
+    Attributes:
+        section: of the report; needed there alone.
+        title, asks: for the reader.
+        probe, checkpoints, options, prompts, seed: see ``Question``.
+        by: what makes a panel of its figure (``figures.panels``).
+        quick: options and ``prompts`` that replace the others in a quick run.
+    """
+
+    section: str
+    title: str
+    asks: str
+    probe: str
+    checkpoints: tuple[str, ...]
+    options: dict[str, Any] = Field(default_factory=dict)
+    prompts: int = 1280
+    seed: int = 0
+    shift: str | None = None
+    data: str | None = None
+    target: str | None = None
+    by: Literal["window", "layers", "loss"] = "window"
+    quick: dict[str, Any] = Field(default_factory=dict)
+
+    def question(self, quick: bool = False) -> Question:
+        """The question, or its quick form."""
+        changed = dict(self.quick) if quick else {}
+        prompts = changed.pop("prompts", self.prompts)
+        tree = {"probe": self.probe, "checkpoints": self.checkpoints, "options": self.options | changed}
+        same = {name: getattr(self, name) for name in ("seed", "shift", "data", "target")}
+        return build(Question, tree | same | {"prompts": prompts})
+
+
+def read_saved(path: Path) -> Saved:
+    """Read and check a saved question.
+
+    Raises:
+        LoopprobeError: there is none, a key is missing, or a key or a probe is not known.
+    """
+    tree = read_toml(path, "saved question")
+    needed = [
+        field.name
+        for field in dataclasses.fields(Saved)
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in needed if name not in tree]:
+        raise LoopprobeError(f"{path} has no {' and no '.join(missing)}: add {missing[0]} = … at its top")
+    saved = build(Saved, tree)
+    if saved.probe not in PROBES:
+        raise LoopprobeError(f"{path} asks the probe {saved.probe!r}: choose from {', '.join(PROBES)}")
+    return saved
+
+
+def saved_questions(folder: Path | None = None) -> dict[str, Saved]:
+    """All saved questions of a folder by name, in the order of their names; None: those of the study.
+
+    Raises:
+        LoopprobeError: there are none, or one cannot be read.
+    """
+    return {path.stem: read_saved(path) for path in toml_files(folder or study_folder())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A question with its answer.
+
+    Attributes:
+        saved: the question.
+        datasets: one a checkpoint that is there.
+        missing: checkpoints that are not.
+    """
+
+    saved: Saved
+    datasets: list[xr.Dataset]
+    missing: tuple[str, ...]
+
+
+def answer_saved(
+    saved: Mapping[str, Saved],
+    folder: Path,
+    *,
+    quick: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+    pool: Processes | RayPool | None = None,
+) -> dict[str, Answered]:
+    """Answer questions for the checkpoints that are there, reusing what ``folder`` holds of the same.
+
+    Args:
+        saved: questions by name.
+        folder: of the answers, one folder a question.
+        quick: their quick forms.
+        device: where the models are, unless a pool has them elsewhere.
+        progress, pool: see ``questions.answer``.
+
+    Returns:
+        The answers, by the names of the questions.
+    """
+    known = names()
+    load = functools.cache(load_checkpoint)  # a model once for all questions
+    asked: dict[str, dict[Path, Prepared]] = {}
+    missing: dict[str, tuple[str, ...]] = {}
+    for name, one in saved.items():
+        question = one.question(quick)
+        there = tuple(model for model in question.checkpoints if model in known or Path(model).is_dir())
+        missing[name] = tuple(model for model in question.checkpoints if model not in there)
+        prepared = prepare(dataclasses.replace(question, checkpoints=there), device, load)
+        asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
+    everything = {path: p for paths in asked.values() for path, p in paths.items()}
+    with ExitStack() as claims:
+        for name, paths in asked.items():
+            claims.callback(claim_shared(folder / name, *(path.name for path in paths)).release)
+        answers = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
+        todo = [path for path in everything if path not in answers]
+        for i, data in as_answered([everything[path] for path in todo], progress, pool):
+            write_dataset(data, todo[i])  # at once: an interrupted run keeps what it has
+            answers[todo[i]] = data
+    return {name: Answered(one, [answers[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
+
+
+def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
+    """The answer that a file holds, where it is that of the prepared question; a damaged file holds none."""
+    try:
+        data = read_dataset(path)
+        version = json.loads(data.attrs["provenance"])["loopprobe"]
+    except (LoopprobeError, KeyError, TypeError, ValueError):
+        return None
+    wanted = attributes(prepared.probe, prepared.checkpoint, prepared.prompts, prepared.config)
+    same: Mapping[str, Any] = {key: data.attrs.get(key) for key in wanted if key != "provenance"}
+    is_same = all(same[key] == wanted[key] for key in same) and str(data.model.item()) == prepared.checkpoint.label
+    return data if is_same and version == json.loads(wanted["provenance"])["loopprobe"] else None

@@ -1,0 +1,261 @@
+"""Jobs in processes of this machine, or on a Ray cluster, through the interface of ``concurrent.futures``.
+
+Ray finds its cluster by itself: the one named by RAY_ADDRESS, else one that runs on this machine, else a new one of
+this machine alone. What workers write is gathered on the driver's disk, so that nothing needs to be shared: a worker
+sends the files of its run whenever they change, and one that takes over from a dead one is given them first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import wait as _wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.support.memory import keep_freed_memory
+from loopprobe.support.storage import MANIFEST, atomic, claim_shared, new_folder, owned
+
+RETRIES = 3  # of a job whose worker died
+PATIENCE = 120.0  # seconds that interrupted jobs have to save what they have
+
+
+class Keeper:
+    """Holds the folders of runs on the driver's disk; as a Ray actor, for workers that may be elsewhere."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+
+    def put(self, name: str, files: dict[str, bytes], names: list[str]) -> None:
+        """Write the files that changed, each whole or not at all, and delete those that are no longer there."""
+        folder = self.root / name
+        if not (folder / MANIFEST).exists():
+            claim_shared(folder).release()
+        for file, content in files.items():
+            with atomic(folder / file) as partial:
+                partial.write_bytes(content)
+        ours = owned(folder)
+        for path in _files(folder):
+            if path.name in ours and path.name not in names:
+                path.unlink()
+
+    def get(self, name: str) -> dict[str, bytes]:
+        """All files of a run."""
+        return {path.name: path.read_bytes() for path in _files(self.root / name)}
+
+
+@contextmanager
+def kept(keeper: Any, name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A local folder that is filled with what the keeper has of a run, and a function that sends what changed since.
+
+    What is there at the end is sent too, whether the block ends well or not.
+    """
+    import ray
+
+    with tempfile.TemporaryDirectory() as root:
+        folder = new_folder(Path(root) / name)
+        sent: dict[str, int] = {}
+        for file, content in ray.get(keeper.get.remote(name)).items():
+            with atomic(folder / file) as partial:
+                partial.write_bytes(content)
+            sent[file] = (folder / file).stat().st_mtime_ns
+
+        def send() -> None:
+            times = {path.name: path.stat().st_mtime_ns for path in _files(folder)}
+            changed = {file: (folder / file).read_bytes() for file, time in times.items() if sent.get(file) != time}
+            if changed or times.keys() != sent.keys():
+                ray.get(keeper.put.remote(name, changed, list(times)))
+            sent.clear()
+            sent.update(times)
+
+        try:
+            yield folder, send
+        finally:
+            send()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+
+
+class Processes(ProcessPoolExecutor):
+    """An executor whose jobs are processes of this machine, each of which does one job after the other.
+
+    Args:
+        workers: jobs at a time, among which the machine's threads are divided.
+        device: what the jobs compute on, see ``train.pick_device``.
+    """
+
+    def __init__(self, workers: int, *, device: str = "auto") -> None:
+        # spawn: a forked child would inherit torch's thread pool in an unusable state
+        super().__init__(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.device = device
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a job when there is room for it."""
+        return super().submit(_work, fn, args, kwargs)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
+        """Wait for the jobs; after an error or Ctrl-C end the processes of this pool."""
+        if kind is not None:
+            _end(self)
+        return super().__exit__(kind, *rest)
+
+
+class FreshProcesses(Executor):
+    """An executor that gives every job a process of its own, and a new one where that is killed.
+
+    Args:
+        workers: jobs at a time, among which the machine's threads are divided.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self._waiters = ThreadPoolExecutor(workers)
+        self._pools: set[ProcessPoolExecutor] = set()
+        self._ending = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a job when there is room for it; it must be one that can be started again where it was killed."""
+        return self._waiters.submit(self._tried, fn, args, kwargs)
+
+    def _tried(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for _ in range(RETRIES):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+                self._pools.add(pool)
+                try:
+                    return pool.submit(_work, fn, args, kwargs).result()
+                except (BrokenProcessPool, KeyboardInterrupt):  # killed, or asked to end and saved
+                    if self._ending:
+                        raise KeyboardInterrupt from None
+                finally:
+                    self._pools.discard(pool)
+        raise LoopprobeError(f"its process was killed {RETRIES} times, perhaps for want of memory: use fewer --workers")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """Wait for the jobs; after an error or Ctrl-C interrupt them, so that they save what they have."""
+        self.shutdown(cancel_futures=kind is not None)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for the jobs; with ``cancel_futures``, those that run are interrupted and the others never start."""
+        if cancel_futures and not self._ending:
+            self._ending = True
+            for pool in list(self._pools):
+                _end(pool)
+        self._waiters.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool by SIGTERM, at which a training saves."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
+def _start_worker() -> None:
+    """Set up a worker process: the parent ends it, and it keeps freed memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+
+
+def _work(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do a job in a worker; where the parent has died meanwhile, end this process, as nobody waits for the result."""
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        if (parent := parent_process()) is not None and not parent.is_alive():
+            os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, which may have been killed, and end this process: a training saves first."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class RayPool(Executor):
+    """An executor whose jobs are Ray tasks.
+
+    Args:
+        cpus: of one job; also its torch threads.
+        gpus: of one job, as a fraction where several share one.
+
+    Raises:
+        LoopprobeError: Ray is not installed, or no node of the cluster has what a job needs.
+    """
+
+    def __init__(self, cpus: float = 1, gpus: float = 0) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise LoopprobeError("the engine ray needs Ray: pip install 'loopprobe[ray]'") from None
+        self.ray: Any = ray
+        self.threads, self.device = max(1, int(cpus)), "auto"
+        self.references: dict[Future[Any], Any] = {}
+        self.started = not ray.is_initialized()
+        if self.started:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        wanted = {"CPU": cpus, "GPU": gpus}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
+            self.shutdown()
+            most = ", ".join(f"{max((n.get(k, 0) for n in nodes), default=0):g} {k}" for k in wanted)
+            raise LoopprobeError(
+                f"no node of the Ray cluster has {cpus:g} CPU and {gpus:g} GPU (the most on one: {most}): ask for less"
+            )
+        self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_call)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a job; its future fails with what the job raised, or with Ray's error where its worker kept dying."""
+        reference = self.task.remote(fn, args, kwargs)
+        future: Future[Any] = Future()
+        reference.future().add_done_callback(lambda done: _pass_on(done, future))
+        self.references[future] = reference
+        return future
+
+    def keeper(self, root: Path) -> Any:
+        """A ``Keeper`` of a folder of this machine."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        return self.ray.remote(num_cpus=0, scheduling_strategy=here)(Keeper).remote(str(root.resolve()))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """Wait for the jobs, or after an error interrupt them, and leave the cluster."""
+        self.shutdown(cancel_futures=kind is not None)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Leave the cluster; with ``cancel_futures``, jobs are interrupted and given time to save first."""
+        if not self.ray.is_initialized():  # left already
+            return
+        if cancel_futures:
+            for reference in self.references.values():
+                self.ray.cancel(reference)
+        if wait:
+            _wait(self.references, timeout=PATIENCE if cancel_futures else None)
+        if self.started:
+            self.ray.shutdown()
+
+
+def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    keep_freed_memory()
+    return fn(*args, **kwargs)
+
+
+def _pass_on(done: Future[Any], future: Future[Any]) -> None:
+    """What a job raised goes on as it was raised, out of Ray's wrapping."""
+    if (error := done.exception()) is not None:
+        future.set_exception(getattr(error, "cause", None) or error)
+    else:
+        future.set_result(done.result())

@@ -1,0 +1,233 @@
+"""Training many models: a grid file names them, those that are missing are trained, several at once.
+
+A grid file holds one or more ``[[grid]]`` tables of dotted configuration keys; a list of values is an axis, and
+the models of a table are the product of its axes:
+
+    [[grid]]
+    "model.n_loops" = [5, 10, 20]
+    "train.loop_window" = [10, 20]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loopprobe.config.schema import Config
+from loopprobe.config.sources import merge, nested, read_toml
+from loopprobe.config.strict import build
+from loopprobe.errors import LoopprobeError
+from loopprobe.store.checkpoint import METRICS
+from loopprobe.store.checkpoint_file import CONFIG, STATE, read_json
+from loopprobe.support.cluster import FreshProcesses, RayPool, kept
+from loopprobe.support.device import pick_device
+from loopprobe.training.runs import Row
+from loopprobe.training.train import start, train_runs
+
+STACK = 16  # models that a GPU trains as one, at most
+
+Status = Literal["new", "resume", "done", "differs"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model of the grid: its name, where it goes, and what is there."""
+
+    name: str
+    config: Config
+    folder: Path
+    status: Status
+
+    @property
+    def todo(self) -> bool:
+        """Whether it is to be trained, from the start or from where it was."""
+        return self.status in ("new", "resume")
+
+    @property
+    def steps(self) -> int:
+        """Training steps in all."""
+        assert self.config.train is not None, "a grid trains its models"
+        return self.config.train.steps
+
+
+def read_grid(path: Path) -> tuple[list[Config], list[str]]:
+    """The models of a grid file, each once, and notes on what was changed.
+
+    A window above the loop count is the loop count (all loops carry the loss), so such models are the same.
+
+    Raises:
+        LoopprobeError: no such file, not TOML, no ``[[grid]]``, or a value that a Config refuses.
+    """
+    tree = read_toml(path, "grid file")
+    tables = tree.get("grid")
+    if not isinstance(tables, list) or set(tree) - {"grid"}:
+        raise LoopprobeError(f"{path} must hold [[grid]] tables and nothing else: see `loopprobe sweep --help`")
+    configs: list[Config] = []
+    notes: list[str] = []
+    for table in tables:
+        axes = [
+            [(key, value) for value in (values if isinstance(values, list) else [values])]
+            for key, values in table.items()
+        ]
+        for point in itertools.product(*axes):
+            config = _config(dict(point), notes)
+            if config not in configs:
+                configs.append(config)
+    return configs, notes
+
+
+def _config(point: dict[str, Any], notes: list[str]) -> Config:
+    loops = point.get("model.n_loops", Config().model.n_loops)
+    window = point.get("train.loop_window", Config().train.loop_window)  # type: ignore[union-attr]
+    if isinstance(loops, int) and isinstance(window, int) and window > loops:
+        if loops > 1:
+            notes.append(f"window {window} is above {loops} loops: it is {loops}")
+        point = point | {"train.loop_window": loops}
+    tree: dict[str, Any] = {}
+    for key, value in point.items():
+        tree = merge(tree, nested(key, value))
+    return build(Config, tree)
+
+
+def plan(configs: Iterable[Config], out: Path) -> list[Planned]:
+    """What there is to do for each model in the folder ``out``."""
+    planned = []
+    for config in configs:
+        folder = out / config.name
+        planned.append(Planned(config.name, config, folder, _status(config, folder)))
+    names = [model.name for model in planned]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise LoopprobeError(f"two different models of the grid are called {min(twice)}: give them different seeds")
+    return planned
+
+
+def _status(config: Config, folder: Path) -> Status:
+    if not (folder / CONFIG).exists():
+        return "new"
+    recorded, tree = read_json(folder)
+    if recorded != config:
+        return "differs"
+    return "resume" if tree["evaluation"] is None else "done"
+
+
+def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[list[Planned]]:
+    """Models that can be trained as one (see ``training.stack``), ``size`` at most; no fewer stacks than workers.
+
+    A size of None is 16 on a GPU and 1 elsewhere. They come in the order of their first models.
+    """
+    alike: dict[Any, list[Planned]] = {}
+    todo = list(todo)
+    for model in todo:
+        alike.setdefault(_shapes(model), []).append(model)
+    found = []
+    for members in alike.values():
+        assert members[0].config.train is not None
+        most = size or (STACK if pick_device(members[0].config.train.device).type == "cuda" else 1)
+        most = min(most, math.ceil(len(members) / workers))
+        found += [members[at : at + most] for at in range(0, len(members), most)]
+    return sorted(found, key=lambda members: todo.index(members[0]))
+
+
+def _shapes(model: Planned) -> tuple[Any, ...]:
+    """What has to be equal for models to be one stack: their shapes, those of their prompts, and the step."""
+    cfg, train = model.config, model.config.train
+    assert train is not None
+    step = read_json(model.folder)[1]["step"] if model.status == "resume" else 0
+    bare = dataclasses.replace(cfg.model, n_loops=1, injection="add")
+    return bare, train.steps, train.batch_size, train.points, train.precision, train.device, step
+
+
+def sweep(
+    planned: Sequence[Planned],
+    workers: int = 1,
+    report: Callable[[dict[str, dict[str, Any]]], None] = lambda rows: None,
+    *,
+    stack: int | None = None,
+    cluster: RayPool | None = None,
+) -> None:
+    """Train the models that are new or unfinished: ``workers`` at once, or as many as a cluster has room for.
+
+    Args:
+        planned: from ``plan``; those that are done or differ are passed over.
+        workers: models at a time in processes of this machine, whose threads are divided among them.
+        stack: so many models of the same shapes are trained as one; None: on a GPU up to 16, where a trial in their
+            first steps finds that faster, elsewhere 1.
+        cluster: trains them instead, see ``loopprobe.support.cluster``; it is left at the end.
+        report: called every second with the last row of metrics of each model that has one.
+
+    Raises:
+        LoopprobeError: a model could not be trained; the others are finished first.
+    """
+    todo = [model for model in planned if model.todo]
+    with cluster or FreshProcesses(workers) as pool:
+        futures: dict[Future[None], str] = {}
+        if isinstance(pool, RayPool):
+            keepers = {folder: pool.keeper(folder) for folder in {m.folder.parent for m in todo}}
+            for members in stacks(todo, stack or 1):
+                kept_by = [keepers[m.folder.parent] for m in members]
+                futures[pool.submit(_train_kept, kept_by, members, pool.threads)] = _names(members)
+        else:
+            together = None if stack is None else True
+            for members in stacks(todo, stack, workers):
+                folders = [m.folder for m in members]
+                futures[pool.submit(_train, members, folders, pool.threads, together)] = _names(members)
+        waiting = set(futures)
+        try:
+            while waiting:
+                _, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                report({model.name: row for model in todo if (row := last_row(model.folder)) is not None})
+        except KeyboardInterrupt:
+            pool.shutdown(wait=True, cancel_futures=True)  # the workers are interrupted too, and save
+            raise
+    failed = [(names, error) for future, names in futures.items() if (error := future.exception()) is not None]
+    if failed:
+        raise LoopprobeError("; ".join(f"{name}: {error}" for name, error in failed))
+
+
+def last_row(folder: Path) -> dict[str, Any] | None:
+    """The last whole row of a run's metrics."""
+    path = folder / METRICS
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    return json.loads(lines[-1]) if lines else None
+
+
+def _names(members: Iterable[Planned]) -> str:
+    return ", ".join(model.name for model in members)
+
+
+def _train(
+    members: Sequence[Planned],
+    folders: Sequence[Path],
+    threads: int,
+    together: bool | None = True,
+    reports: Sequence[Callable[[Row], None]] = (),
+) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    runs = []
+    for model, folder, report in zip(members, folders, reports or [_then(lambda: None)] * len(members), strict=True):
+        resume = (folder / STATE).exists()
+        runs.append(start(model.config, folder, resume=resume, overwrite=not resume, report=report))
+    train_runs(runs, together)
+
+
+def _then(act: Callable[[], None]) -> Callable[[Row], None]:
+    return lambda row: act()
+
+
+def _train_kept(keepers: Sequence[Any], members: Sequence[Planned], threads: int) -> None:
+    """On another machine, perhaps: from what the keepers have of the runs, and sending them what comes to that."""
+    with ExitStack() as opened:
+        pairs = [opened.enter_context(kept(keeper, model.name)) for keeper, model in zip(keepers, members, strict=True)]
+        _train(members, [folder for folder, _ in pairs], threads, reports=[_then(send) for _, send in pairs])

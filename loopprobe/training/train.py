@@ -1,0 +1,164 @@
+"""Training: runs from their start to their end. One step is in ``steps``, the folder of a run in ``runs``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loopprobe.config.budget import require_training
+from loopprobe.config.schema import Config
+from loopprobe.errors import LoopprobeError
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.support.device import pick_device
+from loopprobe.tasks import Prompts, sample
+from loopprobe.training.replay import Replay
+from loopprobe.training.runs import Row, Run, deferred_interrupt, recorded_config
+from loopprobe.training.stack import Stack, Trial
+from loopprobe.training.steps import make_optimizers, stack_step, train_step
+
+
+def train(
+    cfg: Config | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[Row], None] = lambda row: None,
+) -> Path:
+    """Train a model into the folder ``out``: config.json, metrics.jsonl, model.safetensors.
+
+    Args:
+        cfg: the configuration; with ``resume``, None or the run's own.
+        out: the run's folder.
+        resume: go on from the last state in ``out``.
+        overwrite: empty ``out`` first.
+        report: called with each row of metrics.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        LoopprobeError: ``out`` exists (or does not, to resume), or the loss is no longer finite.
+        KeyboardInterrupt: at Ctrl-C, after the state of the last whole step was saved.
+    """
+    run = start(cfg, out, resume=resume, overwrite=overwrite, report=report)
+    train_runs([run])
+    return run.out
+
+
+def start(
+    cfg: Config | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[Row], None] = lambda row: None,
+) -> Run:
+    """A run that is ready for its next step, as ``train`` begins or resumes it."""
+    if resume:
+        cfg = recorded_config(out, cfg)
+    assert cfg is not None
+    assert cfg.train is not None
+    device = pick_device(cfg.train.device)
+    require_training(cfg, device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    generator = torch.Generator().manual_seed(cfg.train.seed)
+    model = LoopedTransformer(cfg.model, generator).to(device)
+    run = Run(out, cfg, model, make_optimizers(model, cfg.train), generator, report)
+    run.restore() if resume else run.begin(overwrite)
+    return run
+
+
+def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
+    """Train runs of equal shapes, steps and step to their end.
+
+    Args:
+        runs: from ``start``.
+        together: as one stack (see ``training.stack``), or one by one; None: whichever a trial in their first steps
+            finds faster.
+
+    Raises:
+        LoopprobeError: the loss of a run is no longer finite; the others were trained first.
+        KeyboardInterrupt: at Ctrl-C, after the states of the last whole step were saved.
+    """
+    try:
+        _train_to_the_end(runs, together)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        saved = runs[0].saved_at
+        for run in runs:
+            run.abandon()
+        train = runs[0].train
+        raise LoopprobeError(
+            f"a step of {train.batch_size} prompts and {train.loop_window} loops with gradient does not fit into the "
+            f"memory of {runs[0].device} ({'nothing was written' if not saved else f'step {saved} is saved'}): lower "
+            "train.batch_size, train.loop_window or the model's size"
+        ) from None
+    finally:
+        for run in runs:
+            run.close()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    texts = "not enough memory", "can't allocate", "cannot allocate", "out of memory", "invalid buffer size"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)
+
+
+def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
+    broken: dict[Run, LoopprobeError] = {}
+    left, ways, trial = list(runs), _ways(runs), Trial(together)
+    with deferred_interrupt() as interrupted:
+        for step in range(left[0].step, left[0].train.steps):
+            prompts = [draw(run.cfg, step, run.generator, run.device) for run in left]
+            with trial.step(left[0].device) as as_one:
+                found = ways[as_one and len(left) > 1](prompts, step)
+            for run, errors in zip(left, found, strict=True):
+                try:
+                    run.record(errors)
+                except LoopprobeError as reason:
+                    broken[run] = reason
+            whole = [run for run in left if run not in broken]
+            if len(whole) < len(left):
+                left, ways = whole, _ways(whole)
+            if not left:
+                break
+            if interrupted():
+                for run in left:
+                    run.save_state()
+                raise KeyboardInterrupt
+    for run in left:
+        run.finish()
+    if broken:
+        raise LoopprobeError("; ".join(map(str, broken.values())))
+
+
+def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[Prompts], int], list[Tensor]]]:
+    """A step of all runs: as one stack where that is asked for (True), or one by one."""
+    replays = [Replay(run.device) for run in runs]
+
+    def one_by_one(prompts: list[Prompts], step: int) -> list[Tensor]:
+        each = zip(runs, prompts, replays, strict=True)
+        return [train_step(run.model, run.optimizers, part, step, run.train, replay) for run, part, replay in each]
+
+    ways: dict[bool, Callable[[list[Prompts], int], list[Tensor]]] = {False: one_by_one}
+    if len(runs) > 1:
+        stack, replay = Stack([run.model for run in runs]), Replay(runs[0].device)
+        ways[True] = lambda prompts, step: list(stack_step(stack, runs, prompts, step, replay))
+    return ways
+
+
+def draw(cfg: Config, step: int, generator: torch.Generator, device: torch.device) -> Prompts:
+    """The prompts of a step of a training, on a device."""
+    assert cfg.train is not None
+    size, width = cfg.train.lengths(step), cfg.model.n_dims
+    prompts = sample(cfg.task, cfg.train.batch_size, size["points"], width, generator, active_dims=size["dims"])
+    if device.type != "cuda":
+        return prompts.to(device)
+    xs, ys = (part.pin_memory().to(device, non_blocking=True) for part in prompts)  # waits for no earlier step
+    return dataclasses.replace(prompts, xs=xs, ys=ys, weights=None)
