@@ -1,6 +1,7 @@
 """Tiny seeded models; no network; nothing is written outside a temporary folder."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,10 @@ from loopprobe.config.sources import load_config
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
+
+# A shell ignores Ctrl-C for what it runs in the background, and processes that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tiny tensors, and a worker of pytest on every core: threads only cost. Processes that a test starts inherit it.
 torch.set_num_threads(1)
