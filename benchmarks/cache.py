@@ -49,7 +49,7 @@ def once_a_loop(model: LoopedTransformer, prompts: Prompts, n_loops: int, names:
             cache, hooks, _ = model.get_caching_hooks(wanted)
             with model.hooks(fwd_hooks=hooks):
                 z = model.step(z, e, 0)
-                model.predict(z, 0)
+                model.predict(z)
             caches.append(cache)
     return caches
 

@@ -1,7 +1,7 @@
-"""Types and a name that several modules share. No torch."""
+"""Types that several modules share. No torch."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]  # wraps the steps of long work, to show how far it is
-QUERY = -2  # the query's token, from the end of a prompt: its label is the last
+Positions = tuple[int | Literal["query"], ...]  # tokens, from the end where negative; or that of the query

@@ -181,7 +181,7 @@ def test_the_probe_stands_beside_an_untrained_model_and_reads_layers(checkpoint)
     assert layers.sizes["loop"] == 3
     assert layers.attrs["iteration"] == "layer"
     with pytest.raises(LoopprobeError, match="ordinary is not looped"):
-        align.check(ordinary, align.AlignConfig(loops=5))
+        align.check(ordinary, align.AlignConfig(loops=5), ordinary.held_out(2))
     for data in (looped, layers):
         maps, best = align_figures(data).values()
         assert len(maps.data) == 2 * data.sizes["algorithm"]

@@ -8,7 +8,7 @@ from conftest import TINY_CFG, make_model
 from loopprobe.probes import attention as probe
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.tasks import held_out
+from loopprobe.tasks import Prompts, held_out
 
 
 def even(n):
@@ -40,7 +40,8 @@ def test_the_mass_of_the_query_goes_where_it_is_put():
     xs = torch.tensor([[[1.0, 0], [0, 5], [2, 0], [0.1, 1]]])  # the second example is nearest to the query
     pattern = torch.zeros(1, 8, 8)
     pattern[0, 6] = torch.tensor([0.05, 0.1, 0.15, 0.2, 0.0, 0.25, 0.25, 0.0])
-    masses = dict(zip(probe.TARGETS, probe.query_mass(pattern, xs)[:, 0].tolist(), strict=True))
+    prompts = Prompts(xs, torch.zeros(1, 4))
+    masses = dict(zip(probe.target_groups(prompts), probe.query_mass(pattern, prompts)[:, 0].tolist(), strict=True))
     expected = {"itself": 0.25, "labels": 0.55, "inputs": 0.2, "nearest input": 0.15, "nearest label": 0.2}
     assert masses == pytest.approx(expected | {"first token": 0.05})
 

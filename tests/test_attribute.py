@@ -15,7 +15,7 @@ from loopprobe.tasks import held_out
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_contributions_sum_to_the_prediction(injection, n_layers, prompts):
     model = make_model(injection=injection, n_layers=n_layers)
-    contribution, initial, prediction = attribute.contributions(model, *prompts, 4)
+    contribution, initial, prediction = attribute.contributions(model, prompts, 4)
     assert contribution.shape == (4, len(attribute.components(model)), 8)
     expected = model(*prompts, 4)[-1, :, -1].detach()
     torch.testing.assert_close(prediction, expected, atol=1e-12, rtol=0)

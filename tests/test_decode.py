@@ -150,7 +150,7 @@ def test_an_ordinary_model_is_decoded_layer_by_layer():
     assert "loop_index_r2" not in data
     assert set(decode_figures(data)) == {"decode", "decode-networks"}
     with pytest.raises(LoopprobeError, match="ordinary is not looped"):
-        decode.check(ordinary, decode.DecodeConfig(loops=5))
+        decode.check(ordinary, decode.DecodeConfig(loops=5), ordinary.held_out(2))
 
 
 def test_the_least_edit_moves_what_is_decoded_as_asked():

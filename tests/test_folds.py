@@ -74,9 +74,9 @@ def test_the_table_and_the_figure_show_every_row(answered):
 
 def test_tables_of_numbers_are_refused():
     with pytest.raises(LoopprobeError, match="labels of diabetes are numbers, not classes: use `loopprobe compare"):
-        folds.check(trained_on("iris"), folds.FoldsConfig(tables=("diabetes",)))
+        folds.check(trained_on("iris"), folds.FoldsConfig(tables=("diabetes",)), None)
     with pytest.raises(LoopprobeError, match="no table is named"):
-        folds.check(trained_on("iris"), folds.FoldsConfig(tables=()))
+        folds.check(trained_on("iris"), folds.FoldsConfig(tables=()), None)
 
 
 def test_models_are_scored_on_rows_that_no_training_draws_from():

@@ -14,7 +14,7 @@ def by_hand(model, prompts, keep, fill, n_loops, loops=None):
         if loops is None or loop in loops:
             z = torch.where(keep[:, None], z, fill(e, loop))
         z = model.step(z, e, loop)
-        out.append(model.predict(z, loop))
+        out.append(model.predict(z, loop=loop))
     return torch.stack(out)
 
 

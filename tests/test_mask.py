@@ -82,7 +82,7 @@ def test_masking_once_leaves_the_loops_before_alone(checkpoint, batch):
     ],
 )  # fmt: skip
 def test_words_say_what_was_kept(fields, words):
-    assert words in probe.describe(probe.MaskConfig(**fields), 31, 20)
+    assert words in probe.describe(probe.MaskConfig(**fields), held_out(TINY_CFG.task, 1, 31, 3), 20)
 
 
 def test_a_dataset_survives_the_disk_with_its_provenance(checkpoint, batch, tmp_path):

@@ -126,7 +126,7 @@ def test_positions_are_those_of_the_prompts(module, checkpoint):
         with pytest.raises(LoopprobeError, match=f"position {position} must be at most"):
             module.check(checkpoint, config(positions=(position,), **options), short)
     with pytest.raises(LoopprobeError, match="empty"):
-        module.check(checkpoint, config(positions=(), **options))
+        module.check(checkpoint, config(positions=(), **options), short)
 
 
 def test_one_prompt_has_no_interval_and_no_warning(checkpoint):

@@ -108,4 +108,4 @@ def test_corruptions_change_one_thing(batch):
 )
 def test_mistakes_are_named(options, message, checkpoint):
     with pytest.raises(LoopprobeError, match=message):
-        probe.check(checkpoint, probe.PatchConfig(**options))
+        probe.check(checkpoint, probe.PatchConfig(**options), checkpoint.held_out(2))

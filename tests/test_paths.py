@@ -88,4 +88,4 @@ def test_layers_of_a_block_have_limits_of_their_own(batch):
 )
 def test_mistakes_are_named(probe, config, message, checkpoint):
     with pytest.raises(LoopprobeError, match=message):
-        probe.check(checkpoint, config)
+        probe.check(checkpoint, config, checkpoint.held_out(2))

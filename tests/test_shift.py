@@ -74,7 +74,7 @@ def test_more_than_in_training_needs_a_model_that_can_read_it(checkpoint):
     assert {"more_examples", "more_dims"} <= set(shift.applicable(narrow()))
     assert not {"more_examples", "more_dims"} & set(shift.applicable(checkpoint))
     with pytest.raises(LoopprobeError, match="trained with all the 6 points"):
-        shift.check(checkpoint, shift.ShiftConfig(shifts=("more_dims",)))
+        shift.check(checkpoint, shift.ShiftConfig(shifts=("more_dims",)), checkpoint.held_out(2))
     usual, more = narrow().held_out(3), narrow().held_out(3, shift="more_examples")
     assert usual.xs.shape == (3, 4, 3)
     assert usual.xs[..., 2:].eq(0).all()

@@ -63,7 +63,7 @@ def cache(
         loops=tuple(wanted),
         names=None if names == "all" else parse_words(names),
         layers=choice,
-        positions=chosen,
+        positions=None if chosen is None else tuple(held_out.query if p == "query" else p for p in chosen),
     )
     check_cache(checkpoint.model, config)
     path = output_folder(f"cache-{checkpoint.label}", out, overwrite) / "cache.nc"

@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.shipped import study_folder, toml_files
-from loopprobe.types import QUERY
+from loopprobe.types import Positions as Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -185,14 +185,17 @@ def _length(numbers: range) -> int:
     return (numbers.stop - numbers.start - 1) // numbers.step + 1
 
 
-def parse_positions(text: str | None, option: str = "--positions") -> tuple[int, ...] | None:
+def parse_positions(text: str | None, option: str = "--positions") -> Tokens | None:
     """Tokens: whole numbers, negative ones from the end, ranges of those from 0, and ``query``; None stays None."""
     if text is None:
         return None
-    positions: list[int] = []
+    positions: list[Any] = []
     for part in (part.strip() for part in text.split(",")):
-        if part == "query" or re.fullmatch(r"-\d{1,9}", part):
-            positions.append(QUERY if part == "query" else int(part))
+        if part == "query":
+            positions.append("query")
+            continue
+        if re.fullmatch(r"-\d{1,9}", part):
+            positions.append(int(part))
             continue
         try:
             positions += parse_numbers(part, option)

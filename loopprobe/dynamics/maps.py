@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.support.statistics import float64_device
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 
 State = Float[Tensor, "batch pos width"]
 
@@ -33,7 +33,7 @@ class Map(Protocol):
     def read(self, z: State) -> Float[Tensor, "batch point"]:
         """The predictions that stand in a state."""
 
-    def at(self, prompts: slice) -> Map:
+    def at(self, prompts: slice | Tensor) -> Map:
         """The same map on some of the prompts."""
 
 
@@ -46,11 +46,11 @@ class LoopMap:
         e: the injected input of all tokens.
     """
 
-    model: LoopedTransformer
+    model: LoopedModel
     e: State
 
     @classmethod
-    def of(cls, model: LoopedTransformer, prompts: Prompts, dtype: torch.dtype | None = None) -> LoopMap:
+    def of(cls, model: LoopedModel, prompts: PromptBatch, dtype: torch.dtype | None = None) -> LoopMap:
         """Make the map of a model on prompts, without gradient.
 
         Args:
@@ -59,14 +59,12 @@ class LoopMap:
             dtype: the precision of the map; None: the model's. In float64 it is on the CPU where the model's device
                 has no float64.
         """
-        parameter = next(model.parameters())
-        if dtype is not None and dtype != parameter.dtype:
-            device = float64_device(parameter.device) if dtype == torch.float64 else parameter.device
-            model = copy.deepcopy(model).to(device).to(dtype)
-            parameter = next(model.parameters())
-        xs, ys = model.as_prompts(*prompts.to(parameter.device))
+        if dtype is not None and dtype != model.dtype:
+            device = float64_device(model.device) if dtype == torch.float64 else model.device
+            model = copy.deepcopy(model).to(device).to(dtype)  # type: ignore[attr-defined]
+        inputs = model.prepare(*prompts.to(model.device).inputs)
         with torch.no_grad():
-            return cls(model, model.embed(xs, ys))
+            return cls(model, model.embed(*inputs))
 
     @property
     def initial(self) -> State:
@@ -77,12 +75,12 @@ class LoopMap:
         """One iteration."""
         return self.model.step(z, self.e)
 
-    def read(self, z: State) -> Float[Tensor, "batch point"]:
-        """The model's predictions at the x positions, without gradient."""
+    def read(self, z: State) -> Float[Tensor, "batch answer ..."]:
+        """The model's outputs, without gradient."""
         with torch.no_grad():
-            return self.model.predict(z)
+            return self.model.predict(z, self.e)
 
-    def at(self, prompts: slice) -> LoopMap:
+    def at(self, prompts: slice | Tensor) -> LoopMap:
         """The same map on some of the prompts."""
         return LoopMap(self.model, self.e[prompts])
 
@@ -107,7 +105,7 @@ class PointwiseMap:
         """The first coordinate of every position."""
         return z[..., 0]
 
-    def at(self, prompts: slice) -> PointwiseMap:
+    def at(self, prompts: slice | Tensor) -> PointwiseMap:
         """The same map on some of the prompts."""
         return PointwiseMap(self.initial[prompts], self.function)
 

@@ -268,7 +268,7 @@ def _tokens_apart(system: LoopMap, z: State) -> Iterator[None]:
     The value of the loop at z stays the same.
     """
     model = system.model
-    layers = [f"loops.0.blocks.{i}.attn" for i in range(model.cfg.n_layers)]
+    layers = [f"loops.0.blocks.{i}.attn" for i in range(model.sizes.n_layers)]
     at_z: dict[str | None, Tensor] = {}
     now: dict[str | None, Tensor] = {}
 

@@ -65,7 +65,7 @@ def numbers_of(name: str, cfg: ModelConfig, n_pos: int, n_kept: int) -> int:
     """How many numbers an activation of one prompt has, where ``n_kept`` of its ``n_pos`` tokens are kept."""
     sizes = {
         "example": 1, "unit": 1, "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
-        "position": n_kept, "query": n_kept, "key": n_pos, "point": n_pos // 2,
+        "position": n_kept, "query": n_kept, "key": n_pos, "point": n_pos,
     }  # fmt: skip
     return math.prod(sizes[axis] for axis in dims(name))
 

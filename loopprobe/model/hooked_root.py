@@ -24,6 +24,7 @@ from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import Direction, LoopHookPoint, LoopHooks, full_name, split_name
 from loopprobe.model.hook_trees import Attached, HookTrees
 from loopprobe.model.lens_options import one_of, refuse_options
+from loopprobe.model.protocol import Sizes
 from loopprobe.model.selection import Names, Numbers
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
@@ -162,40 +163,38 @@ class LoopedRootModule(HookedRootModule):
 
     def run_with_cache(
         self,
-        xs: Float[Tensor, "batch n_points n_dims"],
-        ys: Float[Tensor, "batch n_points"],
+        *inputs: Any,
         n_loops: int | None = None,
-        *,
         names: Names = None,
         loops: Numbers = None,
         layers: Numbers = None,
         positions: Numbers = None,
         device: torch.device | str | None = None,
-        loss: Callable[[Float[Tensor, "loop batch n_points"]], Tensor] | None = None,
+        loss: Callable[[Tensor], Tensor] | None = None,
         grad_loops: int | None = None,
         detach: bool = True,
         remove_batch_dim: bool = False,
         names_filter: Names = None,
         pos_slice: Numbers = None,
         **options: Any,
-    ) -> tuple[Float[Tensor, "loop batch n_points"], LoopCache]:
+    ) -> tuple[Float[Tensor, "loop batch ..."], LoopCache]:
         """Run and keep the activations that were asked for, and nothing else; with ``loss``, its gradients too.
 
         Args:
-            xs, ys, n_loops: as in ``forward``.
+            inputs, n_loops: as in ``forward``.
             names: None for all, short names (``"resid_post"``, or several), full names, or a predicate.
             loops: iterations to keep, from 0: a number, several, a slice; negative ones count from the end. None: all.
             layers, positions: layers and tokens to keep, alike (of the query, for scores and patterns); None: all.
             device: where to keep them; None: where they are computed.
-            loss: from the predictions to one number, whose gradient at the same points is kept as ``cache.grads``.
+            loss: from the outputs to one number, whose gradient at the same points is kept as ``cache.grads``.
                 Without it nothing is computed that a gradient would need.
             grad_loops: the last ``grad_loops`` iterations carry gradient; None: all.
-            detach: False keeps the graph: predictions and activations can be differentiated by each other.
+            detach: False keeps the graph: outputs and activations can be differentiated by each other.
             remove_batch_dim: drop the batch axis of a single prompt.
             names_filter, pos_slice: TransformerLens's names for ``names`` and ``positions``.
 
         Returns:
-            The predictions [loop, batch, n_points], and the LoopCache.
+            The outputs of every loop, and the LoopCache.
 
         Raises:
             LoopprobeError: a choice that matches nothing; a loss that is not one number; an option of TransformerLens
@@ -204,42 +203,44 @@ class LoopedRootModule(HookedRootModule):
         names = one_of("names", names, "names_filter", names_filter)
         positions = one_of("positions", positions, "pos_slice", pos_slice)
         refuse_options(options)
-        xs, ys = self.as_prompts(xs, ys)
-        if remove_batch_dim and len(xs) != 1:
-            raise LoopprobeError(f"remove_batch_dim needs one prompt and the batch has {len(xs)}: give one, or drop it")
+        inputs = self.prepare(*inputs)
+        n_prompts, n_pos = len(inputs[0]), self.n_tokens(*inputs)
+        if remove_batch_dim and n_prompts != 1:
+            raise LoopprobeError(
+                f"remove_batch_dim needs one prompt and the batch has {n_prompts}: give one, or drop it"
+            )
         if loss is not None and not detach:
             raise LoopprobeError("loss and detach=False exclude each other: drop one of them")
-        n_loops = self.cfg.n_loops if n_loops is None else n_loops
+        n_loops = self.sizes.n_loops if n_loops is None else n_loops
         self.check_loops(n_loops, n_loops, grad_loops)
-        self.require_memory(xs, n_loops)
+        self.require_memory(inputs, n_loops)
         cache = LoopCache.choose(
-            self, n_loops, names, loops, layers, positions, n_pos=2 * xs.shape[1], device=device, detach=detach
+            self, n_loops, names, loops, layers, positions, n_pos=n_pos, device=device, detach=detach
         )
-        size = len(xs) * cache.numbers(2 * xs.shape[1]) * xs.element_size() * (1 if loss is None else 2)
-        what, where = "the cache", torch.device(device or xs.device)
+        size = n_prompts * cache.numbers(n_pos) * self.dtype.itemsize * (1 if loss is None else 2)
+        what, where = "the cache", torch.device(device or self.device)
         require(size, what, "keep fewer names, loops, positions or prompts", where)
         if not detach:
             with self.hooks(fwd_hooks=[(cache.holds, cache.record)]):
-                predictions = self(xs, ys, n_loops, grad_loops=grad_loops)
+                outputs = self(*inputs, n_loops=n_loops, grad_loops=grad_loops)
         elif loss is None:
             with torch.no_grad(), self.hooks(fwd_hooks=[(cache.holds, cache.record)]):
-                predictions = self(xs, ys, n_loops)
+                outputs = self(*inputs, n_loops=n_loops)
         else:
-            predictions = self._with_gradients(cache, xs, ys, n_loops, loss, grad_loops)
+            outputs = self._with_gradients(cache, inputs, n_loops, loss, grad_loops)
         if remove_batch_dim:
-            return predictions[:, 0], cache.remove_batch_dim()
-        return predictions, cache
+            return outputs[:, 0], cache.remove_batch_dim()
+        return outputs, cache
 
     def _with_gradients(
         self,
         cache: LoopCache,
-        xs: Tensor,
-        ys: Tensor,
+        inputs: tuple[Tensor, ...],
         n_loops: int,
         loss: Callable[[Tensor], Tensor],
         grad_loops: int | None,
     ) -> Tensor:
-        """Run, fill the cache and its ``grads``, and return the predictions."""
+        """Run, fill the cache and its ``grads``, and return the outputs."""
         passed: dict[str, Tensor] = {}
 
         def watch(x: Tensor, hook: HookPoint) -> Tensor:
@@ -250,8 +251,8 @@ class LoopedRootModule(HookedRootModule):
             return x
 
         with torch.enable_grad(), self.hooks(fwd_hooks=[(cache.holds, cache.record), (cache.holds, watch)]):
-            predictions = self(xs, ys, n_loops, grad_loops=grad_loops)
-            value = loss(predictions)
+            outputs: Tensor = self(*inputs, n_loops=n_loops, grad_loops=grad_loops)
+            value = loss(outputs)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise LoopprobeError(f"the loss has shape {shape}: return one number as a tensor, such as its sum")
@@ -259,16 +260,38 @@ class LoopedRootModule(HookedRootModule):
         grads = torch.autograd.grad(value, list(passed.values()), materialize_grads=True, allow_unused=True)
         for name, grad in zip(passed, grads, strict=True):
             cache.grads.keep(name, grad)
-        return predictions.detach()
+        return outputs.detach()
 
     # What a model adds
 
-    def as_prompts(self, xs: Any, ys: Any) -> tuple[Tensor, Tensor]:
-        """Prompts as this model takes them."""
+    @property
+    def sizes(self) -> Sizes:
+        """Layers, heads, width, loops as trained, and the most tokens."""
+        cfg = self.cfg
+        return Sizes(cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.n_loops, cfg.n_ctx)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its parameters."""
+        dtype: torch.dtype = next(self.parameters()).dtype
+        return dtype
+
+    def prepare(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Inputs as this model takes them, in its precision and on its device."""
         raise NotImplementedError
 
-    def require_memory(self, xs: Tensor, kept: int) -> None:
-        """Raise LoopprobeError where the memory cannot hold a run that keeps the predictions of so many loops."""
+    def n_tokens(self, *inputs: Tensor) -> int:
+        """How many positions the state has for prepared inputs."""
+        raise NotImplementedError
+
+    def require_memory(self, inputs: tuple[Tensor, ...], kept: int) -> None:
+        """Raise LoopprobeError where the memory cannot hold a run that keeps the outputs of so many loops."""
         raise NotImplementedError
 
     def check_loops(self, n_loops: int, keep_loops: int | None = None, grad_loops: int | None = None) -> None:

@@ -21,16 +21,17 @@ from torch import Tensor
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import LoopHookPoint, dims, full_name, split_name
-from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.hooked_root import LoopedRootModule
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.selection import LoopChoice, Names, Numbers, as_numbers, resolve, selector
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 
 Edit = Callable[[Tensor, LoopHookPoint], Tensor]
 
 
 @contextmanager
 def edited(
-    model: LoopedTransformer,
+    model: LoopedRootModule,
     name: str,
     edit: Edit,
     *,
@@ -38,7 +39,7 @@ def edited(
     layers: Numbers = None,
     heads: Numbers = None,
     positions: Numbers = None,
-) -> Iterator[LoopedTransformer]:
+) -> Iterator[LoopedRootModule]:
     """Let ``edit`` decide what stands at the chosen places of an activation.
 
     Args:
@@ -55,7 +56,7 @@ def edited(
     choice = LoopChoice(loops)
     matches = selector(name, choice.known, layers, model)
     _require_axes(model, name, {"loop": loops, "head": heads, "position": positions})
-    heads = None if heads is None else resolve(heads, model.cfg.n_heads, "head")
+    heads = None if heads is None else resolve(heads, model.sizes.n_heads, "head")
     if positions is not None and not isinstance(positions, slice):
         positions = as_numbers(positions, "position")
 
@@ -88,7 +89,7 @@ def places(name: str, activation: Tensor, heads: Numbers, positions: Numbers) ->
     return where
 
 
-def _require_axes(model: LoopedTransformer, name: str, chosen: Mapping[str, Numbers]) -> None:
+def _require_axes(model: LoopedRootModule, name: str, chosen: Mapping[str, Numbers]) -> None:
     """Raise LoopprobeError where loops, heads or positions are chosen of an activation that has none."""
     matches = selector(name, None, None, model)
     trees = model.hook_trees
@@ -180,7 +181,7 @@ def _fitted(value: Tensor, x: Tensor, hook: LoopHookPoint) -> Tensor:
 
 
 @contextmanager
-def skipped(model: LoopedTransformer, loops: Numbers) -> Iterator[LoopedTransformer]:
+def skipped(model: LoopedRootModule, loops: Numbers) -> Iterator[LoopedRootModule]:
     """Leave iterations out: the state passes them unchanged, and so does the prediction.
 
     Args:
@@ -205,7 +206,7 @@ def skipped(model: LoopedTransformer, loops: Numbers) -> Iterator[LoopedTransfor
         choice.require_reached(runs.longest)
 
 
-def mean_activations(model: LoopedTransformer, batches: Iterable[Prompts], n_loops: int, names: Names) -> LoopCache:
+def mean_activations(model: LoopedModel, batches: Iterable[PromptBatch], n_loops: int, names: Names) -> LoopCache:
     """The mean over prompts of activations in the clean run, as a cache of one prompt that ``replace`` takes.
 
     Args:
@@ -214,7 +215,7 @@ def mean_activations(model: LoopedTransformer, batches: Iterable[Prompts], n_loo
         n_loops: loops to run.
         names: as in ``run_with_cache``.
     """
-    means = LoopCache.choose(model, n_loops, names, None, None, None, n_pos=model.cfg.n_ctx)
+    means = LoopCache.choose(model, n_loops, names, None, None, None, n_pos=model.sizes.n_ctx)
     sums: dict[str, Tensor] = {}
 
     def sum_up(x: Tensor, hook: LoopHookPoint) -> None:
@@ -222,9 +223,9 @@ def mean_activations(model: LoopedTransformer, batches: Iterable[Prompts], n_loo
 
     n_prompts = 0
     with torch.no_grad(), model.hooks(fwd_hooks=[(means.holds, sum_up)]):
-        for xs, ys in batches:
-            model(xs, ys, n_loops, keep_loops=1)
-            n_prompts += len(xs)
+        for batch in batches:
+            model(*batch.inputs, n_loops=n_loops, keep_loops=1)
+            n_prompts += batch.n_prompts
     for name, total in sums.items():
         means.keep(name, total / n_prompts)
     return means

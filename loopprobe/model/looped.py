@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,13 @@ from loopprobe.config.budget import require, require_model, run_bytes
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.blocks import Block, LayerNorm, Past
+from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import LoopHooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
+from loopprobe.model.protocol import Capability
 from loopprobe.model.weight_views import WeightViews
+from loopprobe.tasks.prompts import INPUTS, TOKENS_PER_POINT
 
 
 class LoopedTransformer(WeightViews, LoopedRootModule):
@@ -42,6 +45,8 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
     """
 
     blocks: Any  # ModuleList of Block
+    supports: frozenset[Capability] = frozenset(get_args(Capability))  # all of them
+    tokens_per_point = TOKENS_PER_POINT
 
     def __init__(self, cfg: ModelConfig | Any, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -98,16 +103,22 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
                 keep than are run; an option of TransformerLens that has no meaning here.
         """
         refuse_options(options)
-        xs, ys = self.as_prompts(xs, ys)
+        xs, ys = self.prepare(xs, ys)
         n_loops = self.cfg.n_loops if n_loops is None else n_loops
         if stop_at_loop is not None:
             return self._state_before(xs, ys, stop_at_loop, n_loops)
         self.check_loops(n_loops, keep_loops, grad_loops)
-        self.require_memory(xs, n_loops if keep_loops is None else keep_loops)
+        self.require_memory((xs, ys), n_loops if keep_loops is None else keep_loops)
         run = self.run_loops
         if self.hook_trees.busy and torch.compiler.is_compiling():
             run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # a compiled run would not see the hooks
         return run(xs, ys, n_loops, keep_loops=keep_loops, grad_loops=grad_loops)
+
+    def run_with_cache(  # type: ignore[override]
+        self, xs: Any, ys: Any, n_loops: int | None = None, **options: Any
+    ) -> tuple[Float[Tensor, "loop batch n_points"], LoopCache]:
+        """Run and keep the activations that were asked for; the options are those of ``LoopedRootModule``."""
+        return super().run_with_cache(xs, ys, n_loops=n_loops, **options)
 
     def run_loops(
         self,
@@ -131,7 +142,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
                     z = self.step(z, e, loop)
                     if loop < n_loops - keep_loops:
                         continue
-                    prediction = self.predict(z, loop)
+                    prediction = self.predict(z, loop=loop)
                     if with_grad:
                         predictions.append(prediction)
                         continue
@@ -208,12 +219,32 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
         return z_next
 
-    def predict(self, z: Float[Tensor, "batch pos d_model"], loop: int = 0) -> Float[Tensor, "batch n_points"]:
-        """Read the predictions out of a state, at the x positions."""
-        prediction: Tensor = self.points(loop).hook_readout(self.read_out(z[:, ::2]).squeeze(-1))
+    def predict(
+        self, z: Float[Tensor, "batch pos d_model"], e: Tensor | None = None, loop: int = 0, first: int = 0
+    ) -> Float[Tensor, "batch n_points"]:
+        """Read the predictions out of a state, at the inputs.
+
+        Args:
+            z: the state.
+            e: the injected input, which this read-out does not need.
+            loop: whose hook is passed.
+            first: the token that z begins with.
+        """
+        inputs = z[:, -first % TOKENS_PER_POINT :: TOKENS_PER_POINT] if first else z[:, INPUTS]
+        prediction: Tensor = self.points(loop).hook_readout(self.unembed(inputs))
         return prediction
 
-    def as_prompts(self, xs: Any, ys: Any) -> tuple[Tensor, Tensor]:
+    def unembed(self, states: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens"]:
+        """The predictions of states at inputs: the affine map that ``predict`` reads with."""
+        predictions: Tensor = self.read_out(states).squeeze(-1)
+        return predictions
+
+    def to_state(self, resid: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens d_model"]:
+        """The final norm of a residual stream, from which predictions can be read."""
+        state: Tensor = self.ln_final(resid)
+        return state
+
+    def prepare(self, xs: Any, ys: Any) -> tuple[Tensor, Tensor]:
         """Prompts in the dtype and on the device of the model, from tensors or arrays.
 
         Raises:
@@ -235,8 +266,13 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         xs, ys = (part.to(own.device, own.dtype) for part in parts)
         return xs, ys
 
-    def require_memory(self, xs: Tensor, kept: int) -> None:
+    def n_tokens(self, xs: Tensor, ys: Tensor) -> int:  # type: ignore[override]
+        """Two a point."""
+        return TOKENS_PER_POINT * xs.shape[1]
+
+    def require_memory(self, inputs: tuple[Tensor, ...], kept: int) -> None:
         """Raise LoopprobeError where the memory cannot hold a run that keeps the predictions of so many loops."""
+        xs = inputs[0]
         if not torch.compiler.is_compiling():
             what = f"a run of {len(xs):,} prompts that keeps {kept:,} loops"
             size = run_bytes(self.cfg, len(xs), xs.shape[1], kept)
@@ -251,17 +287,17 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             )
         if not xs.shape[1]:
             raise LoopprobeError("the prompts have no points: give at least the query")
-        if 2 * xs.shape[1] > self.cfg.n_ctx:
+        if (n_tokens := self.n_tokens(xs, ys)) > self.cfg.n_ctx:
             raise LoopprobeError(
-                f"the prompt has {xs.shape[1]} points ({2 * xs.shape[1]} tokens) but the model has "
-                f"{self.cfg.n_ctx} positions: use at most {self.cfg.n_ctx // 2} points"
+                f"the prompt has {xs.shape[1]} points ({n_tokens} tokens) but the model has "
+                f"{self.cfg.n_ctx} positions: use at most {self.cfg.n_ctx // TOKENS_PER_POINT} points"
             )
         if xs.shape[2] > self.cfg.n_dims:
             raise LoopprobeError(
                 f"the prompt has {xs.shape[2]} dimensions but the model reads {self.cfg.n_dims}: "
                 f"use at most {self.cfg.n_dims}"
             )
-        self.require_memory(xs, 1)
+        self.require_memory((xs, ys), 1)
         largest = torch.finfo(self.W_pos.dtype).max
         for name, values in (("xs", xs), ("ys", ys)):
             if not (values.abs() <= largest).all():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,22 +13,28 @@ from torch import Tensor
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import LoopHookPoint
+from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.interventions import mean_activations
-from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.selection import LoopChoice, Numbers, selector
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
+from loopprobe.tasks.prompts import TOKENS_PER_POINT
 
 Mode = Literal["first", "last"]
 Unit = Literal["point", "token"]
 Fill = Literal["initial", "zero"] | Float[Tensor, "... pos d_model"]
 
-TOKENS_PER = {"point": 2, "token": 1}
-
 
 def kept_tokens(
-    mode: Mode, n: int | Sequence[int], n_pos: int, *, unit: Unit = "point", invert: bool = False
+    mode: Mode,
+    n: int | Sequence[int],
+    n_pos: int,
+    *,
+    unit: Unit = "point",
+    invert: bool = False,
+    tokens_per_point: int = TOKENS_PER_POINT,
 ) -> Bool[Tensor, "n pos"]:
-    """Which tokens keep their state: the first or the last ``n`` points (of two tokens each) or tokens.
+    """Which tokens keep their state: the first or the last ``n`` points or tokens.
 
     Args:
         mode: count from the ``first`` or from the ``last`` position.
@@ -35,22 +42,24 @@ def kept_tokens(
         n_pos: tokens of the prompt.
         unit: what n counts.
         invert: mask the named positions and keep the others.
+        tokens_per_point: of the prompts, or of the model.
 
     Raises:
         LoopprobeError: n is negative or above what the prompt has.
     """
     if mode not in ("first", "last"):
         raise LoopprobeError(f"mode ({mode!r}) must be first or last: choose one")
-    if unit not in TOKENS_PER:
+    if unit not in get_args(Unit):
         raise LoopprobeError(f"unit ({unit!r}) must be point or token: choose one")
     counts = [n] if isinstance(n, int) else list(n)
-    most = n_pos // TOKENS_PER[unit]
+    each = tokens_per_point if unit == "point" else 1
+    most = n_pos // each
     for count in counts:
         if not 0 <= count <= most:
             raise LoopprobeError(
                 f"n ({count}) must be from 0 to the {most} {unit}s of the prompt: choose n in 0:{most}"
             )
-    tokens = TOKENS_PER[unit] * torch.tensor(counts)[:, None]
+    tokens = each * torch.tensor(counts)[:, None]
     position = torch.arange(n_pos)
     named = position < tokens if mode == "first" else position >= n_pos - tokens
     return named ^ invert
@@ -58,7 +67,7 @@ def kept_tokens(
 
 @contextmanager
 def masked(
-    model: LoopedTransformer,
+    model: LoopedRootModule,
     mode: Mode = "first",
     n: int | Sequence[int] = 10,
     *,
@@ -66,7 +75,7 @@ def masked(
     invert: bool = False,
     fill: Fill = "initial",
     loops: Numbers = None,
-) -> Iterator[LoopedTransformer]:
+) -> Iterator[LoopedRootModule]:
     """Keep only the first or last ``n`` points of the state: before each loop the rest is replaced by ``fill``.
 
     The injected input is not masked, and the predictions are read from the state before it is masked. With
@@ -87,7 +96,8 @@ def masked(
     """
     if isinstance(fill, str) and fill not in ("initial", "zero"):
         raise LoopprobeError(f"fill ({fill!r}) must be initial, zero or a tensor: for the mean give mean_states(…)")
-    kept_tokens(mode, n, model.cfg.n_ctx, unit=unit, invert=invert)
+    kept = partial(kept_tokens, mode, n, unit=unit, invert=invert, tokens_per_point=model.tokens_per_point)
+    kept(model.sizes.n_ctx)
     choice, initial = LoopChoice(loops), list[Tensor]()
 
     def note_initial(e: Tensor, hook: LoopHookPoint) -> None:
@@ -96,7 +106,7 @@ def masked(
     def mask(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
         if not choice.has(hook.loop(), model.hook_trees.running):
             return None
-        keep = kept_tokens(mode, n, z.shape[1], unit=unit, invert=invert).to(z.device)
+        keep = kept(z.shape[1]).to(z.device)
         if len(z) % len(keep):
             raise LoopprobeError(
                 f"the batch ({len(z)}) must divide into {len(keep)} equal blocks, one for each n: repeat the prompts"
@@ -117,9 +127,7 @@ def replacement(fill: Fill, initial: Float[Tensor, "batch pos d_model"], loop: i
     return initial if fill == "initial" else torch.zeros_like(initial)
 
 
-def mean_states(
-    model: LoopedTransformer, batches: Iterable[Prompts], n_loops: int
-) -> Float[Tensor, "loop pos d_model"]:
+def mean_states(model: LoopedModel, batches: Iterable[PromptBatch], n_loops: int) -> Float[Tensor, "loop pos d_model"]:
     """Mean over prompts of the state that enters each loop of the clean run: the fill of a mean ablation.
 
     Args:

@@ -115,7 +115,7 @@ def selector(names: Names, loops: Collection[int] | None, layers: Numbers, model
     Raises:
         LoopprobeError: a name that no point has, or layers that are not there.
     """
-    chosen_layers = resolve(layers, model.cfg.n_layers, "layer")
+    chosen_layers = resolve(layers, model.sizes.n_layers, "layer")
     wanted: Callable[[str], bool]
     if callable(names):
         wanted = names

@@ -23,11 +23,11 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import LoopHookPoint, short_name, split_name
+from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.labels import at_positions, to_numpy
-from loopprobe.model.looped import LoopedTransformer
 from loopprobe.model.selection import selector
 from loopprobe.support.storage import atomic
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 WRITTEN = "written"  # the variable that marks the loops whose data are there
@@ -53,14 +53,14 @@ class CacheConfig:
             raise LoopprobeError("loops is empty: name at least one, such as 0:19")
 
 
-def check_cache(model: LoopedTransformer, config: CacheConfig) -> None:
+def check_cache(model: LoopedRootModule, config: CacheConfig) -> None:
     """Raise LoopprobeError where a cache asks for what the model does not have."""
     LoopCache.choose(model, 1, config.names, None, config.layers, config.positions, n_pos=model.cfg.n_ctx)
 
 
 def stream_cache(
-    model: LoopedTransformer,
-    prompts: Prompts,
+    model: LoopedRootModule,
+    prompts: PromptBatch,
     path: Path,
     config: CacheConfig,
     *,
@@ -80,9 +80,9 @@ def stream_cache(
     Raises:
         LoopprobeError: something that the model does not have, or the file exists.
     """
-    kept, (xs, ys) = sorted(set(config.loops)), model.as_prompts(*prompts)
+    kept, inputs = sorted(set(config.loops)), model.prepare(*prompts.inputs)
     choice: dict[str, Any] = {"names": config.names, "layers": config.layers, "positions": config.positions}
-    _, first = model.run_with_cache(xs, ys, 1, **choice)
+    _, first = model.run_with_cache(*inputs, n_loops=1, **choice)
     template = first.to_xarray()
     in_loops = {split_name(name)[2] for name in first if split_name(name)[0] == 0}
     template = template.isel(loop=0, drop=True) if in_loops else template.drop_vars("loop")
@@ -101,11 +101,11 @@ def stream_cache(
             variables[short_name(str(hook.name))][place] = values
 
         with torch.no_grad(), model.hooks(fwd_hooks=[(lambda name: name != "hook_embed" and wanted(name), write)]):
-            e = model.embed(xs, ys)
+            e = model.embed(*inputs)
             z = model.initial_state(e)
             for loop in progress(range(kept[-1] + 1)):
                 z = model.step(z, e, loop)
-                model.predict(z, loop)
+                model.predict(z, e, loop)
                 if loop in row_of:
                     file.flush()
                     file[WRITTEN][row_of[loop]] = 1

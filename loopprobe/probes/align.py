@@ -81,7 +81,7 @@ def run(
         LoopprobeError: loops are asked of a model that is not looped, or further prompts are neither given nor known
             how to draw.
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     seed = prompts.origin.get("held_out_seed", 0)
     fitting, fitted_on = training_prompts(checkpoint, prompts, config.fit_prompts, seed + 1, training)
     of_lens, _ = training_prompts(checkpoint, prompts, LensConfig().train_prompts, seed + 2, training)
@@ -108,7 +108,7 @@ def run(
     return stamp(data, "align", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: AlignConfig, prompts: Prompts | None = None) -> None:
+def check(checkpoint: Checkpoint, config: AlignConfig, prompts: Prompts) -> None:
     """Raise LoopprobeError where loops are asked of a model that is not looped."""
     require_loops_or_layers(checkpoint, config.loops)
 
@@ -126,7 +126,7 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
         A dataset with dims ``algorithm``, ``loop`` (iterations done, from 1) and ``step`` (steps done, from 0):
 
         * ``error_similarity [algorithm, loop, step]``: mean over prompts; ``weight_similarity`` of the weights that are
-          induced at the query; ``distance``: squared difference of the predictions at the query / E(y²)
+          induced at the query; ``distance`` of the predictions at the query
         * ``best_step [algorithm, loop]``; there ``best_error_similarity``, ``best_weight_similarity`` and
           ``best_distance``, with ``_low`` and ``_high``: 95 % bootstrap intervals over prompts
         * ``explained [algorithm]`` …: 1 − Σ(model − algorithm)² / Σ model², over all iterations and points, each
@@ -134,7 +134,7 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
           missing where the algorithm diverges on these prompts
         * ``steps_per_loop [algorithm]`` …: slope of the best step over the loop, through zero, while the model still
           improves
-        * ``model_error [loop]``: squared error at the query / E(y²)
+        * ``model_error [loop]``: the error at the query
 
         ``attrs["identified"]`` names the algorithm that explains most, and at least 0.99, else ``none``;
         ``attrs["constants"]`` says what was fitted.
@@ -200,7 +200,7 @@ def fitted(
         problem: the problem of the fitting prompts.
         of_model: the model's predictions on them.
         steps: the number of steps of the algorithms.
-        scale: E(y²).
+        scale: the mean square of a label.
 
     Returns:
         A dict from the name of an algorithm to its iterates on any problem, and the constants in words.
@@ -254,7 +254,8 @@ def _reader(model: LoopedTransformer, of_lens: Prompts, config: AlignConfig) -> 
     """Make a function from prompts to predictions: of a looped model after every loop, of others after every layer."""
     if model.cfg.n_loops > 1:
         return lambda xs, ys: model(xs, ys, config.loops)
-    return layer_readings(model, of_lens)
+    read = layer_readings(model, of_lens)
+    return lambda xs, ys: read(Prompts(xs, ys))
 
 
 def _predict(model: Model, prompts: Prompts, batch: int = BATCH) -> Float[Tensor, "loop batch point"]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import xarray as xr
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.loops import LoopsConfig
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.probes.loops import LoopsConfig, last_token
 from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 LAYERS_AT_ONCE = 20  # layers of all loops whose patterns of a full batch are held at once
@@ -26,7 +25,7 @@ Pattern = Float[Tensor, "... query key"]
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: LoopsConfig, progress: Progress = lambda steps: steps
+    subject: Subject, prompts: PromptBatch, config: LoopsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Measure the attention patterns of every loop, layer and head.
 
@@ -34,9 +33,9 @@ def run(
         A dataset with dims ``loop`` (from 1), ``layer``, ``head``, ``query``, ``key`` (tokens) and ``target``:
 
         * ``pattern [loop, layer, head, query, key]``: mean over prompts
-        * ``mass [loop, layer, head, target]``: of the query's attention, on itself, on the labels and on the inputs of
-          the examples, on the example whose input has the largest inner product with the query's, by size (its input
-          and its label), and on the first token; ``uniform [target]``: what even attention would put there
+        * ``mass [loop, layer, head, target]``: of the query's attention, on itself, on every group of tokens that the
+          prompts name (``PromptBatch.targets``), and on the first token; ``uniform [target]``: what even attention
+          would put there
         * ``mixing_score``, ``column_sum_concentration [loop, layer, head]``, ``sink_rate [loop, layer]``,
           ``matrix_entropy [loop, layer]`` of the residual stream after the layer: see the functions of these names
         * ``change [loop, layer, head]``: Frobenius norm of the pattern minus that of the loop before (missing in the
@@ -48,25 +47,23 @@ def run(
     Raises:
         LoopprobeError: the prompts do not fit the model.
     """
-    check(checkpoint, config)
-    model = checkpoint.model
-    device = checkpoint.device
+    check(subject, config, prompts)
+    model = subject.model
+    device = subject.device
     prompts = prompts.to(device)
-    n_loops = config.loops or model.cfg.n_loops
-    size = max(1, min(chunk_size(device), chunk_size(device) * LAYERS_AT_ONCE // (n_loops * model.cfg.n_layers)))
+    n_loops = config.loops or model.sizes.n_loops
+    size = max(1, min(chunk_size(device), chunk_size(device) * LAYERS_AT_ONCE // (n_loops * model.sizes.n_layers)))
     sums: dict[str, Tensor] = {}
     each: dict[str, list[Tensor]] = {}
-    measures: dict[str, Callable[[Pattern], Tensor]] = {
-        "mixing_score": mixing_score,
-        "column_sum_concentration": column_sum_concentration,
-    }
-    for xs, ys in progress(prompts.split(size)):
-        _, cache = model.run_with_cache(xs, ys, n_loops, names=["pattern", "resid_post"])
-        layers = range(model.cfg.n_layers)
+    causal = "causal" in model.supports
+    for batch in progress(prompts.split(size)):
+        _, cache = model.run_with_cache(*batch.inputs, n_loops=n_loops, names=["pattern", "resid_post"])
+        layers = range(model.sizes.n_layers)
         patterns = torch.stack([cache.stack("pattern", layer) for layer in layers], 1)  # loop layer batch head q k
         patterns = at_least_single(patterns.transpose(2, 3))  # loop layer head batch query key
-        measured = {name: measure(patterns) for name, measure in measures.items()}
-        measured["mass"] = query_mass(patterns, xs)
+        measured = {"mixing_score": mixing_score(patterns, causal=causal)}
+        measured["column_sum_concentration"] = column_sum_concentration(patterns)
+        measured["mass"] = query_mass(patterns, batch)
         change = (patterns[1:] - patterns[:-1]).flatten(-2).norm(dim=-1)
         measured["change"] = torch.cat([torch.full_like(patterns[:1, ..., 0, 0], torch.nan), change])
         streams = [at_least_single(cache.stack("resid_post", layer)) for layer in layers]
@@ -75,47 +72,39 @@ def run(
             each.setdefault(name, []).append(values.cpu())
         flat = rearrange(patterns, "loop layer head batch query key -> (layer head batch) loop (query key)")
         distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
-        distance = distance.unflatten(0, (len(layers), model.cfg.n_heads, len(xs))).sum(2)
+        distance = distance.unflatten(0, (len(layers), model.sizes.n_heads, batch.n_prompts)).sum(2)
         for name, total in (("pattern", patterns.sum(3)), ("distance", distance)):
             sums[name] = sums.get(name, 0) + total
-    return _dataset(checkpoint, prompts, config, n_loops, sums, {name: torch.cat(v, -1) for name, v in each.items()})
+    return _dataset(subject, prompts, config, n_loops, sums, {name: torch.cat(v, -1) for name, v in each.items()})
 
 
-def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: Prompts | None = None) -> None:
-    """Accept every checkpoint: every model has attention."""
+def check(subject: Subject, config: LoopsConfig, prompts: PromptBatch) -> None:
+    """Accept all prompts: a model that has patterns has them for every prompt."""
 
 
-TARGETS = ("itself", "labels", "inputs", "nearest input", "nearest label", "first token")
+def target_groups(prompts: PromptBatch) -> dict[str, Float[Tensor, "batch token"]]:
+    """The groups of tokens whose mass is measured, by name; they may overlap."""
+    token = torch.arange(prompts.n_tokens).expand(prompts.n_prompts, -1)
+    named = {name: group.cpu() for name, group in prompts.targets().items()}
+    return {"itself": (token == prompts.query).float(), **named, "first token": (token == 0).float()}
 
 
-def query_mass(
-    patterns: Float[Tensor, "... batch pos pos"], xs: Float[Tensor, "batch n_points n_dims"]
-) -> Float[Tensor, "... target batch"]:
-    """Measure the mass of the query's attention on each of ``TARGETS``; itself, labels and inputs sum to one."""
-    query = 2 * xs.shape[1] - 2
-    row = patterns[..., query, : query + 1]
-    if query == 0:
-        return torch.stack([row[..., 0], *[torch.zeros_like(row[..., 0])] * 4, row[..., 0]], dim=-2)
-    nearest = (xs[:, :-1] @ xs[:, -1, :, None]).squeeze(-1).abs().argmax(-1)
-    prompt = torch.arange(len(xs), device=xs.device)
-    masses = (
-        row[..., query],
-        row[..., 1:query:2].sum(-1),
-        row[..., 0:query:2].sum(-1),
-        row[..., prompt, 2 * nearest],
-        row[..., prompt, 2 * nearest + 1],
-        row[..., 0],
-    )
-    return torch.stack(masses, dim=-2)
+def query_mass(patterns: Float[Tensor, "... batch pos pos"], prompts: PromptBatch) -> Float[Tensor, "... target batch"]:
+    """Measure the mass of the query's attention on each of ``target_groups``."""
+    row = patterns[..., prompts.query, :]
+    groups = torch.stack(list(target_groups(prompts).values())).to(row)
+    return einsum(row, groups, "... batch key, target batch key -> ... target batch")
 
 
-def mixing_score(patterns: Pattern) -> Float[Tensor, ...]:
+def mixing_score(patterns: Pattern, *, causal: bool = True) -> Float[Tensor, ...]:
     """Mean entropy of the rows, each over its largest possible: 0 attends to one token, 1 to all alike.
 
     Mean row entropy as in arXiv 2510.06477; a causal row sees 1 to n tokens, so it is divided by the logarithm of
     how many, and the first, which has no choice, is left out.
     """
     n = patterns.shape[-1]
+    if not causal:
+        return torch.special.entr(patterns).sum(-1).mean(-1) / math.log(n)
     most = torch.arange(2, n + 1, device=patterns.device, dtype=patterns.dtype).log()
     return (torch.special.entr(patterns[..., 1:, :]).sum(-1) / most).mean(-1)
 
@@ -139,52 +128,52 @@ def matrix_entropy(states: Float[Tensor, "... pos d_model"]) -> Float[Tensor, ..
     return torch.special.entr(shares).sum(-1) / math.log(min(states.shape[-2:]))
 
 
-def sink_rate(mean_patterns: Float[Tensor, "... head query key"]) -> Float[Tensor, ...]:
+def sink_rate(mean_patterns: Float[Tensor, "... head query key"], *, causal: bool = True) -> Float[Tensor, ...]:
     """Share of heads that have a sink: a token with a mean mass of at least 0.3, over the rows that see it.
 
     arXiv 2510.06477 and 2604.11791, for patterns that are means over prompts. Tokens that fewer than half of the
     rows see are left out: the last one has all of one row.
     """
     n = mean_patterns.shape[-1]
-    seen_by = torch.arange(n, 0, -1, device=mean_patterns.device)
+    seen_by = torch.arange(n, 0, -1, device=mean_patterns.device) if causal else torch.full((n,), n).to(mean_patterns)
     mean = mean_patterns.sum(-2) / seen_by
     return (mean[..., seen_by >= n / 2] >= SINK).any(-1).to(mean.dtype).mean(-1)
 
 
 def _dataset(
-    checkpoint: Checkpoint,
-    prompts: Prompts,
+    subject: Subject,
+    prompts: PromptBatch,
     config: LoopsConfig,
     n_loops: int,
     sums: dict[str, Tensor],
     each: dict[str, Tensor],
 ) -> xr.Dataset:
-    cfg, n_pos = checkpoint.model.cfg, 2 * prompts.xs.shape[1]
+    sizes, n_pos = subject.model.sizes, prompts.n_tokens
     heads = ("loop", "layer", "head")
-    pattern, distance = (sums[name].cpu() / len(prompts.xs) for name in ("pattern", "distance"))
+    pattern, distance = (sums[name].cpu() / prompts.n_prompts for name in ("pattern", "distance"))
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
         "pattern": ((*heads, "query", "key"), pattern.numpy()),
         "distance": (("layer", "head", "loop", "other_loop"), distance.numpy()),
-        "sink_rate": (heads[:2], sink_rate(pattern).numpy()),
+        "sink_rate": (heads[:2], sink_rate(pattern, causal="causal" in subject.model.supports).numpy()),
     }
     dims = {"mass": (*heads, "target"), "matrix_entropy": heads[:2]}
     for name, values in each.items():
         variables |= with_ends(name, dims.get(name, heads), bootstrap_mean(values.numpy()))
-    examples = n_pos // 2 - 1
-    uniform = np.array([1, examples, examples, min(1, examples), min(1, examples), 1]) / (n_pos - 1)
-    variables["uniform"] = (("target",), uniform)
+    groups = target_groups(prompts)
+    seen = last_token(subject, prompts) + 1
+    variables["uniform"] = (("target",), torch.stack(list(groups.values())).double().sum(-1).mean(-1).numpy() / seen)
     data = xr.Dataset(
         variables,
         coords={
             "loop": np.arange(1, n_loops + 1),
             "other_loop": np.arange(1, n_loops + 1),
-            "layer": np.arange(cfg.n_layers),
-            "head": np.arange(cfg.n_heads),
+            "layer": np.arange(sizes.n_layers),
+            "head": np.arange(sizes.n_heads),
             "query": np.arange(n_pos),
             "key": np.arange(n_pos),
-            "target": list(TARGETS),
-            "model": checkpoint.label,
+            "target": list(groups),
+            "model": subject.label,
         },
-        attrs={"trained_loops": cfg.n_loops},
+        attrs={"trained_loops": sizes.n_loops},
     )
-    return stamp(data, "attention", checkpoint, prompts, config)
+    return stamp(data, "attention", subject, prompts, config)

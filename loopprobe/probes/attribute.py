@@ -47,14 +47,12 @@ def run(
     Raises:
         LoopprobeError: the prompts do not fit the model.
     """
-    check(checkpoint, config)
+    check(checkpoint, config, prompts)
     model = checkpoint.model
     device = checkpoint.device
     prompts = prompts.to(device)
     n_loops = config.loops or model.cfg.n_loops
-    parts = [
-        contributions(model, xs, ys, n_loops) for xs, ys in progress(prompts.split(max(1, chunk_size(device) // 2)))
-    ]
+    parts = [contributions(model, batch, n_loops) for batch in progress(prompts.split(max(1, chunk_size(device) // 2)))]
     contribution, initial, prediction = (
         to_numpy(double(torch.cat([part[i] for part in parts], dim=-1))) for i in range(3)
     )
@@ -79,7 +77,7 @@ def run(
     return stamp(data, "attribute", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: Prompts | None = None) -> None:
+def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: Prompts) -> None:
     """Accept every checkpoint: every prediction can be split."""
 
 
@@ -98,15 +96,14 @@ def components(model: LoopedTransformer) -> list[str]:
 
 
 def contributions(
-    model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int
+    model: LoopedTransformer, prompts: Prompts, n_loops: int
 ) -> tuple[Float[Tensor, "loop component batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Compute the contributions of every loop and component and of the initial state, and the prediction they sum to.
 
     Works back from the read-out: ``g`` is the direction of the state that is read, per prompt; through a norm with
     scale s and gain w it is (w·g − mean(w·g)) / s on the residual stream, and the offset of the norm adds b·g.
     """
-    query = 2 * xs.shape[1] - 2
-    _, cache = model.run_with_cache(xs, ys, n_loops, names=NAMES, positions=[query])
+    _, cache = model.run_with_cache(prompts.xs, prompts.ys, n_loops, names=NAMES, positions=[prompts.query])
     with torch.no_grad():
         e = at_least_single(cache["hook_embed"][:, 0])
         g = at_least_single(model.W_U[:, 0]).expand_as(e)

@@ -37,8 +37,8 @@ def causal_check(
 
     Two edits, each the least one (in units of the states' covariance for the first, of their length for the second)
     that moves what is decoded by a chosen amount: the prediction, as ridge regression decodes it at the query's token,
-    by ± ``size`` · √E(y²); the weights, as a network decodes them from the tokens before the query, by a random
-    vector of length ``size``, which moves the prediction by its product with the query.
+    by ± ``size`` times the size of a label; the weights, as a network decodes them from the tokens before the query,
+    by a random vector of length ``size``, which moves the prediction by its product with the query.
 
     Args:
         model: a looped model.
@@ -57,7 +57,7 @@ def causal_check(
     """
     layer, n_layers = model.cfg.n_layers - 1, model.cfg.n_layers
     loop = max(0, n_loops // 2 - 1)
-    query = 2 * prompts.ys.shape[1] - 2
+    query = prompts.query
     generator = torch.Generator().manual_seed(0)
 
     def states(part: Prompts) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 from loopprobe.config.strict import configuration
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.reference.baselines import BASELINES, check_baselines
-from loopprobe.reference.baselines.optimal import optimum
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
@@ -48,7 +47,7 @@ def run(
     Returns:
         A dataset with dims ``example`` (the prompt), ``point`` (in-context examples before it):
 
-        * ``error [example, point]``: squared error / E(y²)
+        * ``error [example, point]``: the error at every point
         * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
         * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
           named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
@@ -70,7 +69,7 @@ def run(
         ]
     predictions = torch.cat(chunks)
     signs = prompts.origin.get("labels") == "sign"
-    name, best = optimum(prompts, checkpoint.config.task)
+    name, best = checkpoint.optimum(prompts)
     variables: Variables = {}
     for prefix, answers in (("", predictions), ("optimum_", best)):
         variables[prefix.rstrip("_") or "error"] = (("example", "point"), to_numpy(prompts.errors(answers)))
@@ -95,11 +94,11 @@ def run(
         },
     )
     for variable in data:
-        data[variable].attrs["units"] = "share" if "accuracy" in str(variable) else "squared error / E(y²)"
+        data[variable].attrs["units"] = "share" if "accuracy" in str(variable) else prompts.unit
     return stamp(data, "compare", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: CompareConfig, prompts: Prompts | None = None) -> None:
+def check(checkpoint: Checkpoint, config: CompareConfig, prompts: Prompts) -> None:
     """Raise LoopprobeError where there is no such baseline, or it needs what is not installed."""
     check_baselines(config.baselines)
 

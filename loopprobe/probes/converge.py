@@ -11,13 +11,12 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
-from loopprobe.probes.loops import require_looped
+from loopprobe.probes.loops import optimum_errors, require_looped
 from loopprobe.probes.states import follow_states
-from loopprobe.reference.baselines.optimal import optimum
-from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_mean, to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 
@@ -29,8 +28,8 @@ class ConvergeConfig:
         loops: iterations; errors after every one of them come out.
         states: the number of prompts whose states are followed, token by token; 0 for none.
         far: the number of iterations after which a trajectory counts as at its end.
-        tolerance: the distance within which a trajectory has settled, relative for states and in units of √E(y²) for
-            predictions.
+        tolerance: the distance within which a trajectory has settled, relative for states and in
+            the unit of steps of the prompts for outputs.
         trajectories: whether the dataset holds every token in every loop (megabytes), or only their ends.
     """
 
@@ -51,15 +50,15 @@ class ConvergeConfig:
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: ConvergeConfig, progress: Progress = lambda steps: steps
+    subject: Subject, prompts: PromptBatch, config: ConvergeConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
-    """Squared error after every loop, with the attainable optimum.
+    """The error after every loop, with the attainable optimum.
 
     Returns:
         A dataset with dims ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point`` (in-context
         examples before it):
 
-        * ``error [loop, example]``: squared error at the query / E(y²)
+        * ``error [loop, example]``: the error at the query
         * ``mean``, ``low``, ``high [loop]``: its mean with a 95 % bootstrap interval
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
@@ -69,21 +68,21 @@ def run(
     Raises:
         LoopprobeError: the model is not looped, the prompts do not fit it, or its states are in half precision.
     """
-    check(checkpoint, config, prompts)
-    model = checkpoint.model
-    prompts = prompts.to(checkpoint.device)
-    n_prompts, n_points = prompts.ys.shape
+    check(subject, config, prompts)
+    model = subject.model
+    prompts = prompts.to(subject.device)
+    n_prompts, n_points = prompts.n_prompts, prompts.n_answers
     errors = np.empty((config.loops, n_prompts), np.float32)
     by_point = np.zeros((config.loops, n_points))
     done = 0
     with torch.no_grad():
-        for batch in progress(prompts.split(chunk_size(prompts.xs.device))):
-            squared = to_numpy(batch.errors(model(*batch, config.loops)))
-            errors[:, done : done + squared.shape[1]] = squared[..., -1]
-            by_point += squared.sum(axis=1, dtype=np.float64)
-            done += squared.shape[1]
-    name, best = optimum(prompts, checkpoint.config.task)
-    best_error = to_numpy(prompts.errors(best))
+        for batch in progress(prompts.split(chunk_size(model.device))):
+            error = to_numpy(batch.errors(model(*batch.inputs, n_loops=config.loops)))
+            errors[:, done : done + error.shape[1]] = error[..., -1]
+            by_point += error.sum(axis=1, dtype=np.float64)
+            done += error.shape[1]
+    name, best = optimum_errors(subject, prompts)
+    best_error = to_numpy(best)
     mean, low, high = bootstrap_mean(errors)
     data = xr.Dataset(
         {
@@ -95,24 +94,24 @@ def run(
             "optimum": ("example", best_error[:, -1]),
             "optimum_by_point": ("point", best_error.mean(0)),
         },
-        coords={"loop": np.arange(1, config.loops + 1), "point": np.arange(n_points), "model": checkpoint.label},
-        attrs={"trained_loops": model.cfg.n_loops, "optimum": name},
+        coords={"loop": np.arange(1, config.loops + 1), "point": np.arange(n_points), "model": subject.label},
+        attrs={"trained_loops": model.sizes.n_loops, "optimum": name},
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared error / E(y²)"
+        data[variable].attrs["units"] = prompts.unit
     if config.states:
         few = prompts[: config.states]
         followed = follow_states(
-            checkpoint, few, loops=config.loops, far=config.far, tolerance=config.tolerance, progress=progress
+            subject, few, loops=config.loops, far=config.far, tolerance=config.tolerance, progress=progress
         )
         if not config.trajectories:
             followed = followed.drop_vars([name for name in followed.data_vars if "loop" in followed[name].dims])
         data = data.merge(followed, combine_attrs="no_conflicts")
-    return stamp(data, "converge", checkpoint, prompts, config)
+    return stamp(data, "converge", subject, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: ConvergeConfig, prompts: Prompts | None = None) -> None:
+def check(subject: Subject, config: ConvergeConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the loop count of the model cannot vary, or limits of its states cannot be told."""
-    require_looped(checkpoint)
+    require_looped(subject)
     if config.states:
-        require_calibrated(checkpoint.model.W_pos.dtype)
+        require_calibrated(subject.model.dtype)

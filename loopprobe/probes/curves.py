@@ -41,7 +41,7 @@ def run(checkpoint: Checkpoint, prompts: Prompts, config: CurvesConfig, progress
     return stamp(data, "curves", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: CurvesConfig, prompts: Prompts | None = None) -> None:
+def check(checkpoint: Checkpoint, config: CurvesConfig, prompts: Prompts) -> None:
     """Raise LoopprobeError where the training is not recorded."""
     _rows(checkpoint)
 

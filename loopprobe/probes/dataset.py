@@ -15,20 +15,77 @@ import xarray as xr
 from numpy import ndarray
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.subject import Subject
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
+from loopprobe.tasks.prompts import QUERY_UNIT, STEP_UNIT, UNIT
 
 
-def stamp(data: xr.Dataset, probe: str, checkpoint: Checkpoint, prompts: Prompts, config: Any) -> xr.Dataset:
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """What a dataset says of itself.
+
+    Attributes:
+        probe: the name of the probe that made it.
+        options: the fields of the probe's configuration.
+        checkpoint: the name or path of the model.
+        weights: the digest of its weights.
+        config: the model's whole configuration: ``model``, ``task`` and ``train``.
+        prompts: where the prompts come from.
+        provenance: versions, commit, device and precision.
+        unit, query_unit, step_unit: of errors, of errors at the query, and of steps, see ``tasks.PromptBatch``.
+    """
+
+    probe: str
+    options: dict[str, Any]
+    checkpoint: str
+    weights: str
+    config: dict[str, Any]
+    prompts: dict[str, Any]
+    provenance: dict[str, Any]
+    unit: str
+    query_unit: str
+    step_unit: str
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The fields of the model's configuration."""
+        return dict(self.config["model"])
+
+
+def stamp(data: xr.Dataset, probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> xr.Dataset:
     """Write into the attributes which probe made a dataset, of which model, on which prompts, how, and with what.
 
     Structured attributes are JSON text, which every netCDF reader can show. The coordinate ``source`` repeats all
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
     """
-    data.attrs |= attributes(probe, checkpoint, prompts, config)
+    data.attrs |= attributes(probe, subject, prompts, config)
+    data.attrs["units"] = json.dumps([prompts.unit, prompts.query_unit, prompts.step_unit])
     return data.assign_coords(source=json.dumps(data.attrs, default=_plain))
+
+
+def read_stamp(data: xr.Dataset) -> Stamp:
+    """What ``stamp`` wrote.
+
+    Raises:
+        LoopprobeError: the dataset is of no probe.
+    """
+    attrs = data.attrs
+    if missing := sorted({"probe", "config", "checkpoint", "prompts", "provenance"} - attrs.keys()):
+        raise LoopprobeError(f"this dataset has no attribute {missing[0]!r}: give what a probe of loopprobe returned")
+    model = json.loads(attrs["checkpoint"])
+    units = json.loads(attrs["units"]) if "units" in attrs else [UNIT, QUERY_UNIT, STEP_UNIT]  # earlier: regression
+    return Stamp(
+        attrs["probe"],
+        json.loads(attrs["config"]),
+        model["name"],
+        model["weights"],
+        model["config"],
+        json.loads(attrs["prompts"]),
+        json.loads(attrs["provenance"]),
+        *units,
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -82,17 +139,15 @@ def _parts(name: str) -> tuple[str, ...]:
     return path.parts if len(path.parts) == 1 and path.name not in ("", "..") else Path(os.path.abspath(path)).parts[1:]
 
 
-def attributes(probe: str, checkpoint: Checkpoint, prompts: Prompts, config: Any) -> dict[str, str]:
+def attributes(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> dict[str, str]:
     """What ``stamp`` writes; equal attributes but for the provenance mean the same question to the same model."""
-    parameter = next(checkpoint.model.parameters())
-    made_by = provenance(parameter.device, parameter.dtype)
-    identity = {"name": checkpoint.name, "weights": checkpoint.digest(), "config": checkpoint.config.to_dict()}
+    model = subject.model
     return {
         "probe": probe,
         "config": json.dumps(dataclasses.asdict(config)),
-        "checkpoint": json.dumps(identity),
+        "checkpoint": json.dumps(subject.identity()),
         "prompts": json.dumps(prompts.origin),
-        "provenance": json.dumps(made_by),
+        "provenance": json.dumps(provenance(model.device, model.dtype)),
     }
 
 

@@ -25,7 +25,7 @@ from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.causal import causal_check
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.decoders import targets_of, with_ones
-from loopprobe.probes.loops import points_of, require_loops_or_layers, training_prompts
+from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.probes.networks import CONTROLS, network_scores
 from loopprobe.probes.ridge import Ridge, States, with_one
 from loopprobe.store.checkpoint import Checkpoint
@@ -93,18 +93,18 @@ def run(
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
     seed = prompts.origin.get("held_out_seed", 0) + 1
-    training, fitted_on = training_prompts(checkpoint, prompts, config.train_prompts, seed, training)
+    fitting, fitted_on = training_prompts(checkpoint, prompts, config.train_prompts, seed, training)
     n_loops = config.loops or model.cfg.n_loops
     n_layers = model.cfg.n_layers
     looped = model.cfg.n_loops > 1
     steps = _iterations(looped, n_loops, n_layers)
     where = _places_of_networks(looped, n_loops, n_layers, config.network_loops)
-    names = [name for name in targets_of(prompts[:1], steps) if name in targets_of(training[:1], steps)]
+    names = [name for name in targets_of(prompts[:1], steps) if name in targets_of(fitting[:1], steps)]
     fit, fit_ones = Ridge(config.ridge), Ridge(config.ridge)
     size = chunk_size(checkpoint.device)
     index = _LoopIndex(n_loops, n_layers, config.ridge)
     for_networks: dict[str, list[Tensor]] = {"training": [], "ones": [], "test": []}
-    for batch in progress(training.split(size)):
+    for batch in progress(fitting.split(size)):
         states = sites(model, batch, n_loops)
         targets = _some(targets_of(batch, steps), names)
         shuffled = {name: target.roll(1, dims=1) for name, target in targets.items()}
@@ -150,19 +150,19 @@ def run(
     if config.network_loops:
         gathered = {part: torch.cat(states, dim=1) for part, states in for_networks.items()}
         picked = [steps[i] for i in where]
-        networks = network_scores(gathered, training, prompts, picked, names, config.network_steps, progress)
+        networks = network_scores(gathered, fitting, prompts, picked, names, config.network_steps, progress)
         data = data.merge(networks)
     if n_loops > 1:
         of_prediction = maps["none", "prediction, least squares"]
-        causal = causal_check(model, training, prompts, of_prediction, n_loops, progress=progress)
+        causal = causal_check(model, fitting, prompts, of_prediction, n_loops, progress=progress)
         data = data.merge(causal, combine_attrs="no_conflicts")
     return stamp(data, "decode", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: DecodeConfig, prompts: Prompts | None = None) -> None:
+def check(checkpoint: Checkpoint, config: DecodeConfig, prompts: Prompts) -> None:
     """Raise LoopprobeError where loops are asked of a model that is not looped, or the prompts have no example."""
     require_loops_or_layers(checkpoint, config.loops)
-    if (points := points_of(checkpoint, prompts)) < 2:
+    if (points := prompts.n_answers) < 2:
         raise LoopprobeError(f"prompts of {points} point have no example to decode: give prompts of at least 2")
 
 

@@ -15,6 +15,7 @@ from loopprobe.reference import algorithms
 from loopprobe.reference.algorithms import Problem
 from loopprobe.support.statistics import double
 from loopprobe.tasks import Prompts
+from loopprobe.tasks.prompts import TOKENS_PER_POINT
 from loopprobe.types import Progress
 
 BATCH = 64  # prompts in a step of training
@@ -35,9 +36,8 @@ def targets_of(prompts: Prompts, steps: list[int]) -> dict[str, Float[Tensor, "i
     problem = Problem.of(prompts)
     full = problem.solution()
     descent = torch.stack(list(algorithms.gradient_descent(problem, max(steps), algorithms.best_rate(problem))))[steps]
-    n_points = prompts.ys.shape[1]
-    tokens = torch.arange(2 * n_points - 1, device=full.device)
-    point, seen = tokens // 2, (tokens + 1) // 2
+    tokens = torch.arange(prompts.query + 1, device=full.device)
+    point, seen = tokens // TOKENS_PER_POINT, (tokens + 1) // TOKENS_PER_POINT
     previous = F.pad(double(prompts.ys), (1, 0))[:, :-1]
     targets = {
         "XᵀY": problem.first[:, seen][None],

@@ -18,10 +18,10 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.loops import require_looped
-from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 RULES = ("state step", "prediction step", "same answer")
@@ -34,9 +34,9 @@ class ExitConfig:
     Attributes:
         loops: the most loops; a prompt whose rule never holds runs all of them.
         state_steps: relative, of the query's state.
-        prediction_steps: in units of √E(y²).
+        prediction_steps: of the answer at the query, in the unit of steps of the prompts.
         repeats: for how many loops the answer is the same, within ``same``.
-        same: in units of √E(y²).
+        same: in the same unit.
     """
 
     loops: PositiveInt = 100
@@ -47,28 +47,29 @@ class ExitConfig:
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: ExitConfig, progress: Progress = lambda steps: steps
+    subject: Subject, prompts: PromptBatch, config: ExitConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Measure the loops that every rule uses and the error that it makes.
 
     Returns:
         A dataset with dims ``rule_setting``, ``loop`` (from 1) and ``example``:
 
-        * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (squared at the query / E(y²))
+        * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (at the query)
         * ``mean_loops``, ``mean``, ``low``, ``high [rule_setting]``: means, with the error's 95 % bootstrap interval
         * ``by_budget``, ``by_budget_low``, ``by_budget_high [loop]``: the error when all prompts stop after that loop
         * coordinates ``rule`` and ``setting [rule_setting]``
     """
-    check(checkpoint, config, prompts)
-    model = checkpoint.model
-    prompts = prompts.to(checkpoint.device)
-    query = 2 * prompts.xs.shape[1] - 2
+    check(subject, config, prompts)
+    model = subject.model
+    prompts = prompts.to(subject.device)
     labels, used, errors, budget = _settings(config), [], [], []
-    for batch in progress(prompts.split(chunk_size(prompts.xs.device))):
-        predictions, cache = model.run_with_cache(batch.xs, batch.ys, config.loops, names="hook_z", positions=[query])
-        z, answer = at_least_single(cache.stack("z")[:, :, 0]), at_least_single(predictions[..., -1])
-        error = batch.errors(predictions)[..., -1]
-        stops = [_first(holds, config.loops) for holds in _holding(config, z, answer / prompts.scale**0.5)]
+    for batch in progress(prompts.split(chunk_size(model.device))):
+        outputs, cache = model.run_with_cache(
+            *batch.inputs, n_loops=config.loops, names="hook_z", positions=[prompts.query]
+        )
+        z, move = at_least_single(cache.stack("z")[:, :, 0]), batch.step(outputs[1:], outputs[:-1])[..., -1]
+        error = batch.errors(outputs)[..., -1]
+        stops = [_first(holds, config.loops) for holds in _holding(config, z, move)]
         used.append(torch.stack(stops).cpu())
         errors.append(torch.stack([error.gather(0, stop[None] - 1)[0] for stop in stops]).cpu())
         budget.append(error.cpu())
@@ -88,16 +89,16 @@ def run(
             "rule": ("rule_setting", [rule for rule, _ in labels]),
             "setting": ("rule_setting", [float(setting) for _, setting in labels]),
             "loop": np.arange(1, config.loops + 1),
-            "model": checkpoint.label,
+            "model": subject.label,
         },
-        attrs={"trained_loops": model.cfg.n_loops},
+        attrs={"trained_loops": model.sizes.n_loops},
     )
-    return stamp(data, "exit", checkpoint, prompts, config)
+    return stamp(data, "exit", subject, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: ExitConfig, prompts: Prompts | None = None) -> None:
+def check(subject: Subject, config: ExitConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the model has no loop to stop, or no rule has a setting."""
-    require_looped(checkpoint)
+    require_looped(subject)
     if config.loops < 2 or not (config.state_steps or config.prediction_steps or config.repeats):
         raise LoopprobeError(f"loops ({config.loops}) must be at least 2, with a setting of a rule: raise it")
 
@@ -108,12 +109,11 @@ def _settings(config: ExitConfig) -> list[tuple[str, float | int]]:
 
 
 def _holding(
-    config: ExitConfig, z: Float[Tensor, "loop batch d_model"], answer: Float[Tensor, "loop batch"]
+    config: ExitConfig, z: Float[Tensor, "loop batch d_model"], move: Float[Tensor, "later_loop batch"]
 ) -> list[Bool[Tensor, "loop batch"]]:
     """Test each rule after each loop; no rule holds after the first."""
-    never = torch.zeros_like(answer[:1], dtype=torch.bool)
+    never = torch.zeros_like(move[:1], dtype=torch.bool)
     step = (z[1:] - z[:-1]).norm(dim=-1) / z[1:].norm(dim=-1)
-    move = (answer[1:] - answer[:-1]).abs()
     held = [torch.cat([never, step <= setting]) for setting in config.state_steps]
     held += [torch.cat([never, move <= setting]) for setting in config.prediction_steps]
     same = torch.cat([never, move <= config.same]).int()

@@ -14,13 +14,18 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, run_late
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import Status, distinct, solve
-from loopprobe.dynamics.spectrum import leading_singular_values, lyapunov_exponents, position_spectra
+from loopprobe.dynamics.spectrum import (
+    leading_eigenvalues,
+    leading_singular_values,
+    lyapunov_exponents,
+    position_spectra,
+)
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.loops import require_looped
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 
@@ -52,7 +57,7 @@ class FixedPointsConfig:
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: FixedPointsConfig, progress: Progress = lambda steps: steps
+    subject: Subject, prompts: PromptBatch, config: FixedPointsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Search from the end of every prompt's loop and from random states, in float64.
 
@@ -62,20 +67,21 @@ def run(
 
         * ``status [example, start]`` (a name of ``dynamics.solve.Status``; its attribute ``sentences`` says what each
           means), ``residual`` (‖F(x) − x‖ / ‖x‖), ``iterations``, ``evaluations``, and of fixed points ``distance``
-          (to the last state of the loop, relative) and ``error`` (squared at the query / E(y²)); missing where the
+          (to the last state of the loop, relative) and ``error`` (at the query); missing where the
           search ended without one
         * ``distinct [example]``: the number of fixed points, those within ``same`` counted once; ``limit_is_fixed
           [example]``: whether the end of the loop is one of them
         * ``eigenvalue_real``, ``eigenvalue_imag [example, eigenvalue]``: the largest of the Jacobian at the fixed point
           that the search from the end leads to, missing beyond those that it has; ``eigenvalue_position``: the token
-          whose block each belongs to; ``singular_value [example]``: the largest growth in one loop there
+          whose block each belongs to, -1 where tokens see later ones; ``singular_value [example]``: the largest growth
+          in one loop there
         * ``moves [example]``: whether any token of the loop's end moves; ``lyapunov [example]``: its largest
           exponent, a loop; ``loop_error [example]``: mean error of the last 128 loops
     """
-    check(checkpoint, config, prompts)
-    system = LoopMap.of(checkpoint.model, prompts, torch.float64)
-    n_prompts = len(prompts.xs)
-    ys = prompts.ys[:, -1].to(system.e.device).to(system.e.dtype)
+    check(subject, config, prompts)
+    system = LoopMap.of(subject.model, prompts, torch.float64)
+    n_prompts = prompts.n_prompts
+    prompts = prompts.to(system.e.device)
     late, read = run_late(system, config.far)
     limit, _ = classify(features(late), calibrate(torch.float32))
     generator = torch.Generator().manual_seed(config.seed)
@@ -102,9 +108,9 @@ def run(
                 continue
             states.append(solution.state[0])
             measured["distance"][i, j] = (solution.state - end).norm() / end.norm()
-            measured["error"][i, j] = (one.read(solution.state)[0, -1] - ys[i]).square().item() / prompts.scale
+            measured["error"][i, j] = prompts[i : i + 1].errors(one.read(solution.state))[0, -1]
             if j == 0:
-                largest, tokens = _largest(position_spectra(one, solution.state)[0], config.eigenvalues)
+                largest, tokens = _largest(one, solution.state, config.eigenvalues)
                 eigenvalues[i, : len(largest)], positions[i, : len(tokens)] = largest, tokens
                 singular[i] = leading_singular_values(one, solution.state, 1)[0, 0]
         counts[i] = len(distinct(torch.stack(states), config.same)) if states else 0
@@ -127,17 +133,17 @@ def run(
         "singular_value": (of_prompt, singular),
         "moves": (of_prompt, to_numpy(moves)),
         "lyapunov": (of_prompt, exponents),
-        "loop_error": (of_prompt, to_numpy((read[..., -1] - ys).square().mean(0) / prompts.scale)),
+        "loop_error": (of_prompt, to_numpy(prompts.errors(read)[..., -1].mean(0))),
     }
     sentences = "; ".join(f"{one.name}: {one.value}" for one in Status)
-    data = xr.Dataset(variables, coords={"model": checkpoint.label}, attrs={"trained_loops": system.model.cfg.n_loops})
+    data = xr.Dataset(variables, coords={"model": subject.label}, attrs={"trained_loops": system.model.sizes.n_loops})
     data["status"].attrs["sentences"] = sentences
-    return stamp(data, "fixed_points", checkpoint, prompts, config)
+    return stamp(data, "fixed_points", subject, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: FixedPointsConfig, prompts: Prompts | None = None) -> None:
+def check(subject: Subject, config: FixedPointsConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the model is not looped, or an option cannot be used."""
-    require_looped(checkpoint)
+    require_looped(subject)
     noise = 10 * torch.finfo(torch.float64).eps
     if config.tolerance <= noise:
         raise LoopprobeError(
@@ -147,8 +153,12 @@ def check(checkpoint: Checkpoint, config: FixedPointsConfig, prompts: Prompts | 
         raise LoopprobeError(f"far ({config.far}) must be at least {WINDOW}: raise it")
 
 
-def _largest(spectra: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k eigenvalues of largest modulus of all tokens, and their tokens."""
+def _largest(system: LoopMap, z: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k eigenvalues of largest modulus at a state, and their tokens: -1 where tokens see later ones."""
+    if "causal" not in system.model.supports:
+        values = to_numpy(leading_eigenvalues(system, z, min(k, z[0].numel()))[0])
+        return values, np.full(len(values), -1)
+    spectra = position_spectra(system, z)[0]
     order = spectra.abs().flatten().argsort(descending=True)[:k]
     return to_numpy(spectra.flatten()[order]), to_numpy(order // spectra.shape[1])
 
@@ -158,6 +168,6 @@ def _largest_exponents(system: LoopMap, z: Tensor, n_steps: int) -> np.ndarray:
     exponents = np.full(len(z), np.nan)
     finite = torch.isfinite(z).flatten(1).all(1)
     if finite.any():
-        some = LoopMap(system.model, system.e[finite])
+        some = system.at(finite)
         exponents[to_numpy(finite)] = to_numpy(lyapunov_exponents(some, z[finite], n_steps, k=1)[0][:, 0])
     return exponents

@@ -56,7 +56,7 @@ def run(
     return stamp(data, "folds", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: FoldsConfig, prompts: Prompts | None = None) -> None:
+def check(checkpoint: Checkpoint, config: FoldsConfig, prompts: Prompts) -> None:
     """Raise LoopprobeError where a table cannot be used or has labels that are no classes, or there is no baseline."""
     check_baselines(config.baselines)
     if not config.tables:

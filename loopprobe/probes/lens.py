@@ -21,15 +21,14 @@ from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.model.hook_points import LoopHookPoint
-from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.loops import training_prompts
 from loopprobe.probes.ridge import Ridge, with_one
-from loopprobe.reference.baselines.optimal import optimum
-from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, double, to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 LENSES = ("final norm", "no norm", "tuned")
@@ -52,25 +51,25 @@ class LensConfig:
 
 
 def run(
-    checkpoint: Checkpoint,
-    prompts: Prompts,
+    subject: Subject,
+    prompts: PromptBatch,
     config: LensConfig,
     progress: Progress = lambda steps: steps,
     *,
-    training: Prompts | None = None,
+    training: PromptBatch | None = None,
 ) -> xr.Dataset:
-    """Read the residual stream at the x positions, at every site of every loop.
+    """Read the residual stream where answers stand, at every site of every loop.
 
     Args:
-        checkpoint, prompts, config: the model, the prompts, and the options.
+        subject, prompts, config: the model, the prompts, and the options.
         progress: wraps the batches.
         training: prompts that the tuned lens is fitted on, all of them; None: ``train_prompts`` more of the model's
             task, which the prompts must be of.
 
     Returns:
         A dataset with dims ``lens`` (final norm, no norm, tuned), ``loop`` (iterations done, from 1), ``site`` (input
-        of the block, then after the attention and after the MLP of each layer) and ``point``, in squared error /
-        n_dims, means over prompts:
+        of the block, then after the attention and after the MLP of each layer) and ``point``, in the
+        unit of the prompts, means over prompts:
 
         * ``error``: of the answer that is read; ``to_final``: its distance to the model's final answer, of the tuned
           lens on prompts that it was not fitted on; ``to_optimum``: to the attainable optimum,
@@ -83,37 +82,39 @@ def run(
     Raises:
         LoopprobeError: further prompts are neither given nor known how to draw, or prompts do not fit the model.
     """
-    check(checkpoint, config)
-    model = checkpoint.model
-    device = checkpoint.device
+    check(subject, config, prompts)
+    model = subject.model
+    device = subject.device
     prompts = prompts.to(device)
-    n_loops = config.loops or model.cfg.n_loops
+    n_loops = config.loops or model.sizes.n_loops
     seed = prompts.origin.get("held_out_seed", 0) + 1
-    training, fitted_on = training_prompts(checkpoint, prompts, config.train_prompts, seed, training)
+    training, fitted_on = training_prompts(subject, prompts, config.train_prompts, seed, training)
     size = chunk_size(device)
     steps = [(part, batch) for part in (training, prompts) for batch in part.split(size)]
     fits = [Ridge(config.ridge) for _ in range(n_loops)]
-    maps: Float[Tensor, "loop site point affine"] | None = None
+    maps: Float[Tensor, "loop site point affine value"] | None = None
     distances: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
-    name, best = optimum(prompts, checkpoint.config.task)
-    targets = iter(best.split(size))
+    name, best = subject.optimum(prompts)
+    done = 0
     with torch.no_grad():
-        for part, (xs, ys) in progress(steps):
-            final = at_least_single(model(xs, ys, n_loops, keep_loops=1)[0])
+        for part, batch in progress(steps):
+            final = at_least_single(model(*batch.inputs, n_loops=n_loops, keep_loops=1)[0])
             if part is training:
-                _at_sites(model, xs, ys, n_loops, partial(_fit, fits, final))
+                _at_sites(model, batch, n_loops, partial(_fit, fits, final))
                 continue
             maps = _maps(fits) if maps is None else maps
-            read = _read(model, xs, ys, n_loops, maps)
-            against = torch.stack([part.to(read) for part in (ys, final, next(targets))])[:, None, None, None]
-            distances.append(to_numpy((read - against).square() / prompts.scale))
+            read = _read(model, batch, n_loops, maps)
+            optimal = torch.full_like(final, torch.nan) if best is None else best[done : done + batch.n_prompts]
+            done += batch.n_prompts
+            measures = batch.errors(read), batch.distance(read, final), batch.distance(read, optimal.to(read))
+            distances.append(np.stack([to_numpy(values) for values in measures]))
     every = np.concatenate(distances, axis=4)
     dims = ("lens", "loop", "site")
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for measure, values in zip(("error", "to_final", "to_optimum"), every, strict=True):
         variables[measure] = ((*dims, "point"), values.mean(axis=3))
         variables |= with_ends(f"query_{measure}", dims, bootstrap_mean(values[..., -1]))
-    sublayers = [f"{layer} {what}" for layer in range(model.cfg.n_layers) for what in ("attention", "MLP")]
+    sublayers = [f"{layer} {what}" for layer in range(model.sizes.n_layers) for what in ("attention", "MLP")]
     data = xr.Dataset(
         variables,
         coords={
@@ -121,75 +122,72 @@ def run(
             "loop": np.arange(1, n_loops + 1),
             "site": ["input", *sublayers],
             "point": np.arange(every.shape[-1]),
-            "model": checkpoint.label,
+            "model": subject.label,
         },
-        attrs={"trained_loops": model.cfg.n_loops, "optimum": name, "train_prompts_seed": seed, "fitted_on": fitted_on},
+        attrs={"trained_loops": model.sizes.n_loops, "optimum": name}
+        | {"train_prompts_seed": seed, "fitted_on": fitted_on},
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared difference / E(y²)"
-    return stamp(data, "lens", checkpoint, prompts, config)
+        data[variable].attrs["units"] = prompts.unit
+    return stamp(data, "lens", subject, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: LensConfig, prompts: Prompts | None = None) -> None:
-    """Accept every checkpoint: every residual stream can be read."""
+def check(subject: Subject, config: LensConfig, prompts: PromptBatch) -> None:
+    """Accept all prompts: further ones to fit on are asked for when the probe runs."""
 
 
-def layer_readings(
-    model: LoopedTransformer, training: Prompts, ridge: float = 1e-4
-) -> Callable[[Tensor, Tensor], Tensor]:
+def layer_readings(model: LoopedModel, training: PromptBatch, ridge: float = 1e-4) -> Callable[[PromptBatch], Tensor]:
     """Make a function from prompts to predictions [layer, batch, point], read after every layer of the only loop.
 
     Each layer has its own affine map, fitted on ``training`` to the model's answer (the tuned lens).
     """
     fits = [Ridge(ridge)]
     with torch.no_grad():
-        for xs, ys in training.split(chunk_size(training.xs.device)):
-            _at_sites(model, xs, ys, 1, partial(_fit, fits, model(xs, ys, 1)[0]))
-    maps = _maps(fits)[0, 2::2]
+        for batch in training.split(chunk_size(model.device)):
+            _at_sites(model, batch, 1, partial(_fit, fits, model(*batch.inputs, n_loops=1)[0]))
+    maps = _maps(fits)[0, 2::2, ..., 0]
 
-    def read(xs: Tensor, ys: Tensor) -> Tensor:
+    def read(batch: PromptBatch) -> Tensor:
         streams: list[Tensor] = []
-        _at_sites(model, xs, ys, 1, lambda loop, sites: streams.append(sites[2::2]))
+        _at_sites(model, batch, 1, lambda loop, sites: streams.append(sites[2::2]))
         return einsum(with_one(streams[0]), maps, "layer batch point d, layer point d -> layer batch point")
 
     return read
 
 
-def _fit(fits: list[Ridge], answer: Float[Tensor, "batch point"], loop: int, sites: Sites) -> None:
-    fits[loop].add(sites, {"answer": double(answer)[None, :, :, None]})
+def _fit(fits: list[Ridge], outputs: Float[Tensor, "batch point ..."], loop: int, sites: Sites) -> None:
+    fits[loop].add(sites, {"answer": double(outputs).reshape(1, *outputs.shape[:2], -1)})
 
 
-def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point affine"]:
-    return torch.stack([fit.solve()["answer"][..., 0] for fit in fits])
+def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point affine value"]:
+    return torch.stack([fit.solve()["answer"] for fit in fits])
 
 
-def _at_sites(
-    model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int, use: Callable[[int, Sites], None]
-) -> None:
-    """Call ``use`` with the residual stream at the x positions, loop by loop."""
+def _at_sites(model: LoopedModel, batch: PromptBatch, n_loops: int, use: Callable[[int, Sites], None]) -> None:
+    """Call ``use`` with the residual stream at all tokens that are read, loop by loop."""
     sites: list[Tensor] = []
 
     def note(x: Tensor, hook: LoopHookPoint) -> None:
-        sites.append(x[:, ::2])
-        if len(sites) == 2 * model.cfg.n_layers + 1:
+        sites.append(x[:, batch.read_at])
+        if len(sites) == 2 * model.sizes.n_layers + 1:
             use(hook.loop(), torch.stack(sites))
             sites.clear()
 
     names = ["blocks.0.hook_resid_pre"]
-    names += [f"blocks.{i}.hook_resid_{part}" for i in range(model.cfg.n_layers) for part in ("mid", "post")]
+    names += [f"blocks.{i}.hook_resid_{part}" for i in range(model.sizes.n_layers) for part in ("mid", "post")]
     with model.hooks(fwd_hooks=[(name, note) for name in names]):
-        model(xs, ys, n_loops, keep_loops=1)
+        model(*batch.inputs, n_loops=n_loops, keep_loops=1)
 
 
 def _read(
-    model: LoopedTransformer, xs: Tensor, ys: Tensor, n_loops: int, maps: Tensor
-) -> Float[Tensor, "lens loop site batch point"]:
+    model: LoopedModel, batch: PromptBatch, n_loops: int, maps: Tensor
+) -> Float[Tensor, "lens loop site batch point ..."]:
     read: list[Tensor] = []
 
     def use(loop: int, sites: Sites) -> None:
-        tuned = einsum(with_one(sites), maps[loop], "site batch point d, site point d -> site batch point")
-        plain = [at_least_single(model.read_out(x).squeeze(-1)) for x in (model.ln_final(sites), sites)]
-        read.append(torch.stack([*plain, tuned.to(plain[0])]))
+        plain = [at_least_single(model.unembed(x)) for x in (model.to_state(sites), sites)]
+        tuned = einsum(with_one(sites), maps[loop], "site batch point d, site point d v -> site batch point v")
+        read.append(torch.stack([*plain, tuned.reshape(plain[0].shape).to(plain[0])]))
 
-    _at_sites(model, xs, ys, n_loops, use)
+    _at_sites(model, batch, n_loops, use)
     return torch.stack(read, dim=1)

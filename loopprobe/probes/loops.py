@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TypeVar
 
+import torch
+from jaxtyping import Float
 from pydantic import PositiveInt
+from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.reference.baselines.optimal import is_of
-from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.tasks import Prompts
+from loopprobe.store.subject import Subject
+from loopprobe.tasks import PromptBatch
+from loopprobe.types import Positions
 
 STRIDE = 20  # tokens between those that are shown where nobody has chosen
 
@@ -26,47 +29,54 @@ class LoopsConfig:
     loops: PositiveInt | None = None
 
 
-def require_looped(checkpoint: Checkpoint) -> None:
+def require_looped(subject: Subject) -> None:
     """Raise LoopprobeError where the loop count of the model cannot vary."""
-    if checkpoint.config.model.n_loops == 1:
+    if subject.model.sizes.n_loops == 1:
         raise LoopprobeError(
-            f"{checkpoint.label} is not looped (n_loops = 1): more loops mean nothing for it; give a looped checkpoint"
+            f"{subject.label} is not looped (n_loops = 1): more loops mean nothing for it; give a looped checkpoint"
         )
 
 
-def require_loops_or_layers(checkpoint: Checkpoint, loops: int | None) -> None:
+def require_loops_or_layers(subject: Subject, loops: int | None) -> None:
     """Raise LoopprobeError where loops are asked of a model whose iterations are its layers."""
-    if checkpoint.config.model.n_loops == 1 and loops not in (None, 1):
-        raise LoopprobeError(f"{checkpoint.label} is not looped: its layers are its iterations; leave out loops")
+    if subject.model.sizes.n_loops == 1 and loops not in (None, 1):
+        raise LoopprobeError(f"{subject.label} is not looped: its layers are its iterations; leave out loops")
 
 
-def points_of(checkpoint: Checkpoint, prompts: Prompts | None) -> int:
-    """How many points the prompts have; where there are none yet, the most that the model can read."""
-    return checkpoint.config.model.n_points if prompts is None else prompts.ys.shape[1]
+def last_token(subject: Subject, prompts: PromptBatch) -> int:
+    """The last token that the answer at the query can depend on."""
+    return prompts.query if "causal" in subject.model.supports else prompts.n_tokens - 1
 
 
-def chosen_tokens(positions: Sequence[int], n_points: int, *, until_query: bool = True) -> list[int]:
+def chosen_tokens(positions: Positions, prompts: PromptBatch, last: int) -> list[int]:
     """Resolve positions to tokens, counted from 0, each once and in the order given.
 
     Args:
-        positions: tokens of the prompt; a negative one counts from the end, so that -2 is the query's token.
-        n_points: points of the prompt, of two tokens each.
-        until_query: whether the query's token is the last that matters, since no prediction sees the query's label.
+        positions: tokens of a prompt; a negative one counts from the end, and ``query`` is the query's.
+        prompts: the prompts.
+        last: the last token that matters, such as the query's where no answer sees a later one.
 
     Raises:
-        LoopprobeError: the prompt has no such token, or it stands behind the query's.
+        LoopprobeError: the prompt has no such token, or it stands behind the last.
     """
-    n_tokens = 2 * n_points
-    last, its_name = (n_tokens - 2, "the query's token") if until_query else (n_tokens - 1, "the last token")
+    n_tokens = prompts.n_tokens
+    its_name = "the query's token" if last == prompts.query else "the last token"
     if not positions:
         raise LoopprobeError(f"positions must not be empty: name at least one token from 0 to {last}")
-    for position in positions:
+    tokens = [prompts.query if position == "query" else position for position in positions]
+    for position in tokens:
         if not -n_tokens <= position <= last or position % n_tokens > last:
             raise LoopprobeError(
                 f"position {position} must be at most {last}, {its_name}: choose from 0 to {last}, or from the end "
                 f"{last - n_tokens} to -{n_tokens}"
             )
-    return list(dict.fromkeys(position % n_tokens for position in positions))
+    return list(dict.fromkeys(position % n_tokens for position in tokens))
+
+
+def answer_tokens(prompts: PromptBatch) -> list[int]:
+    """The tokens at which answers stand, in their order."""
+    at = prompts.read_at
+    return list(range(prompts.n_tokens)[at]) if isinstance(at, slice) else list(at)
 
 
 def some_tokens(query: int) -> list[int]:
@@ -74,43 +84,54 @@ def some_tokens(query: int) -> list[int]:
     return sorted({*range(0, query, STRIDE), *range(1, query, STRIDE), query})
 
 
-def require_training(checkpoint: Checkpoint, prompts: Prompts, training: Prompts | None) -> None:
+def optimum_errors(subject: Subject, prompts: PromptBatch) -> tuple[str, Float[Tensor, "batch answer"]]:
+    """The name of the best predictor that knows the task, and its errors: missing where it is not known."""
+    name, best = subject.optimum(prompts)
+    if best is None:
+        return name, torch.full((prompts.n_prompts, prompts.n_answers), torch.nan)
+    return name, prompts.errors(best)
+
+
+Kind = TypeVar("Kind", bound=PromptBatch)
+
+
+def require_training(subject: Subject, prompts: Kind, training: Kind | None) -> None:
     """Raise LoopprobeError where a fit needs further prompts and nothing says how to draw them, or they do not match.
 
     Args:
-        checkpoint: its task is that from which further prompts are drawn.
+        subject: its task is that from which further prompts are drawn.
         prompts: those that the probe is run on.
         training: further prompts that the user gives; None: they are drawn.
     """
     if training is None:
-        if not is_of(prompts, checkpoint.config.task):
+        if not subject.is_of_task(prompts):
             raise LoopprobeError(
-                f"these prompts are not known to be of the task of {checkpoint.label} "
-                f"({checkpoint.config.task.name}), so no further ones can be drawn to fit on: give training=, other "
-                "prompts of the same kind"
+                f"these prompts are not known to be of the task of {subject.label} ({subject.task_name}), so no "
+                "further ones can be drawn to fit on: give training=, other prompts of the same kind"
             )
-    elif training.xs.shape[1:] != prompts.xs.shape[1:]:
+        return
+    if [part.shape[1:] for part in training.inputs] != [part.shape[1:] for part in prompts.inputs]:
         raise LoopprobeError(
-            f"training prompts have {training.xs.shape[1]} points of {training.xs.shape[2]} dimensions but the prompts "
-            f"have {prompts.xs.shape[1]} of {prompts.xs.shape[2]}: give prompts of the same shape"
+            f"training prompts have {training.extent} but the prompts have {prompts.extent}: give prompts of the same "
+            "shape"
         )
 
 
 def training_prompts(
-    checkpoint: Checkpoint, prompts: Prompts, n_prompts: int, seed: int, training: Prompts | None
-) -> tuple[Prompts, str]:
+    subject: Subject, prompts: Kind, n_prompts: int, seed: int, training: Kind | None
+) -> tuple[Kind, str]:
     """Further prompts to fit on, and where they come from, in words.
 
     Args:
-        checkpoint, prompts, training: see ``require_training``.
+        subject, prompts, training: see ``require_training``.
         n_prompts: how many are drawn where none are given.
         seed: of those that are drawn.
 
     Raises:
         LoopprobeError: see ``require_training``.
     """
-    require_training(checkpoint, prompts, training)
+    require_training(subject, prompts, training)
     if training is not None:
-        return training.to(checkpoint.device), f"{len(training.ys)} given prompts"
-    drawn = checkpoint.more_like(prompts, n_prompts, seed)
-    return drawn, f"{n_prompts} held-out prompts of {checkpoint.config.task.name}, seed {seed}"
+        return training.to(subject.device), f"{training.n_prompts} given prompts"
+    drawn = subject.more_like(prompts, n_prompts, seed)
+    return drawn, f"{n_prompts} held-out prompts of {subject.task_name}, seed {seed}"

@@ -6,13 +6,14 @@ masked. The models were trained without the mask.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -20,14 +21,14 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.blocks import Past
 from loopprobe.model.hook_points import LoopHookPoint
-from loopprobe.model.looped import LoopedTransformer
-from loopprobe.model.masks import TOKENS_PER, Fill, kept_tokens, mean_states, replacement
+from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import stamp
-from loopprobe.probes.loops import points_of
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.probes.loops import answer_tokens
 from loopprobe.store.evaluate import chunk_size
-from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.store.subject import Subject
+from loopprobe.support.statistics import bootstrap_mean, to_numpy
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 
@@ -64,18 +65,18 @@ class MaskConfig:
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: MaskConfig, progress: Progress = lambda steps: steps
+    subject: Subject, prompts: PromptBatch, config: MaskConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Measure the error of the clean run and of every mask, after every loop.
 
-    Attention is causal, so the tokens before the first masked one are those of the clean run, and those before the
+    Where attention is causal, the tokens before the first masked one are those of the clean run, and those before the
     first kept one those of the run in which all are masked: each mask computes the tokens from there on alone.
 
     Returns:
         A dataset with dims ``n``, ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point``
         (in-context examples before it):
 
-        * ``error [n, loop, example]``: squared error at the query / E(y²); ``clean_error [loop, example]``
+        * ``error [n, loop, example]``: the error at the query; ``clean_error [loop, example]``
         * ``mean``, ``low``, ``high [n, loop]`` and ``clean_mean`` …: its mean with a 95 % bootstrap interval
         * ``error_by_point [n, loop, point]``, ``clean_error_by_point [loop, point]``: means at every point
 
@@ -84,29 +85,33 @@ def run(
     Raises:
         LoopprobeError: n is above what the prompts have, or the prompts do not fit the model.
     """
-    model = checkpoint.model
-    device = checkpoint.device
+    model = subject.model
+    device = subject.device
     prompts = prompts.to(device)
-    n_prompts, n_points = prompts.ys.shape
-    check(checkpoint, config, prompts)
-    full = n_points * TOKENS_PER["point"] // TOKENS_PER[config.unit]
+    n_prompts, n_points = prompts.n_prompts, prompts.n_answers
+    check(subject, config, prompts)
+    full = prompts.n_tokens // (prompts.tokens_per_point if config.unit == "point" else 1)
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
     chunks = prompts.split(chunk_size(device))
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
-    at = _mask_at(config, model.cfg.n_loops)
-    keep = kept_tokens(config.mode, counts, 2 * n_points, unit=config.unit, invert=config.invert)
+    at = _mask_at(config, model.sizes.n_loops)
+    keep = kept_tokens(
+        config.mode, counts, prompts.n_tokens, unit=config.unit, invert=config.invert,
+        tokens_per_point=prompts.tokens_per_point,
+    )  # fmt: skip
+    outputs_of = _from_where_they_differ if {"causal", "past"} <= model.supports else _one_by_one
 
     errors = np.empty((len(counts), config.loops, n_prompts), np.float32)
     by_point = np.zeros((len(counts), config.loops, n_points))
     done = 0
     with torch.no_grad():
         for batch in progress(chunks):
-            here = slice(done, done + len(batch.ys))
-            for loop, predictions in enumerate(_predictions(model, batch, keep, fill, config.loops, at)):
-                squared = to_numpy(batch.errors(predictions))  # [n, example, point]
-                errors[:, loop, here] = squared[..., -1]
-                by_point[:, loop] += squared.sum(axis=1, dtype=np.float64)
-            done += len(batch.ys)
+            here = slice(done, done + batch.n_prompts)
+            for loop, outputs in enumerate(outputs_of(model, batch, keep, fill, config.loops, at)):
+                error = to_numpy(batch.errors(torch.stack(outputs)))  # [n, example, answer]
+                errors[:, loop, here] = error[..., -1]
+                by_point[:, loop] += error.sum(axis=1, dtype=np.float64)
+            done += batch.n_prompts
     by_point /= n_prompts
 
     mean, low, high = bootstrap_mean(errors)
@@ -128,25 +133,43 @@ def run(
             "n": list(config.n),
             "loop": np.arange(1, config.loops + 1),
             "point": np.arange(n_points),
-            "model": checkpoint.label,
+            "model": subject.label,
         },
         attrs={
-            "description": describe(config, n_points, model.cfg.n_loops),
+            "description": describe(config, prompts, model.sizes.n_loops),
             "full": full,
-            "trained_loops": model.cfg.n_loops,
-            "zero_predictor": at_least_single(prompts.ys[:, -1]).square().mean().item() / prompts.scale,
+            "trained_loops": model.sizes.n_loops,
         },
     )
+    if (baseline := prompts.baseline()) is not None:
+        data.attrs["baseline"], data.attrs["zero_predictor"] = baseline
     for name in data:
-        data[name].attrs["units"] = "squared error / E(y²)"
-    return stamp(data, "mask", checkpoint, prompts, config)
+        data[name].attrs["units"] = prompts.unit
+    return stamp(data, "mask", subject, prompts, config)
 
 
-def _predictions(
-    model: LoopedTransformer, batch: Prompts, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
-) -> Iterator[Float[Tensor, "n batch point"]]:
-    """Yield the predictions under every mask, loop by loop."""
-    e = model.embed(*model.as_prompts(*batch))
+def _one_by_one(
+    model: LoopedModel, batch: PromptBatch, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
+) -> Iterator[list[Tensor]]:
+    """Yield the outputs under every mask, loop by loop, each from a run of its own."""
+    e = model.embed(*model.prepare(*batch.inputs))
+    initial = model.initial_state(e)
+    kept = keep.to(initial.device)[:, None, :, None]
+    states = [initial] * len(keep)
+    for loop in range(n_loops):
+        if at is None or loop == at:
+            value = replacement(fill, initial, loop)
+            states = [torch.where(mask, z, value) for mask, z in zip(kept, states, strict=True)]
+        states = [model.step(z, e, loop) for z in states]
+        yield [model.predict(z, e, loop) for z in states]
+
+
+def _from_where_they_differ(
+    model: LoopedModel, batch: PromptBatch, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
+) -> Iterator[list[Tensor]]:
+    """As ``_one_by_one`` for causal attention: each mask computes the tokens from the first that it changes on."""
+    e = model.embed(*model.prepare(*batch.inputs))
+    answers = answer_tokens(batch)
     initial = model.initial_state(e)
     starts_kept = keep[:, 0].tolist()
     first = [int((row != row[0]).int().argmax()) or len(row) for row in keep]  # token from which it is the other way
@@ -158,37 +181,36 @@ def _predictions(
         past, read = {}, {}
         for kept, z in whole.items():
             whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
-            read[kept] = model.predict(whole[kept], loop)
-        predictions = []
+            read[kept] = model.predict(whole[kept], e, loop)
+        outputs = []
         for i, (start, kept) in enumerate(zip(first, starts_kept, strict=True)):
-            predictions.append(read[kept])
+            outputs.append(read[kept])
             if start < e.shape[1]:
                 z = value[:, start:] if kept and masks else later[i]
                 before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
                 later[i] = model.step(z, e[:, start:], loop, before)
-                own = model.read_out(later[i][:, start % 2 :: 2]).squeeze(-1)
-                predictions[-1] = torch.cat([read[kept][:, : (start + 1) // 2], own], dim=1)
-        yield torch.stack(predictions)
+                changed = model.predict(later[i], e[:, start:], loop, first=start)
+                outputs[-1] = torch.cat([read[kept][:, : bisect_left(answers, start)], changed], dim=1)
+        yield outputs
 
 
-def _step_and_past(model: LoopedTransformer, z: Tensor, e: Tensor, loop: int) -> tuple[Tensor, list[Past]]:
+def _step_and_past(model: LoopedModel, z: Tensor, e: Tensor, loop: int) -> tuple[Tensor, list[Past]]:
     """Run one iteration, and return the state with the keys and values of every layer."""
     past: dict[str | None, Tensor] = {}
 
     def note(x: Tensor, hook: LoopHookPoint) -> None:
         past[hook.name] = x
 
-    names = [f"loops.{loop}.blocks.{layer}.attn.hook_{part}" for layer in range(model.cfg.n_layers) for part in "kv"]
+    names = [f"loops.{loop}.blocks.{layer}.attn.hook_{part}" for layer in range(model.sizes.n_layers) for part in "kv"]
     with model.hooks(fwd_hooks=[(name, note) for name in names]):
         z = model.step(z, e, loop)
     return z, [(past[k], past[v]) for k, v in zip(names[::2], names[1::2], strict=True)]
 
 
-def check(checkpoint: Checkpoint, config: MaskConfig, prompts: Prompts | None = None) -> None:
+def check(subject: Subject, config: MaskConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the mask does not fit the model or the prompts, before anything runs."""
-    model = checkpoint.config.model
-    kept_tokens(config.mode, config.n, 2 * points_of(checkpoint, prompts), unit=config.unit)
-    at = _mask_at(config, model.n_loops)
+    kept_tokens(config.mode, config.n, prompts.n_tokens, unit=config.unit, tokens_per_point=prompts.tokens_per_point)
+    at = _mask_at(config, subject.model.sizes.n_loops)
     if at is not None and at >= config.loops:
         raise LoopprobeError(f"the mask comes after {at} loops but only {config.loops} are run: raise --loops")
 
@@ -200,7 +222,7 @@ def _mask_at(config: MaskConfig, trained: int) -> int | None:
     return trained if config.at is None else config.at
 
 
-def describe(config: MaskConfig, n_points: int, trained: int) -> str:
+def describe(config: MaskConfig, prompts: PromptBatch, trained: int) -> str:
     """Describe a mask in words: which positions are kept and which are masked."""
     verb = "masking" if config.invert else "keeping"
     counts = ", ".join(map(str, config.n))
@@ -209,9 +231,11 @@ def describe(config: MaskConfig, n_points: int, trained: int) -> str:
     one = len(config.n) == 1
     which = f"{config.mode} {config.n[0] if one else 'n'} of "
     if config.unit == "point":
-        which += f"{n_points} points, {2 * config.n[0] if one else '2n'} of {2 * n_points} tokens"
+        each = prompts.tokens_per_point
+        tokens = str(each * config.n[0]) if one else f"{each}n" if each > 1 else "n"
+        which += f"{prompts.n_tokens // each} points, {tokens} of {prompts.n_tokens} tokens"
     else:
-        which += f"{2 * n_points} tokens"
+        which += f"{prompts.n_tokens} tokens"
     fill = {
         "initial": "reset to its initial value",
         "zero": "set to zero",
@@ -219,6 +243,6 @@ def describe(config: MaskConfig, n_points: int, trained: int) -> str:
     }[config.fill]
     at = _mask_at(config, trained)
     when = "before every loop" if at is None else f"once, after {at} loops"
-    subject = "it is" if config.invert else "the rest is"
+    masked = "it is" if config.invert else "the rest is"
     series = "" if one else f" (n = {counts})"
-    return f"{verb} the state of the {which}{series}; {subject} {fill} {when}; the injected input stays"
+    return f"{verb} the state of the {which}{series}; {masked} {fill} {when}; the injected input stays"

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from loopprobe.errors import LoopprobeError
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.support.statistics import bootstrap_mean
 
 MODES = ("first", "last")
@@ -33,7 +34,8 @@ def mask_difference(first: xr.Dataset, last: xr.Dataset) -> xr.Dataset:
     for key in ("checkpoint", "prompts"):
         if first.attrs[key] != last.attrs[key]:
             raise LoopprobeError(f"the masks differ in their {key}: compare first and last of one model")
-    options = [json.loads(data.attrs["config"]) for data in (first, last)]
+    stamps = [read_stamp(data) for data in (first, last)]
+    options = [dict(stamp.options) for stamp in stamps]
     modes = [config.pop("mode") for config in options]
     unlike = [key for key in options[0] if key not in ("n", "loops") and options[0][key] != options[1][key]]
     if modes != list(MODES) or unlike:
@@ -53,12 +55,13 @@ def mask_difference(first: xr.Dataset, last: xr.Dataset) -> xr.Dataset:
         attrs=_attributes(first, options[0], one),
     )
     for name in data:
-        data[name].attrs["units"] = "squared error / E(y²)"
+        data[name].attrs["units"] = stamps[0].unit
     return data
 
 
 def _attributes(first: xr.Dataset, options: dict[str, Any], shared: xr.DataArray) -> dict[str, Any]:
     same = {key: first.attrs[key] for key in ("checkpoint", "prompts", "provenance", "trained_loops", "full")}
+    same |= {"units": first.attrs["units"]} if "units" in first.attrs else {}
     config = options | {"n": np.asarray(shared.n).tolist(), "loops": int(shared.loop[-1])}
     words = f"error with the first n {options['unit']}s minus error with the last n, prompt by prompt"
     return same | {"probe": "mask_difference", "config": json.dumps(config), "description": words}

@@ -23,15 +23,13 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.loops import chosen_tokens, points_of
+from loopprobe.probes.loops import chosen_tokens, last_token
 from loopprobe.probes.patch_runs import BY_HEAD as BY_HEAD
 from loopprobe.probes.patch_runs import Metric, PatchedRuns, Site
-from loopprobe.reference.baselines.optimal import is_of
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_ratio, correlation, double, to_numpy
-from loopprobe.tasks import Prompts
-from loopprobe.tasks.corruptions import corrupt
-from loopprobe.types import Progress
+from loopprobe.tasks import PromptBatch
+from loopprobe.types import Positions, Progress
 
 GIVEN: Final = "given"  # the corruption where the user gives the corrupted prompts
 CORRUPTION_SEED = 2**33  # added to the seed of the prompts: no prompt is drawn from such a seed
@@ -57,23 +55,23 @@ class PatchConfig:
     noise_std: NonNegativeFloat = 1.0
     sites: tuple[Site, ...] = ("z", "attn_z")
     loops: PositiveInt | None = None
-    positions: tuple[int, ...] | None = None
+    positions: Positions | None = None
     exact: bool = True
 
 
 def run(
-    checkpoint: Checkpoint,
-    prompts: Prompts,
+    subject: Subject,
+    prompts: PromptBatch,
     config: PatchConfig,
     progress: Progress = lambda steps: steps,
     *,
-    corrupted: Prompts | None = None,
+    corrupted: PromptBatch | None = None,
     metric: Metric | None = None,
 ) -> xr.Dataset:
     """Patch every chosen place, and estimate every patch.
 
     Args:
-        checkpoint, prompts, config: the model, the clean prompts, and the options.
+        subject, prompts, config: the model, the clean prompts, and the options.
         progress: wraps the sites and loops.
         corrupted: the corrupted prompts, as many as the clean ones and of the same shape; None: the clean ones are
             corrupted as the options say.
@@ -99,21 +97,21 @@ def run(
     """
     if corrupted is not None:
         config = dataclasses.replace(config, corruption=GIVEN)
-    check(checkpoint, config, prompts)
-    model = checkpoint.model
-    prompts = prompts.to(checkpoint.device)
-    n_loops = config.loops or model.cfg.n_loops
-    other = _corrupted(checkpoint, prompts, config) if corrupted is None else _fitting(prompts, corrupted)
-    runs = PatchedRuns(model, prompts, other, n_loops, config.sites, metric)
-    tokens = list(range(runs.query + 1))
+    check(subject, config, prompts)
+    model = subject.model
+    prompts = prompts.to(subject.device)
+    n_loops = config.loops or model.sizes.n_loops
+    other = _corrupted(subject, prompts, config) if corrupted is None else _fitting(prompts, corrupted)
+    runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), metric)
+    tokens = list(range(runs.last + 1))
     if config.positions is not None:
-        tokens = chosen_tokens(config.positions, prompts.ys.shape[1])
+        tokens = chosen_tokens(config.positions, prompts, runs.last)
     started, patches = time.perf_counter(), 0
     moved: dict[str, np.ndarray] = {}
     if config.exact:
         steps = [(site, loop) for site in config.sites for loop in range(n_loops)]
         for site in config.sites:
-            moved[site] = np.zeros((n_loops, *runs.places(site), len(tokens), len(prompts.xs)), np.float32)
+            moved[site] = np.zeros((n_loops, *runs.places(site), len(tokens), prompts.n_prompts), np.float32)
         with torch.no_grad():
             for site, loop in progress(steps):
                 for places, predictions in runs.patched(site, loop, tokens):
@@ -122,23 +120,23 @@ def run(
                         change = to_numpy(runs.measure(prediction) - runs.corrupted)
                         moved[site][(loop, *where, tokens.index(token))] = change
     seconds = time.perf_counter() - started
-    return _dataset(checkpoint, prompts, config, runs, tokens, moved, {"patches": patches, "seconds": seconds})
+    return _dataset(subject, prompts, config, runs, tokens, moved, {"patches": patches, "seconds": seconds})
 
 
-def check(checkpoint: Checkpoint, config: PatchConfig, prompts: Prompts | None = None) -> None:
+def check(subject: Subject, config: PatchConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the options do not fit the model or the prompts, before anything runs."""
-    points = points_of(checkpoint, prompts)
+    points = prompts.n_answers
     if not config.sites:
         raise LoopprobeError("sites must not be empty: name at least one")
     if config.example > points - 2 and (config.example or config.corruption == "label"):
         raise LoopprobeError(f"example ({config.example}) must be from 0 to {points - 2}: the last point is the query")
     if config.positions is not None:
-        chosen_tokens(config.positions, points)
-    if prompts is not None and config.corruption != GIVEN:
-        _corrupted(checkpoint, prompts[:1], config)
+        chosen_tokens(config.positions, prompts, last_token(subject, prompts))
+    if config.corruption != GIVEN:
+        _corrupted(subject, prompts[:1], config)
 
 
-def _corrupted(checkpoint: Checkpoint, prompts: Prompts, config: PatchConfig) -> Prompts:
+def _corrupted(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> PromptBatch:
     """Corrupt the prompts as the options say.
 
     Raises:
@@ -146,32 +144,32 @@ def _corrupted(checkpoint: Checkpoint, prompts: Prompts, config: PatchConfig) ->
     """
     if config.corruption == GIVEN:
         raise LoopprobeError(f"corruption {GIVEN!r} takes its prompts from run(…, corrupted=): give them")
-    if config.corruption == "weights" and not is_of(prompts, checkpoint.config.task):
+    if config.corruption == "weights" and not subject.is_of_task(prompts):
         raise LoopprobeError(
             "corruption 'weights' gives the labels of another linear function, but these prompts do not say that they "
             "are of a linear task: give corrupted=, or choose label, query or noise"
         )
     generator = torch.Generator().manual_seed(CORRUPTION_SEED + prompts.origin.get("held_out_seed", 0))
-    return corrupt(prompts, config.corruption, generator, example=config.example, noise_std=config.noise_std)
+    return prompts.corrupted(config.corruption, generator, example=config.example, noise_std=config.noise_std)
 
 
-def _fitting(prompts: Prompts, corrupted: Prompts) -> Prompts:
+def _fitting(prompts: PromptBatch, corrupted: PromptBatch) -> PromptBatch:
     """The corrupted prompts on the device of the clean ones.
 
     Raises:
         LoopprobeError: they have another shape.
     """
-    if corrupted.xs.shape != prompts.xs.shape:
+    if [part.shape for part in corrupted.inputs] != [part.shape for part in prompts.inputs]:
+        sizes = [f"{batch.n_prompts} of {batch.extent}" for batch in (corrupted, prompts)]
         raise LoopprobeError(
-            f"corrupted prompts are {tuple(corrupted.xs.shape)} but the clean ones are {tuple(prompts.xs.shape)} "
-            "[prompt, point, dimension]: give as many, of the same shape"
+            f"corrupted prompts are {sizes[0]} but the clean ones are {sizes[1]}: give as many, of the same shape"
         )
-    return corrupted.to(prompts.xs.device)
+    return corrupted.to(prompts.inputs[0].device)
 
 
 def _dataset(
-    checkpoint: Checkpoint,
-    prompts: Prompts,
+    subject: Subject,
+    prompts: PromptBatch,
     config: PatchConfig,
     runs: PatchedRuns,
     tokens: list[int],
@@ -192,12 +190,12 @@ def _dataset(
             variables |= with_ends(site, dims, bootstrap_ratio(moved[site] * total, total**2))
             variables[f"{site}_moved"] = ((*dims, "example"), moved[site])
             correlations[site] = correlation(variables[site][1], estimate)
-    cfg = runs.model.cfg
     data = xr.Dataset(
         variables,
-        coords={"loop": np.arange(1, runs.n_loops + 1), "position": tokens, "model": checkpoint.label},
-        attrs={"trained_loops": cfg.n_loops, "query_token": runs.query, "clean_pass": runs.clean_pass, **cost}
+        coords={"loop": np.arange(1, runs.n_loops + 1), "position": tokens, "model": subject.label},
+        attrs={"trained_loops": runs.model.sizes.n_loops, "query_token": prompts.query, "clean_pass": runs.clean_pass}
+        | cost
         | {f"correlation_{site}": value for site, value in correlations.items()},
     )
     data = data.assign_coords({axis: np.arange(data.sizes[axis]) for axis in ("layer", "head") if axis in data.sizes})
-    return stamp(data, "patch", checkpoint, prompts, config)
+    return stamp(data, "patch", subject, prompts, config)

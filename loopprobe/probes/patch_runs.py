@@ -12,11 +12,11 @@ from torch import Tensor
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import LoopHookPoint
-from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.selection import selector
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import at_least_single
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 
 Site = Literal["z_pre", "z", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "attn_z"]
 BY_HEAD = ("q", "k", "v", "attn_z")
@@ -30,36 +30,39 @@ class PatchedRuns:
     Args:
         model, n_loops, sites: the model, its iterations, and the activations that are patched.
         clean, corrupted: the prompts.
+        last: the last token that the answer at the query can depend on.
         metric: see ``run``.
     """
 
     def __init__(
         self,
-        model: LoopedTransformer,
-        clean: Prompts,
-        corrupted: Prompts,
+        model: LoopedModel,
+        clean: PromptBatch,
+        corrupted: PromptBatch,
         n_loops: int,
         sites: tuple[Site, ...],
+        last: int,
         metric: Metric | None = None,
     ) -> None:
         self.model, self.n_loops, self.metric = model, n_loops, metric
-        self.query = 2 * clean.xs.shape[1] - 2
-        until_query = slice(0, self.query + 1)
+        self.prompts, self.last = clean, last
+        self.causal = {"causal", "past"} <= model.supports
+        tokens = slice(0, last + 1)
         started = time.perf_counter()
         with torch.no_grad():
-            self.clean = self.measure(model(clean.xs, clean.ys, n_loops)[-1, :, -1])
+            self.clean = self.measure(clean.answer(model(*clean.inputs, n_loops=n_loops)[-1]))
         self.clean_pass = time.perf_counter() - started
-        _, self.donor = model.run_with_cache(clean.xs, clean.ys, n_loops, names=sites, positions=until_query)
-        names = [*sites, "z_pre", "k", "v", "embed"]
-        xs, ys = corrupted
-        predictions, self.base = model.run_with_cache(
-            xs, ys, n_loops, names=names, positions=until_query,
-            loss=lambda predictions: self.measure(predictions[-1, :, -1]).sum(),
+        embedded = model.run_with_cache(*clean.inputs, n_loops=1, names="embed", positions=tokens)[1]["hook_embed"]
+        _, self.donor = model.run_with_cache(*clean.inputs, n_loops=n_loops, names=sites, positions=tokens)
+        outputs, self.base = model.run_with_cache(
+            *corrupted.inputs, n_loops=n_loops, positions=tokens,
+            names=[*sites, "z_pre", "embed", *(["k", "v"] if self.causal else [])],
+            loss=lambda outputs: self.measure(clean.answer(outputs[-1])).sum(),
         )  # fmt: skip
-        self.corrupted = self.measure(predictions[-1, :, -1]).detach()
-        same = (clean.xs == corrupted.xs).all(-1), clean.ys == corrupted.ys
-        differs = ~torch.stack(same, -1).flatten(1).all(0)
-        self.first = int(differs.int().argmax())  # token that differs; before it the runs are the same
+        self.corrupted = self.measure(clean.answer(outputs[-1])).detach()
+        differs = (embedded != self.base["hook_embed"]).any(-1).any(0)
+        # the token from which the runs differ; where later tokens act on earlier ones, they differ everywhere
+        self.first = int(differs.int().argmax()) if self.causal else 0
 
     def measure(self, predictions: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """The metric of predictions at the query.
@@ -82,12 +85,12 @@ class PatchedRuns:
 
     def places(self, site: Site) -> tuple[int, ...]:
         """The numbers of layers and heads of a site."""
-        cfg = self.model.cfg
+        sizes = self.model.sizes
         if site in ("z", "z_pre"):
             return ()
         if site in BY_HEAD:
-            return cfg.n_layers, cfg.n_heads
-        return (cfg.n_layers,)
+            return sizes.n_layers, sizes.n_heads
+        return (sizes.n_layers,)
 
     def patched(
         self, site: Site, loop: int, tokens: list[int]
@@ -99,7 +102,7 @@ class PatchedRuns:
             todo = [(head, token) for token in sorted(tokens) if token >= self.first for head in heads]
             budget = chunk_size(self.corrupted.device) * TOKENS_AT_ONCE
             while todo:
-                suffix = self.query + 1 - todo[0][1]
+                suffix = self.last + 1 - (todo[0][1] if self.causal else 0)
                 group = todo[: max(1, budget // (suffix * len(self.corrupted)))]
                 todo = todo[len(group) :]
                 places = [tuple(i for i in (layer, *place) if i is not None) for place in group]
@@ -109,7 +112,8 @@ class PatchedRuns:
         self, site: Site, loop: int, layer: int | None, group: list[tuple[int | None, int]]
     ) -> Float[Tensor, "place batch"]:
         """Run on from the state that enters ``loop``, the i-th copy of the prompts patched at the i-th place."""
-        first, n_prompts, copies = group[0][1], len(self.corrupted), len(group)
+        first = group[0][1] if self.causal else 0
+        n_prompts, copies = len(self.corrupted), len(group)
         donor = self.donor[loop, site, layer]
 
         def patch(x: Tensor, hook: LoopHookPoint) -> Tensor:
@@ -131,10 +135,11 @@ class PatchedRuns:
             for now in range(loop, self.n_loops):
                 past = [
                     (tiled(self.base[now, "k", i], earlier), tiled(self.base[now, "v", i], earlier))
-                    for i in range(self.model.cfg.n_layers)
-                ]
-                z = self.model.step(z, e, now, past if first else None)
-        return self.model.read_out(z[:, -1]).reshape(copies, n_prompts)
+                    for i in range(self.model.sizes.n_layers)
+                ] if first else None  # fmt: skip
+                z = self.model.step(z, e, now, past)
+        outputs = self.model.predict(z, e, self.n_loops - 1, first)
+        return self.prompts.answer(outputs).reshape(copies, n_prompts)
 
     def estimated(self, site: Site, tokens: list[int]) -> Float[Tensor, "loop ... position batch"]:
         """The move of the prediction by each patch, to first order."""

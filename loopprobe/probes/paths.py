@@ -11,11 +11,11 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
-from loopprobe.probes.loops import chosen_tokens, points_of, require_looped, some_tokens
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.probes.loops import chosen_tokens, require_looped, some_tokens
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import double, to_numpy
-from loopprobe.tasks import Prompts
-from loopprobe.types import Progress
+from loopprobe.tasks import PromptBatch
+from loopprobe.types import Positions, Progress
 
 
 @configuration
@@ -28,11 +28,11 @@ class PathsConfig:
     """
 
     loops: PositiveInt = 300
-    positions: tuple[int, ...] | None = None
+    positions: Positions | None = None
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: PathsConfig, progress: Progress = lambda steps: steps
+    subject: Subject, prompts: PromptBatch, config: PathsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Follow a few prompts and project their states on the three directions in which they vary most.
 
@@ -48,22 +48,21 @@ def run(
           last loop, mean over prompts and tokens: far from 0 where each layer has a limit of its own (arXiv
           2604.11791)
     """
-    check(checkpoint, config, prompts)
-    model = checkpoint.model
-    prompts = prompts.to(checkpoint.device)
-    n_points = prompts.xs.shape[1]
-    tokens = some_tokens(2 * n_points - 2)
+    check(subject, config, prompts)
+    model = subject.model
+    prompts = prompts.to(subject.device)
+    tokens = some_tokens(prompts.query)
     if config.positions is not None:
-        tokens = chosen_tokens(config.positions, n_points, until_query=False)
+        tokens = chosen_tokens(config.positions, prompts, prompts.n_tokens - 1)
     names = ["hook_z", "resid_post"]
-    _, cache = model.run_with_cache(prompts.xs, prompts.ys, config.loops, names=names, positions=tokens)
+    _, cache = model.run_with_cache(*prompts.inputs, n_loops=config.loops, names=names, positions=tokens)
     z = double(cache.stack("z"))  # loop followed position d_model
     flat = z.flatten(0, 2)
     centred = flat - flat.mean(0)
     _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
     axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()  # the largest entry positive
     path = (centred @ axes.mT).unflatten(0, z.shape[:3]).permute(1, 2, 0, 3)
-    layers = [cache.stack("resid_post", layer) for layer in range(model.cfg.n_layers)]
+    layers = [cache.stack("resid_post", layer) for layer in range(model.sizes.n_layers)]
     thresholds = calibrate(layers[0].dtype)
     limits = torch.stack([classify(features(x), thresholds)[0] for x in layers], dim=-1)
     last = torch.stack([x[-1] for x in layers])
@@ -75,18 +74,18 @@ def run(
             "layer_limit": (("followed", "position", "layer"), to_numpy(limits)),
             "layer_distance": (("layer", "other_layer"), to_numpy(apart.mean((-2, -1)))),
         },
-        coords={"position": tokens, "loop": np.arange(1, config.loops + 1), "model": checkpoint.label},
-        attrs={"trained_loops": model.cfg.n_loops, "types": ", ".join(limit.words for limit in Limit)},
+        coords={"position": tokens, "loop": np.arange(1, config.loops + 1), "model": subject.label},
+        attrs={"trained_loops": model.sizes.n_loops, "types": ", ".join(limit.words for limit in Limit)},
     )
     data = data.assign_coords(layer=np.arange(len(layers)), other_layer=np.arange(len(layers)))
-    return stamp(data, "paths", checkpoint, prompts, config)
+    return stamp(data, "paths", subject, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: PathsConfig, prompts: Prompts | None = None) -> None:
+def check(subject: Subject, config: PathsConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where there is no path, no such token, or limits of the states cannot be told."""
-    require_looped(checkpoint)
-    require_calibrated(checkpoint.model.W_pos.dtype)
+    require_looped(subject)
+    require_calibrated(subject.model.dtype)
     if config.loops < WINDOW:
         raise LoopprobeError(f"loops ({config.loops}) must be at least {WINDOW}: raise it")
     if config.positions is not None:
-        chosen_tokens(config.positions, points_of(checkpoint, prompts), until_query=False)
+        chosen_tokens(config.positions, prompts, prompts.n_tokens - 1)

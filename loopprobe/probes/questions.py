@@ -39,7 +39,7 @@ from loopprobe.store.checkpoint import DEFAULT, Checkpoint, find, load_checkpoin
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.device import pick_device
 from loopprobe.tasks import Prompts
-from loopprobe.types import QUERY, Progress
+from loopprobe.types import Progress
 
 RESAMPLES = 2000  # of the bootstrap, whose counts take a number a prompt and resample
 
@@ -141,8 +141,6 @@ def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
     """
     if name not in PROBES:
         raise LoopprobeError(f"no probe is called {name!r}: choose from {', '.join(PROBES)}")
-    if (positions := options.get("positions")) is not None:
-        options = options | {"positions": tuple(QUERY if position == "query" else position for position in positions)}
     return PROBES[name], build(PROBES[name].config, options)
 
 

@@ -11,12 +11,12 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.loops import chosen_tokens, points_of, require_looped, some_tokens
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.probes.loops import chosen_tokens, last_token, require_looped, some_tokens
 from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
-from loopprobe.tasks import Prompts
-from loopprobe.types import Progress
+from loopprobe.tasks import PromptBatch
+from loopprobe.types import Positions, Progress
 
 
 @configuration
@@ -36,12 +36,12 @@ class RecoverConfig:
     after: PositiveInt | None = None
     loops: PositiveInt = 40
     sizes: tuple[PositiveFloat, ...] = (0.1, 0.3, 1.0)
-    positions: tuple[int, ...] | None = None
+    positions: Positions | None = None
     seed: NonNegativeInt = 0
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: RecoverConfig, progress: Progress = lambda steps: steps
+    subject: Subject, prompts: PromptBatch, config: RecoverConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
     """Push the state and follow the error and the distance to the run that was not pushed.
 
@@ -49,32 +49,35 @@ def run(
         A dataset with dims ``size``, ``position`` (the token that was pushed; -1: all at once), ``after`` (loops
         since the push, from 0: right after it) and ``example``:
 
-        * ``error``, ``error_low``, ``error_high [size, position, after]``: squared error at the query / E(y²), mean
+        * ``error``, ``error_low``, ``error_high [size, position, after]``: the error at the query, mean
           and 95 % bootstrap interval; ``clean_error [after]`` without a push
         * ``distance [size, position, after]``: ‖z − z_clean‖ / ‖z_clean‖ of the whole state, mean over prompts
         * ``prediction_moved [size, position, after]``: root mean square of what the push changed in the prediction at
-          the query, in units of √E(y²)
+          the query, in the unit of steps of the prompts
     """
-    check(checkpoint, config, prompts)
-    model = checkpoint.model
-    prompts = prompts.to(checkpoint.device)
-    n_prompts, n_points = prompts.ys.shape
-    chosen = some_tokens(2 * n_points - 2) if config.positions is None else chosen_tokens(config.positions, n_points)
+    check(subject, config, prompts)
+    model = subject.model
+    prompts = prompts.to(subject.device)
+    n_prompts, last = prompts.n_prompts, last_token(subject, prompts)
+    chosen = some_tokens(prompts.query)
+    if config.positions is not None:
+        chosen = chosen_tokens(config.positions, prompts, last)
     tokens = [*chosen, -1]
     generator = torch.Generator().manual_seed(config.seed)
     system = LoopMap.of(model, prompts)
     shape = (len(config.sizes), len(tokens), config.loops + 1, n_prompts)
-    answers, distances = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    errors, moved, distances = (np.zeros(shape, np.float32) for _ in range(3))
     with torch.no_grad():
         z = system.initial
-        for _ in range(config.after or model.cfg.n_loops):
+        for _ in range(config.after or model.sizes.n_loops):
             z = system.step(z)
         direction = torch.randn(z.shape, generator=generator).to(z)
         direction *= z.norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
         clean = [z]
         for _ in range(config.loops):
             clean.append(system.step(clean[-1]))
-        clean_answers = np.stack([to_numpy(system.read(state)[:, -1]) for state in clean])
+        clean_outputs = [system.read(state) for state in clean]
+        clean_errors = np.stack([to_numpy(prompts.errors(outputs)[:, -1]) for outputs in clean_outputs])
         size = chunk_size(z.device)
         parts = [slice(start, start + size) for start in range(0, n_prompts, size)]
         for i, j in progress([(i, j) for i in range(len(config.sizes)) for j in range(len(tokens))]):
@@ -82,38 +85,39 @@ def run(
             where = slice(None) if tokens[j] == -1 else slice(tokens[j], tokens[j] + 1)
             pushed[:, where] += config.sizes[i] * direction[:, where]
             for part in parts:
-                one, state = system.at(part), pushed[part]
+                one, state, own = system.at(part), pushed[part], prompts[part]
                 for after in range(config.loops + 1):
                     if after:
                         state = one.step(state)
                     clean_part = at_least_single(clean[after][part]).flatten(1)
                     away = (at_least_single(state).flatten(1) - clean_part).norm(dim=1) / clean_part.norm(dim=1)
                     distances[i, j, after, part] = to_numpy(away)
-                    answers[i, j, after, part] = to_numpy(one.read(state)[:, -1])
-    ys = to_numpy(prompts.ys[:, -1])
+                    outputs = one.read(state)
+                    errors[i, j, after, part] = to_numpy(own.errors(outputs)[:, -1])
+                    moved[i, j, after, part] = to_numpy(own.step(outputs, clean_outputs[after][part])[:, -1])
     dims = ("size", "position", "after")
     data = xr.Dataset(
         {
-            **with_ends("error", dims, bootstrap_mean((answers - ys) ** 2 / prompts.scale)),
-            "clean_error": ("after", ((clean_answers - ys) ** 2 / prompts.scale).mean(1)),
+            **with_ends("error", dims, bootstrap_mean(errors)),
+            "clean_error": ("after", clean_errors.mean(1)),
             "distance": (dims, distances.mean(-1)),
-            "prediction_moved": (dims, np.sqrt(((answers - clean_answers) ** 2).mean(-1) / prompts.scale)),
+            "prediction_moved": (dims, np.sqrt((moved**2).mean(-1))),
         },
         coords={
             "size": list(config.sizes),
             "position": tokens,
             "after": np.arange(config.loops + 1),
-            "model": checkpoint.label,
+            "model": subject.label,
         },
-        attrs={"trained_loops": model.cfg.n_loops, "pushed_after": config.after or model.cfg.n_loops},
+        attrs={"trained_loops": model.sizes.n_loops, "pushed_after": config.after or model.sizes.n_loops},
     )
-    return stamp(data, "recover", checkpoint, prompts, config)
+    return stamp(data, "recover", subject, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: RecoverConfig, prompts: Prompts | None = None) -> None:
+def check(subject: Subject, config: RecoverConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the loop cannot run on, no size is named, or the prompts have no such token."""
-    require_looped(checkpoint)
+    require_looped(subject)
     if not config.sizes:
         raise LoopprobeError("sizes must not be empty: name at least one")
     if config.positions is not None:
-        chosen_tokens(config.positions, points_of(checkpoint, prompts))
+        chosen_tokens(config.positions, prompts, last_token(subject, prompts))

@@ -10,7 +10,6 @@ from pydantic import PositiveInt
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.reference.baselines.optimal import is_of
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import bootstrap_mean, to_numpy
@@ -43,7 +42,7 @@ def run(
         A dataset with dims ``shift`` (``as in training`` first, then in words), ``loop`` (iterations done, from 1),
         ``example`` (the prompt) and ``point`` (in-context examples before it):
 
-        * ``error [shift, loop, example]``: squared error at the query / E(y²), where E(y²) is that of the shift
+        * ``error [shift, loop, example]``: the error at the query, in units of the shift's own labels
         * ``mean``, ``low``, ``high [shift, loop]``: its mean with a 95 % bootstrap interval
         * ``error_by_point [shift, point]``, ``…_low``, ``…_high``: after the last loop, at every point; missing where
           only the query differs from training
@@ -88,7 +87,7 @@ def run(
         attrs={"trained_loops": model.cfg.n_loops},
     )
     for variable in data:
-        data[variable].attrs["units"] = "squared error / E(y²)"
+        data[variable].attrs["units"] = prompts.unit
     return stamp(data, "shift", checkpoint, prompts, config)
 
 
@@ -104,16 +103,15 @@ def applicable(checkpoint: Checkpoint) -> list[str]:
     return possible
 
 
-def check(checkpoint: Checkpoint, config: ShiftConfig, prompts: Prompts | None = None) -> None:
+def check(checkpoint: Checkpoint, config: ShiftConfig, prompts: Prompts) -> None:
     """Raise LoopprobeError where there is no such shift for the model, or the prompts are not as in training."""
-    if prompts is not None:
-        if other := prompts.origin.keys() & {"shift", "data"}:
-            raise LoopprobeError(f"the shifts start from prompts as in training: leave out {min(other)}")
-        if not is_of(prompts, checkpoint.config.task):
-            raise LoopprobeError(
-                "the shifts start from prompts as in training, but these do not say that they are of "
-                f"{checkpoint.config.task.name}: give their number, or checkpoint.held_out(…)"
-            )
+    if other := prompts.origin.keys() & {"shift", "data"}:
+        raise LoopprobeError(f"the shifts start from prompts as in training: leave out {min(other)}")
+    if not checkpoint.is_of_task(prompts):
+        raise LoopprobeError(
+            "the shifts start from prompts as in training, but these do not say that they are of "
+            f"{checkpoint.config.task.name}: give their number, or checkpoint.held_out(…)"
+        )
     for name in config.shifts:
         find_shift(name)
         checkpoint.held_out(1, shift=name)

@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
 
 from loopprobe.dynamics.limits import Limit, calibrate, classify, confusion, features, run_late
-from loopprobe.dynamics.maps import LoopMap
+from loopprobe.dynamics.maps import LoopMap, State
 from loopprobe.dynamics.spectrum import position_spectra
 from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
-from loopprobe.reference.baselines.optimal import optimum
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 
 def follow_states(
-    checkpoint: Checkpoint,
-    prompts: Prompts,
+    subject: Subject,
+    prompts: PromptBatch,
     *,
     loops: int,
     far: int,
@@ -35,12 +36,12 @@ def follow_states(
     """Follow the states of prompts, token by token, and classify their limits.
 
     Args:
-        checkpoint: a looped model.
+        subject: a looped model and its task.
         prompts: few: arrays are loops × prompts × tokens.
         loops: the number of iterations that are measured one by one.
         far: the number of iterations after which a trajectory counts as at its end; limits are those of the last 128.
-        tolerance: the distance within which a trajectory has settled, relative for states and in units of √E(y²) for
-            predictions.
+        tolerance: the distance within which a trajectory has settled, relative for states and in
+            the unit of steps of the prompts for outputs.
         progress: wraps the iterations.
 
     Returns:
@@ -49,13 +50,13 @@ def follow_states(
         * ``state_step``, ``relative_step``, ``cosine``, ``distance [loop, followed, position]``: see
           ``dynamics.trajectory.Moves``
         * ``prediction_step``, ``followed_error [loop, followed]`` at the query: change of the prediction from the
-          loop before and its error, both squared / E(y²)
+          loop before and its error, both in the unit of the prompts
         * ``decimals_to_limit``, ``decimals_to_optimum [loop, followed]``: correct decimal places of the prediction at
           the query, against its own far value and against the attainable optimum
         * ``limit``, ``period [followed, position]``, ``prediction_limit``, ``prediction_period [followed, point]``:
           the type of limit (``dynamics.limits.Limit``), and the period of cycles, 0 for other types
         * ``movement [followed, position]``, ``prediction_movement [followed, point]``: the largest over all lags at the
-          end, root mean square, relative to the state and in units of √E(y²)
+          end, root mean square, relative to the state and to the typical size of an output
         * ``state_settled [followed, position]``, ``prediction_settled [followed, point]``: loops until within the
           tolerance of the far value for good; missing where that does not happen
         * ``rate``, ``rate_low``, ``rate_high [followed, position]``: factor by which the distance to a fixed point
@@ -68,25 +69,22 @@ def follow_states(
     Raises:
         LoopprobeError: the model is in half precision.
     """
-    model = checkpoint.model
+    model = subject.model
     system = LoopMap.of(model, prompts)
     thresholds = calibrate(system.e.dtype)
     late, late_read = run_late(system, far, progress=progress)
     ends = features(late)
     limit, period = classify(ends, thresholds)
-    unit = prompts.scale**0.5  # the size of a label
-    read_ends = features(late_read[..., None], size=unit)
+    read_ends = features(late_read.flatten(3) if late_read.ndim > 3 else late_read[..., None], size=prompts.output_size)
     read_limit, read_period = classify(read_ends, thresholds)
     moves = follow(system, loops, late[-1])
-    finite = torch.isfinite(late[-1]).all(-1)
-    radii = position_spectra(system, torch.nan_to_num(late[-1]))[..., 0].abs()
-    radius = radii.where(finite.to(radii.device), torch.nan)
-    _, best = optimum(prompts, checkpoint.config.task)
-
-    to_far = to_numpy((moves.read - moves.far_read).abs())
-    to_best = to_numpy((moves.read[..., -1] - best[:, -1].to(moves.read)).abs())
+    radius = _radii(system, late[-1])
+    answer, far_answer = prompts.answer(moves.read), prompts.answer(moves.far_read)
+    _, best = subject.optimum(prompts)
+    best_answer = torch.full_like(far_answer, torch.nan) if best is None else prompts.answer(best).to(answer)
     error = to_numpy(prompts.errors(moves.read)[..., -1])
-    read_step = moves.read[..., -1].diff(dim=0, prepend=torch.full_like(moves.read[:1, :, -1], torch.nan))
+    read_step = prompts.distance(moves.read[1:], moves.read[:-1])[..., -1]
+    read_step = torch.cat([torch.full_like(answer[:1], torch.nan), read_step])
     distance = to_numpy(moves.distance)
     rates = np.full((3, *limit.shape), np.nan)
     for prompt, token in np.argwhere(to_numpy(limit == Limit.FIXED)):
@@ -98,10 +96,10 @@ def follow_states(
     }
     variables |= {
         "distance": (("loop", *by_token), distance),
-        "prediction_step": (over_loops, to_numpy(read_step.square() / prompts.scale)),
+        "prediction_step": (over_loops, to_numpy(read_step)),
         "followed_error": (over_loops, error),
-        "decimals_to_limit": (over_loops, decimal_places(to_far[..., -1])),
-        "decimals_to_optimum": (over_loops, decimal_places(to_best)),
+        "decimals_to_limit": (over_loops, decimal_places(to_numpy((answer - far_answer).abs()))),
+        "decimals_to_optimum": (over_loops, decimal_places(to_numpy((answer - best_answer).abs()))),
         "limit": (by_token, to_numpy(limit)),
         "period": (by_token, to_numpy(period)),
         "prediction_limit": (by_point, to_numpy(read_limit)),
@@ -109,7 +107,7 @@ def follow_states(
         "movement": (by_token, to_numpy(ends.lags.amax(0).float())),
         "prediction_movement": (by_point, to_numpy(read_ends.lags.amax(0).float())),
         "state_settled": (by_token, settled_after(distance, tolerance)),
-        "prediction_settled": (by_point, settled_after(to_far / unit, tolerance)),
+        "prediction_settled": (by_point, settled_after(to_numpy(prompts.step(moves.read, moves.far_read)), tolerance)),
         "spectral_radius": (by_token, to_numpy(radius)),
     }
     of_rates = zip(("rate", "rate_low", "rate_high"), rates, strict=True)
@@ -120,3 +118,11 @@ def follow_states(
     data.attrs |= {"far": far, "tolerance": tolerance, "fixed_threshold": thresholds.fixed}
     data.attrs["control_errors"] = ", ".join(f"{t.words} {wrong[t]:.1%}" for t in Limit)
     return data
+
+
+def _radii(system: LoopMap, z: State) -> Float[Tensor, "batch pos"]:
+    """The spectral radius of each token's block; missing where a state is not finite, or a token sees later ones."""
+    if "causal" not in system.model.supports:
+        return torch.full(z.shape[:2], torch.nan)
+    radii = position_spectra(system, torch.nan_to_num(z))[..., 0].abs()
+    return radii.where(torch.isfinite(z).all(-1).to(radii.device), torch.nan)

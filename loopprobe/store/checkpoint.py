@@ -5,7 +5,6 @@ A name is looked up as a path, then in ./runs, then among the checkpoints that s
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 from contextlib import suppress
@@ -23,12 +22,14 @@ from loopprobe.config.budget import require_model
 from loopprobe.config.schema import Config
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
+from loopprobe.reference.baselines.optimal import is_of, optimum
+from loopprobe.store import draw
 from loopprobe.store.checkpoint_file import CONFIG, FORMAT, STATE, WEIGHTS, fit, read_json, read_tensors
+from loopprobe.store.subject import PromptSpec
 from loopprobe.support.device import known_device
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic, write_json
-from loopprobe.tasks import Prompts, held_out
-from loopprobe.tasks.tables import from_tables, load_table
+from loopprobe.tasks import Prompts
 
 DEFAULT = "lr-b20-T10"
 METRICS = "metrics.jsonl"
@@ -68,8 +69,7 @@ class Checkpoint:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        return self.model.device
 
     def __repr__(self) -> str:
         """Three lines: the model, its error, and its weights."""
@@ -84,7 +84,7 @@ class Checkpoint:
         return "\n".join([
             f"{self.label}: {self.config.task.name.replace('_', ' ')}, {layers}, b = {model.n_loops}, {window}",
             f"error at the query {', '.join(errors) or 'not measured'}; {self.step:,} steps",
-            f"weights {self.digest()}, {self.model.W_pos.dtype} on {self.device}".replace("torch.", ""),
+            f"weights {self.digest()}, {self.model.dtype} on {self.device}".replace("torch.", ""),
         ])  # fmt: skip
 
     def digest(self) -> str:
@@ -94,6 +94,19 @@ class Checkpoint:
             content.update(name.encode())
             content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return content.hexdigest()[:16]
+
+    @property
+    def task_name(self) -> str:
+        """The name of the task that it was trained on."""
+        return self.config.task.name
+
+    def identity(self) -> dict[str, Any]:
+        """Its name, the digest of its weights and its configuration, for the record."""
+        return {"name": self.name, "weights": self.digest(), "config": self.config.to_dict()}
+
+    def draw(self, spec: PromptSpec) -> Prompts:
+        """The prompts of a specification, on the model's device; see ``store.draw``."""
+        return draw.draw(self.config, self.label, spec).to(self.device)
 
     def held_out(self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None) -> Prompts:
         """Prompts like those at the end of its training that no training saw, on the model's device: ``xs, ys = …``.
@@ -106,47 +119,23 @@ class Checkpoint:
         Raises:
             LoopprobeError: no such shift, or the model has seen as many examples or dimensions as it can read.
         """
-        model, train = self.config.model, self.config.train
-        points, dims = model.n_points, model.n_dims
-        if train is not None:
-            assert train.points.end is not None
-            assert train.dims.end is not None
-            unseen = {"more_examples": points > train.points.end, "more_dims": dims > train.dims.end}
-            if not unseen.get(str(shift), True):
-                raise LoopprobeError(
-                    f"{self.label} was trained with all the {points} points and {dims} dimensions that it can read: "
-                    f"shift {shift!r} needs a model that was trained with fewer"
-                )
-            points = points if shift == "more_examples" else train.points.end
-            dims = dims if shift == "more_dims" else train.dims.end
-        return held_out(self.config.task, n_prompts, points, model.n_dims, seed, active_dims=dims, shift=shift).to(
-            self.device
-        )
+        return draw.held_out(self.config, self.label, n_prompts, seed, shift).to(self.device)
 
     def more_like(self, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
-        """Prompts as in training, with as many points as these, that what reads states at every token is fitted on."""
-        train = self.config.train
-        longer = train is not None and prompts.ys.shape[1] > (train.points.end or 0)
-        return self.held_out(n_prompts, seed, "more_examples" if longer else None)
+        """Further prompts as in training, with as many points as these, on the model's device."""
+        return draw.more_like(self.config, self.label, prompts, n_prompts, seed).to(self.device)
 
     def from_table(self, name: str, target: str | None = None, n_prompts: int = 1280, seed: int = 0) -> Prompts:
-        """Prompts from a table of real data, at the scale of the labels that the model was trained on.
+        """Prompts from a table of real data, on the model's device; see ``store.draw.from_table``."""
+        return draw.from_table(self.config, name, target, n_prompts, seed).to(self.device)
 
-        Args:
-            name, target: of the table and its label, see ``tasks.tables.load_table``.
-            n_prompts: how many, from the half of the rows that no training draws from.
-            seed: which.
+    def is_of_task(self, prompts: Prompts) -> bool:
+        """Whether prompts say of themselves that they are of its task, or from a table of real data."""
+        return is_of(prompts, self.config.task)
 
-        Raises:
-            LoopprobeError: the table cannot be used, or has too few rows.
-        """
-        model, train = self.config.model, self.config.train
-        points = train.points.end if train and train.points.end else model.n_points
-        generator = torch.Generator().manual_seed(2**31 + seed)
-        scale = self.config.task.scale(model.n_dims)
-        prompts = from_tables([load_table(name, target)], n_prompts, points, model.n_dims, generator, scale=scale)
-        origin = prompts.origin | {"held_out_seed": seed, "n_prompts": n_prompts}
-        return dataclasses.replace(prompts, origin=origin).to(self.device)
+    def optimum(self, prompts: Prompts) -> tuple[str, Float[Tensor, "batch point"]]:
+        """Name and predictions of the best predictor that knows the task, see ``reference.baselines.optimal``."""
+        return optimum(prompts, self.config.task)
 
 
 def shipped_folder() -> Path:

@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.config.schema import Config
-from loopprobe.model.looped import LoopedTransformer
-from loopprobe.reference.baselines.optimal import optimum
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.support.statistics import bootstrap_mean
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 
 
 def chunk_size(device: torch.device) -> int:
@@ -21,17 +20,18 @@ def chunk_size(device: torch.device) -> int:
     return 64 if device.type == "cpu" else 4096
 
 
-def query_error(model: LoopedTransformer, prompts: Prompts, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
-    """Squared error at the query, divided by E(y²), after every loop: 1 is the zero predictor's on average."""
+def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
+    """The error at the query after every loop, in the unit of the prompts."""
     with torch.no_grad():
         chunks = [
-            batch.errors(model(*batch, n_loops))[..., -1] for batch in prompts.split(chunk_size(prompts.xs.device))
+            batch.errors(model(*batch.inputs, n_loops=n_loops))[..., -1]
+            for batch in prompts.split(chunk_size(model.device))
         ]
     return torch.cat(chunks, dim=1)
 
 
 def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, far: int | None = None) -> dict[str, Any]:
-    """Measure the error at the query / E(y²) with its 95 % bootstrap interval after the trained loop count.
+    """Measure the error at the query with its 95 % bootstrap interval after the trained loop count.
 
     Beside it stands the error on the same prompts of the best predictor that knows the task (``baselines.optimal``).
 
@@ -49,9 +49,9 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
     prompts = checkpoint.held_out(n_prompts, seed)
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
-    name, best = optimum(prompts, checkpoint.config.task)
+    name, best = checkpoint.optimum(prompts)
     return {
-        "measure": "squared error at the query / E(y²)",
+        "measure": prompts.query_unit,
         "n_prompts": n_prompts,
         "seed": seed,
         "loops": loops,

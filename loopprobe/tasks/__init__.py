@@ -4,6 +4,7 @@ Who answers them is told in ``reference`` and ``model``.
 """
 
 from loopprobe.tasks.prompts import Prompts, normal, uniform
+from loopprobe.tasks.protocol import PromptBatch
 from loopprobe.tasks.sampling import held_out, sample
 
-__all__ = ["Prompts", "held_out", "normal", "sample", "uniform"]
+__all__ = ["PromptBatch", "Prompts", "held_out", "normal", "sample", "uniform"]

@@ -7,18 +7,27 @@ then rounded: the prompts of a seed are the same on every machine, which ``torch
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+TOKENS_PER_POINT = 2  # an input x, then its label y
+INPUTS = slice(0, None, TOKENS_PER_POINT)  # the tokens of inputs, at which the labels are predicted
+UNIT = "squared error / E(y²)"
+QUERY_UNIT = "squared error at the query / E(y²)"
+STEP_UNIT = "√E(y²)"
+
 
 @dataclass(frozen=True)
 class Prompts:
-    """Labelled examples; the last point is the query, the others are its context.
+    """Labelled examples, a ``PromptBatch`` of regression: the last point is the query, the others are its context.
+
+    A point is two tokens, its input and its label; the answers are numbers, predicted at the inputs.
 
     Attributes:
         xs: inputs, [batch, n_points, n_dims].
@@ -34,6 +43,12 @@ class Prompts:
     origin: dict[str, Any] = field(default_factory=dict)
     scale: float = None  # type: ignore[assignment]
     weights: Float[Tensor, "batch n_dims"] | None = None
+
+    unit: ClassVar[str] = UNIT
+    query_unit: ClassVar[str] = QUERY_UNIT
+    step_unit: ClassVar[str] = STEP_UNIT
+    tokens_per_point: ClassVar[int] = TOKENS_PER_POINT
+    read_at: ClassVar[slice] = INPUTS
 
     def __post_init__(self) -> None:
         if self.scale is None:
@@ -57,10 +72,99 @@ class Prompts:
         weights = None if self.weights is None else self.weights.to(target)
         return dataclasses.replace(self, xs=self.xs.to(target), ys=self.ys.to(target), weights=weights)
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """What the model is called with: xs and ys."""
+        return self.xs, self.ys
+
+    @property
+    def n_prompts(self) -> int:
+        """How many prompts there are."""
+        return len(self.ys)
+
+    @property
+    def n_answers(self) -> int:
+        """One at every point."""
+        return self.ys.shape[1]
+
+    @property
+    def extent(self) -> str:
+        """Its points and dimensions in words."""
+        return f"{self.xs.shape[1]} points of {self.xs.shape[2]} dimensions"
+
+    @property
+    def n_tokens(self) -> int:
+        """Two a point."""
+        return TOKENS_PER_POINT * self.n_answers
+
+    @property
+    def query(self) -> int:
+        """The token of the last input; the label behind it is seen by no prediction."""
+        return self.n_tokens - TOKENS_PER_POINT
+
+    @property
+    def roles(self) -> list[str]:
+        """Inputs and labels in turn."""
+        return ["x", "y"] * self.n_answers
+
+    @property
+    def output_size(self) -> float:
+        """√E(y²)."""
+        return math.sqrt(self.scale)
+
     def errors(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch n_points"]:
         """Squared errors of predictions, divided by E(y²), on their device and in float32 at least."""
-        predictions = predictions.float() if predictions.itemsize < 4 else predictions
-        return (predictions - self.ys.to(predictions.device)).square() / self.scale
+        return self.distance(predictions, self.ys.to(predictions.device))
+
+    def distance(
+        self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*loop batch n_points"]
+    ) -> Float[Tensor, "*loop batch n_points"]:
+        """Squared differences of predictions, divided by E(y²)."""
+        return (_at_least_single(one) - other).square() / self.scale
+
+    def step(
+        self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*loop batch n_points"]
+    ) -> Float[Tensor, "*loop batch n_points"]:
+        """Absolute differences of predictions, in units of √E(y²)."""
+        return (_at_least_single(one) - other).abs() / self.output_size
+
+    def answer(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch"]:
+        """The prediction at the query."""
+        return predictions[..., -1]
+
+    def baseline(self) -> tuple[str, float]:
+        """Predicting zero, and its mean error at the query."""
+        return "predicting zero", _at_least_single(self.ys[:, -1]).square().mean().item() / self.scale
+
+    def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
+        """The labels, the inputs, and the example whose input has the largest inner product with the query's, by size.
+
+        The query itself is no target.
+        """
+        n_prompts, query = self.n_prompts, self.query
+        token = torch.arange(self.n_tokens, device=self.xs.device).expand(n_prompts, -1)
+        before, is_input = token < query, token % TOKENS_PER_POINT == 0
+        nearest = torch.full((n_prompts, 1), self.n_tokens, device=self.xs.device)
+        if query:
+            products = (self.xs[:, :-1] @ self.xs[:, -1, :, None]).squeeze(-1)
+            nearest = TOKENS_PER_POINT * products.abs().argmax(-1, keepdim=True)
+        groups = {
+            "labels": before & ~is_input,
+            "inputs": before & is_input,
+            "nearest input": token == nearest,
+            "nearest label": token == nearest + 1,
+        }
+        return {name: group.float() for name, group in groups.items()}
+
+    def corrupted(self, kind: str, generator: torch.Generator, **options: Any) -> Prompts:
+        """The same prompts with one thing changed, see ``tasks.corruptions.corrupt``."""
+        from loopprobe.tasks.corruptions import corrupt
+
+        return corrupt(self, kind, generator, **options)  # type: ignore[arg-type]
+
+
+def _at_least_single(outputs: Tensor) -> Tensor:
+    return outputs.float() if outputs.itemsize < 4 else outputs
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:

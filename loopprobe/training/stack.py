@@ -121,7 +121,7 @@ class Stack(LoopedTransformer):
                     z = _where([loop == total - own for own in n_loops], start, z)
                 z = self.step(z, e, loop)
                 if loop >= total - kept:
-                    predictions.append(self.predict(z, loop))
+                    predictions.append(self.predict(z, loop=loop))
         by_model = torch.stack(predictions).chunk(len(self.models), dim=1)
         return [part[-window:] for part, window in zip(by_model, windows, strict=True)]
 

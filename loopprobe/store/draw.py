@@ -1,0 +1,86 @@
+"""Prompts for a model: held out from its training, further ones to fit on, or from a table of real data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from loopprobe.config.schema import Config
+from loopprobe.errors import LoopprobeError
+from loopprobe.store.subject import PromptSpec
+from loopprobe.tasks import Prompts
+from loopprobe.tasks import held_out as held_out_of_task
+from loopprobe.tasks.tables import from_tables, load_table
+
+HELD_OUT = 2**31  # seeds of held-out prompts are above those of training
+
+
+def draw(config: Config, label: str, spec: PromptSpec) -> Prompts:
+    """The prompts of a specification, on the CPU.
+
+    Raises:
+        LoopprobeError: the shift does not fit the model, or the table cannot be used.
+    """
+    if spec.data is None:
+        return held_out(config, label, spec.prompts, spec.seed, spec.shift)
+    if spec.shift is not None:
+        raise LoopprobeError(f"prompts from tables cannot be shifted ({spec.shift}): leave out one of the two")
+    return from_table(config, spec.data, spec.target, spec.prompts, spec.seed)
+
+
+def held_out(config: Config, label: str, n_prompts: int, seed: int, shift: str | None) -> Prompts:
+    """Prompts like those at the end of a model's training that no training saw.
+
+    Args:
+        config: of the model.
+        label: what it is called.
+        n_prompts: how many.
+        seed: which.
+        shift: draws them otherwise, see ``tasks.shifts``.
+
+    Raises:
+        LoopprobeError: no such shift, or the model has seen as many examples or dimensions as it can read.
+    """
+    model, train = config.model, config.train
+    points, dims = model.n_points, model.n_dims
+    if train is not None:
+        assert train.points.end is not None
+        assert train.dims.end is not None
+        unseen = {"more_examples": points > train.points.end, "more_dims": dims > train.dims.end}
+        if not unseen.get(str(shift), True):
+            raise LoopprobeError(
+                f"{label} was trained with all the {points} points and {dims} dimensions that it can read: "
+                f"shift {shift!r} needs a model that was trained with fewer"
+            )
+        points = points if shift == "more_examples" else train.points.end
+        dims = dims if shift == "more_dims" else train.dims.end
+    return held_out_of_task(config.task, n_prompts, points, model.n_dims, seed, active_dims=dims, shift=shift)
+
+
+def more_like(config: Config, label: str, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
+    """Prompts as in training, with as many points as these, that what reads states at every token is fitted on."""
+    train = config.train
+    longer = train is not None and prompts.n_answers > (train.points.end or 0)
+    return held_out(config, label, n_prompts, seed, "more_examples" if longer else None)
+
+
+def from_table(config: Config, name: str, target: str | None, n_prompts: int, seed: int) -> Prompts:
+    """Prompts from a table of real data, at the scale of the labels that the model was trained on.
+
+    Args:
+        config: of the model.
+        name, target: of the table and its label, see ``tasks.tables.load_table``.
+        n_prompts: how many, from the half of the rows that no training draws from.
+        seed: which.
+
+    Raises:
+        LoopprobeError: the table cannot be used, or has too few rows.
+    """
+    model, train = config.model, config.train
+    points = train.points.end if train and train.points.end else model.n_points
+    generator = torch.Generator().manual_seed(HELD_OUT + seed)
+    scale = config.task.scale(model.n_dims)
+    prompts = from_tables([load_table(name, target)], n_prompts, points, model.n_dims, generator, scale=scale)
+    origin = prompts.origin | {"held_out_seed": seed, "n_prompts": n_prompts}
+    return dataclasses.replace(prompts, origin=origin)
