@@ -7,7 +7,8 @@ from conftest import make_model
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare, folds
-from loopprobe.show.figures.folds import folds_figure, kind_of, rows_of
+from loopprobe.show.figures.folds import folds_figure
+from loopprobe.show.folds_rows import kind_of, rows_of
 from loopprobe.show.tables import folds_table
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out

@@ -10,7 +10,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.masks import masked, mean_states
 from loopprobe.probes import mask as probe
 from loopprobe.probes.dataset import read_dataset, write_dataset
-from loopprobe.show.figures.mask import loops_to_show, mask_figure
+from loopprobe.show.arrange import loops_to_show
+from loopprobe.show.figures.mask import mask_figure
 from loopprobe.show.figures.style import write_html
 from loopprobe.show.tables import mask_finding, mask_table
 from loopprobe.tasks import held_out

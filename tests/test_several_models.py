@@ -20,8 +20,9 @@ from loopprobe.probes import compare, converge, mask, paired
 from loopprobe.probes.dataset import read_dataset, write_dataset
 from loopprobe.probes.questions import Question, answer, prepare
 from loopprobe.probes.session import probe
+from loopprobe.show.arrange import by_name
 from loopprobe.show.figures.mask import mask_figure
-from loopprobe.show.figures.panels import by_name, panels
+from loopprobe.show.figures.panels import panels
 from loopprobe.show.present import figures, tables_for
 from loopprobe.show.tables import compare_table
 from loopprobe.store.checkpoint import Checkpoint, save

@@ -12,7 +12,7 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import unique_labels
+from loopprobe.probes.dataset import read_stamp, unique_labels
 from loopprobe.show import tables
 from loopprobe.show.figures.align import align_figures
 from loopprobe.show.figures.attention import attention_figures
@@ -148,7 +148,7 @@ def _labelled(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     """
     if len(probes := {_probe(data) for data in datasets}) > 1:
         raise LoopprobeError(f"the datasets are of several probes ({', '.join(sorted(probes))}): draw them one by one")
-    names = {data.attrs["checkpoint"]: json.loads(data.attrs["checkpoint"])["name"] for data in datasets}
+    names = {data.attrs["checkpoint"]: read_stamp(data).checkpoint for data in datasets}
     labels = [str(data.model.item()) for data in datasets]
     owners: dict[str, set[str]] = {}
     for label, data in zip(labels, datasets, strict=True):
@@ -164,7 +164,8 @@ def _labelled(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
 
 def _mode(data: xr.Dataset) -> str:
     """First or last, of a mask."""
-    return json.loads(data.attrs["config"])["mode"] if data.attrs["probe"] == "mask" else ""
+    stamp = read_stamp(data)
+    return str(stamp.options["mode"]) if stamp.probe == "mask" else ""
 
 
 def _by_model(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:

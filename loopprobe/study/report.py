@@ -15,7 +15,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import loopprobe
-from loopprobe.probes.dataset import writing
+from loopprobe.probes.dataset import read_stamp, writing
 from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
@@ -91,7 +91,7 @@ def _part(name: str, answered: Answered) -> dict[str, Any]:
         ],
         "missing": answered.missing,
         "models": [data.model.item() for data in answered.datasets],
-        "prompts": json.loads(answered.datasets[0].attrs["prompts"])["n_prompts"],
+        "prompts": read_stamp(answered.datasets[0]).prompts["n_prompts"],
         "tables": [
             {"lines": lines_of(table), "caption": table.caption or ""}
             for table in tables_of(answered.saved.probe, answered.datasets)

@@ -21,7 +21,7 @@ from pydantic import Field
 from loopprobe.config.sources import read_toml
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import attributes, read_dataset, write_dataset
+from loopprobe.probes.dataset import attributes, read_dataset, read_stamp, write_dataset
 from loopprobe.probes.questions import PROBES, Prepared, Question, as_answered, prepare
 from loopprobe.store.checkpoint import load_checkpoint, names
 from loopprobe.study.shipped import study_folder, toml_files
@@ -156,7 +156,7 @@ def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
     """The answer that a file holds, where it is that of the prepared question; a damaged file holds none."""
     try:
         data = read_dataset(path)
-        version = json.loads(data.attrs["provenance"])["loopprobe"]
+        version = read_stamp(data).provenance["loopprobe"]
     except (LoopprobeError, KeyError, TypeError, ValueError):
         return None
     wanted = attributes(prepared.probe, prepared.checkpoint, prepared.prompts, prepared.config)

@@ -16,7 +16,7 @@ from loopprobe.training.replay import Replay
 from loopprobe.training.runs import Run
 from loopprobe.training.stack import Stack, muon_together
 
-LOG_FLOOR = 1e-3  # of E(y²): errors far below it weigh less
+LOG_FLOOR = 1e-3  # of a squared error over ``Prompts.scale``: errors far below it weigh less
 
 
 def rate_factor(step: int, cfg: TrainConfig) -> float:
@@ -59,7 +59,7 @@ def windowed_loss(
     """Loss over all points and the last ``window`` loops, which alone carry gradient.
 
     mse: the mean squared error (Yang et al., arXiv 2311.12424, section 4.1: b loops, window T). log: the mean over
-    loops and points of log(mean squared error of the prompts / E(y²) + 0.001). That is the negative log likelihood of
+    loops and points of log(mean squared error of the prompts / scale + 0.001). That is the negative log likelihood of
     errors whose variance at each loop and point is what it is (Kendall et al., arXiv 1705.07115, with the variances
     solved for): points with few examples, whose error cannot fall, no longer drown those whose error can.
 
@@ -96,7 +96,7 @@ def train_step(
         replay: of the steps of this model.
 
     Returns:
-        The mean squared error, and that at the query after the last loop in units of E(y²); no device is waited for.
+        The mean squared error, and that at the query after the last loop divided by ``Prompts.scale``; no device is waited for.
     """
     n_loops = cfg.lengths(step)["loops"]
     _set_rates(optimizers, step, cfg)

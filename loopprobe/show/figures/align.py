@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import BASELINE_COLOURS, BLACK, DASHES, GREY, curve, finish, heat
 
 
@@ -55,7 +56,7 @@ def _best(data: xr.Dataset) -> go.Figure:
     panels = {
         "error_similarity": "cosine of the errors",
         "weight_similarity": "cosine of the induced weights",
-        "distance": "squared difference / E(y²)",
+        "distance": read_stamp(data).unit.replace("error", "difference"),
     }
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
     for col, measure in enumerate(panels, 1):

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from loopprobe.show.figures.panels import By, Line, by_prompts, draw, panels
+from loopprobe.probes.dataset import read_stamp
+from loopprobe.show.arrange import baselines_of, by_prompts
+from loopprobe.show.figures.panels import By, Line, draw, panels
 from loopprobe.show.figures.style import BASELINE_COLOURS, GREY, curve, finish, log_errors
 
 
@@ -23,7 +25,7 @@ def compare_figure(
         by: what makes a panel, see ``panels``.
     """
     figure = _figure(panels(datasets, by), ("mean", "low", "high"))
-    log_errors(figure, "squared error / E(y²)")
+    log_errors(figure, read_stamp(datasets[0]).unit)
     return finish(figure, title)
 
 
@@ -61,13 +63,3 @@ def _figure(found: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Fig
     axis = "in-context examples before the query"
     figure.update_xaxes(title="<br>".join(textwrap.wrap(axis, max(16, 100 // len(found)))))
     return figure
-
-
-def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
-    """Every baseline by name, with what it answered to the prompts; for models that share them."""
-    return {
-        str(name): data.sel(baseline=name)
-        for data in datasets
-        if "baseline" in data.dims
-        for name in data.baseline.values
-    }

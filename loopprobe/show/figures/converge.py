@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from loopprobe.show.figures.panels import By, by_prompts, draw, panels
-from loopprobe.show.figures.style import BLACK, QUERY_ERROR, finish, level, log_errors
+from loopprobe.probes.dataset import read_stamp
+from loopprobe.show.arrange import by_prompts
+from loopprobe.show.figures.panels import By, draw, panels
+from loopprobe.show.figures.style import BLACK, finish, level, log_errors
 
 
 def converge_figure(
@@ -33,5 +35,5 @@ def converge_figure(
                 shown.add(name)
     ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
     figure.update_xaxes(title="loops done", type="log", tickvals=ticks)
-    log_errors(figure, QUERY_ERROR)
+    log_errors(figure, read_stamp(datasets[0]).query_unit)
     return finish(figure, title)

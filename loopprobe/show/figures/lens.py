@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import colours, curve, finish, heat
 
 MEASURES = {"error": "error", "to_final": "distance to the final answer", "to_optimum": "distance to the optimum"}
@@ -46,7 +47,8 @@ def _at_query(data: xr.Dataset) -> go.Figure:
     for row, words in enumerate(MEASURES.values(), 1):
         figure.update_yaxes(title=words, row=row, col=1)
     figure.update_xaxes(title=None if ordinary else "loops done", row=len(MEASURES))
-    finish(figure, f"{data.model.item()}: the answer at the query, read at every site (squared difference / E(y²))")
+    unit = read_stamp(data).unit.replace("error", "difference")
+    finish(figure, f"{data.model.item()}: the answer at the query, read at every site ({unit})")
     return figure.update_layout(height=820)
 
 
@@ -63,7 +65,7 @@ def _by_point(data: xr.Dataset) -> go.Figure:
             heat(figure, logs.sel(site=site), "point", "loop", col=col, template="10^%{z:.2f}")
     figure.update_xaxes(title="examples before it")
     figure.update_yaxes(title=None if ordinary else "loops done", col=1)
-    bar = {"title": {"text": "log10 squared error / E(y²)", "side": "right"}, "thickness": 14}
+    bar = {"title": {"text": f"log10 {read_stamp(data).unit}", "side": "right"}, "thickness": 14}
     figure.update_layout(coloraxis={"colorscale": "Viridis_r", "colorbar": bar})
     finish(figure, f"{data.model.item()}: error of the answer read with the final norm, at every point")
     return figure.update_layout(hovermode="closest", margin={"r": 90})

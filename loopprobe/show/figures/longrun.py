@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, log_errors
 
 
@@ -33,7 +34,7 @@ def exit_figures(data: xr.Dataset) -> dict[str, go.Figure]:
             hovertemplate="%{text}: %{y:.4g} after %{x:.1f} loops<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="loops, mean over prompts", type="log")
-    log_errors(figure)
+    log_errors(figure, read_stamp(data).query_unit)
     finish(figure, f"{data.model.item()}: early exit, loops saved against error added (95 % intervals)")
     return {"exit": figure.update_layout(hovermode="closest")}
 
@@ -77,7 +78,7 @@ def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     figure.update_xaxes(title="real part", col=1)
     figure.update_yaxes(title="imaginary part", scaleanchor="x", col=1)
     figure.update_xaxes(
-        title="squared error / E(y²), mean of the last 128 loops", type="log", exponentformat="power", col=2
+        title=f"{read_stamp(data).unit}, mean of the last 128 loops", type="log", exponentformat="power", col=2
     )
     figure.update_yaxes(title="at the fixed point", type="log", exponentformat="power", col=2)
     finish(figure, f"{data.model.item()}: fixed points found from the end of the loop, {data.sizes['example']} prompts")

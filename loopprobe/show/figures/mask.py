@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
+from loopprobe.show.arrange import few_of, ignoring, loops_to_show
 from loopprobe.show.figures.panels import By, Line, draw, panels
-from loopprobe.show.figures.style import BLACK, QUERY_ERROR, colours, curve, finish, level, log_errors, trained_line
+from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, log_errors, trained_line
 
 
 def mask_figure(data: xr.Dataset) -> go.Figure:
@@ -24,7 +24,8 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         data: of the mask probe.
     """
     n, last = data.n.values, data.isel(loop=-1)
-    config = json.loads(data.attrs["config"])
+    stamp = read_stamp(data)
+    config = stamp.options
     verb = "masked" if config["invert"] else "kept"
     over_n = len(n) >= 4
     unmasked = 0 if config["invert"] else int(data.attrs["full"])  # this n is the clean run
@@ -59,13 +60,13 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         curve(figure, data.loop, at["mean"], (at.low, at.high), colour=colour, name=name, col=2, legend="legend2")
     interval = data.clean_low, data.clean_high
     curve(figure, data.loop, data.clean_mean, interval, colour=BLACK, name="clean run", col=2, legend="legend2")
-    for col, x in ((1, left), (2, data.loop)):
-        zero = data.attrs["zero_predictor"]
-        level(figure, x, zero, "predicting zero", col=col, legend="legend2", in_legend=col == 2)
+    for name, error in ignoring(data).items():
+        for col, x in ((1, left), (2, data.loop)):
+            level(figure, x, error, name, col=col, legend="legend2", in_legend=col == 2)
     trained_line(figure, int(data.attrs["trained_loops"]), col=2)
     figure.update_xaxes(title=left_title, col=1)
     figure.update_xaxes(title="loops done", col=2)
-    log_errors(figure, QUERY_ERROR if over_n else "squared error / E(y²)")
+    log_errors(figure, stamp.query_unit if over_n else stamp.unit)
     figure.update_layout(legend2={"x": 1.005, "y": 1})
     finish(figure, f"{data.model.item()}: {data.attrs['description']}")
     return figure.update_layout(legend={"x": 0.405, "y": 1})
@@ -81,7 +82,8 @@ def mask_models_figure(
         title: of the figure.
         by: what makes a panel, see ``panels``.
     """
-    config = json.loads(datasets[0].attrs["config"])
+    stamp = read_stamp(datasets[0])
+    config = stamp.options
     found = {
         panel: [
             Line(f"{line.name}, {loop} loops", tuple(data.sel(loop=loop) for data in line.datasets), line.colour, dash)
@@ -91,29 +93,14 @@ def mask_models_figure(
         for panel, lines in panels(datasets, by).items()
     }
     figure = draw(found, "n", lambda data: data["mean"], lambda data: (data.low, data.high))
-    zeros = [lines[0].datasets[0].attrs["zero_predictor"] for lines in found.values()]
-    for col, zero in enumerate(zeros, 1):
-        level(figure, datasets[0].n, zero, "predicting zero", col=col, in_legend=col == 1)
+    for col, lines in enumerate(found.values(), 1):
+        for name, error in ignoring(lines[0].datasets[0]).items():
+            level(figure, datasets[0].n, error, name, col=col, in_legend=col == 1)
     figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
-    log_errors(figure, QUERY_ERROR)
+    log_errors(figure, stamp.query_unit)
     return finish(figure, title)
 
 
 def _two_loops(data: xr.Dataset) -> list[tuple[int, str]]:
     trained, last = int(data.attrs["trained_loops"]), int(data.loop[-1])
     return [(trained, "solid"), (last, "dot")] if last > trained else [(last, "solid")]
-
-
-def few_of(values: list[int], most: int = 12) -> list[int]:
-    """All values, or where there are more than ``most``, six of them from the first to the last."""
-    if len(values) <= most:
-        return values
-    return [values[i] for i in np.linspace(0, len(values) - 1, 6).round().astype(int)]
-
-
-def loops_to_show(data: xr.Dataset, wanted: Sequence[int] | None = None) -> list[int]:
-    """A handful of loop counts: those asked for, or 1, 5, as trained, and the last."""
-    last = int(data.loop[-1])
-    if wanted is None:
-        wanted = [1, 5, data.attrs["trained_loops"], last]
-    return sorted({int(loop) for loop in wanted if loop in data.loop.values}) or [last]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.paired import MODES, mask_difference
-from loopprobe.show.figures.mask import few_of, loops_to_show
-from loopprobe.show.figures.style import BLACK, GREY, QUERY_ERROR, colours, curve, finish, level
+from loopprobe.show.arrange import few_of, ignoring, loops_to_show
+from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, level
 
 DASH = dict(zip(MODES, ("solid", "dash"), strict=True))
 
@@ -46,11 +45,12 @@ def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
         level(figure, x, float(first.clean_mean.sel(loop=end)), f"clean run, after {end} loops", colour=BLACK)
     else:
         curve(figure, first.loop, first.clean_mean, (first.clean_low, first.clean_high), colour=BLACK, name="clean run")
-    level(figure, x, float(first.attrs["zero_predictor"]), "predicting zero")
+    for name, error in ignoring(first).items():
+        level(figure, x, error, name)
     level(figure, x, 0.0, "no difference", col=2, colour=GREY, in_legend=False)
-    unit = json.loads(first.attrs["config"])["unit"]
+    unit = read_stamp(first).options["unit"]
     figure.update_xaxes(title=f"n: {unit}s of the state" if over_n else "loops done")
-    figure.update_yaxes(title=QUERY_ERROR, type="log", dtick=1, exponentformat="power", col=1)
+    figure.update_yaxes(title=read_stamp(first).query_unit, type="log", dtick=1, exponentformat="power", col=1)
     figure.update_yaxes(title="first minus last", col=2)
     return finish(figure, f"{first.model.item()}: {first.attrs['description']} – against the last n")
 
@@ -68,7 +68,7 @@ def mask_difference_figure(data: xr.Dataset) -> go.Figure:
         curve(figure, data.loop, at["mean"], (at.low, at.high), colour=colour, name=f"n = {n}")
     level(figure, data.loop, 0.0, "no difference")
     figure.update_xaxes(title="loops done")
-    figure.update_yaxes(title=f"difference of {QUERY_ERROR}")
+    figure.update_yaxes(title=f"difference of {read_stamp(data).query_unit}")
     return finish(figure, f"{data.model.item()}: {data.attrs['description']}{shown_note(data, wanted)}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.config.schema import TrainConfig
+from loopprobe.show.arrange import by_name, model_config, task_of, without_seed
 from loopprobe.show.figures.style import DASHES, colours, curve, loop_colour
 
 By = Literal["window", "layers", "loss"]
@@ -33,11 +33,6 @@ class Line:
     datasets: tuple[xr.Dataset, ...]
     colour: str
     dash: str
-
-
-def model_config(data: xr.Dataset) -> dict[str, Any]:
-    """The configuration (model, task, train) of the model that a dataset is of."""
-    return json.loads(data.attrs["checkpoint"])["config"]
 
 
 def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[Line]]:
@@ -93,40 +88,10 @@ def _by_loops(datasets: Sequence[xr.Dataset], kind: Callable[[xr.Dataset], Any],
     }
 
 
-def _without_seed(data: xr.Dataset) -> str:
-    seed = (model_config(data)["train"] or {}).get("seed", 0)
-    return data.model.item().removesuffix(f"-s{seed}")
-
-
-def by_name(
-    datasets: Sequence[xr.Dataset], name: Callable[[xr.Dataset], str] = _without_seed
-) -> dict[str, list[xr.Dataset]]:
-    """Datasets of the same name, by default that of the model without its seed: the seeds together.
-
-    Models of one name that differ in more than the seed are no seeds of one another: each has its own label.
-    """
-    named: dict[str, list[xr.Dataset]] = {}
-    for data in datasets:
-        named.setdefault(name(data), []).append(data)
-    groups: dict[str, list[xr.Dataset]] = {}
-    for label, members in named.items():
-        if len({_but_seed(data) for data in members}) == 1:
-            groups[label] = members
-        else:
-            groups |= {str(data.model.item()): [data] for data in members}
-    return groups
-
-
-def _but_seed(data: xr.Dataset) -> str:
-    """The configuration of a model without the seed of its training, as a key."""
-    config = model_config(data)
-    return json.dumps(config | {"train": (config["train"] or {}) | {"seed": None}}, sort_keys=True)
-
-
 def _lines(
     datasets: Sequence[xr.Dataset],
     colour: Callable[[xr.Dataset], str],
-    name: Callable[[xr.Dataset], str] = _without_seed,
+    name: Callable[[xr.Dataset], str] = without_seed,
 ) -> list[Line]:
     lines: list[Line] = []
     for label, own in by_name(datasets, name).items():
@@ -167,48 +132,12 @@ def draw(
     return figure
 
 
-def task_of(data: xr.Dataset) -> str:
-    """In words, with what is special."""
-    task = model_config(data)["task"]
-    words = task["name"].replace("_", " ").replace("relu", "ReLU").replace("noisy linear regression", "noisy")
-    words += f" of depth {task['depth']}" if task.get("depth") else ""
-    return words + (", signs" if task.get("labels") == "sign" else "")
-
-
-def by_prompts(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:
-    """Datasets that share their prompts, and so the optimum and baselines, by what tells these prompts from the others.
-
-    The words are empty where all share them, else the task, and their size where one task has several.
-    """
-    groups: dict[tuple[str, str, int, int], list[xr.Dataset]] = {}
-    for data in datasets:
-        key = (task_of(data), data.attrs["prompts"], data.sizes["point"], _dims(data))
-        groups.setdefault(key, []).append(data)
-    tasks = [key[0] for key in groups]
-    named: dict[str, list[xr.Dataset]] = {}
-    for (task, _, points, dims), members in groups.items():
-        words = [task] if len(set(tasks)) > 1 else []
-        words += [f"{points} points in {dims} dimensions"] if tasks.count(task) > 1 else []
-        label = ", ".join(words)
-        if label in named:  # the same task and size, drawn otherwise
-            label = ", ".join([*words, *(str(data.model.item()) for data in members)])
-        named[label] = members
-    return named
-
-
-def _dims(data: xr.Dataset) -> int:
-    """Dimensions of the prompts that are not zero."""
-    config = model_config(data)
-    dims = (config["train"] or {}).get("dims", {}).get("end") or config["model"]["n_dims"]
-    return int(dims)
-
-
 def _loops(data: xr.Dataset) -> int:
     return model_config(data)["model"]["n_loops"]
 
 
 def _layers(data: xr.Dataset) -> int:
-    return model_config(data)["model"]["n_layers"]
+    return int(model_config(data)["model"].get("n_layers", 1))
 
 
 def _loss(data: xr.Dataset) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -10,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import GREY, diverging, finish, heat
 
 WORDS = {"z": "state after the loop", "z_pre": "state that enters", "attn_z": "head outputs", "mlp_out": "MLP output"}
@@ -21,7 +21,7 @@ def patch_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     Args:
         data: of the patch probe.
     """
-    return {f"patch-{site}": _site_figure(data, site) for site in json.loads(data.attrs["config"])["sites"]}
+    return {f"patch-{site}": _site_figure(data, site) for site in read_stamp(data).options["sites"]}
 
 
 def _site_figure(data: xr.Dataset, site: str) -> go.Figure:
@@ -84,7 +84,7 @@ def _scatter(figure: go.Figure, data: xr.Dataset, site: str, row: int, col: int)
 
 
 def _description(data: xr.Dataset, site: str) -> str:
-    config = json.loads(data.attrs["config"])
+    config = read_stamp(data).options
     what = {
         "label": f"another label for example {config['example']}",
         "weights": "labels of another task",

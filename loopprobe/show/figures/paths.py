@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import BLACK, DASHES, colours, curve, finish
 
 
@@ -16,7 +17,8 @@ def recover_figures(data: xr.Dataset) -> dict[str, go.Figure]:
         data: of the recover probe.
     """
     titles = [f"pushed by {size:g} of its norm" for size in data["size"].values]
-    rows = {"prediction_moved": "prediction moved / √E(y²)", "distance": "distance of the whole state"}
+    moved = f"prediction moved ({read_stamp(data).step_unit})"
+    rows = {"prediction_moved": moved, "distance": "distance of the whole state"}
     figure = make_subplots(
         2, len(titles), subplot_titles=[*titles, *[""] * len(titles)], shared_xaxes=True, shared_yaxes="rows",
         horizontal_spacing=0.03, vertical_spacing=0.06,

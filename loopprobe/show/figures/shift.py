@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.show.figures.style import QUERY_ERROR, SYMBOLS, colours, curve, finish, log_errors
+from loopprobe.probes.dataset import read_stamp
+from loopprobe.show.figures.style import SYMBOLS, colours, curve, finish, log_errors
 
 
 def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution") -> go.Figure:
@@ -32,7 +33,7 @@ def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distributi
             hovertemplate="%{y}: %{x:.4g}",
         )  # fmt: skip
     figure.add_vline(x=1, line={"dash": "dot", "color": "#777777", "width": 1})
-    figure.update_xaxes(title=QUERY_ERROR, type="log", dtick=1, exponentformat="power")
+    figure.update_xaxes(title=read_stamp(datasets[0]).query_unit, type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(categoryorder="array", categoryarray=shifts[::-1], automargin=True)
     finish(figure, title)
     figure.update_layout(hovermode="closest", height=max(figure.layout.height, 30 * len(shifts) + 150))
@@ -61,7 +62,7 @@ def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of dis
                 in_legend=name not in named,
             )  # fmt: skip
             named.add(name)
-    log_errors(figure, "squared error / E(y²)")
+    log_errors(figure, read_stamp(datasets[0]).unit)
     figure.update_xaxes(title="in-context examples")
     finish(figure, title)
     figure.update_layout(height=250 * rows + 130)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.show.figures.panels import by_name
+from loopprobe.show.arrange import by_name
 from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, trained_line
 
 

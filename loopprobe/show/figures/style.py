@@ -18,7 +18,6 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import writing
 
 BLACK, GREY = "#000000", "#777777"
-QUERY_ERROR = "squared error at the query / E(y²)"
 BASELINE_COLOURS = qualitative.Safe  # of what has no order; told apart by colour-blind readers
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -134,8 +133,8 @@ def trained_line(figure: go.Figure, n_loops: int, col: int, *, log: bool = False
     )  # fmt: skip
 
 
-def log_errors(figure: go.Figure, title: str = QUERY_ERROR) -> None:
-    """Logarithmic error axes, the same in all panels."""
+def log_errors(figure: go.Figure, title: str) -> None:
+    """Logarithmic error axes, the same in all panels; the title says what is measured."""
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", matches="y")
     figure.update_yaxes(title=title, col=1)
 

@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from loopprobe.probes.dataset import read_stamp
+
 
 def show_table(table: Table) -> None:
     """Print a table; as wide as it needs where the output is no terminal."""
@@ -42,7 +44,7 @@ def error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
     """A table of errors, whose caption says what they are; its first column is the model."""
     table = titled(title)
     prompts = datasets[0].sizes["example"]
-    table.caption = f"squared error / E(y²), mean of {prompts} prompts [95 % bootstrap interval]"
+    table.caption = f"{read_stamp(datasets[0]).unit}, mean of {prompts} prompts [95 % bootstrap interval]"
     table.add_column("model")
     return table
 

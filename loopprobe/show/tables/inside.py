@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,8 @@ from rich.table import Table
 
 from loopprobe.dynamics.limits import Limit
 from loopprobe.dynamics.solve import Status
-from loopprobe.show.figures.mask import loops_to_show
+from loopprobe.probes.dataset import read_stamp
+from loopprobe.show.arrange import loops_to_show
 from loopprobe.show.tables.common import interval, titled, with_ends
 from loopprobe.support.statistics import bootstrap_mean
 
@@ -19,7 +19,7 @@ from loopprobe.support.statistics import bootstrap_mean
 def lens_table(data: xr.Dataset) -> Table:
     """Error of the answer at the query, and its distance to the final answer: a row a lens and site."""
     table = titled(f"{data.model.item()}: the answer at the query, read at every site")
-    table.caption = "squared error at the query / E(y²) [95 % bootstrap interval]; last column: of the final answer"
+    table.caption = f"{read_stamp(data).query_unit} [95 % bootstrap interval]; last column: of the final answer"
     table.add_column("lens")
     table.add_column("read")
     shown = loops_to_show(data)
@@ -58,7 +58,7 @@ def attention_table(data: xr.Dataset) -> Table:
     table = titled(f"{data.model.item()}: attention of the query's token in loop {int(last.loop)}")
     even = ", ".join(f"{target} {float(data.uniform.sel(target=target)):.3g}" for target in data.target.values)
     table.caption = (
-        f"mean over {json.loads(data.attrs['prompts'])['n_prompts']} prompts; even attention would give: {even}"
+        f"mean over {read_stamp(data).prompts.get('n_prompts', 'all')} prompts; even attention would give: {even}"
     )
     table.add_column("head")
     for name in (*data.target.values, "mixing score", "concentration", "change"):
@@ -73,7 +73,7 @@ def attention_table(data: xr.Dataset) -> Table:
 
 def patch_table(data: xr.Dataset, most: int = 8) -> Table:
     """The places whose patch has the largest effect, of every site."""
-    config = json.loads(data.attrs["config"])
+    config = read_stamp(data).options
     correlations = {site: data.attrs.get(f"correlation_{site}", np.nan) for site in config["sites"]}
     table = titled(f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']})")
     cost = ""
@@ -115,7 +115,7 @@ def limits_table(data: xr.Dataset) -> Table:
     table.add_column("")
     for name in types:
         table.add_column(name, justify="right")
-    n_dims = json.loads(data.attrs["checkpoint"])["config"]["model"]["n_dims"]
+    n_dims = read_stamp(data).model["n_dims"]
     few, many = f"fewer than {n_dims} examples", f"{n_dims} examples or more"
     for what, values, examples in (
         ("state", data.limit, data.position // 2),
@@ -178,7 +178,7 @@ def fixed_points_table(data: xr.Dataset) -> Table:
     table = titled(f"{data.model.item()}: fixed points, {data.sizes['example']} prompts")
     statuses, counts = np.unique(data.status.values, return_counts=True)
     ends = "; ".join(f"{count} × {Status[name].value}" for name, count in zip(statuses, counts, strict=True))
-    table.caption = f"medians over prompts; error: squared at the query / E(y²), means. Searches: {ends}"
+    table.caption = f"medians over prompts; error: {read_stamp(data).query_unit}, means. Searches: {ends}"
     names = (
         "prompts whose loop",
         "number",
@@ -210,7 +210,7 @@ def fixed_points_table(data: xr.Dataset) -> Table:
 def recover_table(data: xr.Dataset) -> Table:
     """What is left of a push in the prediction: a row a size and token, columns by loops since then."""
     table = titled(f"{data.model.item()}: the state is pushed after {data.attrs['pushed_after']} loops")
-    table.caption = "root mean square of what it changed in the prediction at the query / √E(y²)"
+    table.caption = f"root mean square of what it changed in the prediction at the query ({read_stamp(data).step_unit})"
     last = int(data.after[-1])
     shown = sorted({0, 1, 2, 5, 10, 20, last} & {int(t) for t in data.after})
     for name in ("size", "token", *(f"{t} loops later" for t in shown), "half gone after"):

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.paired import mask_difference
-from loopprobe.show.figures.compare import baselines_of
-from loopprobe.show.figures.folds import rows_of
-from loopprobe.show.figures.mask import loops_to_show
-from loopprobe.show.figures.panels import by_prompts
+from loopprobe.show.arrange import baselines_of, by_prompts, ignoring, loops_to_show
+from loopprobe.show.folds_rows import rows_of
 from loopprobe.show.tables.common import cell, error_table, interval, titled
 from loopprobe.support.statistics import moving_mean
 
 
 def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
-    """Error / E(y²) with its 95 % interval: a row for the clean run and each n, a column a loop count."""
+    """The error with its 95 % interval: a row for the clean run and each n, a column a loop count."""
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
-    table.caption = (
-        f"squared error at the query / E(y²), mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
-    )
+    table.caption = f"{read_stamp(data).query_unit}, mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
     table.add_column("n", justify="right")
     shown = loops_to_show(data, loops)
     for loop in shown:
@@ -44,9 +40,10 @@ def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] |
         loops: loop counts to show, three columns each; None: as trained and the last.
     """
     difference = mask_difference(first, last)
-    table = titled(f"{first.model.item()}: the first n against the last n {json.loads(first.attrs['config'])['unit']}s")
+    stamp = read_stamp(first)
+    table = titled(f"{first.model.item()}: the first n against the last n {stamp.options['unit']}s")
     table.caption = (
-        f"squared error at the query / E(y²), mean of {difference.sizes['example']} prompts [95 % bootstrap interval]; "
+        f"{stamp.query_unit}, mean of {difference.sizes['example']} prompts [95 % bootstrap interval]; "
         "difference: first minus last, prompt by prompt"
     )
     table.add_column("n", justify="right")
@@ -95,15 +92,15 @@ def mask_finding(data: xr.Dataset) -> str:
     """One sentence: what the mask costs after the last loop."""
     last = data.isel(loop=-1)
     clean, worst = float(last.clean_mean), last.isel(n=last["mean"].argmax("n"))
+    others = "".join(f"; {name} gives {error:.3g}" for name, error in ignoring(data).items())
     return (
         f"After {int(last.loop)} loops the error is {clean:.3g} in the clean run and {float(worst['mean']):.3g} with "
-        f"n = {int(worst.n)} ({float(worst['mean']) / clean:.3g} times); predicting zero gives "
-        f"{data.attrs['zero_predictor']:.3g}."
+        f"n = {int(worst.n)} ({float(worst['mean']) / clean:.3g} times){others}."
     )
 
 
 def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
-    """Error / E(y²) with its 95 % interval: a row a model, a column a loop count, the optimum last."""
+    """The error with its 95 % interval: a row a model, a column a loop count, the optimum last."""
     last = min(int(data.loop[-1]) for data in datasets)
     shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last] or [last]
     table = error_table("error against the number of loops", datasets)
@@ -117,7 +114,7 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
 
 
 def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / E(y²) with its 95 % interval by in-context examples: a row a model, for the optimum, and a baseline.
+    """The error with its 95 % interval by in-context examples: a row a model, for the optimum, and a baseline.
 
     Where labels are signs the last column is the accuracy at the query.
     """
@@ -147,14 +144,14 @@ def _looped(data: xr.Dataset, loops: int) -> str:
 
 
 def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / E(y²) at the query: a row a shift, a column a model after the loops of its training.
+    """The error at the query: a row a shift, a column a model after the loops of its training.
 
     Looped models that are better in distribution than another model get a second column, after so few loops that they
     are not: what is left of a difference out of distribution is not owed to that.
     """
     table = titled("error out of distribution")
     prompts = datasets[0].sizes["example"]
-    table.caption = f"squared error at the query / E(y²), mean of {prompts} prompts [95 % bootstrap interval]"
+    table.caption = f"{read_stamp(datasets[0]).query_unit}, mean of {prompts} prompts [95 % bootstrap interval]"
     table.add_column("prompts")
     level = max(float(data["mean"].isel(shift=0, loop=-1)) for data in datasets)
     columns: list[xr.Dataset] = []
@@ -188,7 +185,7 @@ def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Error / E(y²) with its 95 % interval: a row a model and loop count, a column an n."""
+    """The error with its 95 % interval: a row a model and loop count, a column an n."""
     values = np.unique(np.concatenate([data.n.values for data in datasets]))
     picked = values[np.unique(np.linspace(0, len(values) - 1, 8).round().astype(int))]
     table = error_table("error by what is kept", datasets)

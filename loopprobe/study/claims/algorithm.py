@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from numpy import ndarray
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import EQUAL, MORE, R8_CLASSES, R8_DECODE, R8_FOLDS, Claim, Evidence, answers
 from loopprobe.study.verdicts import (
     Finding,
@@ -29,7 +29,7 @@ def _pairs(evidence: Evidence, task: str) -> list[tuple[xr.Dataset, xr.Dataset]]
     """Looped models of a task with real labels, each beside the ordinary one of as many training steps."""
     looped, ordinary = [], {}
     for data in answers(evidence, R8_CLASSES):
-        cfg = json.loads(data.attrs["checkpoint"])["config"]
+        cfg = read_stamp(data).config
         if cfg["task"]["name"] != task or cfg["task"].get("labels", "real") != "real":
             continue
         steps = (cfg["train"] or {}).get("steps")
@@ -91,7 +91,7 @@ def r8_peak(evidence: Evidence) -> Iterator[Finding]:
 def r8_tables(evidence: Evidence) -> Iterator[Finding]:
     folds: dict[bool, dict[str, xr.Dataset]] = {True: {}, False: {}}  # of looped and ordinary models: by left-out table
     for data in answers(evidence, R8_FOLDS):
-        cfg = json.loads(data.attrs["checkpoint"])["config"]
+        cfg = read_stamp(data).config
         if cfg["task"]["name"] == "tables":
             left_out = data.table.values[~data.trained_on.values]
             folds[cfg["model"]["n_loops"] > 1] |= {str(table): data for table in left_out}

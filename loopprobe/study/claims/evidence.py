@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.config.schema import TrainConfig
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.verdicts import Finding
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
@@ -70,7 +70,7 @@ def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
     """Sort datasets by kind, seeds together and in order."""
     seeds: dict[Kind, list[tuple[int, xr.Dataset]]] = {}
     for data in datasets:
-        cfg = json.loads(data.attrs["checkpoint"])["config"]
+        cfg = read_stamp(data).config
         train: dict[str, Any] = cfg["train"] or {}
         kind = Kind(
             cfg["task"]["name"], cfg["model"]["n_layers"], cfg["model"]["n_loops"], train.get("loop_window", 0),

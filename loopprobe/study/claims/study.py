@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.dynamics.limits import Limit
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import (
     EQUAL,
     MORE,
@@ -212,9 +212,9 @@ def r6_rests(evidence: Evidence) -> Iterator[Finding]:
 
 def r6_every_seed(evidence: Evidence) -> Iterator[Finding]:
     datasets = answers(evidence, R6_CONVERGE)
-    seeds = sorted({json.loads(d.attrs["checkpoint"])["config"]["train"]["seed"] for d in datasets})
+    seeds = sorted({read_stamp(d).config["train"]["seed"] for d in datasets})
     for seed in seeds:
-        own = [d for d in datasets if json.loads(d.attrs["checkpoint"])["config"]["train"]["seed"] == seed]
+        own = [d for d in datasets if read_stamp(d).config["train"]["seed"] == seed]
         yield from _over_layers(kinds(own), f"seed {seed}, ")
 
 
