@@ -1,5 +1,6 @@
 """Tiny seeded models; no network; nothing is written outside a temporary folder."""
 
+import json
 import os
 import signal
 import subprocess
@@ -55,6 +56,12 @@ def run_script(script, *arguments):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+
+
+def stamped(config, **attributes):
+    """The attributes of a dataset of a model with this configuration."""
+    model = json.dumps({"name": "runs/model", "weights": "", "config": config})
+    return {"probe": "converge", "config": "{}", "checkpoint": model, "prompts": "{}", "provenance": "{}"} | attributes
 
 
 needs_peak = pytest.mark.skipif(not PEAK.exists(), reason="reads the peak memory from /proc")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import TINY, make_model
+from conftest import TINY, make_model, stamped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +52,7 @@ def described(name, task, loops, window, seed):
     """A dataset of which only the description of its model is known."""
     train = None if window is None else {"loop_window": min(window, loops), "seed": seed}
     config = {"model": {"n_loops": loops, "n_layers": 1}, "task": {"name": task}, "train": train}
-    return xr.Dataset(coords={"model": name}, attrs={"checkpoint": json.dumps({"config": config})})
+    return xr.Dataset(coords={"model": name}, attrs=stamped(config))
 
 
 models = st.lists(

@@ -1,10 +1,9 @@
 """Verdicts on synthetic results of which each is known."""
 
-import json
-
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import stamped
 
 from loopprobe.study.claims import CLAIMS, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS, kinds
@@ -85,7 +84,7 @@ def meta(layers=1, loops=20, window=10, seed=0, grown=False, steps=2000, task="l
         "train": {"loop_window": min(window, loops), "seed": seed, "steps": steps, "loops": schedule,
                   "loss": loss},
     }  # fmt: skip
-    return {"checkpoint": json.dumps({"config": cfg}), "trained_loops": loops}
+    return stamped(cfg, trained_loops=loops)
 
 
 NOISE = np.random.default_rng(5).lognormal(0, 0.3, size=300)
@@ -255,7 +254,7 @@ def compared(name, task, loops, level, **config):
     return xr.Dataset(
         {"error": (("example", "point"), errors)},
         coords={"point": np.arange(11), "model": name},
-        attrs={"checkpoint": json.dumps({"config": cfg})},
+        attrs=stamped(cfg),
     )
 
 
@@ -310,7 +309,7 @@ def folded(loops, left_out, accuracy, seed):
     return xr.Dataset(
         {"right": (("table", "example", "point"), right), "trained_on": ("table", [left_out != "a", left_out != "b"])},
         coords={"table": ["a", "b"], "point": [0, 1, 2]},
-        attrs={"checkpoint": json.dumps({"config": cfg})},
+        attrs=stamped(cfg),
     )
 
 

@@ -96,7 +96,8 @@ def train_step(
         replay: of the steps of this model.
 
     Returns:
-        The mean squared error, and that at the query after the last loop divided by ``Prompts.scale``; no device is waited for.
+        The mean squared error, and that at the query after the last loop over ``Prompts.scale``; no device is waited
+        for.
     """
     n_loops = cfg.lengths(step)["loops"]
     _set_rates(optimizers, step, cfg)
