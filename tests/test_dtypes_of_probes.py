@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from loopprobe.dynamics.limits import calibrate
 from loopprobe.dynamics.solve import Status
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.questions import PROBES, configured
+from loopprobe.probes.questions import configured
+from loopprobe.probes.registry import PROBES
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.support.statistics import at_least_single, double, to_numpy
 

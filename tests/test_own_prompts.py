@@ -160,7 +160,7 @@ def test_baselines_are_remembered_for_a_few_prompts_only(
 
 
 def test_modules_that_fit_are_those_that_are_tested():
-    from loopprobe.probes.questions import GIVEN
+    from loopprobe.probes.registry import PROBES
 
-    assert {name for name, keys in GIVEN.items() if "training" in keys} == set(FITTED)
+    assert {name for name, one in PROBES.items() if "training" in one.given} == set(FITTED)
     assert all(module.run.__kwdefaults__ == {"training": None} for module in (align, decode, lens))

@@ -13,7 +13,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.stream import CacheConfig
 from loopprobe.probes.exit import ExitConfig
 from loopprobe.probes.mask import MaskConfig
-from loopprobe.probes.questions import PROBES, Question
+from loopprobe.probes.questions import Question
+from loopprobe.probes.registry import PROBES
 from loopprobe.study.saved import Saved
 
 CLASSES = [ModelConfig, TaskConfig, TrainConfig, Schedule, Question, Saved, CacheConfig]

@@ -61,7 +61,7 @@ class LoopMap:
         """
         if dtype is not None and dtype != model.dtype:
             device = float64_device(model.device) if dtype == torch.float64 else model.device
-            model = copy.deepcopy(model).to(device).to(dtype)  # type: ignore[attr-defined]
+            model = copy.deepcopy(model).to(device).to(dtype)
         inputs = model.prepare(*prompts.to(model.device).inputs)
         with torch.no_grad():
             return cls(model, model.embed(*inputs))

@@ -101,6 +101,9 @@ class LoopedModel(Protocol):
     def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = ()) -> AbstractContextManager[Any]:
         """Attach hooks while a block lasts."""
 
+    def to(self, *target: Any) -> Any:
+        """The same model, moved to another device or precision."""
+
     def prepare(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Inputs in the model's precision and on its device; LoopprobeError where they do not fit."""
 

@@ -23,6 +23,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.lens import LensConfig, layer_readings
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.reference import algorithms
@@ -291,3 +292,15 @@ def _rate(
     slopes = loops @ steps / (loops @ loops)
     low, high = np.quantile(slopes[1:], [0.025, 0.975])
     return float(slopes[0]), float(low), float(high)
+
+
+PROBE = Probe(
+    "align",
+    AlignConfig,
+    run,
+    check,
+    Shown("align:align_figures", "algorithms:align_table"),
+    needs=frozenset({"weights"}),
+    of_points=True,
+    given=("training",),
+)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import LoopsConfig, last_token
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
@@ -177,3 +178,13 @@ def _dataset(
         attrs={"trained_loops": sizes.n_loops},
     )
     return stamp(data, "attention", subject, prompts, config)
+
+
+PROBE = Probe(
+    "attention",
+    LoopsConfig,
+    run,
+    check,
+    Shown("attention:attention_figures", "inside:attention_table"),
+    needs=frozenset({"pattern"}),
+)

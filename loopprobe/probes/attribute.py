@@ -19,6 +19,7 @@ from torch import Tensor
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
@@ -133,3 +134,14 @@ def _in_layers(model: LoopedTransformer, cache: LoopCache, loop: int, g: Tensor)
         parts.append(g @ at_least_single(block.attn.b_O))
         parts.append(einsum(written("mlp_out", layer), g, "b d, b d -> b"))
     return parts
+
+
+PROBE = Probe(
+    "attribute",
+    LoopsConfig,
+    run,
+    check,
+    Shown("attribute:attribute_figures", "inside:attribute_table"),
+    needs=frozenset({"weights"}),
+    of_points=True,
+)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.reference.baselines import BASELINES, check_baselines
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
@@ -135,3 +136,18 @@ def _baseline(name: str, prompts: Prompts, config: CompareConfig, signs: bool, p
         _ANSWERS.popitem(last=False)
     of_baseline = _by_point("baseline_", asked, answers, signs)
     return of_baseline | {"baseline_prompts": ((), np.array(len(asked.ys)))}
+
+
+PROBE = Probe(
+    "compare",
+    CompareConfig,
+    run,
+    check,
+    Shown(
+        compare_figure="compare:compare_figure",
+        compare_table="study:compare_table",
+        further_figures="compare:accuracy_figures",
+        compared=True,
+    ),
+    of_points=True,
+)

@@ -11,6 +11,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import optimum_errors, require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.store.evaluate import chunk_size
@@ -115,3 +116,20 @@ def check(subject: Subject, config: ConvergeConfig, prompts: PromptBatch) -> Non
     require_looped(subject)
     if config.states:
         require_calibrated(subject.model.dtype)
+
+
+PROBE = Probe(
+    "converge",
+    ConvergeConfig,
+    run,
+    check,
+    Shown(
+        "states:states_figures",
+        "inside:limits_table",
+        "converge:converge_figure",
+        "study:converge_table",
+        "states:limits_figures",
+        "inside:limits_models_table",
+        compared=True,
+    ),
+)

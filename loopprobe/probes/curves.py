@@ -11,6 +11,7 @@ import xarray as xr
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.store.checkpoint import METRICS, Checkpoint
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
@@ -52,3 +53,13 @@ def _rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     if not lines:
         raise LoopprobeError(f"{checkpoint.label} has no {METRICS}: its training is not known; give another checkpoint")
     return [json.loads(line) for line in lines]
+
+
+PROBE = Probe(
+    "curves",
+    CurvesConfig,
+    run,
+    check,
+    Shown(compare_figure="curves:curves_figure", compare_table="study:curves_table", compared=True),
+    of_points=True,
+)

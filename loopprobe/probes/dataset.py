@@ -35,6 +35,7 @@ class Stamp:
         prompts: where the prompts come from.
         provenance: versions, commit, device and precision.
         unit, query_unit, step_unit: of errors, of errors at the query, and of steps, see ``tasks.PromptBatch``.
+        tokens: what each token is, in words, such as "x, y in turn".
     """
 
     probe: str
@@ -47,6 +48,7 @@ class Stamp:
     unit: str
     query_unit: str
     step_unit: str
+    tokens: str
 
     @property
     def model(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def stamp(data: xr.Dataset, probe: str, subject: Subject, prompts: PromptBatch, 
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
     """
     data.attrs |= attributes(probe, subject, prompts, config)
-    data.attrs["units"] = json.dumps([prompts.unit, prompts.query_unit, prompts.step_unit])
+    data.attrs["units"] = json.dumps([prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)])
     return data.assign_coords(source=json.dumps(data.attrs, default=_plain))
 
 
@@ -75,7 +77,7 @@ def read_stamp(data: xr.Dataset) -> Stamp:
     if missing := sorted({"probe", "config", "checkpoint", "prompts", "provenance"} - attrs.keys()):
         raise LoopprobeError(f"this dataset has no attribute {missing[0]!r}: give what a probe of loopprobe returned")
     model = json.loads(attrs["checkpoint"])
-    units = json.loads(attrs["units"]) if "units" in attrs else [UNIT, QUERY_UNIT, STEP_UNIT]  # earlier: regression
+    units = json.loads(attrs["units"]) if "units" in attrs else [UNIT, QUERY_UNIT, STEP_UNIT, "x, y in turn"]  # earlier
     return Stamp(
         attrs["probe"],
         json.loads(attrs["config"]),
@@ -86,6 +88,14 @@ def read_stamp(data: xr.Dataset) -> Stamp:
         json.loads(attrs["provenance"]),
         *units,
     )
+
+
+def _in_turn(roles: Sequence[str]) -> str:
+    """Roles of tokens in words: the shortest run that is repeated, or all of them."""
+    for n in range(1, len(roles)):
+        if all(role == roles[i % n] for i, role in enumerate(roles)):
+            return f"{', '.join(roles[:n])} in turn" if n > 1 else f"all {roles[0]}"
+    return ", ".join(roles)
 
 
 def _plain(value: Any) -> Any:

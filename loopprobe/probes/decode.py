@@ -24,6 +24,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.causal import causal_check
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.decoders import targets_of, with_ones
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.probes.networks import CONTROLS, network_scores
@@ -230,3 +231,15 @@ class _LoopIndex:
     def r2(self) -> Float[ndarray, "layer position"]:
         assert isinstance(self.left, Tensor)
         return to_numpy(1 - self.left / self.count / self.number.square().mean().item())
+
+
+PROBE = Probe(
+    "decode",
+    DecodeConfig,
+    run,
+    check,
+    Shown("decode:decode_figures", "algorithms:decode_table"),
+    needs=frozenset({"weights"}),
+    of_points=True,
+    given=("training",),
+)

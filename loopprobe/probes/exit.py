@@ -17,6 +17,7 @@ from torch import Tensor
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_looped
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
@@ -126,3 +127,12 @@ def _holding(
 def _first(holds: Bool[Tensor, "loop batch"], most: int) -> Tensor:
     """Count the loops until the rule first holds, or all of them."""
     return torch.where(holds.any(0), holds.int().argmax(0) + 1, most)
+
+
+PROBE = Probe(
+    "exit",
+    ExitConfig,
+    run,
+    check,
+    Shown("longrun:exit_figures", "inside:exit_table"),
+)

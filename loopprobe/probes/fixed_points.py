@@ -22,6 +22,7 @@ from loopprobe.dynamics.spectrum import (
 )
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_looped
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import to_numpy
@@ -171,3 +172,13 @@ def _largest_exponents(system: LoopMap, z: Tensor, n_steps: int) -> np.ndarray:
         some = system.at(finite)
         exponents[to_numpy(finite)] = to_numpy(lyapunov_exponents(some, z[finite], n_steps, k=1)[0][:, 0])
     return exponents
+
+
+PROBE = Probe(
+    "fixed_points",
+    FixedPointsConfig,
+    run,
+    check,
+    Shown("longrun:fixed_points_figures", "inside:fixed_points_table"),
+    needs=frozenset({"forward_mode"}),
+)

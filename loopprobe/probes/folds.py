@@ -11,6 +11,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.reference.baselines import check_baselines
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import Prompts
@@ -66,3 +67,13 @@ def check(checkpoint: Checkpoint, config: FoldsConfig, prompts: Prompts) -> None
             raise LoopprobeError(
                 f"the labels of {name} are numbers, not classes: use `loopprobe compare --data {name}`"
             )
+
+
+PROBE = Probe(
+    "folds",
+    FoldsConfig,
+    run,
+    check,
+    Shown(compare_figure="folds:folds_figure", compare_table="study:folds_table", compared=True),
+    of_points=True,
+)

@@ -23,6 +23,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import training_prompts
 from loopprobe.probes.ridge import Ridge, with_one
 from loopprobe.store.evaluate import chunk_size
@@ -191,3 +192,14 @@ def _read(
 
     _at_sites(model, batch, n_loops, use)
     return torch.stack(read, dim=1)
+
+
+PROBE = Probe(
+    "lens",
+    LensConfig,
+    run,
+    check,
+    Shown("lens:lens_figures", "inside:lens_table"),
+    needs=frozenset({"linear_readout"}),
+    given=("training",),
+)

@@ -24,6 +24,7 @@ from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import answer_tokens
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
@@ -246,3 +247,12 @@ def describe(config: MaskConfig, prompts: PromptBatch, trained: int) -> str:
     masked = "it is" if config.invert else "the rest is"
     series = "" if one else f" (n = {counts})"
     return f"{verb} the state of the {which}{series}; {masked} {fill} {when}; the injected input stays"
+
+
+PROBE = Probe(
+    "mask",
+    MaskConfig,
+    run,
+    check,
+    Shown("mask:mask_figures", "study:mask_table", "mask:mask_models_figure", "study:mask_models_table"),
+)

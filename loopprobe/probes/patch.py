@@ -23,6 +23,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token
 from loopprobe.probes.patch_runs import BY_HEAD as BY_HEAD
 from loopprobe.probes.patch_runs import Metric, PatchedRuns, Site
@@ -199,3 +200,13 @@ def _dataset(
     )
     data = data.assign_coords({axis: np.arange(data.sizes[axis]) for axis in ("layer", "head") if axis in data.sizes})
     return stamp(data, "patch", subject, prompts, config)
+
+
+PROBE = Probe(
+    "patch",
+    PatchConfig,
+    run,
+    check,
+    Shown("patch:patch_figures", "inside:patch_table"),
+    given=("corrupted", "metric"),
+)

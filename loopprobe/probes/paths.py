@@ -11,6 +11,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import chosen_tokens, require_looped, some_tokens
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import double, to_numpy
@@ -89,3 +90,12 @@ def check(subject: Subject, config: PathsConfig, prompts: PromptBatch) -> None:
         raise LoopprobeError(f"loops ({config.loops}) must be at least {WINDOW}: raise it")
     if config.positions is not None:
         chosen_tokens(config.positions, prompts, prompts.n_tokens - 1)
+
+
+PROBE = Probe(
+    "paths",
+    PathsConfig,
+    run,
+    check,
+    Shown("paths:paths_figures", "inside:paths_table"),
+)

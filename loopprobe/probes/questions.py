@@ -15,107 +15,38 @@ from pydantic import Field
 from loopprobe.config.budget import require
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes import (
-    align,
-    attention,
-    attribute,
-    compare,
-    converge,
-    curves,
-    decode,
-    exit,
-    fixed_points,
-    folds,
-    lens,
-    mask,
-    patch,
-    paths,
-    recover,
-    shift,
-)
 from loopprobe.probes.dataset import unique_labels
-from loopprobe.probes.loops import LoopsConfig
+from loopprobe.probes.declaration import Probe
+from loopprobe.probes.registry import PROBES, find_probe
 from loopprobe.store.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
+from loopprobe.store.subject import PromptSpec, Subject
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.device import pick_device
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 RESAMPLES = 2000  # of the bootstrap, whose counts take a number a prompt and resample
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """A probe's configuration class, and its functions."""
-
-    config: type
-    run: Callable[..., xr.Dataset]
-    check: Callable[..., None]  # of a checkpoint, a configuration, and prompts where there are some
-
-
-PROBES = {
-    "align": Probe(align.AlignConfig, align.run, align.check),
-    "attention": Probe(LoopsConfig, attention.run, attention.check),
-    "attribute": Probe(LoopsConfig, attribute.run, attribute.check),
-    "compare": Probe(compare.CompareConfig, compare.run, compare.check),
-    "converge": Probe(converge.ConvergeConfig, converge.run, converge.check),
-    "curves": Probe(curves.CurvesConfig, curves.run, curves.check),
-    "decode": Probe(decode.DecodeConfig, decode.run, decode.check),
-    "exit": Probe(exit.ExitConfig, exit.run, exit.check),
-    "fixed_points": Probe(fixed_points.FixedPointsConfig, fixed_points.run, fixed_points.check),
-    "folds": Probe(folds.FoldsConfig, folds.run, folds.check),
-    "lens": Probe(lens.LensConfig, lens.run, lens.check),
-    "mask": Probe(mask.MaskConfig, mask.run, mask.check),
-    "patch": Probe(patch.PatchConfig, patch.run, patch.check),
-    "paths": Probe(paths.PathsConfig, paths.run, paths.check),
-    "recover": Probe(recover.RecoverConfig, recover.run, recover.check),
-    "shift": Probe(shift.ShiftConfig, shift.run, shift.check),
-}
-
-
-# What can be given to a probe's run besides its configuration: prompts and functions, which no file can hold.
-GIVEN = {
-    "align": ("training",),
-    "decode": ("training",),
-    "lens": ("training",),
-    "patch": ("corrupted", "metric"),
-}
-
-
 @configuration
-class Question:
+class Question(PromptSpec):
     """A probe, its options, and the checkpoints and prompts that it runs on.
 
     Attributes:
         probe: name of the probe.
         checkpoints: names or paths.
-        options: fields of the probe's configuration.
-        prompts: held-out prompts of each model's own task.
-        seed: of these prompts.
-        shift: draws them otherwise than in training, see ``tasks.shifts``.
-        data: a table that they are taken from instead, by name or path, see ``tasks.tables``; ``target`` is its label.
+        options: fields of the probe's configuration; ``query`` among its ``positions`` is the query's token.
+        prompts, seed, shift, data, target: which prompts each model is run on, see ``PromptSpec``.
     """
 
     probe: str
     checkpoints: tuple[str, ...] = (DEFAULT,)
     options: dict[str, Any] = Field(default_factory=dict)
-    prompts: int = 1280
-    seed: int = 0
-    shift: str | None = None
-    data: str | None = None
-    target: str | None = None
 
-    def prompts_for(self, checkpoint: Checkpoint) -> Prompts:
-        """The prompts that a model is run on.
-
-        Raises:
-            LoopprobeError: the shift does not fit the model, or the table cannot be used.
-        """
-        if self.data is None:
-            return checkpoint.held_out(self.prompts, self.seed, self.shift)
-        if self.shift is not None:
-            raise LoopprobeError(f"prompts from tables cannot be shifted ({self.shift}): leave out one of the two")
-        return checkpoint.from_table(self.data, self.target, self.prompts, self.seed)
+    @property
+    def spec(self) -> PromptSpec:
+        """Which prompts are drawn."""
+        return PromptSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(PromptSpec)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,25 +54,20 @@ class Prepared:
     """A probe, checked and ready to run on one checkpoint."""
 
     probe: str
-    checkpoint: Checkpoint
+    checkpoint: Subject
     config: Any
-    prompts: Prompts
-    given: dict[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of run, see ``GIVEN``
+    prompts: PromptBatch
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of run, see ``Probe.given``
 
 
 def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
     """A probe by name, and its configuration from options.
 
-    Args:
-        name: of the probe.
-        options: fields of its configuration; ``query`` among the ``positions`` is the query's token.
-
     Raises:
         LoopprobeError: no such probe, or an option that it does not have.
     """
-    if name not in PROBES:
-        raise LoopprobeError(f"no probe is called {name!r}: choose from {', '.join(PROBES)}")
-    return PROBES[name], build(PROBES[name].config, options)
+    probe = find_probe(name)
+    return probe, build(probe.config, options)
 
 
 def prepare(
@@ -174,8 +100,8 @@ def prepare(
     for name, label in zip(question.checkpoints, labels, strict=True):
         checkpoint = dataclasses.replace(load(name, device), alias=label)
         _require_memory(question, checkpoint, config)
-        prompts = question.prompts_for(checkpoint)
-        probe.check(checkpoint, config, prompts)
+        prompts = checkpoint.draw(question.spec)
+        probe.require(checkpoint, prompts, config)
         prepared.append(Prepared(question.probe, checkpoint, config, prompts))
     return prepared
 

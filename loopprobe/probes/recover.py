@@ -11,6 +11,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token, require_looped, some_tokens
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
@@ -121,3 +122,12 @@ def check(subject: Subject, config: RecoverConfig, prompts: PromptBatch) -> None
         raise LoopprobeError("sizes must not be empty: name at least one")
     if config.positions is not None:
         chosen_tokens(config.positions, prompts, last_token(subject, prompts))
+
+
+PROBE = Probe(
+    "recover",
+    RecoverConfig,
+    run,
+    check,
+    Shown("paths:recover_figures", "inside:recover_table"),
+)

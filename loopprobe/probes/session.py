@@ -6,18 +6,19 @@ from typing import Any
 
 import xarray as xr
 
-from loopprobe.probes.questions import GIVEN, Prepared, answer, configured
-from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.probes.questions import Prepared, answer, configured
+from loopprobe.probes.registry import find_probe
+from loopprobe.store.subject import PromptSpec, Subject
 from loopprobe.support.progress import track
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 
 
-def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **options: Any) -> xr.Dataset:
+def probe(name: str, checkpoint: Subject, prompts: PromptBatch | int = 256, **options: Any) -> xr.Dataset:
     """Run a probe on a checkpoint, with a progress bar.
 
     Args:
-        name: of the probe: a key of ``questions.PROBES``, such as lens, patch or converge.
-        checkpoint: from ``load_checkpoint``.
+        name: of the probe: a key of ``probes.registry.PROBES``, such as lens, patch or converge.
+        checkpoint: from ``load_checkpoint``, or any other model with its task (``store.subject.Subject``).
         prompts: held-out prompts, or how many.
         options: fields of the probe's configuration, such as ``loops``; ``positions`` may be negative or ``query``. For
             align, decode and lens also ``training``, prompts to fit on; for patch ``corrupted``, the corrupted prompts,
@@ -29,10 +30,10 @@ def probe(name: str, checkpoint: Checkpoint, prompts: Prompts | int = 256, **opt
     Raises:
         LoopprobeError: no such probe, or an option that it does not have or the model cannot answer.
     """
-    given = {key: options.pop(key) for key in GIVEN.get(name, ()) if key in options}
+    given = {key: options.pop(key) for key in find_probe(name).given if key in options}
     chosen, config = configured(name, options)
-    batch = checkpoint.held_out(prompts) if isinstance(prompts, int) else prompts
+    batch = checkpoint.draw(PromptSpec(prompts=prompts)) if isinstance(prompts, int) else prompts
     if not given:  # else the probe checks what it is given, when it runs
-        chosen.check(checkpoint, config, batch)
+        chosen.require(checkpoint, batch, config)
     [data] = answer([Prepared(name, checkpoint, config, batch, given)], track)
     return data

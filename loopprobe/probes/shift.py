@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import bootstrap_mean, to_numpy
@@ -115,3 +116,18 @@ def check(checkpoint: Checkpoint, config: ShiftConfig, prompts: Prompts) -> None
     for name in config.shifts:
         find_shift(name)
         checkpoint.held_out(1, shift=name)
+
+
+PROBE = Probe(
+    "shift",
+    ShiftConfig,
+    run,
+    check,
+    Shown(
+        compare_figure="shift:shift_figure",
+        compare_table="study:shift_table",
+        further_figures="shift:shift_curves_figures",
+        compared=True,
+    ),
+    of_points=True,
+)

@@ -1,60 +1,29 @@
-"""How the answer of each probe is shown: its tables and its figures."""
+"""How the answer of each probe is shown: its tables and its figures, as its declaration names them.
+
+Drawing imports plotly, tables do not; both are imported when they are asked for.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 from rich.table import Table
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import read_stamp, unique_labels
-from loopprobe.show import tables
-from loopprobe.show.figures.align import align_figures
-from loopprobe.show.figures.attention import attention_figures
-from loopprobe.show.figures.attribute import attribute_figures
-from loopprobe.show.figures.compare import accuracy_figure, compare_figure
-from loopprobe.show.figures.converge import converge_figure
-from loopprobe.show.figures.curves import curves_figure
-from loopprobe.show.figures.decode import decode_figures
-from loopprobe.show.figures.folds import folds_figure
-from loopprobe.show.figures.lens import lens_figures
-from loopprobe.show.figures.longrun import exit_figures, fixed_points_figures
-from loopprobe.show.figures.mask import mask_figure, mask_models_figure
-from loopprobe.show.figures.mask_modes import mask_difference_figure, mask_modes_figure
-from loopprobe.show.figures.panels import By
-from loopprobe.show.figures.patch import patch_figures
-from loopprobe.show.figures.paths import paths_figures, recover_figures
-from loopprobe.show.figures.shift import shift_curves_figure, shift_figure
-from loopprobe.show.figures.states import limits_models_figure, states_figures
+from loopprobe.probes.declaration import Shown
+from loopprobe.probes.registry import PROBES
 
-# Probes whose models stand together in one figure and table, and those whose models are shown one by one.
-_TOGETHER: dict[str, tuple[Callable[..., go.Figure], Callable[..., Table]]] = {
-    "compare": (compare_figure, tables.compare_table),
-    "converge": (converge_figure, tables.converge_table),
-    "curves": (curves_figure, tables.curves_table),
-    "folds": (lambda datasets, *title_by: folds_figure(datasets, *title_by[:1]), tables.folds_table),
-    "mask": (mask_models_figure, tables.mask_models_table),
-    "shift": (lambda datasets, *title_by: shift_figure(datasets, *title_by[:1]), tables.shift_table),
-}
-_ONE_BY_ONE: dict[str, tuple[Callable[[xr.Dataset], dict[str, go.Figure]], Callable[[xr.Dataset], Table]]] = {
-    "align": (align_figures, tables.align_table),
-    "attention": (attention_figures, tables.attention_table),
-    "attribute": (attribute_figures, tables.attribute_table),
-    "decode": (decode_figures, tables.decode_table),
-    "exit": (exit_figures, tables.exit_table),
-    "fixed_points": (fixed_points_figures, tables.fixed_points_table),
-    "lens": (lens_figures, tables.lens_table),
-    "mask": (lambda data: {"mask": mask_figure(data)}, tables.mask_table),
-    "mask_difference": (lambda data: {"mask-difference": mask_difference_figure(data)}, tables.mask_difference_table),
-    "patch": (patch_figures, tables.patch_table),
-    "paths": (paths_figures, tables.paths_table),
-    "recover": (recover_figures, tables.recover_table),
-}
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# Made of two datasets of the mask probe; no probe of its own.
+DERIVED = {"mask_difference": Shown("mask_modes:mask_difference_figures", "study:mask_difference_table")}
 
 
 def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
@@ -69,24 +38,44 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
     """
     datasets = _labelled(datasets)
     probe = _probe(datasets[0])
-    made = {} if probe in _ONE_BY_ONE else {probe: _TOGETHER[probe][0](datasets)}
-    if probe == "shift":
-        made["shift-curves"] = shift_curves_figure(datasets)
-    if probe == "compare" and (signs := [data for data in datasets if "accuracy" in data]):
-        made["compare-accuracy"] = accuracy_figure(signs)
-    if len(datasets) > 1 and (followed := [data for data in datasets if "limit" in data]):
-        made["converge-limits"] = limits_models_figure(followed, "models compared")
+    shown = _shown(probe)
+    made: dict[str, go.Figure] = {}
+    if shown.compared:
+        made[probe] = _drawing(shown.compare_figure)(datasets)
+        made |= {f"{probe}-{end}": figure for end, figure in _further(shown, datasets).items()}
     models = _by_model(datasets)
     for label, members in models.items():
-        own = {}
-        if len(members) == 2:
-            own = {"mask": mask_modes_figure(*members)}
-        elif probe in _ONE_BY_ONE:
-            own = _ONE_BY_ONE[probe][0](members[0])
-        elif "relative_step" in members[0]:  # converge followed states
-            own = states_figures(members[0])
+        own = _modes(members) if len(members) == 2 else _drawing(shown.figures)(members[0]) if shown.figures else {}
         made |= {name if len(models) == 1 else f"{name}-{label}": figure for name, figure in own.items()}
     return made
+
+
+def _shown(probe: str) -> Shown:
+    """How the datasets of a probe are shown."""
+    return DERIVED[probe] if probe in DERIVED else PROBES[probe].shown
+
+
+def _drawing(place: str) -> Callable[..., Any]:
+    """The function that a declaration names for figures."""
+    module, _, function = place.partition(":")
+    drawing: Callable[..., Any] = getattr(import_module(f"loopprobe.show.figures.{module}"), function)
+    return drawing
+
+
+def _tabling(place: str) -> Callable[..., Any]:
+    """The function that a declaration names for tables."""
+    module, _, function = place.partition(":")
+    tabling: Callable[..., Any] = getattr(import_module(f"loopprobe.show.tables.{module}"), function)
+    return tabling
+
+
+def _further(shown: Shown, datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+    return _drawing(shown.further_figures)(datasets, title) if shown.further_figures else {}
+
+
+def _modes(members: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
+    """The figure of the two modes of a model's mask."""
+    return {"mask": _drawing("mask_modes:mask_modes_figure")(*members)}
 
 
 def figure(data: xr.Dataset | Sequence[xr.Dataset]) -> go.Figure:
@@ -178,8 +167,9 @@ def _by_model(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:
 
 def table(data: xr.Dataset) -> Table:
     """The table of one dataset."""
-    probe = _probe(data)
-    return _ONE_BY_ONE[probe][1](data) if probe in _ONE_BY_ONE else _TOGETHER[probe][1]([data])
+    shown = _shown(_probe(data))
+    made: Table = _tabling(shown.compare_table)([data]) if shown.compared else _tabling(shown.table)(data)
+    return made
 
 
 def tables_for(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> list[Table]:
@@ -187,23 +177,19 @@ def tables_for(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = Non
 
     Args:
         datasets: as for ``figures``.
-        loops: loop counts to show, where the table has columns for them; None: some.
+        loops: loop counts to show, of a probe whose table has columns for them; None: some.
     """
     datasets = _labelled(datasets)
-    probe = _probe(datasets[0])
-    if probe == "mask":
-        return [_mask_table(members, loops) for members in _by_model(datasets).values()]
-    if probe == "converge":
-        followed = [tables.limits_table(data) for data in datasets if "limit" in data]
-        return [tables.converge_table(datasets, loops), *followed]
-    return [table(data) for data in datasets] if probe in _ONE_BY_ONE else [_TOGETHER[probe][1](datasets)]
-
-
-def _mask_table(members: Sequence[xr.Dataset], loops: Sequence[int] | None) -> Table:
-    """The table of a model's mask, or of its two modes."""
-    if len(members) == 2:
-        return tables.mask_modes_table(members[0], members[1], loops)
-    return tables.mask_table(members[0], loops)
+    shown, chosen = _shown(_probe(datasets[0])), [] if loops is None else [loops]
+    if not shown.compared:
+        return [
+            _tabling("study:mask_modes_table")(*members, *chosen)
+            if len(members) == 2
+            else _tabling(shown.table)(members[0], *chosen)
+            for members in _by_model(datasets).values()
+        ]
+    each = [_tabling(shown.table)(data) for data in datasets] if shown.table else []
+    return [_tabling(shown.compare_table)(datasets, *chosen), *(one for one in each if one is not None)]
 
 
 def findings(datasets: Sequence[xr.Dataset]) -> list[str]:
@@ -211,35 +197,35 @@ def findings(datasets: Sequence[xr.Dataset]) -> list[str]:
     if _probe(datasets[0]) != "mask":
         return []
     return [
-        tables.mask_modes_finding(*members) if len(members) == 2 else tables.mask_finding(members[0])
+        _tabling("study:mask_modes_finding")(*members)
+        if len(members) == 2
+        else _tabling("study:mask_finding")(members[0])
         for members in _by_model(_labelled(datasets)).values()
     ]
 
 
-def figures_of(probe: str, datasets: Sequence[xr.Dataset], title: str, by: By = "window") -> dict[str, go.Figure]:
+def figures_of(
+    probe: str, datasets: Sequence[xr.Dataset], title: str, by: Literal["window", "layers", "loss"] = "window"
+) -> dict[str, go.Figure]:
     """The figures of a saved question: one of all models where the probe compares them, else those of each."""
-    if probe not in _TOGETHER:
+    shown = _shown(probe)
+    if not shown.compare_figure:
         return {f"figure-{name}": made for name, made in figures(datasets).items()}
-    made = {"figure": _TOGETHER[probe][0](datasets, title, by)}
-    if followed := [data for data in datasets if "limit" in data]:
-        made["figure-limits"] = limits_models_figure(followed, title)
-    if probe == "shift":
-        made["figure-curves"] = shift_curves_figure(datasets, title)
-    if probe == "compare" and (signs := [data for data in datasets if "accuracy" in data]):
-        made["figure-accuracy"] = accuracy_figure(signs, title)
-    return made
+    made = {"figure": _drawing(shown.compare_figure)(datasets, title, by)}
+    return made | {f"figure-{end}": figure for end, figure in _further(shown, datasets, title).items()}
 
 
 def tables_of(probe: str, datasets: Sequence[xr.Dataset]) -> list[Table]:
     """The tables of a saved question: one of all models where the probe compares them, else that of each."""
-    if probe not in _TOGETHER:
+    shown = _shown(probe)
+    if not shown.compare_table:
         return [table(data) for data in datasets]
-    followed = [data for data in datasets if "limit" in data]
-    return [_TOGETHER[probe][1](datasets), *([tables.limits_models_table(followed)] if followed else [])]
+    further = _tabling(shown.further_table)(datasets) if shown.further_table else None
+    return [_tabling(shown.compare_table)(datasets), *([] if further is None else [further])]
 
 
 def _probe(data: xr.Dataset) -> str:
     probe = data.attrs.get("probe")
-    if probe not in _ONE_BY_ONE and probe not in _TOGETHER:
+    if probe not in PROBES and probe not in DERIVED:
         raise LoopprobeError(f"this dataset is of no probe ({probe!r}): give what a probe of loopprobe returned")
     return str(probe)

@@ -22,7 +22,8 @@ from loopprobe.config.sources import read_toml
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import attributes, read_dataset, read_stamp, write_dataset
-from loopprobe.probes.questions import PROBES, Prepared, Question, as_answered, prepare
+from loopprobe.probes.questions import Prepared, Question, as_answered, prepare
+from loopprobe.probes.registry import PROBES
 from loopprobe.store.checkpoint import load_checkpoint, names
 from loopprobe.study.shipped import study_folder, toml_files
 from loopprobe.support.cluster import Processes, RayPool
@@ -31,13 +32,12 @@ from loopprobe.types import Progress
 
 
 @configuration
-class Saved:
+class Saved(Question):
     """A question as its file has it.
 
     Attributes:
         section: of the report; needed there alone.
         title, asks: for the reader.
-        probe, checkpoints, options, prompts, seed: see ``Question``.
         by: what makes a panel of its figure (``figures.panels``).
         quick: options and ``prompts`` that replace the others in a quick run.
     """
@@ -45,14 +45,7 @@ class Saved:
     section: str
     title: str
     asks: str
-    probe: str
     checkpoints: tuple[str, ...]
-    options: dict[str, Any] = Field(default_factory=dict)
-    prompts: int = 1280
-    seed: int = 0
-    shift: str | None = None
-    data: str | None = None
-    target: str | None = None
     by: Literal["window", "layers", "loss"] = "window"
     quick: dict[str, Any] = Field(default_factory=dict)
 
@@ -60,9 +53,8 @@ class Saved:
         """The question, or its quick form."""
         changed = dict(self.quick) if quick else {}
         prompts = changed.pop("prompts", self.prompts)
-        tree = {"probe": self.probe, "checkpoints": self.checkpoints, "options": self.options | changed}
-        same = {name: getattr(self, name) for name in ("seed", "shift", "data", "target")}
-        return build(Question, tree | same | {"prompts": prompts})
+        tree = {field.name: getattr(self, field.name) for field in dataclasses.fields(Question)}
+        return build(Question, tree | {"options": self.options | changed, "prompts": prompts})
 
 
 def read_saved(path: Path) -> Saved:

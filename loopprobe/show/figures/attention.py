@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import BLACK, DASHES, colours, curve, finish, heat
 
 HEADS = {  # measures by head
@@ -68,7 +69,7 @@ def _patterns(data: xr.Dataset) -> go.Figure:
         figure.update_yaxes(title="token that attends" if col == 1 else None, row=row, col=col)
     bar = {"title": {"text": "log10 of the mean attention", "side": "right"}, "thickness": 14}
     figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": -4, "cmax": 0, "colorbar": bar})
-    return _look(figure, data, "mean attention patterns (even tokens: inputs, odd: labels)", places, below=90)
+    return _look(figure, data, f"mean attention patterns (tokens: {read_stamp(data).tokens})", places, below=90)
 
 
 def _query(data: xr.Dataset) -> go.Figure:

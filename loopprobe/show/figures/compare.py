@@ -63,3 +63,9 @@ def _figure(found: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Fig
     axis = "in-context examples before the query"
     figure.update_xaxes(title="<br>".join(textwrap.wrap(axis, max(16, 100 // len(found)))))
     return figure
+
+
+def accuracy_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+    """The accuracy of those models whose labels are signs."""
+    signs = [data for data in datasets if "accuracy" in data]
+    return {"accuracy": accuracy_figure(signs, *([title] if title else []))} if signs else {}

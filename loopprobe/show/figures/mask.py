@@ -72,6 +72,11 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     return figure.update_layout(legend={"x": 0.405, "y": 1})
 
 
+def mask_figures(data: xr.Dataset) -> dict[str, go.Figure]:
+    """The figure of one model."""
+    return {"mask": mask_figure(data)}
+
+
 def mask_models_figure(
     datasets: Sequence[xr.Dataset], title: str = "error by what is kept", by: By = "window"
 ) -> go.Figure:

@@ -72,6 +72,11 @@ def mask_difference_figure(data: xr.Dataset) -> go.Figure:
     return finish(figure, f"{data.model.item()}: {data.attrs['description']}{shown_note(data, wanted)}")
 
 
+def mask_difference_figures(data: xr.Dataset) -> dict[str, go.Figure]:
+    """The figure of the difference."""
+    return {"mask-difference": mask_difference_figure(data)}
+
+
 def shown_note(data: xr.Dataset, wanted: list[int]) -> str:
     """Which n are drawn, where that is not all."""
     return "" if len(wanted) == data.sizes["n"] else f" (n = {', '.join(map(str, wanted))} of {data.sizes['n']})"

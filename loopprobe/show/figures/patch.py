@@ -46,7 +46,7 @@ def _site_figure(data: xr.Dataset, site: str) -> go.Figure:
     for _, part in panels:
         row, col = next(places)
         heat(figure, part, "position", "loop", row=row, col=col)
-        figure.update_xaxes(title=f"token (odd: labels; {query}: query)", row=row, col=col)
+        figure.update_xaxes(title=f"token ({read_stamp(data).tokens}; {query}: query)", row=row, col=col)
         figure.update_yaxes(title="loops done" if col == 1 else None, row=row, col=col)
     if "head" in values.dims:
         row, col = next(places)

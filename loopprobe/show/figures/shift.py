@@ -14,12 +14,13 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import SYMBOLS, colours, curve, finish, log_errors
 
 
-def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution") -> go.Figure:
+def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution", by: str = "window") -> go.Figure:
     """Error at the query under every shift, a marker a model.
 
     Args:
         datasets: of the shift probe, one a model.
         title: of the figure.
+        by: all models stand in one panel, whatever it is.
     """
     shifts = _shifts(datasets)
     figure = make_subplots()
@@ -67,6 +68,11 @@ def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of dis
     finish(figure, title)
     figure.update_layout(height=250 * rows + 130)
     return figure
+
+
+def shift_curves_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+    """The curves over the examples."""
+    return {"curves": shift_curves_figure(datasets, *([title] if title else []))}
 
 
 def _shifts(datasets: Sequence[xr.Dataset]) -> list[str]:

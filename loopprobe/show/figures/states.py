@@ -9,16 +9,19 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import by_name
 from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, trained_line
 
 
 def states_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """How states and predictions move over the loops, and where they go.
+    """How states and predictions move over the loops, and where they go; nothing where no loops were followed.
 
     Args:
-        data: of the converge probe, with states.
+        data: of the converge probe.
     """
+    if "relative_step" not in data:
+        return {}
     return {"converge-moves": _moves(data), "converge-limits": _limits(data)}
 
 
@@ -37,6 +40,8 @@ def _moves(data: xr.Dataset) -> go.Figure:
         "decimals_to_optimum": ("against the optimum", "dash"),
     }
     for name, (words, dash) in decimals.items():
+        if data[name].isnull().all():  # the optimum is not known
+            continue
         values = data[name].clip(max=9).quantile([0.25, 0.5, 0.75], "followed")
         ends = values.sel(quantile=0.25), values.sel(quantile=0.75)
         curve(figure, data.loop, values.sel(quantile=0.5), ends, colour=BLACK, dash=dash, name=words, col=3)
@@ -102,7 +107,7 @@ def _limits(data: xr.Dataset) -> go.Figure:
         x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, showlegend=False,
         hoverinfo="skip", row=1, col=3,
     )  # fmt: skip
-    figure.update_xaxes(title="token (odd: labels)", col=1)
+    figure.update_xaxes(title=f"token ({read_stamp(data).tokens})", col=1)
     figure.update_xaxes(title="examples before it", col=2)
     figure.update_xaxes(title="largest spectral radius up to the token", col=3)
     figure.update_yaxes(title="share of prompts", range=[0, 1], tickformat=".0%", col=1)
@@ -110,3 +115,9 @@ def _limits(data: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title="observed factor a loop", col=3)
     finish(figure, f"{data.model.item()}: where states and predictions go in {data.attrs['far']:,} loops")
     return figure.update_layout(hovermode="closest")
+
+
+def limits_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+    """Where the states of those models go whose states were followed."""
+    followed = [data for data in datasets if "limit" in data]
+    return {"limits": limits_models_figure(followed, title or "models compared")} if followed else {}

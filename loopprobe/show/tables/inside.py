@@ -98,8 +98,13 @@ def patch_table(data: xr.Dataset, most: int = 8) -> Table:
     return table
 
 
-def limits_table(data: xr.Dataset) -> Table:
-    """Where states and predictions go in the long run: shares of tokens and points, a column a type of limit."""
+def limits_table(data: xr.Dataset) -> Table | None:
+    """Where states and predictions go in the long run: shares of tokens and points, a column a type of limit.
+
+    None where no states were followed.
+    """
+    if "limit" not in data:
+        return None
     types = data.limit.attrs["types"].split(", ")
     prompts = data.sizes["followed"]
     table = titled(f"{data.model.item()}: where it goes in {data.attrs['far']:,} loops")
@@ -115,22 +120,29 @@ def limits_table(data: xr.Dataset) -> Table:
     table.add_column("")
     for name in types:
         table.add_column(name, justify="right")
-    n_dims = read_stamp(data).model["n_dims"]
-    few, many = f"fewer than {n_dims} examples", f"{n_dims} examples or more"
     for what, values, examples in (
-        ("state", data.limit, data.position // 2),
+        ("state", data.limit, data.position // (data.sizes["position"] // data.sizes["point"])),
         ("prediction", data.prediction_limit, data.point),
     ):
-        for where, chosen in ((few, examples < n_dims), (many, examples >= n_dims)):
+        for where, chosen in _parts(examples, read_stamp(data).model.get("n_dims")).items():
             at = values.values[:, chosen.values]
             shares = np.stack([(at == i).mean(1) for i in range(len(types))])
             cells = ["0" if not row.any() else interval(*bootstrap_mean(row)) for row in shares]
-            table.add_row(f"{what}, {where}", *cells)
+            table.add_row(what + where, *cells)
     return table
 
 
-def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Where the states and predictions of several models go: a row a model."""
+def _parts(examples: xr.DataArray, n_dims: int | None) -> dict[str, xr.DataArray]:
+    """Where there are fewer examples than dimensions, and where not; everything, where there are no dimensions."""
+    if n_dims is None:
+        return {"": examples >= 0}
+    return {f", fewer than {n_dims} examples": examples < n_dims, f", {n_dims} examples or more": examples >= n_dims}
+
+
+def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
+    """Where the states and predictions of several models go: a row a model whose states were followed, else None."""
+    if not (datasets := [data for data in datasets if "limit" in data]):
+        return None
     table = titled("where states and predictions go")
     prompts, loops = datasets[0].sizes["followed"], int(datasets[0].attrs["far"])
     shares = f"shares of tokens and points, mean of {prompts} prompts [95 % bootstrap interval], in {loops:,} loops"

@@ -1,0 +1,77 @@
+"""What a probe declares of itself, once, beside its code: everything that runs or shows it asks here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.model.protocol import Capability, require
+from loopprobe.store.subject import Subject
+from loopprobe.tasks import PromptBatch, Prompts
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which functions of the room ``show`` draw a probe's datasets, as ``module:function``; empty where there is none.
+
+    Attributes:
+        figures: of ``show.figures``, from one dataset to figures by name.
+        table: of ``show.tables``, from one dataset to a table, or to None where there is nothing to show.
+        compare_figure: from datasets, a title and what makes a panel to one figure of all models.
+        compare_table: from datasets to one table of all models.
+        further_figures, further_table: the same for what only some datasets have: figures by the end of their names,
+            and a table or None.
+        compared: whether a verb shows several models together; a saved question does wherever it can.
+    """
+
+    figures: str = ""
+    table: str = ""
+    compare_figure: str = ""
+    compare_table: str = ""
+    further_figures: str = ""
+    further_table: str = ""
+    compared: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe.
+
+    Attributes:
+        name: what the verbs and questions call it.
+        config: the class of its options.
+        run: from a subject, prompts, options and progress to a dataset.
+        check: raises LoopprobeError where the three do not go together, before anything runs.
+        shown: how its datasets are shown.
+        needs: what the model must be able to do.
+        of_points: whether it asks about labelled points, as regression has them, and takes no other prompts.
+        given: what can be given to ``run`` besides: prompts and functions, which no file can hold.
+    """
+
+    name: str
+    config: type
+    run: Callable[..., xr.Dataset]
+    check: Callable[..., None]
+    shown: Shown
+    needs: frozenset[Capability] = frozenset()
+    of_points: bool = False
+    given: tuple[str, ...] = ()
+
+    def require(self, subject: Subject, prompts: PromptBatch, config: Any) -> None:
+        """Check everything before anything runs.
+
+        Raises:
+            LoopprobeError: the model lacks what the probe needs, the prompts are of another kind, or they and the
+                options do not go together.
+        """
+        require(subject.model, self.needs, subject.label, self.name)
+        if self.of_points and not isinstance(prompts, Prompts):
+            raise LoopprobeError(
+                f"{self.name} asks about labelled points and these prompts are {type(prompts).__name__}: choose a "
+                "model of a regression task, or another probe"
+            )
+        self.check(subject, config, prompts)
