@@ -1,5 +1,6 @@
 """Every model that is given stands in the tables, figures and files, each under a name and a title true of it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -197,10 +198,10 @@ def test_an_interrupted_run_keeps_the_answers_that_it_has(monkeypatch):
         asked.append(one.label)
         return compare.run(one, prompts, config, progress)
 
-    from loopprobe.probes import questions
+    from loopprobe.probes import registry
 
     with monkeypatch.context() as patched:
-        patched.setitem(questions.PROBES, "compare", questions.Probe(compare.CompareConfig, run, compare.check))
+        patched.setitem(registry.PROBES, "compare", dataclasses.replace(compare.PROBE, run=run))
         with pytest.raises(KeyboardInterrupt):
             answer_saved(saved_questions(Path("q")), Path("out"))
         assert sorted(path.name for path in Path("out/q").glob("*.nc")) == ["a.nc", "b.nc"]

@@ -61,11 +61,18 @@ def dims(name: str) -> tuple[str, ...]:
     return (*tokens, "d_mlp" if ".mlp." in name else "d_model")
 
 
-def numbers_of(name: str, cfg: ModelConfig, n_pos: int, n_kept: int) -> int:
-    """How many numbers an activation of one prompt has, where ``n_kept`` of its ``n_pos`` tokens are kept."""
+def numbers_of(name: str, cfg: ModelConfig, n_pos: int, n_kept: int, n_points: int) -> int:
+    """How many numbers an activation of one prompt has.
+
+    Args:
+        name: of its hook point.
+        cfg: of the model.
+        n_pos, n_kept: tokens of the prompt, and how many of them are kept.
+        n_points: examples of the prompt, each with an answer.
+    """
     sizes = {
         "example": 1, "unit": 1, "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
-        "position": n_kept, "query": n_kept, "key": n_pos, "point": n_pos,
+        "position": n_kept, "query": n_kept, "key": n_pos, "point": n_points,
     }  # fmt: skip
     return math.prod(sizes[axis] for axis in dims(name))
 
