@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, make_model
 from safetensors.torch import load_file, save_file
 
-from loopprobe.config.schema import Config, ModelConfig
+from loopprobe.config.schema import ForeignConfig, ModelConfig
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.store import checkpoint as cp
@@ -199,8 +199,8 @@ def read_model_of_golden(**fields):
 
 def test_an_imported_checkpoint_says_that_it_was_trained_elsewhere(tmp_path):
     model = read_model_of_golden(n_heads=4, n_loops=6).float()
-    cp.save(cp.Checkpoint(Config(model=model.cfg, train=None), model), tmp_path)
-    assert cp.load_checkpoint(tmp_path).config.train is None
+    cp.save(cp.Checkpoint(ForeignConfig(model=model.cfg), model), tmp_path)
+    assert cp.load_checkpoint(tmp_path).config == ForeignConfig(model=model.cfg)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from loopprobe import cli
+from loopprobe.config.schema import ForeignConfig
 from loopprobe.config.sources import load_config
 from loopprobe.model.stream import open_cache
 from loopprobe.probes.dataset import read_dataset, unique_labels
@@ -44,7 +45,7 @@ def save_models(folder):
         more = {"train.dims": shape["n_dims"], "train.points": shape["n_points"]} | (rest or {"train.loop_window": 1})
         cfg = load_config(overrides=[*overrides, *(f"{key}={value}" for key, value in more.items())])
         if rest is None:
-            cfg = type(cfg)(model=cfg.model, task=cfg.task, train=None)
+            cfg = ForeignConfig(model=cfg.model, task=cfg.task)
         (folder / name).mkdir(parents=True)
         save(Checkpoint(cfg, make_model(torch.float32, **shape)), folder / name)
 

@@ -35,7 +35,7 @@ def train(
     from loopprobe.support.progress import training_progress
     from loopprobe.training.train import train as run_training
 
-    steps = cfg.train.steps if cfg.train else 0
+    steps = cfg.train.steps
     with training_progress(steps, f"training {folder}") as report_progress:
         sinks = [report_progress]
         if wandb:
@@ -136,7 +136,7 @@ def import_(
     overwrite: Overwrite = False,
 ) -> None:
     """Import a model that was trained elsewhere."""
-    from loopprobe.config.schema import Config, TaskConfig
+    from loopprobe.config.schema import ForeignConfig, TaskConfig
     from loopprobe.config.strict import build
     from loopprobe.store.checkpoint import Checkpoint, save
     from loopprobe.store.evaluate import evaluate
@@ -145,7 +145,7 @@ def import_(
 
     points = {} if n_points is None else {"n_points": n_points}
     model = read_model(file, n_heads=n_heads, n_loops=n_loops, injection=injection, **points)
-    cfg = Config(model=model.cfg, task=build(TaskConfig, {"name": task}), train=None)
+    cfg = ForeignConfig(model=model.cfg, task=build(TaskConfig, {"name": task}))
     checkpoint = Checkpoint(cfg, model)
     checkpoint.evaluation = evaluate(checkpoint, n_prompts=IMPORT_PROMPTS)
     folder = hold(claim_new(out or Path("runs") / file.stem, overwrite))

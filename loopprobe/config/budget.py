@@ -120,9 +120,7 @@ def _pattern_width(cfg: ModelConfig, tokens: int) -> int:
 def training_bytes(cfg: Config) -> int:
     """The peak memory of a training: weights with their optimiser, prompts, and what gradients need of every loop."""
     train, model = cfg.train, cfg.model
-    if train is None:
-        return 0
-    n_points = train.points.end or model.n_points
+    n_points = train.points.last
     tokens, inner = 2 * n_points, model.n_heads * model.d_head
     of_layer = 4 * model.d_model + 4 * inner + 2 * model.d_mlp + _pattern_width(model, tokens)
     of_loop = model.n_layers * of_layer + 3 * model.d_model
@@ -146,8 +144,6 @@ def require_prompts(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int
 
 def require_training(cfg: Config, device: torch.device) -> None:
     """Raise LoopprobeError where the memory cannot hold a training: before anything of it is made."""
-    if cfg.train is None:
-        return
     require_model(cfg.model)
     what = (
         f"training with a batch of {cfg.train.batch_size:,}, a window of {cfg.train.loop_window:,} loops and "

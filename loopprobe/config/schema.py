@@ -126,22 +126,27 @@ class Schedule:
         if self.start is not None and self.end is not None and self.start > self.end:
             raise LoopprobeError(f"schedule start ({self.start}) must be at most end ({self.end}): lower start")
 
+    @property
+    def last(self) -> int:
+        """The value at the end of the training; it is filled in when a Config is made."""
+        assert self.end is not None
+        return self.end
+
     def at(self, step: int, steps: int) -> int:
         """The value at ``step`` (from 0) of ``steps``."""
-        assert self.end is not None, "the schedule is resolved when a Config is made"
         if self.kind == "linear":
             assert self.start is not None
             assert self.over is not None
             whole = self.over * steps
             held = min(self.hold or 0, whole / 2)
             fraction = min(1.0, max(0.0, step - held) / (whole - held))
-            return self.start + int(fraction * (self.end - self.start))
+            return self.start + int(fraction * (self.last - self.start))
         if self.kind == "step":
             assert self.start is not None
             assert self.by is not None
             assert self.every is not None
-            return min(self.end, self.start + self.by * (step // self.every))
-        return self.end
+            return min(self.last, self.start + self.by * (step // self.every))
+        return self.last
 
 
 def _schedule(value: Any) -> Any:
@@ -188,16 +193,31 @@ class TrainConfig:
 
 
 @configuration
-class Config:
-    """Everything that determines a trained model."""
+class ForeignConfig:
+    """A model that was trained elsewhere, and the task that its prompts are of."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
-    train: TrainConfig | None = Field(default_factory=TrainConfig)  # None: trained elsewhere
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, without the fields that are off (None); ``train`` is None."""
+        return {"train": None} | _drop_none(dataclasses.asdict(self))
+
+    @property
+    def name(self) -> str:
+        """A short name: task, layers unless one, loops b (``lr-b20``)."""
+        return "-".join(_parts(self.task, self.model))
+
+
+@configuration
+class Config:
+    """Everything that determines a model that is trained here."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.train is None:
-            return
         if self.train.loop_window > self.model.n_loops:
             raise LoopprobeError(
                 f"loop_window ({self.train.loop_window}) must be at most n_loops ({self.model.n_loops}): "
@@ -219,31 +239,52 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, without the fields that are off (None)."""
-        return {"train": None} | _drop_none(dataclasses.asdict(self))
+        return _drop_none(dataclasses.asdict(self))
 
     @property
     def name(self) -> str:
         """A short name: task, layers unless one, loops b, window T, what else is special (``lr-b20-T10``)."""
-        parts = [self.task.short]
-        if self.model.n_layers > 1:
-            parts.append(f"L{self.model.n_layers}")
+        parts = _parts(self.task, self.model)
         if self.model.n_loops > 1:
-            parts.append(f"b{self.model.n_loops}")
-        if self.train is not None:
-            if self.model.n_loops > 1:
-                parts.append(f"T{self.train.loop_window}")
-            if self.train.loops.kind != "constant":
-                parts.append("grown")
-            for name, limit in (("dims", self.model.n_dims), ("points", self.model.n_points)):
-                if (end := getattr(self.train, name).end) != limit:
-                    parts.append(f"{end}{name}")
-            if self.train.loss != TrainConfig.loss:
-                parts.append(self.train.loss)
-            if self.train.steps != TrainConfig.steps:
-                parts.append(f"{self.train.steps}steps")
-            if self.train.seed:
-                parts.append(f"s{self.train.seed}")
+            parts.append(f"T{self.train.loop_window}")
+        if self.train.loops.kind != "constant":
+            parts.append("grown")
+        for name, limit in (("dims", self.model.n_dims), ("points", self.model.n_points)):
+            if (end := getattr(self.train, name).end) != limit:
+                parts.append(f"{end}{name}")
+        if self.train.loss != TrainConfig.loss:
+            parts.append(self.train.loss)
+        if self.train.steps != TrainConfig.steps:
+            parts.append(f"{self.train.steps}steps")
+        if self.train.seed:
+            parts.append(f"s{self.train.seed}")
         return "-".join(parts)
+
+
+AnyConfig = Config | ForeignConfig
+
+
+def read_config(tree: dict[str, Any]) -> AnyConfig:
+    """A configuration from its plain form, as ``to_dict`` gives it.
+
+    Raises:
+        LoopprobeError: a field is not known, or has a value that it cannot have.
+    """
+    config: AnyConfig
+    if "train" in tree and tree["train"] is None:
+        config = build(ForeignConfig, {key: value for key, value in tree.items() if key != "train"})
+    else:
+        config = build(Config, tree)
+    return config
+
+
+def _parts(task: TaskConfig, model: ModelConfig) -> list[str]:
+    parts = [task.short]
+    if model.n_layers > 1:
+        parts.append(f"L{model.n_layers}")
+    if model.n_loops > 1:
+        parts.append(f"b{model.n_loops}")
+    return parts
 
 
 def _drop_none(tree: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.stats import linregress
 from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, State
@@ -97,6 +96,8 @@ def contraction_rate(distance: Float[ndarray, " loop"], floor: float, skip: int 
         floor: the distance at which the fit ends.
         skip: the number of loops left out at the start.
     """
+    from scipy.stats import linregress  # half a second, which no other probe should wait for
+
     below = np.nonzero(distance < floor)[0]
     end = below[0] if len(below) else len(distance)
     loops, fitted = np.arange(skip, end), distance[skip:end]

@@ -105,8 +105,7 @@ class LoopCache(Mapping[str, Tensor]):
 
     def numbers(self, n_pos: int) -> int:
         """How many numbers it holds of each prompt of ``n_pos`` tokens, once it is filled."""
-        n_kept, cfg = len(self._places(n_pos)), self.model.cfg
-        sizes = cfg, n_pos, n_kept, n_pos // self.model.tokens_per_point
+        sizes = self.model.cfg, n_pos, len(self._places(n_pos)), n_pos // self.model.tokens_per_point
         return sum(len(loops) * numbers_of(local, *sizes) for local, loops in self._loops.items())
 
     @property

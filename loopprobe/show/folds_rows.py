@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from loopprobe.config.schema import Config, TaskConfig
-from loopprobe.config.strict import build
+from loopprobe.config.schema import TaskConfig, read_config
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.support.statistics import bootstrap_mean
 
@@ -34,7 +33,7 @@ class Row:
 
 def kind_of(data: xr.Dataset) -> str:
     """What a model is besides the tables that it was trained on; models of one kind are folds of one another."""
-    cfg = build(Config, read_stamp(data).config)
+    cfg = read_config(read_stamp(data).config)
     if cfg.task.name != "tables":
         return str(data.model.item())
     short = TaskConfig().short

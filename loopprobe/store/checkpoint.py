@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loopprobe.config.budget import require_model
-from loopprobe.config.schema import Config
+from loopprobe.config.schema import AnyConfig, Config
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.reference.baselines.optimal import is_of, optimum
@@ -51,7 +51,7 @@ class Checkpoint:
         alias: its label, where the last part of its name does not tell it from others beside it.
     """
 
-    config: Config
+    config: AnyConfig
     model: LoopedTransformer
     step: int = 0
     wall_time_s: float = 0.0
@@ -73,8 +73,8 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         """Three lines: the model, its error, and its weights."""
-        model, train = self.config.model, self.config.train
-        window = f"T = {train.loop_window}" if train is not None else "trained elsewhere"
+        model = self.config.model
+        window = f"T = {self.config.train.loop_window}" if isinstance(self.config, Config) else "trained elsewhere"
         layers = f"{model.n_layers} layer{'s' * (model.n_layers > 1)}"
         recorded = self.evaluation or {}
         ends = [recorded.get(part) or [] for part in ("loops", "error", "error_low", "error_high")]

@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loopprobe.config.schema import Config
+from loopprobe.config.schema import AnyConfig, read_config
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
@@ -44,7 +44,7 @@ class Record:
             raise LoopprobeError("evaluation must hold equally many numbers of loops and errors: restore the file")
 
 
-def read_json(folder: Path) -> tuple[Config, dict[str, Any]]:
+def read_json(folder: Path) -> tuple[AnyConfig, dict[str, Any]]:
     """The configuration of a checkpoint and everything that its config.json records, without the weights."""
     path = folder / CONFIG
     try:
@@ -57,7 +57,7 @@ def read_json(folder: Path) -> tuple[Config, dict[str, Any]]:
                 f"{path} has format {version} but this loopprobe reads up to {FORMAT}: upgrade loopprobe"
             )
         record = build(Record, {field.name: tree[field.name] for field in dataclasses.fields(Record)})
-        return build(Config, record.config), tree
+        return read_config(record.config), tree
     except FileNotFoundError:
         raise LoopprobeError(f"{folder} is no checkpoint: it has no {CONFIG}; give another name or path") from None
     except RecursionError:

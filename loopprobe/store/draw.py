@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from loopprobe.config.schema import Config
+from loopprobe.config.schema import AnyConfig, Config
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.subject import PromptSpec
 from loopprobe.tasks import Prompts
@@ -16,7 +16,7 @@ from loopprobe.tasks.tables import from_tables, load_table
 HELD_OUT = 2**31  # seeds of held-out prompts are above those of training
 
 
-def draw(config: Config, label: str, spec: PromptSpec) -> Prompts:
+def draw(config: AnyConfig, label: str, spec: PromptSpec) -> Prompts:
     """The prompts of a specification, on the CPU.
 
     Raises:
@@ -29,7 +29,7 @@ def draw(config: Config, label: str, spec: PromptSpec) -> Prompts:
     return from_table(config, spec.data, spec.target, spec.prompts, spec.seed)
 
 
-def held_out(config: Config, label: str, n_prompts: int, seed: int, shift: str | None) -> Prompts:
+def held_out(config: AnyConfig, label: str, n_prompts: int, seed: int, shift: str | None) -> Prompts:
     """Prompts like those at the end of a model's training that no training saw.
 
     Args:
@@ -42,30 +42,28 @@ def held_out(config: Config, label: str, n_prompts: int, seed: int, shift: str |
     Raises:
         LoopprobeError: no such shift, or the model has seen as many examples or dimensions as it can read.
     """
-    model, train = config.model, config.train
+    model = config.model
     points, dims = model.n_points, model.n_dims
-    if train is not None:
-        assert train.points.end is not None
-        assert train.dims.end is not None
-        unseen = {"more_examples": points > train.points.end, "more_dims": dims > train.dims.end}
+    if isinstance(config, Config):
+        seen_points, seen_dims = config.train.points.last, config.train.dims.last
+        unseen = {"more_examples": points > seen_points, "more_dims": dims > seen_dims}
         if not unseen.get(str(shift), True):
             raise LoopprobeError(
                 f"{label} was trained with all the {points} points and {dims} dimensions that it can read: "
                 f"shift {shift!r} needs a model that was trained with fewer"
             )
-        points = points if shift == "more_examples" else train.points.end
-        dims = dims if shift == "more_dims" else train.dims.end
+        points = points if shift == "more_examples" else seen_points
+        dims = dims if shift == "more_dims" else seen_dims
     return held_out_of_task(config.task, n_prompts, points, model.n_dims, seed, active_dims=dims, shift=shift)
 
 
-def more_like(config: Config, label: str, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
+def more_like(config: AnyConfig, label: str, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
     """Prompts as in training, with as many points as these, that what reads states at every token is fitted on."""
-    train = config.train
-    longer = train is not None and prompts.n_answers > (train.points.end or 0)
+    longer = isinstance(config, Config) and prompts.n_answers > config.train.points.last
     return held_out(config, label, n_prompts, seed, "more_examples" if longer else None)
 
 
-def from_table(config: Config, name: str, target: str | None, n_prompts: int, seed: int) -> Prompts:
+def from_table(config: AnyConfig, name: str, target: str | None, n_prompts: int, seed: int) -> Prompts:
     """Prompts from a table of real data, at the scale of the labels that the model was trained on.
 
     Args:
@@ -77,8 +75,8 @@ def from_table(config: Config, name: str, target: str | None, n_prompts: int, se
     Raises:
         LoopprobeError: the table cannot be used, or has too few rows.
     """
-    model, train = config.model, config.train
-    points = train.points.end if train and train.points.end else model.n_points
+    model = config.model
+    points = config.train.points.last if isinstance(config, Config) else model.n_points
     generator = torch.Generator().manual_seed(HELD_OUT + seed)
     scale = config.task.scale(model.n_dims)
     prompts = from_tables([load_table(name, target)], n_prompts, points, model.n_dims, generator, scale=scale)

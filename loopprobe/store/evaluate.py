@@ -68,5 +68,4 @@ def prompts_after_training(config: Config) -> int:
     A prompt that is evaluated runs forward alone, which is at most a third of the work of one that is trained on; a
     tenth of the prompts of the training is thus below 4 %.
     """
-    assert config.train is not None
     return int(min(1280, max(16, config.train.steps * config.train.batch_size // 10)))

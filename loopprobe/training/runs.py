@@ -33,7 +33,7 @@ Row = dict[str, float | int]
 def recorded_config(out: Path, given: Config | None) -> Config:
     """The run's own configuration; one that was given must be equal to it."""
     recorded = read_json(out)[0]
-    if recorded.train is None or given not in (None, recorded):
+    if not isinstance(recorded, Config) or given not in (None, recorded):
         raise LoopprobeError(
             f"the configuration differs from that of {out}: resume without options, or train anew with another --out"
         )
@@ -52,7 +52,6 @@ class Run:
         generator: torch.Generator,
         report: Callable[[Row], None],
     ) -> None:
-        assert cfg.train is not None
         self.out, self.cfg, self.train, self.model, self.optimizers = out, cfg, cfg.train, model, optimizers
         self.generator, self.report = generator, report
         self.device = next(model.parameters()).device

@@ -54,7 +54,6 @@ class Planned:
     @property
     def steps(self) -> int:
         """Training steps in all."""
-        assert self.config.train is not None, "a grid trains its models"
         return self.config.train.steps
 
 
@@ -86,7 +85,7 @@ def read_grid(path: Path) -> tuple[list[Config], list[str]]:
 
 def _config(point: dict[str, Any], notes: list[str]) -> Config:
     loops = point.get("model.n_loops", Config().model.n_loops)
-    window = point.get("train.loop_window", Config().train.loop_window)  # type: ignore[union-attr]
+    window = point.get("train.loop_window", Config().train.loop_window)
     if isinstance(loops, int) and isinstance(window, int) and window > loops:
         if loops > 1:
             notes.append(f"window {window} is above {loops} loops: it is {loops}")
@@ -129,7 +128,6 @@ def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[
         alike.setdefault(_shapes(model), []).append(model)
     found = []
     for members in alike.values():
-        assert members[0].config.train is not None
         most = size or (STACK if pick_device(members[0].config.train.device).type == "cuda" else 1)
         most = min(most, math.ceil(len(members) / workers))
         found += [members[at : at + most] for at in range(0, len(members), most)]
@@ -139,7 +137,6 @@ def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[
 def _shapes(model: Planned) -> tuple[Any, ...]:
     """What has to be equal for models to be one stack: their shapes, those of their prompts, and the step."""
     cfg, train = model.config, model.config.train
-    assert train is not None
     step = read_json(model.folder)[1]["step"] if model.status == "resume" else 0
     bare = dataclasses.replace(cfg.model, n_loops=1, injection="add")
     return bare, train.steps, train.batch_size, train.points, train.precision, train.device, step

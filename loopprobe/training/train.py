@@ -61,8 +61,8 @@ def start(
     """A run that is ready for its next step, as ``train`` begins or resumes it."""
     if resume:
         cfg = recorded_config(out, cfg)
-    assert cfg is not None
-    assert cfg.train is not None
+    elif cfg is None:
+        raise LoopprobeError("there is no configuration: give one, or resume a run that has its own")
     device = pick_device(cfg.train.device)
     require_training(cfg, device)
     if device.type == "cuda":
@@ -155,7 +155,6 @@ def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[Prompts], int], list
 
 def draw(cfg: Config, step: int, generator: torch.Generator, device: torch.device) -> Prompts:
     """The prompts of a step of a training, on a device."""
-    assert cfg.train is not None
     size, width = cfg.train.lengths(step), cfg.model.n_dims
     prompts = sample(cfg.task, cfg.train.batch_size, size["points"], width, generator, active_dims=size["dims"])
     if device.type != "cuda":

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
-from loopprobe.config.schema import Config, TaskConfig
+from loopprobe.config.schema import AnyConfig, Config, TaskConfig
 from loopprobe.show.tables.common import titled
 from loopprobe.training.sweep import Planned
 
-Recorded = tuple[str, Config, dict[str, Any]]  # name, configuration, all that config.json records
+Recorded = tuple[str, AnyConfig, dict[str, Any]]  # name, configuration, all that config.json records
 
 
 def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
@@ -24,7 +24,7 @@ def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
     return [checkpoint_table(members, kind) for kind, members in sorted(kinds.items())]
 
 
-def _kind(cfg: Config) -> str:
+def _kind(cfg: AnyConfig) -> str:
     if cfg.model.n_loops == 1:
         return "ordinary transformers"
     if cfg.task != TaskConfig():
@@ -45,7 +45,7 @@ def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Ta
         ends = zip(*(evaluation.get(part, []) for part in ("error", "error_low", "error_high")), strict=True)
         errors = [f"{mean:.2g} [{low:.2g}, {high:.2g}]" for mean, low, high in ends]
         at_b, far = (*errors, "–", "–")[:2]
-        window = str(cfg.train.loop_window) if cfg.train and cfg.model.n_loops > 1 else "–"
+        window = str(cfg.train.loop_window) if isinstance(cfg, Config) and cfg.model.n_loops > 1 else "–"
         optimum = evaluation.get("optimum")
         best = f"{round(optimum['error'], 9):.2g} ({optimum['name']})" if optimum else "–"
         table.add_row(
@@ -74,7 +74,7 @@ def plan_table(planned: Iterable[Planned]) -> Table:
     return table
 
 
-def checkpoint_summary(folder: Path, cfg: Config, tree: dict[str, Any]) -> str:
+def checkpoint_summary(folder: Path, cfg: AnyConfig, tree: dict[str, Any]) -> str:
     """Everything that is known of a checkpoint, as lines of text."""
     lines = [f"{folder}"]
     evaluation = tree["evaluation"]
@@ -89,12 +89,10 @@ def checkpoint_summary(folder: Path, cfg: Config, tree: dict[str, Any]) -> str:
                 f"({evaluation['measure']}, {evaluation['n_prompts']} held-out prompts)"
             )
         lines.append(f"trained for {tree['step']} steps in {tree['wall_time_s']:.0f} s")
-    for title, part in (("model", cfg.model), ("task", cfg.task), ("train", cfg.train)):
-        if part is not None:
-            lines.append(f"\n[{title}]")
-            lines += [
-                f"{key} = {_compact(value)}" for key, value in dataclasses.asdict(part).items() if value is not None
-            ]
+    for field in dataclasses.fields(cfg):
+        lines.append(f"\n[{field.name}]")
+        part = dataclasses.asdict(getattr(cfg, field.name))
+        lines += [f"{key} = {_compact(value)}" for key, value in part.items() if value is not None]
     lines.append("\n[provenance]")
     lines += [f"{key} = {value}" for key, value in tree["provenance"].items()]
     return "\n".join(lines)
