@@ -22,22 +22,21 @@ from torch import Tensor
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
-from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.lens import LensConfig, layer_readings
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
+from loopprobe.probes.matches import SCALED, Outcome, labelled, match
 from loopprobe.reference import algorithms
 from loopprobe.reference.algorithms import Problem, predictions
 from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.support.statistics import bootstrap_mean, bootstrap_ratio, double, to_numpy
+from loopprobe.support.statistics import double, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
 Model = Callable[[Tensor, Tensor], Float[Tensor, "loop batch point"]]  # from xs and ys to the predictions of all loops
 IDENTIFIED = 0.99  # an algorithm that explains this share of the predictions is what the model does
-DIVERGED = 1e30  # stands for the distance to an iterate that is not finite
 BATCH = 64  # prompts at once
-SCALED = "least squares, scaled from 0 to 1"  # no algorithm, but what any of them must explain more than
 
 
 @configuration
@@ -140,56 +139,18 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
         ``attrs["identified"]`` names the algorithm that explains most, and at least 0.99, else ``none``;
         ``attrs["constants"]`` says what was fitted.
     """
-    of_model = [_predict(model, part) for part in (fitting, prompts)]
+    of_fitting, of_prompts = (_predict(model, part) for part in (fitting, prompts))
     weights = induced_weights(model, prompts)
-    fitting, prompts = (part.to(of_model[0].device) for part in (fitting, prompts))
-    problems = [Problem.of(part) for part in (fitting, prompts)]
-    chosen, constants = fitted(problems[0], of_model[0], steps, fitting.scale)
-    names = list(chosen)
-    n_loops = len(of_model[0])
-    shape = (len(names), n_loops, steps + 1)
-    similarities = {name: np.full(shape, np.nan) for name in ("error_similarity", "weight_similarity", "distance")}
-    best, scores, rates = np.zeros(shape[:2], int), [], []
-    explained = np.zeros((len(names), 2, len(prompts.ys)))
-    improving = _improving(prompts, of_model[1])
-    for i, iterates in enumerate(chosen.values()):
-        theirs = list(iterates(problems[1]))
-        others = [predictions(problems[0], iterates(problems[0])), predictions(problems[1], theirs)]
-        similar = _cosines(of_model[1] - prompts.ys, others[1] - prompts.ys)
-        nearest = torch.stack([(other - of_model[0]).square().mean((1, 2)) for other in others[0]], dim=1)
-        best[i] = to_numpy(nearest.nan_to_num(torch.inf).argmin(1))
-        of_weights = _cosines(weights, torch.stack([w[:, -1] for w in theirs]))
-        apart = (of_model[1][:, None, :, -1] - others[1][None, :, :, -1]).square() / prompts.scale
-        parts = similar, of_weights, apart  # each [loop, step, batch]
-        for key, values in zip(similarities, parts, strict=True):
-            similarities[key][i, :, : values.shape[1]] = to_numpy(values.mean(-1))
-        matched = torch.from_numpy(best[i])
-        scores.append([to_numpy(values[torch.arange(n_loops), matched]) for values in parts])
-        each = torch.stack([(other - of_model[1]).square().mean(-1) for other in others[1]], dim=1)
-        rates.append(_rate(to_numpy(each.nan_to_num(DIVERGED)), improving))
-        left = (of_model[1] - others[1][matched]).square().sum((0, 2))
-        explained[i] = to_numpy(torch.stack([left, of_model[1].square().sum((0, 2))]))
-    dims = ("algorithm", "loop")
-    variables: dict[str, Any] = {name: ((*dims, "step"), values) for name, values in similarities.items()}
-    variables["best_step"] = (dims, best)
-    for j, key in enumerate(similarities):
-        variables |= with_ends(f"best_{key}", dims, bootstrap_mean(np.stack([score[j] for score in scores])))
-    ratios = [bootstrap_ratio(left, total) for left, total in explained]
-    share = 1 - np.array(ratios)  # [algorithm, (estimate, low, high)]
-    diverges = share[:, 0] < -1
-    share[diverges] = np.nan
-    null = explained[names.index(SCALED), 0]
-    gains = np.array([bootstrap_ratio(null - left, total) for left, total in explained])
-    gains[diverges] = np.nan
-    variables |= with_ends("gain", ("algorithm",), (gains[:, 0], gains[:, 1], gains[:, 2]))
-    variables |= with_ends("explained", ("algorithm",), (share[:, 0], share[:, 2], share[:, 1]))
-    slopes = np.array(rates)
-    variables |= with_ends("steps_per_loop", ("algorithm",), (slopes[:, 0], slopes[:, 1], slopes[:, 2]))
-    variables["model_error"] = ("loop", to_numpy(prompts.errors(of_model[1])[..., -1].mean(1)))
-    coords = {"algorithm": names, "loop": np.arange(1, n_loops + 1), "step": np.arange(steps + 1)}
-    enough = share[:, 0] >= max(IDENTIFIED, np.nanmax(share[:, 0]) - 1e-3)  # of equals the simplest, which comes first
-    identified = names[int(enough.argmax())] if enough.any() else "none"
-    return xr.Dataset(variables, coords=coords, attrs={"identified": identified, "constants": constants})
+    fitting, prompts = (part.to(of_prompts.device) for part in (fitting, prompts))
+    chosen, constants = fitted(Problem.of(fitting), of_fitting, steps, fitting.scale)
+    outcome = Outcome(of_fitting, of_prompts, weights, fitting, prompts)
+    matches = {name: match(outcome, iterates) for name, iterates in chosen.items()}
+    data = labelled(matches, steps)
+    data["model_error"] = "loop", to_numpy(prompts.errors(of_prompts)[..., -1].mean(1))
+    share = data.explained.values
+    enough = share >= max(IDENTIFIED, np.nanmax(share) - 1e-3)  # of equals the simplest, which comes first
+    data.attrs |= {"identified": list(chosen)[int(enough.argmax())] if enough.any() else "none", "constants": constants}
+    return data
 
 
 def fitted(
@@ -262,36 +223,6 @@ def _reader(model: LoopedTransformer, of_lens: Prompts, config: AlignConfig) -> 
 def _predict(model: Model, prompts: Prompts, batch: int = BATCH) -> Float[Tensor, "loop batch point"]:
     with torch.no_grad():
         return torch.cat([double(model(xs, ys)) for xs, ys in prompts.split(batch)], dim=1)
-
-
-def _cosines(
-    a: Float[Tensor, "loop batch last"], b: Float[Tensor, "step batch last"]
-) -> Float[Tensor, "loop step batch"]:
-    """The cosines of all pairs; zero where one of the two vectors is zero."""
-    a, b = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) for x in (a, b))
-    return torch.einsum("lbd,sbd->lsb", a, b.to(a))
-
-
-def _improving(prompts: Prompts, of_model: Tensor) -> np.ndarray:
-    """Mark the iterations up to the one whose error is within a tenth of the way, in logarithms, to the least."""
-    error = to_numpy(prompts.errors(of_model)[..., -1].mean(1).log())
-    last = int(np.argmax(error <= error.min() + 0.1 * (error[0] - error.min())))
-    return np.arange(len(error)) <= max(last, 1)
-
-
-def _rate(
-    distances: Float[np.ndarray, "loop step batch"], improving: np.ndarray, resamples: int = 200
-) -> tuple[float, float, float]:
-    """Fit steps per loop with their interval: the slope through zero of the best step, while the model improves."""
-    n = distances.shape[-1]
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
-    counts = np.concatenate([np.ones((1, n)), counts])
-    rows = distances[improving]
-    steps = (rows @ counts.T).argmin(1)  # [loop, resample]
-    loops = np.arange(1, len(distances) + 1)[improving]
-    slopes = loops @ steps / (loops @ loops)
-    low, high = np.quantile(slopes[1:], [0.025, 0.975])
-    return float(slopes[0]), float(low), float(high)
 
 
 PROBE = Probe(

@@ -8,7 +8,7 @@ prediction moves as the decoder predicts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -95,67 +95,27 @@ def run(
     prompts = prompts.to(checkpoint.device)
     seed = prompts.origin.get("held_out_seed", 0) + 1
     fitting, fitted_on = training_prompts(checkpoint, prompts, config.train_prompts, seed, training)
-    n_loops = config.loops or model.cfg.n_loops
-    n_layers = model.cfg.n_layers
-    looped = model.cfg.n_loops > 1
-    steps = _iterations(looped, n_loops, n_layers)
-    where = _places_of_networks(looped, n_loops, n_layers, config.network_loops)
+    places = Places(model, config)
+    steps = places.iterations
     names = [name for name in targets_of(prompts[:1], steps) if name in targets_of(fitting[:1], steps)]
-    fit, fit_ones = Ridge(config.ridge), Ridge(config.ridge)
+    decoders = Decoders(places, names, config.ridge)
     size = chunk_size(checkpoint.device)
-    index = _LoopIndex(n_loops, n_layers, config.ridge)
-    for_networks: dict[str, list[Tensor]] = {"training": [], "ones": [], "test": []}
     for batch in progress(fitting.split(size)):
-        states = sites(model, batch, n_loops)
-        targets = _some(targets_of(batch, steps), names)
-        shuffled = {name: target.roll(1, dims=1) for name, target in targets.items()}
-        fit.add(states, _named("none", targets) | _named("shuffled", shuffled))
-        ones = with_ones(batch)
-        ones_states = sites(model, ones, n_loops)
-        fit_ones.add(ones_states, _named("all weights one", _some(targets_of(ones, steps), names)))
-        index.add(states)
-        for_networks["training"].append(states[where])
-        for_networks["ones"].append(ones_states[where])
-    maps = fit.solve() | fit_ones.solve()
-    left: dict[tuple[str, str], Any] = {}
-    total: dict[str, Any] = {}
-    index.solve()
+        decoders.add(batch)
+    decoders.solve()
     for batch in progress(prompts.split(size)):
-        states = sites(model, batch, n_loops)
-        x = with_one(states)
-        index.score(states)
-        for_networks["test"].append(states[where])
-        for name, target in _some(targets_of(batch, steps), names).items():
-            spread = (target - fit.means(("none", name))[:, None]).square().sum((1, 3))
-            total[name] = total.get(name, 0) + spread
-            for control in CONTROLS:
-                error = (torch.einsum("tbpi,tpij->tbpj", x, maps[control, name]) - target).square().sum((1, 3))
-                left[control, name] = left.get((control, name), 0) + error
-    shape = (n_loops, n_layers, states.shape[2])
-    r2 = np.full((len(CONTROLS), len(names), *shape), np.nan)
-    for i, control in enumerate(CONTROLS):
-        for j, name in enumerate(names):
-            varies = total[name] > VARIES * len(prompts.ys)
-            value = torch.where(varies, 1 - left[control, name] / total[name].clamp_min(1e-12), torch.nan)
-            r2[i, j] = to_numpy(value.reshape(shape))
-    variables: dict[str, Any] = {"r2": (("control", "target", "loop", "layer", "position"), r2)}
-    if n_loops > 1:
-        variables["loop_index_r2"] = (("layer", "position"), index.r2())
-    coords: dict[str, Any] = {
-        "control": list(CONTROLS), "target": names, "loop": np.arange(1, n_loops + 1), "layer": np.arange(n_layers),
-        "position": np.arange(shape[-1]), "model": checkpoint.label,
-    }  # fmt: skip
-    attrs: dict[str, Any] = {"trained_loops": model.cfg.n_loops, "iteration": "loop" if n_loops > 1 else "layer"}
-    attrs["fitted_on"] = fitted_on
-    data = xr.Dataset(variables, coords=coords, attrs=attrs)
+        decoders.score(batch)
+    data = decoders.dataset().assign_coords(model=checkpoint.label)
+    data.attrs |= {"trained_loops": model.cfg.n_loops, "iteration": "loop" if places.n_loops > 1 else "layer"}
+    data.attrs["fitted_on"] = fitted_on
     if config.network_loops:
-        gathered = {part: torch.cat(states, dim=1) for part, states in for_networks.items()}
-        picked = [steps[i] for i in where]
+        picked = [steps[i] for i in places.of_networks]
+        gathered = {part: torch.cat(states, dim=1) for part, states in decoders.for_networks.items()}
         networks = network_scores(gathered, fitting, prompts, picked, names, config.network_steps, progress)
         data = data.merge(networks)
-    if n_loops > 1:
-        of_prediction = maps["none", "prediction, least squares"]
-        causal = causal_check(model, fitting, prompts, of_prediction, n_loops, progress=progress)
+    if places.n_loops > 1:
+        of_prediction = decoders.maps["none", "prediction, least squares"]
+        causal = causal_check(model, fitting, prompts, of_prediction, places.n_loops, progress=progress)
         data = data.merge(causal, combine_attrs="no_conflicts")
     return stamp(data, "decode", checkpoint, prompts, config)
 
@@ -167,34 +127,110 @@ def check(checkpoint: Checkpoint, config: DecodeConfig, prompts: Prompts) -> Non
         raise LoopprobeError(f"prompts of {points} point have no example to decode: give prompts of at least 2")
 
 
-def _iterations(looped: bool, n_loops: int, n_layers: int) -> list[int]:
-    """The iteration, from 1, of every place, layers fastest: the loop of a looped model, the layer of another."""
-    places = [(loop, layer) for loop in range(n_loops) for layer in range(n_layers)]
-    return [loop + 1 if looped else layer + 1 for loop, layer in places]
+class Places:
+    """Where states are decoded: after every layer of every loop, layers fastest.
+
+    Args:
+        model: the model.
+        config: how far the loop runs, and at how many of its loops (of an ordinary transformer, its layers) networks
+            are trained.
+    """
+
+    def __init__(self, model: LoopedTransformer, config: DecodeConfig) -> None:
+        self.model = model
+        self.n_loops, self.n_layers = config.loops or model.cfg.n_loops, model.cfg.n_layers
+        looped = model.cfg.n_loops > 1
+        places = [(loop, layer) for loop in range(self.n_loops) for layer in range(self.n_layers)]
+        self.iterations = [loop + 1 if looped else layer + 1 for loop, layer in places]
+        count = self.n_loops if looped else self.n_layers
+        picked = np.unique(np.linspace(0, count - 1, min(count, config.network_loops)).round().astype(int))
+        last = self.n_layers - 1  # networks read the last layer of loops that are evenly spread, or such layers
+        self.of_networks = [int(i) * self.n_layers + last if looped else int(i) for i in picked]
+
+    def states(self, prompts: Prompts) -> States:
+        """Run, and return the residual stream at every place, without the query's label."""
+        _, cache = self.model.run_with_cache(prompts.xs, prompts.ys, self.n_loops, names="resid_post")
+        layers = [cache.stack("resid_post", layer=layer)[:, :, :-1] for layer in range(self.n_layers)]
+        return torch.stack(layers, dim=1).flatten(0, 1)
 
 
-def _places_of_networks(looped: bool, n_loops: int, n_layers: int, most: int) -> list[int]:
-    """The places at which networks are trained: the last layer of loops that are evenly spread, or such layers."""
-    count = n_loops if looped else n_layers
-    picked = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-    if looped:
-        return [int(loop) * n_layers + n_layers - 1 for loop in picked]
-    return [int(layer) for layer in picked]
+class Decoders:
+    """Ridge regressions of every target at every place, with their controls.
 
+    Args:
+        places: where.
+        names: of the targets.
+        ridge: the penalty, relative to the mean variance of the states.
 
-def _some(targets: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    return {name: target for name, target in targets.items() if name in names}
+    Attributes:
+        for_networks: the states that networks are trained and scored on, batch by batch.
+        maps: after ``solve``, from a control and a target to the maps of all places.
+    """
+
+    def __init__(self, places: Places, names: list[str], ridge: float) -> None:
+        self.places, self.names = places, names
+        self.fit, self.fit_ones = Ridge(ridge), Ridge(ridge)
+        self.index = _LoopIndex(places.n_loops, places.n_layers, ridge)
+        self.for_networks: dict[str, list[Tensor]] = {"training": [], "ones": [], "test": []}
+        self.left: dict[tuple[str, str], Any] = {}
+        self.total: dict[str, Any] = {}
+        self.n_prompts = 0
+
+    def targets(self, batch: Prompts) -> dict[str, Tensor]:
+        """What the state of a token might hold, by name."""
+        return {name: t for name, t in targets_of(batch, self.places.iterations).items() if name in self.names}
+
+    def add(self, batch: Prompts) -> None:
+        """Fit on a batch, and on the same inputs with weights that are all one."""
+        states, ones = self.places.states(batch), with_ones(batch)
+        targets = self.targets(batch)
+        shuffled = {name: target.roll(1, dims=1) for name, target in targets.items()}
+        self.fit.add(states, _named("none", targets) | _named("shuffled", shuffled))
+        ones_states = self.places.states(ones)
+        self.fit_ones.add(ones_states, _named("all weights one", self.targets(ones)))
+        self.index.add(states)
+        self.for_networks["training"].append(states[self.places.of_networks])
+        self.for_networks["ones"].append(ones_states[self.places.of_networks])
+
+    def solve(self) -> None:
+        """Find the maps, after the last batch to fit on."""
+        self.maps = self.fit.solve() | self.fit_ones.solve()
+        self.index.solve()
+
+    def score(self, batch: Prompts) -> None:
+        """Add a batch to what is left of every target."""
+        states = self.places.states(batch)
+        x = with_one(states)
+        self.index.score(states)
+        self.for_networks["test"].append(states[self.places.of_networks])
+        self.n_prompts += batch.n_prompts
+        for name, target in self.targets(batch).items():
+            spread = (target - self.fit.means(("none", name))[:, None]).square().sum((1, 3))
+            self.total[name] = self.total.get(name, 0) + spread
+            for control in CONTROLS:
+                error = (torch.einsum("tbpi,tpij->tbpj", x, self.maps[control, name]) - target).square().sum((1, 3))
+                self.left[control, name] = self.left.get((control, name), 0) + error
+
+    def dataset(self) -> xr.Dataset:
+        """R² = 1 − left / total of every control and target, and that of the number of the loop."""
+        shape = (self.places.n_loops, self.places.n_layers, self.total[self.names[0]].shape[-1])
+        r2 = np.full((len(CONTROLS), len(self.names), *shape), np.nan)
+        for i, control in enumerate(CONTROLS):
+            for j, name in enumerate(self.names):
+                total = self.total[name]
+                value = 1 - self.left[control, name] / total.clamp_min(1e-12)
+                varies = total > VARIES * self.n_prompts
+                r2[i, j] = to_numpy(torch.where(varies, value, torch.nan).reshape(shape))
+        variables: dict[str, Any] = {"r2": (("control", "target", "loop", "layer", "position"), r2)}
+        if self.places.n_loops > 1:
+            variables["loop_index_r2"] = (("layer", "position"), self.index.r2())
+        axes = {name: np.arange(size) for name, size in zip(("loop", "layer", "position"), shape, strict=True)}
+        axes["loop"] = axes["loop"] + 1
+        return xr.Dataset(variables, coords={"control": list(CONTROLS), "target": self.names, **axes})
 
 
 def _named(control: str, targets: dict[str, Tensor]) -> dict[Hashable, Tensor]:
     return {(control, name): target for name, target in targets.items()}
-
-
-def sites(model: LoopedTransformer, prompts: Prompts, n_loops: int) -> States:
-    """Run and return the residual stream after every layer of every loop, layers fastest, without the query's label."""
-    _, cache = model.run_with_cache(prompts.xs, prompts.ys, n_loops, names="resid_post")
-    layers = [cache.stack("resid_post", layer=layer)[:, :, :-1] for layer in range(model.cfg.n_layers)]
-    return torch.stack(layers, dim=1).flatten(0, 1)
 
 
 class _LoopIndex:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -86,24 +86,36 @@ def run(
     Raises:
         LoopprobeError: n is above what the prompts have, or the prompts do not fit the model.
     """
-    model = subject.model
-    device = subject.device
-    prompts = prompts.to(device)
-    n_prompts, n_points = prompts.n_prompts, prompts.n_answers
+    prompts = prompts.to(subject.device)
     check(subject, config, prompts)
     full = prompts.n_tokens // (prompts.tokens_per_point if config.unit == "point" else 1)
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
-    chunks = prompts.split(chunk_size(device))
+    errors, by_point = _measured(subject.model, prompts, config, counts, progress)
+    data = _labelled(errors, by_point, config)
+    data = data.assign_coords(model=subject.label)
+    trained = subject.model.sizes.n_loops
+    data.attrs |= {"description": describe(config, prompts, trained), "full": full, "trained_loops": trained}
+    if (baseline := prompts.baseline()) is not None:
+        data.attrs["baseline"], data.attrs["zero_predictor"] = baseline
+    for name in data:
+        data[name].attrs["units"] = prompts.unit
+    return stamp(data, "mask", subject, prompts, config)
+
+
+def _measured(
+    model: LoopedModel, prompts: PromptBatch, config: MaskConfig, counts: list[int], progress: Progress
+) -> tuple[Float[np.ndarray, "n loop example"], Float[np.ndarray, "n loop point"]]:
+    """Run every mask, and return the errors at the query and the mean errors at every point."""
+    chunks = prompts.split(chunk_size(model.device))
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
-    at = _mask_at(config, model.sizes.n_loops)
     keep = kept_tokens(
         config.mode, counts, prompts.n_tokens, unit=config.unit, invert=config.invert,
         tokens_per_point=prompts.tokens_per_point,
     )  # fmt: skip
     outputs_of = _from_where_they_differ if {"causal", "past"} <= model.supports else _one_by_one
-
-    errors = np.empty((len(counts), config.loops, n_prompts), np.float32)
-    by_point = np.zeros((len(counts), config.loops, n_points))
+    at = _mask_at(config, model.sizes.n_loops)
+    errors = np.empty((len(counts), config.loops, prompts.n_prompts), np.float32)
+    by_point = np.zeros((len(counts), config.loops, prompts.n_answers))
     done = 0
     with torch.no_grad():
         for batch in progress(chunks):
@@ -113,40 +125,29 @@ def run(
                 errors[:, loop, here] = error[..., -1]
                 by_point[:, loop] += error.sum(axis=1, dtype=np.float64)
             done += batch.n_prompts
-    by_point /= n_prompts
+    return errors, by_point / prompts.n_prompts
 
+
+def _labelled(
+    errors: Float[np.ndarray, "n loop example"], by_point: Float[np.ndarray, "n loop point"], config: MaskConfig
+) -> xr.Dataset:
+    """The dataset of these errors, the last of which are those of the clean run."""
     mean, low, high = bootstrap_mean(errors)
     dims = ("n", "loop")
-    data = xr.Dataset(
-        {
-            "error": ((*dims, "example"), errors[:-1]),
-            "mean": (dims, mean[:-1]),
-            "low": (dims, low[:-1]),
-            "high": (dims, high[:-1]),
-            "error_by_point": ((*dims, "point"), by_point[:-1]),
-            "clean_error": (("loop", "example"), errors[-1]),
-            "clean_mean": ("loop", mean[-1]),
-            "clean_low": ("loop", low[-1]),
-            "clean_high": ("loop", high[-1]),
-            "clean_error_by_point": (("loop", "point"), by_point[-1]),
-        },
-        coords={
-            "n": list(config.n),
-            "loop": np.arange(1, config.loops + 1),
-            "point": np.arange(n_points),
-            "model": subject.label,
-        },
-        attrs={
-            "description": describe(config, prompts, model.sizes.n_loops),
-            "full": full,
-            "trained_loops": model.sizes.n_loops,
-        },
-    )
-    if (baseline := prompts.baseline()) is not None:
-        data.attrs["baseline"], data.attrs["zero_predictor"] = baseline
-    for name in data:
-        data[name].attrs["units"] = prompts.unit
-    return stamp(data, "mask", subject, prompts, config)
+    variables = {
+        "error": ((*dims, "example"), errors[:-1]),
+        "mean": (dims, mean[:-1]),
+        "low": (dims, low[:-1]),
+        "high": (dims, high[:-1]),
+        "error_by_point": ((*dims, "point"), by_point[:-1]),
+        "clean_error": (("loop", "example"), errors[-1]),
+        "clean_mean": ("loop", mean[-1]),
+        "clean_low": ("loop", low[-1]),
+        "clean_high": ("loop", high[-1]),
+        "clean_error_by_point": (("loop", "point"), by_point[-1]),
+    }
+    coords = {"n": list(config.n), "loop": np.arange(1, config.loops + 1), "point": np.arange(by_point.shape[-1])}
+    return xr.Dataset(variables, coords=coords)
 
 
 def _one_by_one(

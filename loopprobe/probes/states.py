@@ -6,22 +6,26 @@ motion in the other directions need not touch it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from loopprobe.dynamics.limits import Limit, calibrate, classify, confusion, features, run_late
+from loopprobe.dynamics.limits import Features, Limit, Thresholds, calibrate, classify, confusion, features, run_late
 from loopprobe.dynamics.maps import LoopMap, State
 from loopprobe.dynamics.spectrum import position_spectra
-from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
+from loopprobe.dynamics.trajectory import Moves, contraction_rate, decimal_places, follow, settled_after
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
+
+Variables = dict[str, tuple[tuple[str, ...], Any]]
+BY_TOKEN, BY_POINT = ("followed", "position"), ("followed", "point")
 
 
 def follow_states(
@@ -69,55 +73,93 @@ def follow_states(
     Raises:
         LoopprobeError: the model is in half precision.
     """
-    model = subject.model
-    system = LoopMap.of(model, prompts)
+    system = LoopMap.of(subject.model, prompts)
     thresholds = calibrate(system.e.dtype)
-    late, late_read = run_late(system, far, progress=progress)
-    ends = features(late)
-    limit, period = classify(ends, thresholds)
-    read_ends = features(late_read.flatten(3) if late_read.ndim > 3 else late_read[..., None], size=prompts.output_size)
-    read_limit, read_period = classify(read_ends, thresholds)
+    late, late_outputs = run_late(system, far, progress=progress)
+    outputs = late_outputs.flatten(3) if late_outputs.ndim > 3 else late_outputs[..., None]
+    states = Ends.of(features(late), thresholds)
+    predictions = Ends.of(features(outputs, size=prompts.output_size), thresholds)
     moves = follow(system, loops, late[-1])
-    radius = _radii(system, late[-1])
-    answer, far_answer = prompts.answer(moves.read), prompts.answer(moves.far_read)
-    _, best = subject.optimum(prompts)
-    best_answer = torch.full_like(far_answer, torch.nan) if best is None else prompts.answer(best).to(answer)
-    error = to_numpy(prompts.errors(moves.read)[..., -1])
-    read_step = prompts.distance(moves.read[1:], moves.read[:-1])[..., -1]
-    read_step = torch.cat([torch.full_like(answer[:1], torch.nan), read_step])
-    distance = to_numpy(moves.distance)
-    rates = np.full((3, *limit.shape), np.nan)
-    for prompt, token in np.argwhere(to_numpy(limit == Limit.FIXED)):
-        rates[:, prompt, token] = contraction_rate(distance[:, prompt, token], floor=100 * thresholds.fixed)
-    by_token, by_point, over_loops = ("followed", "position"), ("followed", "point"), ("loop", "followed")
-    variables: dict[str, tuple[tuple[str, ...], Any]] = {
-        name: (("loop", *by_token), to_numpy(getattr(moves, attribute)))
-        for name, attribute in (("state_step", "step"), ("relative_step", "relative_step"), ("cosine", "cosine"))
-    }
-    variables |= {
-        "distance": (("loop", *by_token), distance),
-        "prediction_step": (over_loops, to_numpy(read_step)),
-        "followed_error": (over_loops, error),
-        "decimals_to_limit": (over_loops, decimal_places(to_numpy((answer - far_answer).abs()))),
-        "decimals_to_optimum": (over_loops, decimal_places(to_numpy((answer - best_answer).abs()))),
-        "limit": (by_token, to_numpy(limit)),
-        "period": (by_token, to_numpy(period)),
-        "prediction_limit": (by_point, to_numpy(read_limit)),
-        "prediction_period": (by_point, to_numpy(read_period)),
-        "movement": (by_token, to_numpy(ends.lags.amax(0).float())),
-        "prediction_movement": (by_point, to_numpy(read_ends.lags.amax(0).float())),
-        "state_settled": (by_token, settled_after(distance, tolerance)),
-        "prediction_settled": (by_point, settled_after(to_numpy(prompts.step(moves.read, moves.far_read)), tolerance)),
-        "spectral_radius": (by_token, to_numpy(radius)),
-    }
-    of_rates = zip(("rate", "rate_low", "rate_high"), rates, strict=True)
-    variables |= {name: (by_token, values) for name, values in of_rates}
-    data = xr.Dataset(variables, coords={"loop": np.arange(1, loops + 1), "position": np.arange(limit.shape[1])})
+    variables = _over_loops(subject, prompts, moves) | _at_the_end(prompts, moves, states, predictions, tolerance)
+    variables["spectral_radius"] = (BY_TOKEN, to_numpy(_radii(system, late[-1])))
+    of_rates = zip(("rate", "rate_low", "rate_high"), _rates(moves, states.limit, thresholds.fixed), strict=True)
+    variables |= {name: (BY_TOKEN, values) for name, values in of_rates}
+    coords = {"loop": np.arange(1, loops + 1), "position": np.arange(late.shape[2])}
+    data = xr.Dataset(variables, coords=coords)
     data["limit"].attrs["types"] = data["prediction_limit"].attrs["types"] = ", ".join(t.words for t in Limit)
     wrong = 1 - confusion(thresholds, system.e.dtype).diagonal()
     data.attrs |= {"far": far, "tolerance": tolerance, "fixed_threshold": thresholds.fixed}
     data.attrs["control_errors"] = ", ".join(f"{t.words} {wrong[t]:.1%}" for t in Limit)
     return data
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where trajectories go.
+
+    Attributes:
+        limit: the type of limit of each.
+        period: of those on a cycle, else 0.
+        movement: the largest over all lags at the end, root mean square, relative to their size.
+    """
+
+    limit: Int[Tensor, "followed place"]
+    period: Int[Tensor, "followed place"]
+    movement: Float[Tensor, "followed place"]
+
+    @classmethod
+    def of(cls, measured: Features, thresholds: Thresholds) -> Ends:
+        """Classify what was measured of the last states."""
+        return cls(*classify(measured, thresholds), measured.lags.amax(0).float())
+
+
+def _over_loops(subject: Subject, prompts: PromptBatch, moves: Moves) -> Variables:
+    """What is measured in every loop, of tokens and at the query."""
+    answer, far_answer = prompts.answer(moves.read), prompts.answer(moves.far_read)
+    _, best = subject.optimum(prompts)
+    best_answer = torch.full_like(far_answer, torch.nan) if best is None else prompts.answer(best).to(answer)
+    step = prompts.distance(moves.read[1:], moves.read[:-1])[..., -1]
+    step = torch.cat([torch.full_like(answer[:1], torch.nan), step])
+    of_tokens = {
+        "state_step": moves.step,
+        "relative_step": moves.relative_step,
+        "cosine": moves.cosine,
+        "distance": moves.distance,
+    }
+    at_query = {
+        "prediction_step": to_numpy(step),
+        "followed_error": to_numpy(prompts.errors(moves.read)[..., -1]),
+        "decimals_to_limit": decimal_places(to_numpy((answer - far_answer).abs())),
+        "decimals_to_optimum": decimal_places(to_numpy((answer - best_answer).abs())),
+    }
+    variables: Variables = {name: (("loop", *BY_TOKEN), to_numpy(values)) for name, values in of_tokens.items()}
+    return variables | {name: (("loop", "followed"), values) for name, values in at_query.items()}
+
+
+def _at_the_end(prompts: PromptBatch, moves: Moves, states: Ends, predictions: Ends, tolerance: float) -> Variables:
+    """What is known of the end: limits, periods, movement, and when it was reached."""
+    to_far = to_numpy(prompts.step(moves.read, moves.far_read))
+    return {
+        "limit": (BY_TOKEN, to_numpy(states.limit)),
+        "period": (BY_TOKEN, to_numpy(states.period)),
+        "prediction_limit": (BY_POINT, to_numpy(predictions.limit)),
+        "prediction_period": (BY_POINT, to_numpy(predictions.period)),
+        "movement": (BY_TOKEN, to_numpy(states.movement)),
+        "prediction_movement": (BY_POINT, to_numpy(predictions.movement)),
+        "state_settled": (BY_TOKEN, settled_after(to_numpy(moves.distance), tolerance)),
+        "prediction_settled": (BY_POINT, settled_after(to_far, tolerance)),
+    }
+
+
+def _rates(
+    moves: Moves, limit: Int[Tensor, "followed position"], fixed: float
+) -> Float[np.ndarray, "3 followed position"]:
+    """The factor by which the distance to a fixed point shrinks in a loop, with its interval; missing elsewhere."""
+    distance = to_numpy(moves.distance)
+    rates = np.full((3, *limit.shape), np.nan)
+    for prompt, token in np.argwhere(to_numpy(limit == Limit.FIXED)):
+        rates[:, prompt, token] = contraction_rate(distance[:, prompt, token], floor=100 * fixed)
+    return rates
 
 
 def _radii(system: LoopMap, z: State) -> Float[Tensor, "batch pos"]:
