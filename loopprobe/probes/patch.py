@@ -30,10 +30,10 @@ from loopprobe.probes.patch_runs import Metric, PatchedRuns, Site
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_ratio, correlation, double, to_numpy
 from loopprobe.tasks import PromptBatch
+from loopprobe.tasks.seeds import CORRUPTED
 from loopprobe.types import Positions, Progress
 
 GIVEN: Final = "given"  # the corruption where the user gives the corrupted prompts
-CORRUPTION_SEED = 2**33  # added to the seed of the prompts: no prompt is drawn from such a seed
 
 
 @configuration
@@ -150,7 +150,7 @@ def _corrupted(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> P
             "corruption 'weights' gives the labels of another linear function, but these prompts do not say that they "
             "are of a linear task: give corrupted=, or choose label, query or noise"
         )
-    generator = torch.Generator().manual_seed(CORRUPTION_SEED + prompts.origin.get("held_out_seed", 0))
+    generator = torch.Generator().manual_seed(CORRUPTED + prompts.origin.get("held_out_seed", 0))
     return prompts.corrupted(config.corruption, generator, example=config.example, noise_std=config.noise_std)
 
 

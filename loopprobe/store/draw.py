@@ -11,9 +11,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.store.subject import PromptSpec
 from loopprobe.tasks import Prompts
 from loopprobe.tasks import held_out as held_out_of_task
+from loopprobe.tasks.seeds import HELD_OUT
 from loopprobe.tasks.tables import from_tables, load_table
-
-HELD_OUT = 2**31  # seeds of held-out prompts are above those of training
 
 
 def draw(config: AnyConfig, label: str, spec: PromptSpec) -> Prompts:

@@ -12,6 +12,7 @@ from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks.functions import CLASSES
 from loopprobe.tasks.prompts import Prompts, normal
+from loopprobe.tasks.seeds import HELD_OUT, SHIFTED
 from loopprobe.tasks.shifts import Shift, find_shift
 from loopprobe.tasks.tables import from_tables, load_table
 
@@ -103,9 +104,9 @@ def held_out(
     """
     if n_prompts < 1:
         raise LoopprobeError(f"the number of prompts ({n_prompts}) must be at least 1: raise it")
-    if not 0 <= seed < 2**31:
+    if not 0 <= seed < HELD_OUT:
         raise LoopprobeError(f"seed ({seed}) must be at least 0 and below 2**31: choose another")
-    generator = torch.Generator().manual_seed(2**31 + seed)
+    generator = torch.Generator().manual_seed(HELD_OUT + seed)
     if task.name == "tables":
         if shift is not None:
             raise LoopprobeError(f"prompts from tables cannot be shifted ({shift}): leave out one of the two")
@@ -117,7 +118,7 @@ def held_out(
     prompts = sample(
         task, n_prompts, n_points, n_dims, generator, active_dims=active_dims,
         shift=None if shift is None else find_shift(shift),
-        shift_generator=torch.Generator().manual_seed(2**32 + seed),
+        shift_generator=torch.Generator().manual_seed(SHIFTED + seed),
     )  # fmt: skip
     fields = {name: value for name, value in dataclasses.asdict(task).items() if name != "name" and value is not None}
     origin = {"task": task.name, **fields, "held_out_seed": seed, "n_prompts": n_prompts}
