@@ -9,7 +9,7 @@ Names are loaded when they are first used, so that ``import loopprobe`` is insta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from loopprobe._version import __version__
 
 if TYPE_CHECKING:
     from loopprobe.config.schema import Config, ModelConfig, TaskConfig, TrainConfig

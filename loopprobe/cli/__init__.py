@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-import loopprobe
+from loopprobe._version import __version__
 from loopprobe.cli import inside, models, probes
 from loopprobe.cli.options import Interrupted, OnceCommand
 from loopprobe.errors import LoopprobeError
@@ -96,7 +96,7 @@ def _verb() -> str:
 
 def _version(show: bool) -> None:
     if show:
-        print(f"loopprobe {loopprobe.__version__}")
+        print(f"loopprobe {__version__}")
         raise typer.Exit
 
 

@@ -14,7 +14,7 @@ import plotly.io
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-import loopprobe
+from loopprobe._version import __version__
 from loopprobe.probes.dataset import read_stamp, writing
 from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
@@ -45,7 +45,7 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         {data.sizes["example"] for a in answers.values() for data in a.datasets if "example" in data.sizes}
     )
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
-    made = f"Made by loopprobe {loopprobe.__version__}, {span} held-out prompts a model."
+    made = f"Made by loopprobe {__version__}, {span} held-out prompts a model."
     holds = {"made": made, "verdicts": decided, "sections": sections, "statuses": STATUSES}
     record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
     texts = {

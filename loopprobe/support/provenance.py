@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-import loopprobe
+from loopprobe._version import __version__
 
 
 def provenance(device: torch.device | str, dtype: torch.dtype) -> dict[str, str | int | None]:
@@ -16,7 +16,7 @@ def provenance(device: torch.device | str, dtype: torch.dtype) -> dict[str, str 
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "loopprobe": loopprobe.__version__,
+        "loopprobe": __version__,
         "git_commit": _git_commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
