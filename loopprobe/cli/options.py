@@ -181,7 +181,7 @@ def _range(part: str, text: str, option: str) -> range:
 
 
 def _length(numbers: range) -> int:
-    """How many numbers a range holds, also where ``len`` overflows."""
+    """Count the numbers of a range, also where ``len`` overflows."""
     return (numbers.stop - numbers.start - 1) // numbers.step + 1
 
 
@@ -231,7 +231,7 @@ def at_least(value: float | None, least: float, option: str) -> None:
 def pool_of(
     workers: int | None, device: torch.device, engine: str = "local", cpus: float = 1, gpus: float = 0
 ) -> AbstractContextManager[Processes | RayPool | None]:
-    """What answers several models at once: processes, the Ray cluster where that is the engine, or nothing."""
+    """Return what answers several models at once: processes, the Ray cluster where that is the engine, or nothing."""
     if workers is not None and workers < 1:
         raise LoopprobeError(f"workers ({workers}) must be at least 1: raise it")
     if (cluster := cluster_of(engine, cpus, gpus)) is not None:

@@ -1,4 +1,4 @@
-"""How much memory something takes, known before it is made, and how much there is. Imports torch for GPUs alone."""
+"""The memory that something takes, known before it is made, and the memory there is. Imports torch for GPUs alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def available(device: torch.device | None = None) -> int:
 
 
 def _left_in_groups(root: Path = Path("/sys/fs/cgroup"), listing: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What each control group of this process leaves it, versions 1 and 2; nothing where none limits memory."""
+    """List what each control group of this process leaves it, versions 1 and 2; nothing where none limits memory."""
     try:
         lines = listing.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What every field of a TransformerLens config means for a looped transformer. Imports no torch.
+"""The meaning of every field of a TransformerLens config for a looped transformer. Imports no torch.
 
 The fields are those of TransformerBridgeConfig and of HookedTransformerConfig, which it replaced.
 """

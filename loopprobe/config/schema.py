@@ -160,7 +160,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @configuration
 class TrainConfig:
-    """How a model is trained. The defaults are the recipe of this project; presets hold others."""
+    """The recipe of a training. The defaults are the recipe of this project; presets hold others."""
 
     steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
@@ -187,7 +187,7 @@ class TrainConfig:
     _device = pydantic.field_validator("device")(known_device)
 
     def lengths(self, step: int) -> dict[str, int]:
-        """How many dims, points and loops a step has, counted from 0."""
+        """Return the numbers of dims, points and loops of a step, counted from 0."""
         schedules = {"dims": self.dims, "points": self.points, "loops": self.loops}
         return {name: schedule.at(step, self.steps) for name, schedule in schedules.items()}
 

@@ -1,4 +1,4 @@
-"""Where a configuration comes from: a preset, a TOML file, and ``section.key=value`` overrides. Imports no torch."""
+"""The sources of a configuration: a preset, a TOML file, and ``section.key=value`` overrides. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every configuration is: frozen, complete, and strict about types. Imports no torch."""
+"""The rules of every configuration: frozen, complete, and strict about types. Imports no torch."""
 
 from __future__ import annotations
 

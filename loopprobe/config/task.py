@@ -52,7 +52,7 @@ class TaskConfig:
 
     @property
     def short(self) -> str:
-        """For names of models, such as ``lr``; with what is special in it."""
+        """The part of a model's name, such as ``lr``, with what is special in the task."""
         parts = [_SHORT[self.name]]
         parts += [
             f"{name}{getattr(self, name)}"

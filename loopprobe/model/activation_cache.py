@@ -34,7 +34,7 @@ class LoopActivationCache(ActivationCache):
             ) from None
 
     def decompose_resid(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in TransformerLens; with ``apply_ln`` and all components, the norm's offset comes last: ``ln_bias``."""
+        """Decompose as TransformerLens does; with ``apply_ln`` and all components, the norm's offset comes last."""
         wants_labels = kwargs.pop("return_labels", False)
         parts, labels = super().decompose_resid(layer, *args, return_labels=True, **kwargs)
         if kwargs.get("apply_ln") and kwargs.get("mode", "all") == "all" and kwargs.get("incl_embeds", True):
@@ -43,20 +43,20 @@ class LoopActivationCache(ActivationCache):
         return (parts, labels) if wants_labels else parts
 
     def stack_head_results(self, layer: int = -1, *args: Any, **kwargs: Any) -> Any:
-        """As in TransformerLens; with ``apply_ln``, the offset of the norm is in the remainder."""
+        """Stack as TransformerLens does; with ``apply_ln``, the offset of the norm is in the remainder."""
         return self._with_offset(super().stack_head_results(layer, *args, **kwargs), layer, kwargs)
 
     def stack_neuron_results(self, layer: int, *args: Any, **kwargs: Any) -> Any:
-        """As in TransformerLens; with ``apply_ln``, the offset of the norm is in the remainder."""
+        """Stack as TransformerLens does; with ``apply_ln``, the offset of the norm is in the remainder."""
         return self._with_offset(super().stack_neuron_results(layer, *args, **kwargs), layer, kwargs)
 
     def get_full_resid_decomposition(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in TransformerLens; with ``apply_ln``, the offset of the norm is in the last component, ``bias``."""
+        """Decompose as TransformerLens does; with ``apply_ln``, the last component, ``bias``, has the norm's offset."""
         result = super().get_full_resid_decomposition(layer, *args, **kwargs)
         return self._with_offset(result, layer, {**kwargs, "incl_remainder": True})
 
     def accumulated_resid(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in TransformerLens: with ``apply_ln`` every stage has passed the norm, its offset included."""
+        """Accumulate as TransformerLens does; with ``apply_ln`` every stage has passed the whole norm."""
         result = super().accumulated_resid(layer, *args, **kwargs)
         if not kwargs.get("apply_ln") or self._is_final(layer):
             return result
@@ -71,7 +71,7 @@ class LoopActivationCache(ActivationCache):
         *args: Any,
         **kwargs: Any,
     ) -> Float[Tensor, "component *batch_and_pos d_model"]:
-        """What components contribute to the input of a layer or of the read-out: centred, scaled, times the gain.
+        """Return what components add to the input of a layer or read-out: centred, scaled, times the gain.
 
         With ``recompute_ln`` each is normed by its own statistics instead, offset included, as the lens does.
         """
@@ -88,7 +88,7 @@ class LoopActivationCache(ActivationCache):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """What each component contributes to the prediction, [component, batch, pos], along the read-out."""
+        """Return what each component adds to the prediction, [component, batch, pos], along the read-out."""
         if tokens is not None or incorrect_tokens is not None:
             raise ValueError("predictions are numbers, not tokens: leave tokens out, the direction is the read-out's")
         return (self.apply_ln_to_stack(residual_stack, -1, *args, **kwargs) @ self.model.W_U)[..., 0]

@@ -104,7 +104,7 @@ class LoopCache(Mapping[str, Tensor]):
         return cache
 
     def numbers(self, n_pos: int) -> int:
-        """How many numbers it holds of each prompt of ``n_pos`` tokens, once it is filled."""
+        """Count the numbers that it holds of each prompt of ``n_pos`` tokens, once it is filled."""
         sizes = self.model.cfg, n_pos, len(self._places(n_pos)), n_pos // self.model.tokens_per_point
         return sum(len(loops) * numbers_of(local, *sizes) for local, loops in self._loops.items())
 
@@ -169,7 +169,7 @@ class LoopCache(Mapping[str, Tensor]):
         return named
 
     def holds(self, name: str) -> bool:
-        """Whether a full name is kept."""
+        """Tell whether a full name is kept."""
         loop, _, local = split_name(name)
         return (loop, local) in self._row
 

@@ -62,7 +62,7 @@ def dims(name: str) -> tuple[str, ...]:
 
 
 def numbers_of(name: str, cfg: ModelConfig, n_pos: int, n_kept: int, n_points: int) -> int:
-    """How many numbers an activation of one prompt has.
+    """Count the numbers of one prompt's activation.
 
     Args:
         name: of its hook point.
@@ -146,7 +146,7 @@ def _checked(user_hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hooked(*points: nn.Module) -> bool:
-    """Whether a hook of any kind sits on one of the points."""
+    """Tell whether a hook of any kind sits on one of the points."""
     return any(
         point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks
         for point in points

@@ -105,7 +105,7 @@ class _Tree:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody would miss this tree."""
+        """Tell whether nobody would miss this tree."""
         return not (self.handed_out or self.attached or any(p.ctx or p.has_hooks() for p in self.points.values()))
 
     def detach(self, a: Attached) -> None:
@@ -116,7 +116,7 @@ class _Tree:
 
 
 class _Thread(threading.local):
-    """What belongs to one thread: its trees, its hooks, the run that goes on, and the blocks that watch runs."""
+    """The state of one thread: its trees, its hooks, the run that goes on, and the blocks that watch runs."""
 
     def __init__(self) -> None:
         self.trees: dict[int | None, _Tree] = {}
@@ -152,7 +152,7 @@ class HookTrees(Mapping[str, HookPoint]):
     # The points of a run
 
     def at(self, loop: int | None) -> Any:
-        """What the model passes in a loop: LoopHooks, or outside the loop (None) OnceHooks."""
+        """Return the points that the model passes in a loop (LoopHooks), or outside of it (None: OnceHooks)."""
         state = self.thread
         tree = state.trees.get(loop)
         if tree is None:
@@ -200,7 +200,7 @@ class HookTrees(Mapping[str, HookPoint]):
 
     @property
     def running(self) -> int | None:
-        """How many loops the run has that goes on in this thread; None outside a run."""
+        """The number of loops of the run that goes on in this thread; None outside a run."""
         return self.thread.n_loops
 
     # Attaching and detaching
@@ -296,7 +296,7 @@ class HookTrees(Mapping[str, HookPoint]):
 
 
 def _by_hand(loop: int | None, local: str, direction: Any, handle: LensHandle) -> Attached:
-    """What attaches to a copy the hook that was added to a point itself."""
+    """Return a function that attaches to a copy the hook that was added to a point itself."""
     assert handle.user_hook is not None
     matches = lambda at, name: (at, name) == (loop, local)  # noqa: E731
     return Attached(full_name(loop, local), matches, handle.user_hook, direction, handle.is_permanent)

@@ -53,7 +53,7 @@ class LoopedRootModule(HookedRootModule):
         return self.hook_trees["hook_embed"]
 
     def points(self, loop: int | None) -> Any:
-        """What is passed in a loop (LoopHooks), or before the first (None: OnceHooks)."""
+        """Return the points that are passed in a loop (LoopHooks), or before the first (None: OnceHooks)."""
         if torch.compiler.is_compiling():  # with hooks attached nothing is compiled, see ``forward``
             return self.hook_trees.idle_once if loop is None else self.hook_trees.idle
         return self.hook_trees.at(loop)
@@ -272,7 +272,7 @@ class LoopedRootModule(HookedRootModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         device: torch.device = next(self.parameters()).device
         return device
 
@@ -287,7 +287,7 @@ class LoopedRootModule(HookedRootModule):
         raise NotImplementedError
 
     def n_tokens(self, *inputs: Tensor) -> int:
-        """How many positions the state has for prepared inputs."""
+        """Count the positions of the state for prepared inputs."""
         raise NotImplementedError
 
     def require_memory(self, inputs: tuple[Tensor, ...], kept: int) -> None:

@@ -153,7 +153,7 @@ def add(direction: Tensor, scale: float = 1.0) -> Edit:
 
 
 def freeze(loop: int) -> Edit:
-    """From ``loop`` on, keep what the activation is there: of ``"pattern"`` the attention, of ``"z"`` the state."""
+    """Keep from ``loop`` on what the activation is there: of ``"pattern"`` the attention, of ``"z"`` the state."""
     held: dict[str, Tensor] = {}
 
     def edit(x: Tensor, hook: LoopHookPoint) -> Tensor:
@@ -168,7 +168,7 @@ def freeze(loop: int) -> Edit:
 
 
 def _fitted(value: Tensor, x: Tensor, hook: LoopHookPoint) -> Tensor:
-    """What an edit gives, spread over the activation whose place it takes."""
+    """Spread what an edit gives over the activation whose place it takes."""
     if not isinstance(value, Tensor):
         raise LoopprobeError(f"the edit of {hook.name} gave a {type(value).__name__}: return a tensor")
     try:

@@ -62,7 +62,7 @@ def labelled(
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
-    """On the CPU as an array, half precision as float32, which numpy and netCDF can hold."""
+    """Return an array on the CPU, half precision as float32, which numpy and netCDF can hold."""
     x = x.detach()
     return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).cpu().numpy()
 

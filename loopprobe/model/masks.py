@@ -34,7 +34,7 @@ def kept_tokens(
     invert: bool = False,
     tokens_per_point: int = TOKENS_PER_POINT,
 ) -> Bool[Tensor, "n pos"]:
-    """Which tokens keep their state: the first or the last ``n`` points or tokens.
+    """Mark the tokens that keep their state: the first or the last ``n`` points or tokens.
 
     Args:
         mode: count from the ``first`` or from the ``last`` position.
@@ -121,7 +121,7 @@ def masked(
 
 
 def replacement(fill: Fill, initial: Float[Tensor, "batch pos d_model"], loop: int) -> Float[Tensor, "... pos d_model"]:
-    """What stands in the place of a masked state before ``loop``, see ``masked``; ``initial`` is the initial state."""
+    """Return what replaces a masked state before ``loop``, see ``masked``; ``initial`` is the initial state."""
     if isinstance(fill, Tensor):
         return (fill[loop] if fill.ndim == 3 else fill).to(initial)
     return initial if fill == "initial" else torch.zeros_like(initial)

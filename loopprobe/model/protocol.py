@@ -1,4 +1,4 @@
-"""What every probe sees of a model, whoever made it: a prelude, a loop, a coda, and hook points in every loop.
+"""The view that every probe has of a model, whoever made it: a prelude, a loop, a coda, and hook points in every loop.
 
 e = embed(inputs);  z_0 = initial_state(e);  z_{t+1} = step(z_t, e);  outputs_t = predict(z_{t+1}, e)
 """
@@ -59,11 +59,11 @@ class LoopedModel(Protocol):
 
     @property
     def supports(self) -> frozenset[Capability]:
-        """What it can do besides the methods here; probes declare what they need."""
+        """The capabilities that it has besides the methods here; probes declare what they need."""
 
     @property
     def tokens_per_point(self) -> int:
-        """How many of its tokens make one example."""
+        """The number of tokens of one example."""
 
     @property
     def sizes(self) -> Sizes:
@@ -71,11 +71,11 @@ class LoopedModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its state is made of."""
+        """The precision of its state."""
 
     def __call__(self, *inputs: Any, n_loops: int | None = None, keep_loops: int | None = None) -> Tensor:
         """Outputs [loop, batch, answer, *value] after every loop, or the last ``keep_loops``.

@@ -1,4 +1,4 @@
-"""Which activations, loops, layers, heads and positions are meant: what people type, resolved in one place."""
+"""Selections of activations, loops, layers, heads and positions: what people type, resolved in one place."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class LoopChoice:
 
     @property
     def is_relative(self) -> bool:
-        """Whether the choice depends on how many loops the run has."""
+        """Tell whether the choice depends on how many loops the run has."""
         return isinstance(self.given, slice) or any(loop < 0 for loop in self.given or ())
 
     @property
@@ -81,7 +81,7 @@ class LoopChoice:
         return None if self.given is None or isinstance(self.given, slice) or self.is_relative else self.given
 
     def has(self, loop: int, n_loops: int | None) -> bool:
-        """Whether a loop is meant, in a run of ``n_loops``; None outside a run, where a choice must not be relative."""
+        """Tell whether a loop is meant in a run of ``n_loops``; None: outside a run, where no choice may be relative."""
         if self.given is None:
             return True
         if self.is_relative:
@@ -148,7 +148,7 @@ def _any_name(name: str) -> bool:
 
 
 def _aliases(name: str) -> tuple[str, str, str]:
-    """What a point may be called: in full, without its loop, in short."""
+    """List the names of a point: in full, without its loop, in short."""
     return name, split_name(name)[2], short_name(name)
 
 

@@ -35,7 +35,7 @@ WRITTEN = "written"  # the variable that marks the loops whose data are there
 
 @configuration
 class CacheConfig:
-    """What is kept.
+    """The activations that are kept.
 
     Attributes:
         loops: iterations, from 0.

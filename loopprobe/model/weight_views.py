@@ -14,7 +14,7 @@ from loopprobe.errors import LoopprobeError
 
 
 class WeightViews:
-    """What TransformerLens's models offer of their weights, as views of a looped model's."""
+    """The views of their weights that TransformerLens's models offer, of a looped model's weights."""
 
     cfg: Any
     blocks: Any
@@ -60,7 +60,7 @@ class WeightViews:
     def all_composition_scores(
         self, mode: Literal["Q", "K", "V"], *, next_loop: bool = False
     ) -> Float[Tensor, "layer head later_layer later_head"]:
-        """How much of what a head writes is read by the queries, keys or values of another.
+        """Measure how much of what a head writes the queries, keys or values of another read.
 
         ‖OV · R‖ / (‖OV‖ ‖R‖) with Frobenius norms and R the QK circuit, its transpose, or the OV circuit of the later
         head (Elhage et al. 2021, "A mathematical framework for transformer circuits").

@@ -41,7 +41,7 @@ BATCH = 64  # prompts at once
 
 @configuration
 class AlignConfig:
-    """How far the loop and the algorithms run, and how the algorithms are fitted.
+    """The length of the loop and of the algorithms, and how the algorithms are fitted.
 
     Attributes:
         loops: iterations; None: as many as trained.

@@ -27,7 +27,7 @@ Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 @configuration
 class CompareConfig:
-    """How far the loop runs, and what it is compared with.
+    """The length of the loop, and what it is compared with.
 
     Attributes:
         loops: iterations; None: as many as each model was trained with.

@@ -23,7 +23,7 @@ from loopprobe.types import Progress
 
 @configuration
 class ConvergeConfig:
-    """How far the loop runs, and whether the states are followed.
+    """The length of the loop, and whether the states are followed.
 
     Attributes:
         loops: iterations; errors after every one of them come out.

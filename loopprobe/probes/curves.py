@@ -1,4 +1,4 @@
-"""How a model was trained: loss and error against the step, from its metrics.jsonl."""
+"""The course of a training: loss and error against the step, from its metrics.jsonl."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from loopprobe.tasks.prompts import QUERY_UNIT, STEP_UNIT, UNIT
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """What a dataset says of itself.
+    """The record that a dataset carries of its making.
 
     Attributes:
         probe: the name of the probe that made it.
@@ -68,7 +68,7 @@ def stamp(data: xr.Dataset, probe: str, subject: Subject, prompts: PromptBatch, 
 
 
 def read_stamp(data: xr.Dataset) -> Stamp:
-    """What ``stamp`` wrote.
+    """Read what ``stamp`` wrote.
 
     Raises:
         LoopprobeError: the dataset is of no probe.
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
-    """What figures, tables and files call each of several checkpoints: the last part of its name or path.
+    """Label several checkpoints for figures, tables and files: the last part of each name or path.
 
     Where that is not unique, capitals aside, as many parts are joined by "-" as tell the paths apart; where they
     cannot, a number is added. Characters that a file name may not hold become "_".
@@ -150,7 +150,7 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def attributes(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> dict[str, str]:
-    """What ``stamp`` writes; equal attributes but for the provenance mean the same question to the same model."""
+    """Return what ``stamp`` writes; where it is equal but for the provenance, question and model are the same."""
     model = subject.model
     return {
         "probe": probe,
@@ -170,7 +170,7 @@ def with_ends(
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """As ``storage.atomic``; where the disk is full or the folder is gone, a line says so.
+    """Write as ``storage.atomic`` does; where the disk is full or the folder is gone, a line says so.
 
     Raises:
         LoopprobeError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What a probe declares of itself, once, beside its code: everything that runs or shows it asks here."""
+"""The declaration of a probe, made once, beside its code: everything that runs or shows it asks here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loopprobe.tasks import PromptBatch, Prompts
 
 @dataclass(frozen=True)
 class Shown:
-    """Which functions of the room ``show`` draw a probe's datasets, as ``module:function``; empty where there is none.
+    """The functions of ``show`` that draw a probe's datasets, as ``module:function``; empty where there is none.
 
     Attributes:
         figures: of ``show.figures``, from one dataset to figures by name.

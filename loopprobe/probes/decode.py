@@ -40,7 +40,7 @@ VARIES = 1e-6  # the least variance of a target that is decoded
 
 @configuration
 class DecodeConfig:
-    """How far the loop runs, and how the decoders are trained.
+    """The length of the loop, and how the decoders are trained.
 
     Attributes:
         loops: iterations; None: as many as trained.
@@ -128,7 +128,7 @@ def check(checkpoint: Checkpoint, config: DecodeConfig, prompts: Prompts) -> Non
 
 
 class Places:
-    """Where states are decoded: after every layer of every loop, layers fastest.
+    """The places where states are decoded: after every layer of every loop, layers fastest.
 
     Args:
         model: the model.
@@ -177,7 +177,7 @@ class Decoders:
         self.n_prompts = 0
 
     def targets(self, batch: Prompts) -> dict[str, Tensor]:
-        """What the state of a token might hold, by name."""
+        """Return what the state of a token might hold, by name."""
         return {name: t for name, t in targets_of(batch, self.places.iterations).items() if name in self.names}
 
     def add(self, batch: Prompts) -> None:

@@ -21,7 +21,7 @@ from loopprobe.types import Progress
 
 @configuration
 class FoldsConfig:
-    """Which tables, how far the loop runs, and what it is compared with.
+    """The tables, the length of the loop, and what it is compared with.
 
     Attributes:
         tables: names of bundled tables or paths, whose labels are classes.

@@ -38,7 +38,7 @@ Sites = Float[Tensor, "site batch point d_model"]
 
 @configuration
 class LensConfig:
-    """How far the loop runs, and how the tuned lens is fitted.
+    """The length of the loop, and how the tuned lens is fitted.
 
     Attributes:
         loops: iterations; the answer after the last is the final answer. None: as many as trained.

@@ -1,4 +1,4 @@
-"""What probes share: the option of a loop count, and their demands on loops, tokens and prompts."""
+"""The parts that probes share: the option of a loop count, and their demands on loops, tokens and prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STRIDE = 20  # tokens between those that are shown where nobody has chosen
 
 @configuration
 class LoopsConfig:
-    """How far the loop runs.
+    """The length of the loop.
 
     Attributes:
         loops: iterations; None: as many as each model was trained with.

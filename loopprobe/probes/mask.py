@@ -169,7 +169,7 @@ def _one_by_one(
 def _from_where_they_differ(
     model: LoopedModel, batch: PromptBatch, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
 ) -> Iterator[list[Tensor]]:
-    """As ``_one_by_one`` for causal attention: each mask computes the tokens from the first that it changes on."""
+    """Yield the same for causal attention: each mask computes the tokens from the first that it changes on."""
     e = model.embed(*model.prepare(*batch.inputs))
     answers = answer_tokens(batch)
     initial = model.initial_state(e)

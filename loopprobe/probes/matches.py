@@ -1,4 +1,4 @@
-"""How the steps of an algorithm go with the iterations of a model, and the dataset of several of these."""
+"""Matches of an algorithm's steps with a model's iterations, and the dataset of several of these."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIVERGED = 1e30  # stands for the distance to an iterate that is not finite
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model made of the prompts.
+    """The predictions of a model, and the prompts that they are of.
 
     Attributes:
         of_fitting, of_prompts: its predictions after every iteration.
@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Match:
-    """How an algorithm's steps go with a model's iterations.
+    """The match of an algorithm's steps with a model's iterations.
 
     Attributes:
         similarities: of every iteration and step, means over prompts, in the order of ``MEASURES``.

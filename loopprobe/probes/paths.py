@@ -21,7 +21,7 @@ from loopprobe.types import Positions, Progress
 
 @configuration
 class PathsConfig:
-    """Which paths are drawn.
+    """The paths that are drawn.
 
     Attributes:
         loops: iterations; limits are judged by the last 128.

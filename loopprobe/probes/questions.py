@@ -45,7 +45,7 @@ class Question(PromptSpec):
 
     @property
     def spec(self) -> PromptSpec:
-        """Which prompts are drawn."""
+        """The prompts that are drawn."""
         return PromptSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(PromptSpec)})
 
 

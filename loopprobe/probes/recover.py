@@ -22,7 +22,7 @@ from loopprobe.types import Positions, Progress
 
 @configuration
 class RecoverConfig:
-    """Where and how hard the state is pushed.
+    """The place and the size of the push.
 
     Attributes:
         after: the number of loops before the push; None: as many as trained.

@@ -23,7 +23,7 @@ IN_DISTRIBUTION = "as in training"
 
 @configuration
 class ShiftConfig:
-    """Which shifts, and how far the loop runs.
+    """The shifts, and the length of the loop.
 
     Attributes:
         shifts: names; empty: all that the model can be run on.

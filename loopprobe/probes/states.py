@@ -95,7 +95,7 @@ def follow_states(
 
 @dataclass(frozen=True)
 class Ends:
-    """Where trajectories go.
+    """The ends of trajectories.
 
     Attributes:
         limit: the type of limit of each.
@@ -114,7 +114,7 @@ class Ends:
 
 
 def _over_loops(subject: Subject, prompts: PromptBatch, moves: Moves) -> Variables:
-    """What is measured in every loop, of tokens and at the query."""
+    """Measure every loop, of tokens and at the query."""
     answer, far_answer = prompts.answer(moves.read), prompts.answer(moves.far_read)
     _, best = subject.optimum(prompts)
     best_answer = torch.full_like(far_answer, torch.nan) if best is None else prompts.answer(best).to(answer)
@@ -137,7 +137,7 @@ def _over_loops(subject: Subject, prompts: PromptBatch, moves: Moves) -> Variabl
 
 
 def _at_the_end(prompts: PromptBatch, moves: Moves, states: Ends, predictions: Ends, tolerance: float) -> Variables:
-    """What is known of the end: limits, periods, movement, and when it was reached."""
+    """Label the end: limits, periods, movement, and when it was reached."""
     to_far = to_numpy(prompts.step(moves.read, moves.far_read))
     return {
         "limit": (BY_TOKEN, to_numpy(states.limit)),
