@@ -110,7 +110,10 @@ def list_(
     from loopprobe.store.checkpoint_file import read_json
 
     for table in checkpoint_tables((name, *read_json(folder)) for name, folder in names().items()):
-        print(as_markdown(table)) if markdown else show_table(table)
+        if markdown:
+            print(as_markdown(table))
+        else:
+            show_table(table)
 
 
 def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:

@@ -81,7 +81,7 @@ class LoopChoice:
         return None if self.given is None or isinstance(self.given, slice) or self.is_relative else self.given
 
     def has(self, loop: int, n_loops: int | None) -> bool:
-        """Tell whether a loop is meant in a run of ``n_loops``; None: outside a run, where no choice may be relative."""
+        """Tell whether a loop is meant in a run of ``n_loops`` (None: outside a run, where no choice is relative)."""
         if self.given is None:
             return True
         if self.is_relative:
