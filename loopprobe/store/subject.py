@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -29,6 +29,7 @@ class PromptSpec:
     target: str | None = None
 
 
+@runtime_checkable
 class Subject(Protocol):
     """A model and its task; prompts (Any) are a ``PromptBatch`` of the kind that its task has.
 
