@@ -89,9 +89,8 @@ def _query(data: xr.Dataset) -> go.Figure:
 
 def _measures(data: xr.Dataset) -> go.Figure:
     every = HEADS | LAYERS
-    names = {
-        name: words for name, words in every.items() if np.isfinite(data[name]).any()
-    }  # a single loop has no change
+    # A single loop has no change.
+    names = {name: words for name, words in every.items() if np.isfinite(data[name]).any()}
     last_of_heads = sum(name in HEADS for name in names)
     figure = make_subplots(1, len(names), subplot_titles=list(names.values()), horizontal_spacing=0.045)
     places = [(layer, head) for layer in data.layer.values for head in data["head"].values]

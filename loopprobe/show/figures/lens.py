@@ -40,9 +40,8 @@ def _at_query(data: xr.Dataset) -> go.Figure:
         for col, lens in enumerate(data.lens.values, 1):
             for line, colour in zip(data[lines].values, colours(data.sizes[lines]), strict=True):
                 answers = data.sel({"lens": lens, lines: line})
-                answers = answers.isel(
-                    {x: (answers[f"query_{measure}"] > 0).values}
-                )  # the final answer has distance 0 from itself
+                # The final answer has distance 0 from itself, which no logarithmic axis shows.
+                answers = answers.isel({x: (answers[f"query_{measure}"] > 0).values})
                 mean, low, high = (answers[f"query_{measure}{part}"] for part in ("", "_low", "_high"))
                 curve(
                     figure, answers[x], mean, (low, high), colour=colour, name=str(line), row=row, col=col,

@@ -55,7 +55,7 @@ def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     errors = data.error.isel(start=0)
     for moves, name, colour in ((False, "loop at rest", colours(2)[0]), (True, "loop moves", colours(2)[1])):
         prompts = data.isel(example=np.nonzero(data.moves.values == moves)[0])
-        if not np.isfinite(prompts.error.isel(start=0)).any():  # no such prompt has a fixed point
+        if not np.isfinite(prompts.error.isel(start=0)).any():  # no prompt of this group has a fixed point
             continue
         figure.add_scatter(
             x=prompts.eigenvalue_real.values.ravel(), y=prompts.eigenvalue_imag.values.ravel(), mode="markers",

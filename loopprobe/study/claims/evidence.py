@@ -16,9 +16,8 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.verdicts import Finding
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
-Claim = tuple[
-    str, str, Callable[[Evidence], Iterator[Finding]]
-]  # the section, the words, and the function that decides
+# A claim has its section, its words, and the function that decides.
+Claim = tuple[str, str, Callable[[Evidence], Iterator[Finding]]]
 # The saved questions that claims read, by the names of their files.
 R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge"
 R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
