@@ -1,4 +1,4 @@
-"""What the folds probe shows: the accuracy of every kind of model and baseline, table by table."""
+"""Rows of the folds probe: the accuracy of every kind of model and baseline, table by table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Interval = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Accuracy of one kind of model, or of a baseline, on every table that it can be put to.
+    """The accuracy of one kind of model, or of one baseline, on every table that it can be run on.
 
     Attributes:
-        name: of the kind, and whether its models were trained on the table.
-        accuracy: at the query, its mean and the ends of its 95 % interval, by table.
-        kind: which kind or, counted after them, which baseline it is: for colours and symbols.
-        trained_on: whether its models were trained on the tables; None: a baseline.
+        name: the kind, and whether its models were trained on the table.
+        accuracy: the mean at the query and both ends of its 95 % interval, by table.
+        kind: the index of the kind, or of the baseline among the baselines; it sets colour and symbol.
+        trained_on: whether its models were trained on the tables; None for a baseline.
     """
 
     name: str
@@ -32,7 +32,10 @@ class Row:
 
 
 def kind_of(data: xr.Dataset) -> str:
-    """What a model is besides the tables that it was trained on; models of one kind are folds of one another."""
+    """Return the name of a model without its training tables.
+
+    Models of one kind are folds of one another.
+    """
     cfg = read_config(read_stamp(data).config)
     if cfg.task.name != "tables":
         return str(data.model.item())
@@ -41,18 +44,23 @@ def kind_of(data: xr.Dataset) -> str:
 
 
 def rows_of(datasets: Sequence[xr.Dataset]) -> list[Row]:
-    """Left-out and trained-on tables of every kind, averaged over the models that had them so, then the baselines."""
+    """Return the rows of every kind of model, for left-out and for trained-on tables, then those of the baselines.
+
+    The accuracy on a table is averaged over the models of the kind.
+    """
     kinds: dict[str, list[xr.Dataset]] = {}
     for data in datasets:
         kinds.setdefault(kind_of(data), []).append(data)
     rows = []
-    for i, (kind, own) in enumerate(kinds.items()):
-        saw = any(bool(data.trained_on.any()) for data in own)
+    for i, (kind, members) in enumerate(kinds.items()):
+        saw = any(bool(data.trained_on.any()) for data in members)
         for trained_on in (False, True):
             accuracy = {}
-            for table in tables_in(own):
+            for table in tables_in(members):
                 right = [
-                    d.right.sel(table=table).isel(point=-1) for d in own if d.trained_on.sel(table=table) == trained_on
+                    d.right.sel(table=table).isel(point=-1)
+                    for d in members
+                    if d.trained_on.sel(table=table) == trained_on
                 ]
                 if right:
                     mean, low, high = bootstrap_mean(xr.concat(right, "fold").mean("fold").values)
@@ -62,14 +70,14 @@ def rows_of(datasets: Sequence[xr.Dataset]) -> list[Row]:
                 rows.append(Row(f"{kind}, {words}", accuracy, i, trained_on))
     first = datasets[0].isel(point=-1)
     for i, baseline in enumerate(first.baseline.values if "baseline" in first else []):
-        at = first.sel(baseline=baseline)
-        parts = (at.baseline_accuracy, at.baseline_accuracy_low, at.baseline_accuracy_high)
-        found = zip(at.table.values, *(part.values for part in parts), strict=True)
-        accuracy = {str(table): (float(mean), float(low), float(high)) for table, mean, low, high in found}
+        answers = first.sel(baseline=baseline)
+        parts = (answers.baseline_accuracy, answers.baseline_accuracy_low, answers.baseline_accuracy_high)
+        intervals = zip(answers.table.values, *(part.values for part in parts), strict=True)
+        accuracy = {str(table): (float(mean), float(low), float(high)) for table, mean, low, high in intervals}
         rows.append(Row(str(baseline), accuracy, i, None))
     return rows
 
 
 def tables_in(datasets: Sequence[xr.Dataset]) -> list[str]:
-    """The names of all tables, in the order in which they come."""
+    """Return the names of all tables in order of appearance."""
     return list(dict.fromkeys(str(table) for data in datasets for table in data.table.values))

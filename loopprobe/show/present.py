@@ -1,6 +1,6 @@
-"""How the answer of each probe is shown: its tables and its figures, as its declaration names them.
+"""Tables and figures of each probe, as its declaration names them.
 
-Drawing imports plotly, tables do not; both are imported when they are asked for.
+Drawing imports plotly; making tables does not. Both modules are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from loopprobe.probes.registry import PROBES
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# Made of two datasets of the mask probe; no probe of its own.
+# The difference is made from two datasets of the mask probe. It is not a probe.
 DERIVED = {"mask_difference": Shown("mask_modes:mask_difference_figures", "study:mask_difference_table")}
 
 
 def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
-    """All figures of what a probe made, by name: model by model where the probe shows them so, else one of all.
+    """Return all figures of the datasets of a probe, by name.
+
+    A probe that compares models has figures of all of them together. The other figures show one model each.
 
     Args:
-        datasets: of one probe, one a model; of the mask probe also one a model and mode, whose first and last then
-            stand in one figure with their paired difference.
+        datasets: those of one probe, one per model. The mask probe may have one per model and mode: the first and the
+            last then stand in one figure with their paired difference.
 
     Raises:
-        LoopprobeError: no probe made them, or several did, or a model comes twice.
+        LoopprobeError: no probe made the datasets, or several did, or a model comes twice.
     """
     datasets = _labelled(datasets)
     probe = _probe(datasets[0])
@@ -45,47 +47,50 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
         made |= {f"{probe}-{end}": figure for end, figure in _further(shown, datasets).items()}
     models = _by_model(datasets)
     for label, members in models.items():
-        own = _modes(members) if len(members) == 2 else _drawing(shown.figures)(members[0]) if shown.figures else {}
-        made |= {name if len(models) == 1 else f"{name}-{label}": figure for name, figure in own.items()}
+        drawn = (
+            _draw_modes(members) if len(members) == 2 else _drawing(shown.figures)(members[0]) if shown.figures else {}
+        )
+        made |= {name if len(models) == 1 else f"{name}-{label}": figure for name, figure in drawn.items()}
     return made
 
 
 def _shown(probe: str) -> Shown:
-    """How the datasets of a probe are shown."""
+    """Return the declaration that says how the datasets of a probe are shown."""
     return DERIVED[probe] if probe in DERIVED else PROBES[probe].shown
 
 
 def _drawing(place: str) -> Callable[..., Any]:
-    """The function that a declaration names for figures."""
+    """Import the figure function that a declaration names."""
     module, _, function = place.partition(":")
     drawing: Callable[..., Any] = getattr(import_module(f"loopprobe.show.figures.{module}"), function)
     return drawing
 
 
 def _tabling(place: str) -> Callable[..., Any]:
-    """The function that a declaration names for tables."""
+    """Import the table function that a declaration names."""
     module, _, function = place.partition(":")
     tabling: Callable[..., Any] = getattr(import_module(f"loopprobe.show.tables.{module}"), function)
     return tabling
 
 
 def _further(shown: Shown, datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+    """Draw the further figures of a probe, if it declares any."""
     return _drawing(shown.further_figures)(datasets, title) if shown.further_figures else {}
 
 
-def _modes(members: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
-    """The figure of the two modes of a model's mask."""
+def _draw_modes(members: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
+    """Draw the figure of the two modes of a model's mask."""
     return {"mask": _drawing("mask_modes:mask_modes_figure")(*members)}
 
 
 def figure(data: xr.Dataset | Sequence[xr.Dataset]) -> go.Figure:
-    """The first figure of what a probe made: what a notebook shows.
+    """Return the first figure of a probe's datasets, which is what a notebook shows.
 
     Args:
         data: a dataset, or several of one probe as a list, or joined by ``xr.concat`` along ``model`` or ``mode``.
 
     Raises:
-        LoopprobeError: no probe made it, or nothing of it can be drawn.
+        LoopprobeError: no probe made the data, or nothing in it can be drawn.
     """
     datasets = [part for one in ([data] if isinstance(data, xr.Dataset) else data) for part in _parts(one)]
     if not datasets:
@@ -103,13 +108,13 @@ def figure(data: xr.Dataset | Sequence[xr.Dataset]) -> go.Figure:
 
 
 def _has_data(trace: Any) -> bool:
-    """Whether a trace shows at least one number."""
+    """Return whether a trace shows at least one number."""
     values = getattr(trace, "z", None) if trace.type == "heatmap" else getattr(trace, "y", None)
     return values is not None and any(not isinstance(v, float) or np.isfinite(v) for v in np.ravel(values).tolist())
 
 
 def _parts(data: xr.Dataset) -> list[xr.Dataset]:
-    """What was joined along ``model`` or ``mode``, one by one, each with the attributes that it had."""
+    """Split a dataset that was joined along ``model`` or ``mode``, and restore the attributes of each part."""
     if not isinstance(data, xr.Dataset):
         raise LoopprobeError(f"a {type(data).__name__} is no dataset: give what a probe of loopprobe returned")
     joined = [dim for dim in ("mode", "model") if dim in data.dims]
@@ -130,10 +135,10 @@ def _parts(data: xr.Dataset) -> list[xr.Dataset]:
 
 
 def _labelled(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
-    """The same datasets, in which two checkpoints never have one label.
+    """Label the datasets so that no two checkpoints share a label.
 
     Raises:
-        LoopprobeError: they are of several probes, or of one model and the same options.
+        LoopprobeError: the datasets come from several probes, or two come from one model and the same options.
     """
     if len(probes := {_probe(data) for data in datasets}) > 1:
         raise LoopprobeError(f"the datasets are of several probes ({', '.join(sorted(probes))}): draw them one by one")
@@ -152,13 +157,13 @@ def _labelled(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:
 
 
 def _mode(data: xr.Dataset) -> str:
-    """First or last, of a mask."""
+    """Return the mode of a mask, first or last; empty for every other probe."""
     stamp = read_stamp(data)
     return str(stamp.options["mode"]) if stamp.probe == "mask" else ""
 
 
 def _by_model(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:
-    """Datasets by the label of their model; the two modes of masks in their order."""
+    """Group datasets by the label of their model, with the two modes of masks in order."""
     models: dict[str, list[xr.Dataset]] = {}
     for data in sorted(datasets, key=_mode):
         models.setdefault(str(data.model.item()), []).append(data)
@@ -166,18 +171,18 @@ def _by_model(datasets: Sequence[xr.Dataset]) -> dict[str, list[xr.Dataset]]:
 
 
 def table(data: xr.Dataset) -> Table:
-    """The table of one dataset."""
+    """Return the table of one dataset."""
     shown = _shown(_probe(data))
     made: Table = _tabling(shown.compare_table)([data]) if shown.compared else _tabling(shown.table)(data)
     return made
 
 
 def tables_for(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> list[Table]:
-    """What a verb prints: as ``figures``, one table of all models where the probe compares them, else one a model.
+    """Return the tables that a verb prints: one of all models where the probe compares them, else one per model.
 
     Args:
-        datasets: as for ``figures``.
-        loops: loop counts to show, of a probe whose table has columns for them; None: some.
+        datasets: the datasets of one probe, as for ``figures``.
+        loops: the loop counts to show, for a probe whose table has columns for them; None: a few.
     """
     datasets = _labelled(datasets)
     shown, chosen = _shown(_probe(datasets[0])), [] if loops is None else [loops]
@@ -193,7 +198,7 @@ def tables_for(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = Non
 
 
 def findings(datasets: Sequence[xr.Dataset]) -> list[str]:
-    """What a verb says below its tables, a sentence a model."""
+    """Return the sentences that a verb prints below its tables, one per model."""
     if _probe(datasets[0]) != "mask":
         return []
     return [
@@ -207,7 +212,7 @@ def findings(datasets: Sequence[xr.Dataset]) -> list[str]:
 def figures_of(
     probe: str, datasets: Sequence[xr.Dataset], title: str, by: Literal["window", "layers", "loss"] = "window"
 ) -> dict[str, go.Figure]:
-    """The figures of a saved question: one of all models where the probe compares them, else those of each."""
+    """Return the figures of a saved question: one of all models where the probe compares them, else those of each."""
     shown = _shown(probe)
     if not shown.compare_figure:
         return {f"figure-{name}": made for name, made in figures(datasets).items()}
@@ -216,7 +221,7 @@ def figures_of(
 
 
 def tables_of(probe: str, datasets: Sequence[xr.Dataset]) -> list[Table]:
-    """The tables of a saved question: one of all models where the probe compares them, else that of each."""
+    """Return the tables of a saved question: one of all models where the probe compares them, else one of each."""
     shown = _shown(probe)
     if not shown.compare_table:
         return [table(data) for data in datasets]
@@ -225,6 +230,7 @@ def tables_of(probe: str, datasets: Sequence[xr.Dataset]) -> list[Table]:
 
 
 def _probe(data: xr.Dataset) -> str:
+    """Return the name of the probe that made a dataset."""
     probe = data.attrs.get("probe")
     if probe not in PROBES and probe not in DERIVED:
         raise LoopprobeError(f"this dataset is of no probe ({probe!r}): give what a probe of loopprobe returned")

@@ -1,4 +1,4 @@
-"""Answers of the saved questions to one HTML page with figures, tables and verdicts, to findings.md and report.json."""
+"""Report of the study: one HTML page with figures, tables and verdicts, and the files findings.md and report.json."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     """Write index.html, which can be sent by itself, and the verdicts as findings.md and report.json.
 
     Args:
-        answers: by the name of the question.
-        folder: where to write; it must exist.
+        answers: the answers by the name of their question.
+        folder: the folder to write to; it must exist.
 
     Returns:
-        The verdicts, every claim of the study in its order.
+        The verdicts on every claim of the study, in the study's order.
 
     Raises:
         LoopprobeError: a file cannot be written.
@@ -46,11 +46,11 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     )
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
     made = f"Made by loopprobe {__version__}, {span} held-out prompts a model."
-    holds = {"made": made, "verdicts": decided, "sections": sections, "statuses": STATUSES}
+    context = {"made": made, "verdicts": decided, "sections": sections, "statuses": STATUSES}
     record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
     texts = {
-        "index.html": _render("report.html", holds | {"script": Markup(get_plotlyjs())}),
-        "findings.md": _render("findings.md", holds),
+        "index.html": _render("report.html", context | {"script": Markup(get_plotlyjs())}),
+        "findings.md": _render("findings.md", context),
         "report.json": json.dumps(record, indent=2) + "\n",
     }
     for name, text in texts.items():
@@ -59,15 +59,17 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     return decided
 
 
-def _render(name: str, holds: Mapping[str, Any]) -> str:
+def _render(name: str, context: Mapping[str, Any]) -> str:
+    """Fill a template of the report."""
     template = resources.files("loopprobe.study") / "templates" / name
     environment = jinja2.Environment(
         autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    return environment.from_string(template.read_text(encoding="utf-8")).render(holds).strip() + "\n"
+    return environment.from_string(template.read_text(encoding="utf-8")).render(context).strip() + "\n"
 
 
 def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdict]) -> dict[str, Any]:
+    """Return what the template shows of one section."""
     title = next(iter(answers.values())).saved.title.split(":")[0]
     return {
         "name": name,
@@ -78,6 +80,7 @@ def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdi
 
 
 def _part(name: str, answered: Answered) -> dict[str, Any]:
+    """Return what the template shows of one question."""
     figures = figures_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
     config = {"responsive": True, "displaylogo": False}
     options: dict[str, Any] = {
@@ -100,7 +103,7 @@ def _part(name: str, answered: Answered) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Replace NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Saved questions: a TOML file each under probes/, with its title, its probe, its checkpoints and its options.
+"""Saved questions: TOML files under probes/ with a title, a probe, checkpoints and options each.
 
-The answer of a question lies in a folder of datasets, one a model, and is reused while nothing of the question,
-the model and the version of loopprobe has changed.
+The answer to a question is a folder of datasets, one per model. It is reused until the question, the model or the
+version of loopprobe changes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from loopprobe.types import Progress
 
 @configuration
 class Saved(Question):
-    """A question as its file has it.
+    """A question as its file states it.
 
     Attributes:
-        section: of the report; needed there alone.
-        title, asks: for the reader.
+        section: the section of the report; only the report needs it.
+        title, asks: the title and the question in words, for the reader.
+        checkpoints: the checkpoints that the probe runs on.
         by: what makes a panel of its figure (``figures.panels``).
-        quick: options and ``prompts`` that replace the others in a quick run.
+        quick: the options and ``prompts`` that replace the others in a quick run.
     """
 
     section: str
@@ -50,7 +51,7 @@ class Saved(Question):
     quick: dict[str, Any] = Field(default_factory=dict)
 
     def question(self, quick: bool = False) -> Question:
-        """The question, or its quick form."""
+        """Return the question, or its quick form."""
         changed = dict(self.quick) if quick else {}
         prompts = changed.pop("prompts", self.prompts)
         tree = {field.name: getattr(self, field.name) for field in dataclasses.fields(Question)}
@@ -61,7 +62,7 @@ def read_saved(path: Path) -> Saved:
     """Read and check a saved question.
 
     Raises:
-        LoopprobeError: there is none, a key is missing, or a key or a probe is not known.
+        LoopprobeError: the file does not exist, a key is missing, or a key or the probe is unknown.
     """
     tree = read_toml(path, "saved question")
     needed = [
@@ -78,7 +79,7 @@ def read_saved(path: Path) -> Saved:
 
 
 def saved_questions(folder: Path | None = None) -> dict[str, Saved]:
-    """All saved questions of a folder by name, in the order of their names; None: those of the study.
+    """Return all saved questions of a folder, by name and in the order of names; None: those of the study.
 
     Raises:
         LoopprobeError: there are none, or one cannot be read.
@@ -92,8 +93,8 @@ class Answered:
 
     Attributes:
         saved: the question.
-        datasets: one a checkpoint that is there.
-        missing: checkpoints that are not.
+        datasets: one dataset per checkpoint that exists.
+        missing: the checkpoints that do not exist.
     """
 
     saved: Saved
@@ -110,27 +111,27 @@ def answer_saved(
     progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
     pool: Processes | RayPool | None = None,
 ) -> dict[str, Answered]:
-    """Answer questions for the checkpoints that are there, reusing what ``folder`` holds of the same.
+    """Answer questions for the checkpoints that exist, and reuse the answers that ``folder`` already holds.
 
     Args:
-        saved: questions by name.
-        folder: of the answers, one folder a question.
-        quick: their quick forms.
-        device: where the models are, unless a pool has them elsewhere.
+        saved: the questions by name.
+        folder: the folder of the answers, which has one folder per question.
+        quick: whether to ask the quick forms.
+        device: the device of the models, unless a pool has them elsewhere.
         progress, pool: see ``questions.answer``.
 
     Returns:
-        The answers, by the names of the questions.
+        The answers by the names of their questions.
     """
     known = names()
-    load = functools.cache(load_checkpoint)  # a model once for all questions
+    load = functools.cache(load_checkpoint)  # each model is loaded once for all questions
     asked: dict[str, dict[Path, Prepared]] = {}
     missing: dict[str, tuple[str, ...]] = {}
     for name, one in saved.items():
         question = one.question(quick)
-        there = tuple(model for model in question.checkpoints if model in known or Path(model).is_dir())
-        missing[name] = tuple(model for model in question.checkpoints if model not in there)
-        prepared = prepare(dataclasses.replace(question, checkpoints=there), device, load)
+        available = tuple(model for model in question.checkpoints if model in known or Path(model).is_dir())
+        missing[name] = tuple(model for model in question.checkpoints if model not in available)
+        prepared = prepare(dataclasses.replace(question, checkpoints=available), device, load)
         asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
     everything = {path: p for paths in asked.values() for path, p in paths.items()}
     with ExitStack() as claims:
@@ -139,13 +140,13 @@ def answer_saved(
         answers = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
         todo = [path for path in everything if path not in answers]
         for i, data in as_answered([everything[path] for path in todo], progress, pool):
-            write_dataset(data, todo[i])  # at once: an interrupted run keeps what it has
+            write_dataset(data, todo[i])  # written at once, so that an interrupted run keeps it
             answers[todo[i]] = data
     return {name: Answered(one, [answers[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
 
 
 def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
-    """The answer that a file holds, where it is that of the prepared question; a damaged file holds none."""
+    """Return the answer that a file holds if it answers the prepared question; a damaged file holds none."""
     try:
         data = read_dataset(path)
         version = read_stamp(data).provenance["loopprobe"]

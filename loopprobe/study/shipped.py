@@ -1,4 +1,4 @@
-"""Where the questions of the study lie: inside an installed wheel, or in probes/ at the top of the clone. No torch."""
+"""Places of the study's questions: an installed wheel, or probes/ at the top of the clone; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from loopprobe.errors import LoopprobeError
 
 
 def study_folder() -> Path:
-    """The folder of the study's saved questions."""
+    """Return the folder of the study's saved questions."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_questions"
     return installed if installed.is_dir() else package.parent / "probes"
 
 
 def toml_files(folder: Path) -> list[Path]:
-    """The files of the saved questions in a folder, grid files left out, in the order of their names.
+    """Return the files of the saved questions in a folder, in the order of their names, without grid files.
 
     Raises:
         LoopprobeError: there are none.

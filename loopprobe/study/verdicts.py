@@ -1,9 +1,9 @@
-"""Claims decided on results: a claim is a set of findings, each a ratio with its interval held against a rule.
+"""Verdicts on claims: a claim is a set of findings, each a ratio with its interval held against a rule.
 
-Ratios of mean errors are bootstrapped over prompts, which all models of a task share, so that pairs stay paired,
-and over seeds where there are several. A finding is supported when its whole interval obeys the rule, contradicted
-when all of it breaks the rule, undecided otherwise; a claim is supported when all of its findings are, contradicted
-when any is.
+Ratios of mean errors are bootstrapped over prompts and, where there are several, over seeds. All models of a task
+share the prompts, so pairs stay paired. A finding is supported when its whole interval obeys the rule, contradicted
+when all of it breaks the rule, and undecided otherwise. A claim is supported when all of its findings are, and
+contradicted when any of them is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Rule:
     """A range that an estimate must lie in.
 
     Attributes:
-        low, high: its ends; -inf and inf for none.
+        low, high: the ends of the range; -inf and inf stand for no end.
     """
 
     low: float = -np.inf
@@ -44,17 +44,17 @@ class Rule:
 
 
 def below(high: float) -> Rule:
-    """At most ``high``."""
+    """Return the rule that an estimate is at most ``high``."""
     return Rule(high=high)
 
 
 def above(low: float) -> Rule:
-    """At least ``low``."""
+    """Return the rule that an estimate is at least ``low``."""
     return Rule(low=low)
 
 
 def about_equal(factor: float) -> Rule:
-    """A ratio that is one within ``factor`` to either side."""
+    """Return the rule that a ratio differs from one by at most ``factor`` in either direction."""
     return Rule(1 / factor, factor)
 
 
@@ -63,10 +63,10 @@ class Finding:
     """One estimate with its 95 % interval, held against a rule.
 
     Attributes:
-        what: in words.
-        estimate, low, high: the number.
-        rule: what the claim says it is.
-        status: what follows.
+        what: the estimate in words.
+        estimate, low, high: the estimate and both ends of its interval.
+        rule: the range that the claim states.
+        status: the status that follows.
     """
 
     what: str
@@ -79,11 +79,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, what became of it, and the findings that decided.
+    """A claim, its status, and the findings that decided it.
 
     Attributes:
-        section: of the study.
-        claim: in the study's words.
+        section: the section of the study.
+        claim: the claim in the study's words.
         status: supported, contradicted or undecided.
         findings: the evidence.
     """
@@ -94,16 +94,16 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
 
     def count(self, status: Status) -> int:
-        """How many of the findings are so."""
+        """Return the number of findings with a status."""
         return sum(finding.status == status for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
 
 def decide(what: str, estimate: float, interval: tuple[float, float], rule: Rule) -> Finding:
-    """Hold an interval against a rule; one that is not finite decides nothing."""
+    """Hold an interval against a rule; an interval that is not finite decides nothing."""
     low, high = interval
     status: Status = "undecided"
     if not np.isfinite([low, high]).all():
@@ -116,13 +116,16 @@ def decide(what: str, estimate: float, interval: tuple[float, float], rule: Rule
 
 
 def conclude(section: str, claim: str, findings: Iterable[Finding]) -> Verdict:
-    """A claim holds when all of its findings do, and falls with any of them; without findings it is undecided."""
+    """Decide a claim by its findings.
+
+    A claim holds when all of its findings do and falls with any of them. Without findings it is undecided.
+    """
     findings = tuple(findings)
-    found = {finding.status for finding in findings}
+    statuses = {finding.status for finding in findings}
     status: Status = "undecided"
-    if "contradicted" in found:
+    if "contradicted" in statuses:
         status = "contradicted"
-    elif found == {"supported"}:
+    elif statuses == {"supported"}:
         status = "supported"
     return Verdict(section, claim, status, findings)
 
@@ -130,17 +133,17 @@ def conclude(section: str, claim: str, findings: Iterable[Finding]) -> Verdict:
 def bootstrap(
     statistic: Callable[..., Any], *groups: Float[ndarray, "_ example ..."], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """An estimate and its 95 % percentile interval over prompts and seeds.
+    """Return an estimate and its 95 % percentile interval over prompts and seeds.
 
-    Prompts are resampled jointly for all groups, which keeps them paired; seeds within each group, since seed i
-    of one group has nothing in common with seed i of another (Davison and Hinkley 1997, section 3.8). With one
+    Prompts are resampled jointly for all groups, which keeps them paired. Seeds are resampled within each group, since
+    seed i of one group has nothing in common with seed i of another (Davison and Hinkley 1997, section 3.8). With one
     seed the interval is over prompts only.
 
     Args:
-        statistic: from the values of each group (means over its seeds), [..., example], to numbers [...]; where groups
+        statistic: maps the values of each group (means over its seeds), [..., example], to numbers [...]; where groups
             have more dimensions than seed and example, the values have them too.
-        groups: values per seed and prompt, with the same prompts.
-        seed: of the resampling.
+        groups: the values per seed and prompt, with the same prompts.
+        seed: the seed of the resampling.
     """
     generator = np.random.default_rng(seed)
     n = groups[0].shape[1]
@@ -159,17 +162,17 @@ def bootstrap(
 
 
 def ratio_of_means(numerator: Float[ndarray, "... example"], denominator: ndarray) -> Float[ndarray, ...]:
-    """Mean over mean."""
+    """Return the ratio of two means."""
     return numerator.mean(-1) / denominator.mean(-1)
 
 
 def difference_of_means(one: Float[ndarray, "... example"], other: ndarray) -> Float[ndarray, ...]:
-    """Mean minus mean."""
+    """Return the difference of two means."""
     return one.mean(-1) - other.mean(-1)
 
 
 def ratio_of_spreads(numerator: Float[ndarray, "... example"], denominator: ndarray) -> Float[ndarray, ...]:
-    """Standard deviation over standard deviation."""
+    """Return the ratio of two standard deviations."""
     return numerator.std(-1) / denominator.std(-1)
 
 
@@ -185,7 +188,7 @@ def hold_ratio(
 
 
 def verdict_table(decided: Sequence[Verdict]) -> Table:
-    """One row a claim, with how many of its findings support it."""
+    """Tabulate the claims, one row each, with the number of findings of every status."""
     table = titled("claims of the study")
     for name in ("section", "claim", "verdict", *STATUSES):
         table.add_column(name, justify="left" if name in ("section", "claim", "verdict") else "right")

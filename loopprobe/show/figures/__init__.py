@@ -1,1 +1,1 @@
-"""Datasets to plotly figures; no input or output but that of ``style.write_html`` and ``style.write_png``."""
+"""Functions that draw datasets as plotly figures; only those of ``style`` write files."""

@@ -14,11 +14,12 @@ from loopprobe.show.figures.style import BASELINE_COLOURS, BLACK, DASHES, GREY, 
 
 
 def align_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """Similarity of every iteration with every step, algorithm by algorithm; and at the best steps, over iterations."""
+    """Draw how similar the iterations are to the steps of every algorithm, and how similar to the best steps."""
     return {"align": _maps(data), "align-best": _best(data)}
 
 
 def _maps(data: xr.Dataset) -> go.Figure:
+    """Draw one heat map per algorithm: the similarity of every iteration with every step."""
     iteration = data.attrs["iteration"]
     columns = 4
     rows = -(-data.sizes["algorithm"] // columns)
@@ -29,10 +30,10 @@ def _maps(data: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     for i, name in enumerate(data.algorithm.values):
         row, col = i // columns + 1, i % columns + 1
-        at = data.sel(algorithm=name)
-        heat(figure, at.error_similarity, "step", "loop", row=row, col=col)
+        algorithm = data.sel(algorithm=name)
+        heat(figure, algorithm.error_similarity, "step", "loop", row=row, col=col)
         figure.add_scatter(
-            x=at.best_step, y=at.loop, mode="lines+markers", line={"color": "white", "width": 1},
+            x=algorithm.best_step, y=algorithm.loop, mode="lines+markers", line={"color": "white", "width": 1},
             marker={"size": 5, "color": "white", "line": {"color": BLACK, "width": 1}}, name="nearest step",
             row=row, col=col, hovertemplate="nearest: step %{x}",
         )  # fmt: skip
@@ -52,6 +53,7 @@ def _maps(data: xr.Dataset) -> go.Figure:
 
 
 def _best(data: xr.Dataset) -> go.Figure:
+    """Draw each iteration beside the nearest step of each algorithm."""
     iteration = data.attrs["iteration"]
     panels = {
         "error_similarity": "cosine of the errors",
@@ -61,10 +63,9 @@ def _best(data: xr.Dataset) -> go.Figure:
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
     for col, measure in enumerate(panels, 1):
         for i, name in enumerate(data.algorithm.values):
-            at = data.sel(algorithm=name)
-            value = at[f"best_{measure}"].where(
-                at[f"best_{measure}"] < 10
-            )  # an algorithm that diverges leaves the figure
+            algorithm = data.sel(algorithm=name)
+            best = algorithm[f"best_{measure}"]
+            value = best.where(best < 10)  # an algorithm that diverges leaves the figure
             look = {"colour": BASELINE_COLOURS[i % 10], "dash": DASHES[i % 2]}
             curve(figure, data.loop, value, **look, name=str(name), col=col, in_legend=col == 1)
         null = data[f"null_best_{measure}"].max("algorithm") if measure != "distance" else None

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import BLACK, DASHES, colours, curve, finish, heat
 
-HEADS = {  # measures by head
+HEADS = {  # the measures of single heads
     "mixing_score": "mixing score",
     "column_sum_concentration": "column-sum<br>concentration",
     "change": "change<br>per loop",
@@ -21,10 +21,10 @@ LAYERS = {"sink_rate": "sink rate", "matrix_entropy": "matrix entropy"}
 
 
 def attention_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """Mean patterns with a slider over the loops, where the query attends, the measures, and loops against loops.
+    """Draw mean patterns with a slider over the loops, the query's attention, the measures, and loop distances.
 
     Args:
-        data: of the attention probe.
+        data: a dataset of the attention probe.
     """
     return {
         "attention": _patterns(data),
@@ -38,7 +38,7 @@ def _patterns(data: xr.Dataset) -> go.Figure:
     figure, places = _grid(data)
     loops = data.loop.values
     start = min(int(data.attrs["trained_loops"]), len(loops)) - 1
-    logs = np.log10(data.pattern.clip(1e-6).where(data.key <= data["query"]))  # later tokens are not seen
+    logs = np.log10(data.pattern.clip(1e-6).where(data.key <= data["query"]))  # a token does not see later tokens
 
     def maps(i: int) -> list[go.Heatmap]:
         return [
@@ -77,9 +77,10 @@ def _query(data: xr.Dataset) -> go.Figure:
     targets = data.target.values
     for (layer, head), (row, col) in places.items():
         for i, (target, colour) in enumerate(zip(targets, colours(len(targets)), strict=True)):
-            at = data.sel(layer=layer, head=head, target=target)
+            attention = data.sel(layer=layer, head=head, target=target)
             first = (row, col) == (1, 1)
-            curve(figure, data.loop, at.mass, (at.mass_low, at.mass_high), colour=colour, name=str(target), row=row,
+            interval = attention.mass_low, attention.mass_high
+            curve(figure, data.loop, attention.mass, interval, colour=colour, name=str(target), row=row,
                   col=col, dash=DASHES[i % len(DASHES)], in_legend=first)  # fmt: skip
         figure.update_xaxes(title="loops done", row=row, col=col)
         figure.update_yaxes(title="attention of the query" if col == 1 else None, range=[0, 1.02], row=row, col=col)
@@ -88,7 +89,8 @@ def _query(data: xr.Dataset) -> go.Figure:
 
 def _measures(data: xr.Dataset) -> go.Figure:
     every = HEADS | LAYERS
-    names = {name: words for name, words in every.items() if np.isfinite(data[name]).any()}  # one loop has no change
+    # A single loop has no change.
+    names = {name: words for name, words in every.items() if np.isfinite(data[name]).any()}
     last_of_heads = sum(name in HEADS for name in names)
     figure = make_subplots(1, len(names), subplot_titles=list(names.values()), horizontal_spacing=0.045)
     places = [(layer, head) for layer in data.layer.values for head in data["head"].values]
@@ -98,11 +100,11 @@ def _measures(data: xr.Dataset) -> go.Figure:
             lines, colours(len(lines)) if name in HEADS else [BLACK] * len(lines), strict=True
         ):
             where = {"layer": layer} | ({} if head is None else {"head": head})
-            at = data.sel(where)
-            interval = (at[f"{name}_low"], at[f"{name}_high"]) if f"{name}_low" in data else None
+            values = data.sel(where)
+            interval = (values[f"{name}_low"], values[f"{name}_high"]) if f"{name}_low" in data else None
             label = f"layer {layer}" if head is None else f"head {layer}.{head}"
             in_legend = col in (1, last_of_heads + 1)
-            curve(figure, data.loop, at[name], interval, colour=colour, name=label, col=col, in_legend=in_legend)
+            curve(figure, data.loop, values[name], interval, colour=colour, name=label, col=col, in_legend=in_legend)
     figure.update_xaxes(title="loops done")
     finish(figure, f"{data.model.item()}: attention and residual stream over the loops")
     return figure.update_layout(hovermode="closest")
@@ -120,7 +122,7 @@ def _distance(data: xr.Dataset) -> go.Figure:
 
 
 def _grid(data: xr.Dataset) -> tuple[go.Figure, dict[tuple[int, int], tuple[int, int]]]:
-    """A panel a layer and head, at most four in a row, and where each is."""
+    """Return a figure with one panel per layer and head, at most four in a row, and the place of each panel."""
     heads = [(int(layer), int(head)) for layer in data.layer.values for head in data["head"].values]
     cols = min(4, len(heads))
     rows = math.ceil(len(heads) / cols)
@@ -130,6 +132,7 @@ def _grid(data: xr.Dataset) -> tuple[go.Figure, dict[tuple[int, int], tuple[int,
 
 
 def _look(figure: go.Figure, data: xr.Dataset, title: str, places: dict, below: int = 0) -> go.Figure:
+    """Apply the common look to a figure with one panel per head."""
     rows = max(row for row, _ in places.values())
     finish(figure, f"{data.model.item()}: {title}")
     return figure.update_layout(height=160 + 290 * rows + below, hovermode="closest", margin={"r": 130})

@@ -10,10 +10,10 @@ from loopprobe.show.figures.style import DASHES, colours, curve, diverging, fini
 
 
 def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """The share of the prediction that each part wrote in each loop: as a heat map and, for the largest, as curves.
+    """Draw the share of the prediction that each part wrote in each loop: a heat map, and curves of the largest.
 
     Args:
-        data: of the attribute probe.
+        data: a dataset of the attribute probe.
     """
     if data.sizes["loop"] == 1:
         return {"attribute": _ordinary(data.isel(loop=0))}
@@ -23,9 +23,9 @@ def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     heat(figure, data.share, "component", "loop")
     largest = abs(data.share).max("loop").sortby(abs(data.share).max("loop"), ascending=False).component.values[:6]
     for i, (component, colour) in enumerate(zip(largest, colours(len(largest)), strict=True)):
-        at = data.sel(component=component)
+        part = data.sel(component=component)
         curve(
-            figure, data.loop, at.share, (at.low, at.high), colour=colour, name=str(component), col=2,
+            figure, data.loop, part.share, (part.low, part.high), colour=colour, name=str(component), col=2,
             dash=DASHES[i % len(DASHES)],
         )  # fmt: skip
     figure.update_yaxes(title="loops done once it was written", col=1)
@@ -37,7 +37,7 @@ def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
 
 
 def _ordinary(data: xr.Dataset) -> go.Figure:
-    """Of one loop: a bar a part, with its 95 % interval."""
+    """Draw one bar per part with its 95 % interval, for a model with one loop."""
     figure = go.Figure()
     figure.add_bar(
         x=data.component.values, y=data.share.values, marker={"color": colours(1)[0]},

@@ -17,11 +17,11 @@ from loopprobe.show.figures.style import BASELINE_COLOURS, GREY, curve, finish, 
 def compare_figure(
     datasets: Sequence[xr.Dataset], title: str = "error against the number of examples", by: By = "window"
 ) -> go.Figure:
-    """Error against the in-context examples, one curve a model, with the optimum and the baselines.
+    """Draw the error against the in-context examples, one curve per model, with the optimum and the baselines.
 
     Args:
-        datasets: of the compare probe, one a model.
-        title: of the figure.
+        datasets: datasets of the compare probe, one per model.
+        title: the title of the figure.
         by: what makes a panel, see ``panels``.
     """
     figure = _figure(panels(datasets, by), ("mean", "low", "high"))
@@ -32,40 +32,52 @@ def compare_figure(
 def accuracy_figure(
     datasets: Sequence[xr.Dataset], title: str = "accuracy against the number of examples"
 ) -> go.Figure:
-    """Share of right signs against the in-context examples, where labels are signs."""
+    """Draw the share of right signs against the in-context examples, for labels that are signs."""
     figure = _figure(panels(datasets), ("accuracy", "accuracy_low", "accuracy_high"))
     figure.update_yaxes(title="accuracy", col=1, tickformat=".0%")
     return finish(figure, title)
 
 
-def _figure(found: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Figure:
-    """A curve a model, then the optimum, then each baseline, with their intervals; ``parts`` names the variables."""
+def _figure(lines_by_panel: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Figure:
+    """Draw one curve per model, then the optimum, then each baseline, with their intervals.
+
+    ``parts`` names the variables of the mean and of both ends.
+    """
     mean, low, high = parts
-    figure = draw(found, "point", lambda data: data[mean], lambda data: (data[low], data[high]))
+    figure = draw(lines_by_panel, "point", lambda data: data[mean], lambda data: (data[low], data[high]))
     shown: set[str] = set()
-    for col, lines in enumerate(found.values(), 1):
+    for col, lines in enumerate(lines_by_panel.values(), 1):
         for words, members in by_prompts([data for line in lines for data in line.datasets]).items():
-            data, of = members[0], f" ({words})" if words else ""
-            name = data.attrs["optimum"] + of
+            data, suffix = members[0], f" ({words})" if words else ""
+            name = data.attrs["optimum"] + suffix
             above = data.where(data.optimum_mean > 1e-6, drop=True)  # exact optima reach zero, which no log axis shows
             new = name not in shown
             line = above[f"optimum_{mean}"]
             curve(figure, above.point, line, colour=GREY, dash="dot", name=name, col=col, in_legend=new)
             shown.add(name)
-            for i, (baseline, at) in enumerate(baselines_of(members).items()):
+            for i, (baseline, answers) in enumerate(baselines_of(members).items()):
                 if baseline == data.attrs["optimum"]:
                     continue
-                name = baseline + of
+                name = baseline + suffix
                 look = BASELINE_COLOURS[i % len(BASELINE_COLOURS)]
-                line = at[f"baseline_{mean}"].where(at.baseline_mean > 1e-6)
-                curve(figure, at.point, line, colour=look, dash="dash", name=name, col=col, in_legend=name not in shown)
+                line = answers[f"baseline_{mean}"].where(answers.baseline_mean > 1e-6)
+                curve(
+                    figure,
+                    answers.point,
+                    line,
+                    colour=look,
+                    dash="dash",
+                    name=name,
+                    col=col,
+                    in_legend=name not in shown,
+                )
                 shown.add(name)
     axis = "in-context examples before the query"
-    figure.update_xaxes(title="<br>".join(textwrap.wrap(axis, max(16, 100 // len(found)))))
+    figure.update_xaxes(title="<br>".join(textwrap.wrap(axis, max(16, 100 // len(lines_by_panel)))))
     return figure
 
 
 def accuracy_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
-    """The accuracy of those models whose labels are signs."""
+    """Draw the accuracy of the models whose labels are signs."""
     signs = [data for data in datasets if "accuracy" in data]
     return {"accuracy": accuracy_figure(signs, *([title] if title else []))} if signs else {}

@@ -16,17 +16,17 @@ from loopprobe.show.figures.style import BLACK, finish, level, log_errors
 def converge_figure(
     datasets: Sequence[xr.Dataset], title: str = "error against the number of loops", by: By = "window"
 ) -> go.Figure:
-    """Error against the loop, one curve a model, with the optimum where it is not zero.
+    """Draw the error against the loop, one curve per model, with the optimum where it is not zero.
 
     Args:
-        datasets: of the converge probe, one a model.
-        title: of the figure.
+        datasets: datasets of the converge probe, one per model.
+        title: the title of the figure.
         by: what makes a panel, see ``panels``.
     """
-    found = panels(datasets, by)
-    figure = draw(found, "loop", lambda data: data["mean"], lambda data: (data.low, data.high))
+    lines_by_panel = panels(datasets, by)
+    figure = draw(lines_by_panel, "loop", lambda data: data["mean"], lambda data: (data.low, data.high))
     shown: set[str] = set()
-    for col, lines in enumerate(found.values(), 1):
+    for col, lines in enumerate(lines_by_panel.values(), 1):
         for words, members in by_prompts([line.datasets[0] for line in lines]).items():
             data = members[0]
             best, name = float(data.optimum.mean()), data.attrs["optimum"] + (f" ({words})" if words else "")

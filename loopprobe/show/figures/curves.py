@@ -13,11 +13,11 @@ from loopprobe.support.statistics import moving_mean
 
 
 def curves_figure(datasets: Sequence[xr.Dataset], title: str = "training loss", by: By = "window") -> go.Figure:
-    """Training loss against the step, smoothed over 100 steps, one curve a model.
+    """Draw the training loss against the step, smoothed over 100 steps, one curve per model.
 
     Args:
-        datasets: of the curves probe, one a model.
-        title: of the figure.
+        datasets: datasets of the curves probe, one per model.
+        title: the title of the figure.
         by: what makes a panel, see ``panels``.
     """
     figure = draw(panels(datasets, by), "step", lambda data: moving_mean(data.loss.values, data.step.values))

@@ -12,18 +12,19 @@ from loopprobe.show.figures.style import BLACK, DASHES, GREY, colours, curve, fi
 
 
 def decode_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """R² of ridge regression at every iteration and token; of networks over iterations; and the causal check."""
-    found = {"decode": _maps(data)}
+    """Draw what ridge regression reads by iteration and token, what networks read, and the causal check."""
+    figures = {"decode": _maps(data)}
     if "network_r2" in data:
-        found["decode-networks"] = _networks(data)
+        figures["decode-networks"] = _networks(data)
     if "slope" in data:
-        found["decode-causal"] = _causal(data)
-    return found
+        figures["decode-causal"] = _causal(data)
+    return figures
 
 
 def _maps(data: xr.Dataset) -> go.Figure:
+    """Draw what ridge regression reads, one heat map per target."""
     looped = data.attrs["iteration"] == "loop"
-    at = data.isel(layer=-1) if looped else data.isel(loop=-1)
+    iterations = data.isel(layer=-1) if looped else data.isel(loop=-1)
     y = "loop" if looped else "layer"
     names = data.target.values
     columns = 3
@@ -34,7 +35,7 @@ def _maps(data: xr.Dataset) -> go.Figure:
         vertical_spacing=0.22,
     )  # fmt: skip
     for i, name in enumerate(names):
-        values = at.r2.sel(target=name, control="none").clip(0)
+        values = iterations.r2.sel(target=name, control="none").clip(0)
         heat(figure, values, "position", y, row=i // columns + 1, col=i % columns + 1)
     figure.update_xaxes(title="token", row=rows)
     figure.update_yaxes(title=y, col=1)
@@ -48,6 +49,7 @@ def _maps(data: xr.Dataset) -> go.Figure:
 
 
 def _networks(data: xr.Dataset) -> go.Figure:
+    """Draw what small networks read over the iterations, one panel per kind of network."""
     kinds = data.network.values
     figure = make_subplots(rows=1, cols=len(kinds), subplot_titles=[f"network {kind}" for kind in kinds],
                            shared_yaxes=True, horizontal_spacing=0.05)  # fmt: skip
@@ -55,11 +57,11 @@ def _networks(data: xr.Dataset) -> go.Figure:
     for col, kind in enumerate(kinds, 1):
         for name, colour in zip(data["of"].values, palette, strict=True):
             for control, dash in zip(data.control.values, DASHES, strict=False):
-                at = data.sel(network=kind, of=name, control=control)
-                band = (at.network_r2_low, at.network_r2_high) if control == "none" else None
+                decoded = data.sel(network=kind, of=name, control=control)
+                band = (decoded.network_r2_low, decoded.network_r2_high) if control == "none" else None
                 label = str(name) if control == "none" else f"{name}, control: {control}"
                 curve(
-                    figure, data.iteration, at.network_r2.clip(-0.25), band, colour=colour, dash=dash, name=label,
+                    figure, data.iteration, decoded.network_r2.clip(-0.25), band, colour=colour, dash=dash, name=label,
                     col=col, in_legend=col == 1,
                 )  # fmt: skip
     figure.update_xaxes(title=f"{data.attrs['iteration']}s")
@@ -68,11 +70,12 @@ def _networks(data: xr.Dataset) -> go.Figure:
 
 
 def _causal(data: xr.Dataset) -> go.Figure:
+    """Draw how far an edit of the state moves the prediction, by loops after the edit."""
     figure = make_subplots()
     for edit, colour in zip(data.edit.values, colours(data.sizes["edit"]), strict=True):
-        at = data.sel(edit=edit)
-        curve(figure, data.after, at.slope, (at.slope_low, at.slope_high), colour=colour, name=str(edit))
-        curve(figure, data.after, at.slope_random, colour=colour, dash="dot", name=f"{edit}: random direction")
+        edited = data.sel(edit=edit)
+        curve(figure, data.after, edited.slope, (edited.slope_low, edited.slope_high), colour=colour, name=str(edit))
+        curve(figure, data.after, edited.slope_random, colour=colour, dash="dot", name=f"{edit}: random direction")
     for value, colour in ((1, BLACK), (0, GREY)):
         figure.add_hline(y=value, line={"dash": "dot", "color": colour, "width": 1})
     figure.update_xaxes(title=f"loops after the edit (in loop {data.attrs['edited_loop']})")

@@ -15,12 +15,14 @@ from loopprobe.show.folds_rows import rows_of, tables_in
 def folds_figure(
     datasets: Sequence[xr.Dataset], title: str = "tables of real data, left out and trained on", by: str = "window"
 ) -> go.Figure:
-    """Accuracy at the query on every table: a marker a kind of model, filled where it was not trained on the table.
+    """Draw the accuracy at the query on every table, one marker per kind of model.
+
+    A marker is filled where the models were not trained on the table.
 
     Args:
-        datasets: of the folds probe, one a model.
-        title: of the figure.
-        by: all models stand in one panel, whatever it is.
+        datasets: datasets of the folds probe, one per model.
+        title: the title of the figure.
+        by: has no effect, since all models stand in one panel.
     """
     figure = make_subplots()
     rows = rows_of(datasets)

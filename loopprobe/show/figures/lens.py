@@ -15,16 +15,19 @@ TITLES = {"final norm": "read with the final norm", "no norm": "without norm", "
 
 
 def lens_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """What stands in the residual stream: at the query against the loop, and by point.
+    """Draw the answers read from the residual stream: at the query against the loop, and by point.
 
     Args:
-        data: of the lens probe.
+        data: a dataset of the lens probe.
     """
     return {"lens": _at_query(data), "lens-by-point": _by_point(data)}
 
 
 def _at_query(data: xr.Dataset) -> go.Figure:
-    """Rows are measures, columns lenses; one curve a site over the loops, or, of one loop, one curve over the sites."""
+    """Draw the answers at the query, with one row per measure and one column per lens.
+
+    A panel has one curve per site over the loops. A model with one loop has one curve over the sites.
+    """
     titles = [TITLES[lens] for lens in data.lens.values] + [""] * (len(data.lens) * (len(MEASURES) - 1))
     figure = make_subplots(
         len(MEASURES), len(data.lens), subplot_titles=titles, shared_yaxes="rows", shared_xaxes=True,
@@ -32,15 +35,16 @@ def _at_query(data: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     ordinary = data.sizes["loop"] == 1
     x, lines = ("site", "loop") if ordinary else ("loop", "site")
-    data = data.assign_coords(site=_names(data))
+    data = data.assign_coords(site=_site_names(data))
     for row, measure in enumerate(MEASURES, 1):
         for col, lens in enumerate(data.lens.values, 1):
             for line, colour in zip(data[lines].values, colours(data.sizes[lines]), strict=True):
-                at = data.sel({"lens": lens, lines: line})
-                at = at.isel({x: (at[f"query_{measure}"] > 0).values})  # the final answer is at distance 0 from itself
-                mean, low, high = (at[f"query_{measure}{part}"] for part in ("", "_low", "_high"))
+                answers = data.sel({"lens": lens, lines: line})
+                # The final answer has distance 0 from itself, which no logarithmic axis shows.
+                answers = answers.isel({x: (answers[f"query_{measure}"] > 0).values})
+                mean, low, high = (answers[f"query_{measure}{part}"] for part in ("", "_low", "_high"))
                 curve(
-                    figure, at[x], mean, (low, high), colour=colour, name=str(line), row=row, col=col,
+                    figure, answers[x], mean, (low, high), colour=colour, name=str(line), row=row, col=col,
                     in_legend=(row, col) == (1, 1) and not ordinary,
                 )  # fmt: skip
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
@@ -53,8 +57,11 @@ def _at_query(data: xr.Dataset) -> go.Figure:
 
 
 def _by_point(data: xr.Dataset) -> go.Figure:
-    """Error with the final norm, logarithmic colours: loop × point, a panel a site; of one loop site × point."""
-    logs = xr.apply_ufunc(np.log10, data.error.sel(lens="final norm")).assign_coords(site=_names(data))
+    """Draw the error with the final norm in logarithmic colours, by loop and point, one panel per site.
+
+    A model with one loop has a single panel by site and point.
+    """
+    logs = xr.apply_ufunc(np.log10, data.error.sel(lens="final norm")).assign_coords(site=_site_names(data))
     ordinary = data.sizes["loop"] == 1
     titles = ["at every site"] if ordinary else logs.site.values.tolist()
     figure = make_subplots(1, len(titles), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
@@ -71,5 +78,6 @@ def _by_point(data: xr.Dataset) -> go.Figure:
     return figure.update_layout(hovermode="closest", margin={"r": 90})
 
 
-def _names(data: xr.Dataset) -> list[str]:
+def _site_names(data: xr.Dataset) -> list[str]:
+    """Return the names of the sites as figures show them."""
     return [str(site) if site == "input" else f"after {site}" for site in data.site.values]

@@ -12,10 +12,10 @@ from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, lo
 
 
 def exit_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """Error against mean loops, one curve a rule, beside the same number of loops for all prompts.
+    """Draw the error against the mean loops, one curve per rule, beside the same number of loops for all prompts.
 
     Args:
-        data: of the exit probe.
+        data: a dataset of the exit probe.
     """
     figure = make_subplots(1, 1)
     curve(
@@ -24,13 +24,13 @@ def exit_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     )  # fmt: skip
     rules = list(dict.fromkeys(data.rule.values.tolist()))
     for rule, colour in zip(rules, colours(len(rules)), strict=True):
-        at = data.isel(rule_setting=np.nonzero(data.rule.values == rule)[0]).sortby("mean_loops")
-        settings = [f"{rule}: {setting:g}" for setting in at.setting.values]
+        points = data.isel(rule_setting=np.nonzero(data.rule.values == rule)[0]).sortby("mean_loops")
+        settings = [f"{rule}: {setting:g}" for setting in points.setting.values]
         figure.add_scatter(
-            x=at.mean_loops.values, y=at["mean"].values, mode="lines+markers", name=rule, text=settings,
+            x=points.mean_loops.values, y=points["mean"].values, mode="lines+markers", name=rule, text=settings,
             line={"color": colour, "width": 2}, marker={"size": 7},
-            error_y={"type": "data", "array": (at.high - at["mean"]).values, "arrayminus": (at["mean"] - at.low).values,
-                     "thickness": 1, "width": 3},
+            error_y={"type": "data", "array": (points.high - points["mean"]).values,
+                     "arrayminus": (points["mean"] - points.low).values, "thickness": 1, "width": 3},
             hovertemplate="%{text}: %{y:.4g} after %{x:.1f} loops<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="loops, mean over prompts", type="log")
@@ -40,10 +40,10 @@ def exit_figures(data: xr.Dataset) -> dict[str, go.Figure]:
 
 
 def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """Leading eigenvalues at the fixed points in the plane, and the error at the fixed point against that of the loop.
+    """Draw the leading eigenvalues at the fixed points, and the error there against the error of the loop.
 
     Args:
-        data: of the fixed-points probe.
+        data: a dataset of the fixed-points probe.
     """
     titles = ["leading eigenvalues at the fixed point", "error at the fixed point and on the loop"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
@@ -54,18 +54,18 @@ def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     )
     errors = data.error.isel(start=0)
     for moves, name, colour in ((False, "loop at rest", colours(2)[0]), (True, "loop moves", colours(2)[1])):
-        at = data.isel(example=np.nonzero(data.moves.values == moves)[0])
-        if not np.isfinite(at.error.isel(start=0)).any():  # no such prompt, or none with a fixed point
+        prompts = data.isel(example=np.nonzero(data.moves.values == moves)[0])
+        if not np.isfinite(prompts.error.isel(start=0)).any():  # no prompt of this group has a fixed point
             continue
         figure.add_scatter(
-            x=at.eigenvalue_real.values.ravel(), y=at.eigenvalue_imag.values.ravel(), mode="markers", name=name,
-            legendgroup=name, marker={"size": 5, "color": colour, "opacity": 0.7},
-            customdata=at.eigenvalue_position.values.ravel(),
+            x=prompts.eigenvalue_real.values.ravel(), y=prompts.eigenvalue_imag.values.ravel(), mode="markers",
+            name=name, legendgroup=name, marker={"size": 5, "color": colour, "opacity": 0.7},
+            customdata=prompts.eigenvalue_position.values.ravel(),
             hovertemplate="%{x:.3f} + %{y:.3f}i, token %{customdata}<extra></extra>", row=1, col=1,
         )  # fmt: skip
         figure.add_scatter(
-            x=at.loop_error.values, y=at.error.isel(start=0).values, mode="markers", name=name, legendgroup=name,
-            showlegend=False, marker={"size": 7, "color": colour, "opacity": 0.8},
+            x=prompts.loop_error.values, y=prompts.error.isel(start=0).values, mode="markers", name=name,
+            legendgroup=name, showlegend=False, marker={"size": 7, "color": colour, "opacity": 0.8},
             hovertemplate="loop %{x:.3g}, fixed point %{y:.3g}<extra></extra>", row=1, col=2,
         )  # fmt: skip
     both = np.concatenate([data.loop_error.values, errors.values])

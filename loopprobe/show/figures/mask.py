@@ -15,13 +15,14 @@ from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, l
 
 
 def mask_figure(data: xr.Dataset) -> go.Figure:
-    """Error against what is kept of the state, and against the loop.
+    """Draw the error against what is kept of the state, and against the loop.
 
-    With four or more values of n, the left panel is error against n, one curve a loop count; with fewer it is
-    error against the number of in-context examples. The right panel is error against the loop, one curve an n.
+    With four or more values of n, the left panel shows the error against n, one curve per loop count. With fewer it
+    shows the error against the number of in-context examples. The right panel shows the error against the loop, one
+    curve per n.
 
     Args:
-        data: of the mask probe.
+        data: a dataset of the mask probe.
     """
     n, last = data.n.values, data.isel(loop=-1)
     stamp = read_stamp(data)
@@ -43,9 +44,9 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     if over_n:
         shown = loops_to_show(data)
         for loop, colour in zip(shown, colours(len(shown)), strict=True):
-            at = data.sel(loop=loop)
+            errors = data.sel(loop=loop)
             name = f"{loop} loop{'s' * (loop > 1)}"
-            curve(figure, n, at["mean"], (at.low, at.high), colour=colour, name=name)
+            curve(figure, n, errors["mean"], (errors.low, errors.high), colour=colour, name=name)
         left, left_title = n, f"n: {config['mode']} {config['unit']}s of the state {verb}"
     else:
         left, left_title = data.point.values, "in-context examples before the query"
@@ -55,9 +56,18 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         by_point = last.clean_error_by_point
         curve(figure, left, by_point, colour=BLACK, name="clean run", legend="legend2", in_legend=False)
     for value, colour in zip(picked, colours(len(picked)), strict=True):
-        at = data.sel(n=value)
+        errors = data.sel(n=value)
         name = f"n = {value}"
-        curve(figure, data.loop, at["mean"], (at.low, at.high), colour=colour, name=name, col=2, legend="legend2")
+        curve(
+            figure,
+            data.loop,
+            errors["mean"],
+            (errors.low, errors.high),
+            colour=colour,
+            name=name,
+            col=2,
+            legend="legend2",
+        )
     interval = data.clean_low, data.clean_high
     curve(figure, data.loop, data.clean_mean, interval, colour=BLACK, name="clean run", col=2, legend="legend2")
     for name, error in ignoring(data).items():
@@ -73,23 +83,23 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
 
 
 def mask_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """The figure of one model."""
+    """Return the figure of one model by its name."""
     return {"mask": mask_figure(data)}
 
 
 def mask_models_figure(
     datasets: Sequence[xr.Dataset], title: str = "error by what is kept", by: By = "window"
 ) -> go.Figure:
-    """Error against n, one curve a model and loop count: as trained, and (dotted) after the last loop.
+    """Draw the error against n, one curve per model and loop count: as trained and, dotted, after the last loop.
 
     Args:
-        datasets: of the mask probe, one a model, with the same n.
-        title: of the figure.
+        datasets: datasets of the mask probe, one per model, with the same n.
+        title: the title of the figure.
         by: what makes a panel, see ``panels``.
     """
     stamp = read_stamp(datasets[0])
     config = stamp.options
-    found = {
+    lines_by_panel = {
         panel: [
             Line(f"{line.name}, {loop} loops", tuple(data.sel(loop=loop) for data in line.datasets), line.colour, dash)
             for line in lines
@@ -97,8 +107,8 @@ def mask_models_figure(
         ]
         for panel, lines in panels(datasets, by).items()
     }
-    figure = draw(found, "n", lambda data: data["mean"], lambda data: (data.low, data.high))
-    for col, lines in enumerate(found.values(), 1):
+    figure = draw(lines_by_panel, "n", lambda data: data["mean"], lambda data: (data.low, data.high))
+    for col, lines in enumerate(lines_by_panel.values(), 1):
         for name, error in ignoring(lines[0].datasets[0]).items():
             level(figure, datasets[0].n, error, name, col=col, in_legend=col == 1)
     figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
@@ -107,5 +117,6 @@ def mask_models_figure(
 
 
 def _two_loops(data: xr.Dataset) -> list[tuple[int, str]]:
+    """Return the trained and the last loop count, each with the dash of its curve."""
     trained, last = int(data.attrs["trained_loops"]), int(data.loop[-1])
     return [(trained, "solid"), (last, "dot")] if last > trained else [(last, "solid")]

@@ -1,4 +1,4 @@
-"""Figures of first against last: two datasets of the mask probe, and their paired difference."""
+"""Figures of both modes of the mask probe, first and last, and of their paired difference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DASH = dict(zip(MODES, ("solid", "dash"), strict=True))
 
 
 def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
-    """The errors of both modes in one panel, and their difference, prompt by prompt, beside it.
+    """Draw the errors of both modes in one panel, and their difference, prompt by prompt, beside it.
 
-    With four or more values of n, both are against n, one colour a loop count; with fewer against the loops, one
-    colour an n.
+    With four or more values of n, both are drawn against n, one colour per loop count. With fewer they are drawn
+    against the loops, one colour per n.
 
     Args:
-        first, last: of the mask probe, see ``mask_difference``.
+        first, last: datasets of the mask probe, see ``mask_difference``.
     """
     difference = mask_difference(first, last)
     over_n = difference.sizes["n"] >= 4
@@ -33,12 +33,19 @@ def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
     for value, colour in zip(wanted, colours(len(wanted)), strict=True):
         name = f"after {value} loop{'s' * (value > 1)}" if over_n else f"n = {value}"
         for data, mode in ((first, "first"), (last, "last")):
-            at = data.sel({lines: value})
+            errors = data.sel({lines: value})
             curve(
-                figure, at[along], at["mean"], (at.low, at.high), colour=colour, dash=DASH[mode], name=f"{mode}, {name}"
+                figure,
+                errors[along],
+                errors["mean"],
+                (errors.low, errors.high),
+                colour=colour,
+                dash=DASH[mode],
+                name=f"{mode}, {name}",
             )
-        at = difference.sel({lines: value})
-        curve(figure, at[along], at["mean"], (at.low, at.high), colour=colour, name=f"difference, {name}", col=2)
+        paired = difference.sel({lines: value})
+        interval = paired.low, paired.high
+        curve(figure, paired[along], paired["mean"], interval, colour=colour, name=f"difference, {name}", col=2)
     x = difference[along]
     if over_n:
         end = wanted[-1]
@@ -56,16 +63,16 @@ def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
 
 
 def mask_difference_figure(data: xr.Dataset) -> go.Figure:
-    """The paired difference alone, as its dataset holds it.
+    """Draw the paired difference alone, as its dataset holds it.
 
     Args:
-        data: of ``mask_difference``.
+        data: the dataset that ``mask_difference`` returns.
     """
     figure = make_subplots()
     wanted = few_of(data.n.values.tolist())
     for n, colour in zip(wanted, colours(len(wanted)), strict=True):
-        at = data.sel(n=n)
-        curve(figure, data.loop, at["mean"], (at.low, at.high), colour=colour, name=f"n = {n}")
+        paired = data.sel(n=n)
+        curve(figure, data.loop, paired["mean"], (paired.low, paired.high), colour=colour, name=f"n = {n}")
     level(figure, data.loop, 0.0, "no difference")
     figure.update_xaxes(title="loops done")
     figure.update_yaxes(title=f"difference of {read_stamp(data).query_unit}")
@@ -73,10 +80,10 @@ def mask_difference_figure(data: xr.Dataset) -> go.Figure:
 
 
 def mask_difference_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """The figure of the difference."""
+    """Return the figure of the difference by its name."""
     return {"mask-difference": mask_difference_figure(data)}
 
 
 def shown_note(data: xr.Dataset, wanted: list[int]) -> str:
-    """Which n are drawn, where that is not all."""
+    """Return a note on which n are drawn, empty where all are."""
     return "" if len(wanted) == data.sizes["n"] else f" (n = {', '.join(map(str, wanted))} of {data.sizes['n']})"

@@ -1,4 +1,4 @@
-"""Which model stands in which panel, as which line: one panel a window T, or one a loop count and window."""
+"""Panels of a figure and the lines in them: one panel per window T, or one per loop count and window."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ By = Literal["window", "layers", "loss"]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel: the seeds of a model together.
+    """One line of a panel, which joins the seeds of a model.
 
     Attributes:
-        name: in the legend.
-        datasets: one a seed.
-        colour, dash: the look.
+        name: the name in the legend.
+        datasets: one dataset per seed.
+        colour, dash: the look of the line.
     """
 
     name: str
@@ -36,12 +36,14 @@ class Line:
 
 
 def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[Line]]:
-    """Lines by panel; every dataset stands in at least one, under a title that is true of it.
+    """Return the lines of every panel, by the title of the panel.
 
-    With ``window``: one panel a task and window T. A window above the loop count is the loop count, so a model
-    may stand in several panels, titled T = min(…, b), and ordinary models stand in all; colour is b, the same
-    everywhere. With ``layers`` or ``loss``: one panel a loop count and window, colour is the number of layers or
-    the loss.
+    Every dataset stands in at least one panel, under a title that is true of it.
+
+    With ``window`` there is one panel per task and window T. A window above the loop count equals the loop count, so
+    a model may stand in several panels, titled T = min(…, b). Ordinary models stand in all of them. The colour is b,
+    the same everywhere. With ``layers`` or ``loss`` there is one panel per loop count and window, and the colour is the
+    number of layers or the loss.
     """
     if by != "window":
         return _by_loops(datasets, _layers if by == "layers" else _loss, "L" if by == "layers" else by)
@@ -56,7 +58,7 @@ def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[
 
 
 def _by_window(datasets: Sequence[xr.Dataset]) -> dict[int, list[xr.Dataset]]:
-    """The windows of the models with most loops and who shares them, then the windows of models that share none."""
+    """Group datasets by the windows of the models with most loops; models left over keep their own windows."""
     most = max(_loops(data) for data in datasets)
     inside: dict[int, list[xr.Dataset]] = {}
     for t in sorted({_window(data) for data in datasets if _loops(data) == most}):
@@ -69,6 +71,7 @@ def _by_window(datasets: Sequence[xr.Dataset]) -> dict[int, list[xr.Dataset]]:
 
 
 def _window_title(t: int, inside: Sequence[xr.Dataset]) -> str:
+    """Return a title that is true of every model in the panel."""
     if t == 0:
         return "ordinary, trained elsewhere" if all(_loops(data) == 1 for data in inside) else "trained elsewhere"
     if all(_loops(data) == 1 for data in inside):
@@ -77,14 +80,15 @@ def _window_title(t: int, inside: Sequence[xr.Dataset]) -> str:
 
 
 def _by_loops(datasets: Sequence[xr.Dataset], kind: Callable[[xr.Dataset], Any], word: str) -> dict[str, list[Line]]:
-    found_kinds = sorted({kind(data) for data in datasets})
-    colour = dict(zip(found_kinds, colours(len(found_kinds)), strict=True))
-    found: dict[str, list[xr.Dataset]] = {}
+    """Return one panel per loop count and window, with one colour per kind."""
+    kinds = sorted({kind(data) for data in datasets})
+    colour = dict(zip(kinds, colours(len(kinds)), strict=True))
+    groups: dict[str, list[xr.Dataset]] = {}
     for data in sorted(datasets, key=lambda data: (_loops(data), _window(data), kind(data))):
-        found.setdefault(f"b = {_loops(data)}, T = {_window(data)}", []).append(data)
+        groups.setdefault(f"b = {_loops(data)}, T = {_window(data)}", []).append(data)
     return {
         title: _lines(inside, lambda data: colour[kind(data)], lambda data: f"{word} = {kind(data)}")
-        for title, inside in found.items()
+        for title, inside in groups.items()
     }
 
 
@@ -93,33 +97,37 @@ def _lines(
     colour: Callable[[xr.Dataset], str],
     name: Callable[[xr.Dataset], str] = without_seed,
 ) -> list[Line]:
+    """Return one line per name; lines of one colour have different dashes."""
     lines: list[Line] = []
-    for label, own in by_name(datasets, name).items():
-        look = colour(own[0])
+    for label, seeds in by_name(datasets, name).items():
+        look = colour(seeds[0])
         dash = DASHES[sum(line.colour == look for line in lines) % len(DASHES)]
-        lines.append(Line(label, tuple(own), look, dash))
+        lines.append(Line(label, tuple(seeds), look, dash))
     return lines
 
 
 def draw(
-    found: dict[str, list[Line]],
+    lines_by_panel: dict[str, list[Line]],
     x: str,
     value: Callable[[xr.Dataset], Any],
     interval: Callable[[xr.Dataset], Any] | None = None,
 ) -> go.Figure:
-    """A figure with one panel each, side by side, that share the y axis.
+    """Draw the panels side by side, with a shared y axis.
 
     Args:
-        found: from ``panels``.
+        lines_by_panel: the result of ``panels``.
         x: the coordinate along x.
-        value: the line of one dataset.
-        interval: its ends. Of several seeds the mean is drawn where all have a value, with their range as band.
+        value: returns the line of one dataset.
+        interval: returns the ends of its interval. Several seeds are drawn as their mean, where all have a value, with
+            their range as a band.
     """
-    whole = (title.replace(" = ", "\u00a0=\u00a0") for title in found)  # lines do not break there
-    titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(found)))) for title in whole]
-    figure = make_subplots(rows=1, cols=len(found), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
+    whole = (title.replace(" = ", "\u00a0=\u00a0") for title in lines_by_panel)  # a line does not break there
+    titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(lines_by_panel)))) for title in whole]
+    figure = make_subplots(
+        rows=1, cols=len(lines_by_panel), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03
+    )
     shown: set[str] = set()
-    for col, lines in enumerate(found.values(), 1):
+    for col, lines in enumerate(lines_by_panel.values(), 1):
         for line in lines:
             seeds = xr.align(*line.datasets, join="inner", exclude=set(line.datasets[0].dims) - {x})
             rows = np.stack([np.asarray(value(data)) for data in seeds])

@@ -16,10 +16,10 @@ WORDS = {"z": "state after the loop", "z_pre": "state that enters", "attn_z": "h
 
 
 def patch_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """One figure a site: heat maps loop × token, of heads also loop × head, and the estimates against the effects.
+    """Draw one figure per site: heat maps of loop and token (or head), and the estimates against the effects.
 
     Args:
-        data: of the patch probe.
+        data: a dataset of the patch probe.
     """
     return {f"patch-{site}": _site_figure(data, site) for site in read_stamp(data).options["sites"]}
 
@@ -66,7 +66,7 @@ def _site_figure(data: xr.Dataset, site: str) -> go.Figure:
 
 
 def _scatter(figure: go.Figure, data: xr.Dataset, site: str, row: int, col: int) -> None:
-    """Attribution patching against patching, a point a place, coloured by the loop."""
+    """Draw attribution patching against patching, one point per place, coloured by the loop."""
     effect, estimate = data[site], data[f"{site}_attribution"]
     ends = [float(min(effect.min(), estimate.min())), float(max(effect.max(), estimate.max()))]
     line: dict[str, Any] = {"color": GREY, "dash": "dot", "width": 1}
@@ -84,6 +84,7 @@ def _scatter(figure: go.Figure, data: xr.Dataset, site: str, row: int, col: int)
 
 
 def _description(data: xr.Dataset, site: str) -> str:
+    """Describe the patches of a site as a title."""
     config = read_stamp(data).options
     what = {
         "label": f"another label for example {config['example']}",

@@ -11,10 +11,12 @@ from loopprobe.show.figures.style import BLACK, DASHES, colours, curve, finish
 
 
 def recover_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """What a push changes in the prediction and in the state, by loops since then; a panel a size, a curve a token.
+    """Draw what a push changes in the prediction and in the state, by loops since then.
+
+    Each size has one panel and each token one curve.
 
     Args:
-        data: of the recover probe.
+        data: a dataset of the recover probe.
     """
     titles = [f"pushed by {size:g} of its norm" for size in data["size"].values]
     moved = f"prediction moved ({read_stamp(data).step_unit})"
@@ -30,9 +32,8 @@ def recover_figures(data: xr.Dataset) -> dict[str, go.Figure]:
         for col, size in enumerate(data["size"].values, 1):
             for i, token in enumerate(data.position.values):
                 values = data[name].sel(size=size, position=token)
-                values = values.isel(
-                    after=(values > 0).values
-                )  # at first only the query's own state moves its prediction
+                # At first only the query's own state moves its prediction.
+                values = values.isel(after=(values > 0).values)
                 curve(
                     figure, values.after, values, colour=looks[int(token)], name=names[int(token)], row=row, col=col,
                     dash=DASHES[i % 3] if token != -1 else "solid", in_legend=(row, col) == (1, 1),
@@ -46,10 +47,10 @@ def recover_figures(data: xr.Dataset) -> dict[str, go.Figure]:
 
 
 def paths_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """Paths in their principal components, in three dimensions coloured by loop, and in two coloured by token.
+    """Draw paths in their principal components: in space, coloured by loop, and in the plane, coloured by token.
 
     Args:
-        data: of the paths probe.
+        data: a dataset of the paths probe.
     """
     return {"paths": _in_space(data), "paths-plane": _in_plane(data)}
 
@@ -101,7 +102,7 @@ def _axis(data: xr.Dataset, i: int) -> str:
 
 
 def _menu(data: xr.Dataset, traces: int) -> dict:
-    """Buttons that show one prompt at a time."""
+    """Return buttons that show one prompt at a time."""
     n_prompts = data.sizes["followed"]
     buttons = [
         {

@@ -15,22 +15,23 @@ from loopprobe.show.figures.style import SYMBOLS, colours, curve, finish, log_er
 
 
 def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution", by: str = "window") -> go.Figure:
-    """Error at the query under every shift, a marker a model.
+    """Draw the error at the query under every shift, one marker per model.
 
     Args:
-        datasets: of the shift probe, one a model.
-        title: of the figure.
-        by: all models stand in one panel, whatever it is.
+        datasets: datasets of the shift probe, one per model.
+        title: the title of the figure.
+        by: has no effect, since all models stand in one panel.
     """
     shifts = _shifts(datasets)
     figure = make_subplots()
     for i, (data, colour) in enumerate(zip(datasets, colours(len(datasets)), strict=True)):
-        at = data.isel(loop=-1)
-        x = at["mean"].values
+        errors = data.isel(loop=-1)
+        x = errors["mean"].values
         figure.add_scatter(
-            x=x, y=at["shift"].values, mode="markers", name=data.model.item(),
+            x=x, y=errors["shift"].values, mode="markers", name=data.model.item(),
             marker={"size": 9, "color": colour, "symbol": SYMBOLS[i % len(SYMBOLS)]},
-            error_x={"type": "data", "symmetric": False, "array": at.high.values - x, "arrayminus": x - at.low.values},
+            error_x={"type": "data", "symmetric": False,
+                     "array": errors.high.values - x, "arrayminus": x - errors.low.values},
             hovertemplate="%{y}: %{x:.4g}",
         )  # fmt: skip
     figure.add_vline(x=1, line={"dash": "dot", "color": "#777777", "width": 1})
@@ -42,8 +43,11 @@ def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distributi
 
 
 def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution") -> go.Figure:
-    """Error against the in-context examples, one panel a shift that is not of the query alone, one curve a model."""
-    shown = [s for s in _shifts(datasets) if any(s in d["shift"] and _there(d, s) for d in datasets)]
+    """Draw the error against the in-context examples, one panel per shift and one curve per model.
+
+    Shifts of the query alone have no panel.
+    """
+    shown = [s for s in _shifts(datasets) if any(s in d["shift"] and _has_curve(d, s) for d in datasets)]
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = make_subplots(
@@ -54,12 +58,12 @@ def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of dis
     for i, shift in enumerate(shown):
         row, col = i // columns + 1, i % columns + 1
         for data, colour in zip(datasets, colours(len(datasets)), strict=True):
-            if shift not in data["shift"] or not _there(data, shift):
+            if shift not in data["shift"] or not _has_curve(data, shift):
                 continue
-            at, name = data.sel(shift=shift), data.model.item()
-            band = at.error_by_point_low, at.error_by_point_high
+            shifted, name = data.sel(shift=shift), data.model.item()
+            band = shifted.error_by_point_low, shifted.error_by_point_high
             curve(
-                figure, at.point, at.error_by_point, band, colour=colour, name=name, row=row, col=col,
+                figure, shifted.point, shifted.error_by_point, band, colour=colour, name=name, row=row, col=col,
                 in_legend=name not in named,
             )  # fmt: skip
             named.add(name)
@@ -71,7 +75,7 @@ def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of dis
 
 
 def shift_curves_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
-    """The curves over the examples."""
+    """Draw the curves over the in-context examples."""
     return {"curves": shift_curves_figure(datasets, *([title] if title else []))}
 
 
@@ -79,5 +83,5 @@ def _shifts(datasets: Sequence[xr.Dataset]) -> list[str]:
     return list(dict.fromkeys(str(shift) for data in datasets for shift in data["shift"].values))
 
 
-def _there(data: xr.Dataset, shift: str) -> bool:
+def _has_curve(data: xr.Dataset, shift: str) -> bool:
     return bool(np.isfinite(data.error_by_point.sel(shift=shift)).any())

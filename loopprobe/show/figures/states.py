@@ -15,10 +15,12 @@ from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, tr
 
 
 def states_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """How states and predictions move over the loops, and where they go; nothing where no loops were followed.
+    """Draw how states and predictions move over the loops, and where they go.
+
+    There is no figure where no states were followed.
 
     Args:
-        data: of the converge probe.
+        data: a dataset of the converge probe.
     """
     if "relative_step" not in data:
         return {}
@@ -26,7 +28,7 @@ def states_figures(data: xr.Dataset) -> dict[str, go.Figure]:
 
 
 def _moves(data: xr.Dataset) -> go.Figure:
-    """Quantiles over prompts and tokens of the relative step, the distance to the end, and decimal places."""
+    """Draw quantiles over prompts and tokens: the relative step, the distance to the end, and correct decimals."""
     titles = ["relative step of the state", "distance to the state far out", "correct decimals at the query"]
     figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07)
     levels = [(0.9, "90 %"), (0.5, "median"), (0.1, "10 %")]
@@ -53,11 +55,11 @@ def _moves(data: xr.Dataset) -> go.Figure:
 
 
 def limits_models_figure(datasets: Sequence[xr.Dataset], title: str) -> go.Figure:
-    """Shares of the types of limit, a bar a model (mean of its seeds), of states and of predictions.
+    """Draw the shares of the types of limit of states and predictions, one bar per model (the mean of its seeds).
 
     Args:
-        datasets: of the converge probe, with states, one a model.
-        title: of the figure.
+        datasets: datasets of the converge probe, with states, one per model.
+        title: the title of the figure.
     """
     types = datasets[0].limit.attrs["types"].split(", ")
     models = by_name(datasets)
@@ -78,7 +80,7 @@ def limits_models_figure(datasets: Sequence[xr.Dataset], title: str) -> go.Figur
 
 
 def _limits(data: xr.Dataset) -> go.Figure:
-    """Shares of the types of limit by point, and the observed rates against the spectral radius."""
+    """Draw the shares of the types of limit by point, and the observed rates against the spectral radius."""
     types = data.limit.attrs["types"].split(", ")
     titles = ["states, by token", "predictions, by point", "rate against spectral radius"]
     figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.08)
@@ -118,6 +120,6 @@ def _limits(data: xr.Dataset) -> go.Figure:
 
 
 def limits_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
-    """Where the states of those models go whose states were followed."""
+    """Draw where the states go, for the models whose states were followed."""
     followed = [data for data in datasets if "limit" in data]
     return {"limits": limits_models_figure(followed, title or "models compared")} if followed else {}

@@ -1,4 +1,4 @@
-"""What all figures share: curves with bands, colours, axes, and how they are written."""
+"""Common parts of all figures: curves with bands, colours, axes, and the writing of files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import writing
 
 BLACK, GREY = "#000000", "#777777"
-BASELINE_COLOURS = qualitative.Safe  # of what has no order; told apart by colour-blind readers
+BASELINE_COLOURS = qualitative.Safe  # for things without order; colour-blind readers can tell them apart
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def colours(n: int) -> list[str]:
-    """n colours in order, from one scale that colour-blind readers and black-and-white prints keep in order."""
+    """Return n colours in order, which colour-blind readers and black-and-white prints keep in order."""
     return sample_colorscale("Viridis", [0.3] if n == 1 else np.linspace(0.0, 0.85, n)) if n else []
 
 
 def loop_colour(n_loops: int) -> str:
-    """The colour of a model trained with b loops, the same in every figure; ordinary transformers are black."""
+    """Return the colour of a model trained with b loops, the same in every figure.
+
+    Ordinary transformers are black.
+    """
     if n_loops == 1:
         return BLACK
     return sample_colorscale("Viridis", [min(0.9, max(0.0, (n_loops - 5) / 25))])[0]
@@ -49,16 +52,16 @@ def curve(
     legend: str = "legend",
     in_legend: bool = True,
 ) -> None:
-    """A line, with its 95 % interval as a band; both answer to one legend entry.
+    """Draw a line with its 95 % interval as a band; both share one legend entry.
 
     Args:
-        figure: made by ``make_subplots``.
-        x, mean: the line.
-        interval: its lower and upper ends.
-        colour, dash: of the line.
-        name: in the legend; curves of one name and legend are toggled together.
+        figure: a figure made by ``make_subplots``.
+        x, mean: the coordinates of the line.
+        interval: the lower and upper ends.
+        colour, dash: the look of the line.
+        name: the name in the legend; curves with the same name and legend are toggled together.
         row, col: the panel.
-        legend: which of the figure's legends.
+        legend: the legend of the figure that the curve belongs to.
         in_legend: whether this curve makes the legend's entry.
     """
     x, mean = np.asarray(x), np.asarray(mean)
@@ -89,14 +92,14 @@ def heat(
     col: int = 1,
     template: str = "%{z:.3g}",
 ) -> None:
-    """A heat map of a matrix with labelled axes; all of a figure share its colours.
+    """Draw a heat map of a matrix with labelled axes; all heat maps of a figure share their colours.
 
     Args:
-        figure: made by ``make_subplots``.
-        values: with the dims ``x`` and ``y``.
-        x, y: which of them goes where.
+        figure: a figure made by ``make_subplots``.
+        values: an array with the dimensions ``x`` and ``y``.
+        x, y: the dimension along each axis.
         row, col: the panel.
-        template: how a value is shown on hover.
+        template: the format of a value on hover.
     """
     figure.add_heatmap(
         x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis="coloraxis",
@@ -105,7 +108,7 @@ def heat(
 
 
 def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:
-    """A colour axis around zero that colour-blind readers can tell apart: blue below, red above."""
+    """Return a colour axis around zero, blue below and red above, which colour-blind readers can tell apart."""
     sizes = np.abs(np.asarray(values, float))
     most = float(sizes[np.isfinite(sizes)].max(initial=0)) or 1.0
     bar = {"title": {"text": title, "side": "right"}, "thickness": 14, **colorbar}
@@ -114,7 +117,7 @@ def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:
 
 def level(figure: go.Figure, x: Any, value: float, name: str, *, col: int = 1, legend: str = "legend",
           in_legend: bool = True, colour: str = GREY) -> None:  # fmt: skip
-    """A dotted horizontal line from one end of x to the other, with a legend entry."""
+    """Draw a dotted horizontal line from one end of x to the other, with a legend entry."""
     x = np.asarray(x)
     figure.add_scatter(
         x=[x.min(), x.max()], y=[value] * 2, mode="lines", name=name,
@@ -125,7 +128,7 @@ def level(figure: go.Figure, x: Any, value: float, name: str, *, col: int = 1, l
 
 
 def trained_line(figure: go.Figure, n_loops: int, col: int, *, log: bool = False) -> None:
-    """A vertical line at the loop count of the training; ``log`` where the axis is logarithmic."""
+    """Draw a vertical line at the loop count of the training; ``log`` is for a logarithmic axis."""
     figure.add_vline(x=n_loops, line={"dash": "dot", "color": GREY, "width": 1}, col=col)
     figure.add_annotation(
         x=math.log10(n_loops) if log else n_loops, y=1, yref="y domain", text="trained", showarrow=False,
@@ -134,13 +137,13 @@ def trained_line(figure: go.Figure, n_loops: int, col: int, *, log: bool = False
 
 
 def log_errors(figure: go.Figure, title: str) -> None:
-    """Logarithmic error axes, the same in all panels; the title says what is measured."""
+    """Set logarithmic error axes, the same in all panels; the title says what is measured."""
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", matches="y")
     figure.update_yaxes(title=title, col=1)
 
 
 def finish(figure: go.Figure, title: str) -> go.Figure:
-    """The common look; as high as the legend needs."""
+    """Apply the common look, with the height that the legend needs."""
     entries = sum(trace.showlegend is not False and trace.legend in (None, "legend") for trace in figure.data)
     wrapped = "<br>".join(textwrap.wrap(title, 120))
     figure.update_layout(
@@ -152,16 +155,16 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
 
 
 def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
-    """Write an interactive page, whole or not at all; a figure with a slider stands still.
+    """Write an interactive page, whole or not at all; a slider does not play by itself.
 
     Args:
-        figure: to write.
-        path: of the page.
+        figure: the figure to write.
+        path: the path of the page.
         alone: whether the page holds plotly's script, so that it can be sent by itself; else plotly.min.js must lie
             beside it.
 
     Raises:
-        LoopprobeError: it cannot be written.
+        LoopprobeError: the page cannot be written.
     """
     page = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=True, auto_play=False)
     with writing(path) as partial:
@@ -169,15 +172,17 @@ def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
 
 
 def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool = False) -> list[Path]:
-    """Write the figures of a folder: one holds plotly's script itself, several share one file of it beside them.
+    """Write the figures of a folder.
+
+    A single page holds plotly's script itself. Several pages share one file of it beside them.
 
     Args:
-        figures: by the stem of their files.
-        folder: where to write; it must exist.
+        figures: the figures by the stem of their files.
+        folder: the folder to write to; it must exist.
         png: write pictures too.
 
     Returns:
-        What was written.
+        The paths that were written.
 
     Raises:
         LoopprobeError: a file cannot be written, or no PNG can be made.
@@ -196,7 +201,7 @@ def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool =
 
 
 def write_script(folder: Path) -> None:
-    """Write plotly's script into a folder, unless it lies there."""
+    """Write plotly's script into a folder, unless it is already there."""
     script, path = get_plotlyjs().encode(), folder / "plotly.min.js"
     if path.is_file() and path.read_bytes() == script:
         return
@@ -205,12 +210,12 @@ def write_script(folder: Path) -> None:
 
 
 def require_png() -> None:
-    """Raise LoopprobeError where no PNG can be made: kaleido or a Chrome is not installed."""
+    """Raise LoopprobeError if no PNG can be made because kaleido or a Chrome is not installed."""
     _png(go.Figure(), width=16, height=16)
 
 
 def write_png(figure: go.Figure, path: Path) -> None:
-    """A picture, through kaleido and a Chrome.
+    """Write a picture with kaleido and a Chrome.
 
     Raises:
         LoopprobeError: one of these is not installed, or the picture cannot be written.

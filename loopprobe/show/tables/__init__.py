@@ -1,4 +1,4 @@
-"""What the terminal shows: tables and sentences from results."""
+"""Tables and sentences that present results in the terminal."""
 
 from loopprobe.show.tables.algorithms import align_table, decode_table
 from loopprobe.show.tables.common import lines_of, markdown, show_table

@@ -10,7 +10,7 @@ from loopprobe.show.tables.common import titled, with_ends
 
 
 def align_table(data: xr.Dataset) -> Table:
-    """How much of the predictions each algorithm explains, and how like it is: a row an algorithm."""
+    """Tabulate how much of the predictions each algorithm explains and how similar it is, one row per algorithm."""
     iteration = data.attrs["iteration"]
     table = titled(f"{data.model.item()}: {data.attrs['identified']} identified")
     table.caption = (
@@ -23,26 +23,34 @@ def align_table(data: xr.Dataset) -> Table:
     table.add_column("never trained: explained", justify="right")
     middle = improving(data)
     for name in data.algorithm.values:
-        at = data.sel(algorithm=name)
-        diverges = bool(at.explained.isnull())
+        algorithm = data.sel(algorithm=name)
+        diverges = bool(algorithm.explained.isnull())
         cells = (
-            ["diverges"] * 3 if diverges else [with_ends(at, part) for part in ("explained", "gain", "steps_per_loop")]
+            ["diverges"] * 3
+            if diverges
+            else [with_ends(algorithm, part) for part in ("explained", "gain", "steps_per_loop")]
         )
-        similar = [float(at[f"best_{part}_similarity"].sel(loop=middle).mean()) for part in ("error", "weight")]
-        null = "diverges" if at.null_explained.isnull() else f"{float(at.null_explained):.3g}"
+        similar = [float(algorithm[f"best_{part}_similarity"].sel(loop=middle).mean()) for part in ("error", "weight")]
+        null = "diverges" if algorithm.null_explained.isnull() else f"{float(algorithm.null_explained):.3g}"
         table.add_row(str(name), *cells, *(f"{value:.3g}" for value in similar), null)
     return table
 
 
 def improving(data: xr.Dataset) -> np.ndarray:
-    """Iterations whose error lies between nine tenths and a twentieth of that of predicting zero."""
+    """Return the iterations whose error lies between a twentieth and nine tenths of the error of predicting zero.
+
+    If there are none, return all iterations.
+    """
     error = data.model_error
     inside = data.loop.values[((error < 0.9) & (error > 0.05)).values]
     return inside if len(inside) else data.loop.values
 
 
 def decode_table(data: xr.Dataset) -> Table:
-    """Where each target is read best by ridge regression, at the query's token, and by networks: a row a target."""
+    """Tabulate where ridge regression reads each target best, and what networks read, one row per target.
+
+    The query's token has a column of its own.
+    """
     iteration = data.attrs["iteration"]
     table = titled(f"{data.model.item()}: what the state holds")
     table.caption = (
@@ -59,19 +67,19 @@ def decode_table(data: xr.Dataset) -> Table:
     ):
         table.add_column(column, justify="right")
     for name in data.target.values:
-        of, control = (data.r2.sel(target=name, control=one) for one in ("none", "shuffled"))
-        best = of.isel(of.argmax(["loop", "layer", "position"]))
+        r2, shuffled = (data.r2.sel(target=name, control=one) for one in ("none", "shuffled"))
+        best = r2.isel(r2.argmax(["loop", "layer", "position"]))
         place = {dim: best[dim].item() for dim in ("loop", "layer", "position")}
         where = f"loop {place['loop']}, " if data.sizes["loop"] > 1 else ""
         where += f"layer {place['layer']}, " if data.sizes["layer"] > 1 else ""
         last = {"loop": -1, "layer": -1, "position": -1}
         cells = [
-            f"{float(best):.3g} ({float(control.sel(place)):.2g})", f"{where}token {place['position']}",
-            f"{float(of.isel(last)):.3g} ({float(control.isel(last)):.2g})",
+            f"{float(best):.3g} ({float(shuffled.sel(place)):.2g})", f"{where}token {place['position']}",
+            f"{float(r2.isel(last)):.3g} ({float(shuffled.isel(last)):.2g})",
         ]  # fmt: skip
         for kind in data.network.values if "network_r2" in data and name in data["of"] else []:
-            at = data.sel(network=kind, control="none", of=name)
-            cells.append(" → ".join(with_ends(at.isel(iteration=i), "network_r2") for i in (0, -1)))
+            decoded = data.sel(network=kind, control="none", of=name)
+            cells.append(" → ".join(with_ends(decoded.isel(iteration=i), "network_r2") for i in (0, -1)))
         table.add_row(str(name), *cells, *[""] * (5 - len(cells)))
     if "loop_index_r2" in data:
         index = data.loop_index_r2
@@ -81,7 +89,7 @@ def decode_table(data: xr.Dataset) -> Table:
         cells = [f"{float(best):.3g}", f"{where}token {int(best.position)}", f"{float(last):.3g}"]
         table.add_row("number of the loop", *cells, "", "")
     for edit in data.edit.values if "slope" in data else []:
-        at = data.sel(edit=edit)
-        moved = ", ".join(f"{with_ends(at.sel(after=k), 'slope')} after {k}" for k in (0, 1, 2) if k in data.after)
+        edited = data.sel(edit=edit)
+        moved = ", ".join(f"{with_ends(edited.sel(after=k), 'slope')} after {k}" for k in (0, 1, 2) if k in data.after)
         table.caption += f"\nEdited in loop {data.attrs['edited_loop']}: {edit}; prediction moved / as decoded: {moved}"
     return table

@@ -1,4 +1,4 @@
-"""What all tables share."""
+"""Helpers that all tables share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loopprobe.probes.dataset import read_stamp
 
 
 def show_table(table: Table) -> None:
-    """Print a table; as wide as it needs where the output is no terminal."""
+    """Print a table, at its full width where the output is not a terminal."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(80, Console(width=1000).measure(table).maximum))
@@ -23,25 +23,25 @@ def show_table(table: Table) -> None:
 
 
 def markdown(table: Table) -> str:
-    """The same table for a page in Markdown, folded under its title."""
+    """Return a table as Markdown, folded under its title."""
     head, *rows = lines_of(table)
     lines = (f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
     return "\n".join([f"<details><summary>{table.title} ({len(rows)})</summary>", "", *lines, "", "</details>"])
 
 
 def lines_of(table: Table) -> list[list[str]]:
-    """What stands in a table, line by line, its head first."""
+    """Return the text of a table line by line, its header first."""
     columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
     return [list(line) for line in zip(*columns, strict=True)]
 
 
 def titled(title: str) -> Table:
-    """A table in the common style."""
+    """Return an empty table in the common style."""
     return Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")
 
 
 def error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
-    """A table of errors, whose caption says what they are; its first column is the model."""
+    """Return an empty table of errors; its caption names the unit and its first column is the model."""
     table = titled(title)
     prompts = datasets[0].sizes["example"]
     table.caption = f"{read_stamp(datasets[0]).unit}, mean of {prompts} prompts [95 % bootstrap interval]"
@@ -50,24 +50,27 @@ def error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def interval(mean: Any, low: Any, high: Any) -> str:
-    """``0.12 [0.1, 0.14]``; ``0.12 [–]`` where there is no interval, as of a single prompt."""
+    """Format a mean with its interval: ``0.12 [0.1, 0.14]``.
+
+    A mean without an interval, such as that of a single prompt, reads ``0.12 [–]``.
+    """
     if np.isnan(float(low)) and np.isnan(float(high)):
         return f"{float(mean):.3g} [–]"
-    return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # breaks before the bracket only
+    return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # a line breaks before the bracket only
 
 
 def cell(data: xr.Dataset, names: Sequence[str], **where: Any) -> str:
-    """A mean with its interval where a dataset has the place and the variables; else a dash.
+    """Format a mean with its interval, or a dash where the dataset lacks the coordinates or the variables.
 
     Args:
-        data: of a probe.
-        names: of the mean and the ends of its interval.
-        where: the labels along its dims.
+        data: a dataset of a probe.
+        names: the variables that hold the mean and both ends of its interval.
+        where: the coordinates to select, by dimension.
     """
     there = all(name in data for name in names) and all(value in data[dim].values for dim, value in where.items())
     return interval(*(data[name].sel(where) for name in names)) if there else "–"
 
 
-def with_ends(at: xr.Dataset, name: str) -> str:
-    """A variable with its ends ``{name}_low`` and ``{name}_high``."""
-    return interval(*(at[name + part] for part in ("", "_low", "_high")))
+def with_ends(data: xr.Dataset, name: str) -> str:
+    """Format a variable with its interval, whose ends are ``{name}_low`` and ``{name}_high``."""
+    return interval(*(data[name + part] for part in ("", "_low", "_high")))

@@ -17,7 +17,10 @@ from loopprobe.support.statistics import bootstrap_mean
 
 
 def lens_table(data: xr.Dataset) -> Table:
-    """Error of the answer at the query, and its distance to the final answer: a row a lens and site."""
+    """Tabulate the error of the answer at the query and its distance to the final answer.
+
+    Each lens and site has one row.
+    """
     table = titled(f"{data.model.item()}: the answer at the query, read at every site")
     table.caption = f"{read_stamp(data).query_unit} [95 % bootstrap interval]; last column: of the final answer"
     table.add_column("lens")
@@ -28,15 +31,18 @@ def lens_table(data: xr.Dataset) -> Table:
     table.add_column("distance to the final answer", justify="right")
     for lens in data.lens.values:
         for site in data.site.values:
-            at = data.sel(lens=lens, site=site)
-            cells = [with_ends(at.sel(loop=t), "query_error") for t in shown]
-            last = with_ends(at.isel(loop=-1), "query_to_final")
+            row = data.sel(lens=lens, site=site)
+            cells = [with_ends(row.sel(loop=t), "query_error") for t in shown]
+            last = with_ends(row.isel(loop=-1), "query_to_final")
             table.add_row(str(lens), str(site) if site == "input" else f"after {site}", *cells, last)
     return table
 
 
 def attribute_table(data: xr.Dataset) -> Table:
-    """Share of the prediction at the query: a row a part, columns the last loops, and all earlier ones together."""
+    """Tabulate the share of each part in the prediction at the query, one row per part.
+
+    The columns are the last loops, and all earlier loops together.
+    """
     table = titled(f"{data.model.item()}: the prediction at the query, split by what was written in each loop")
     table.caption = "share of the prediction [95 % bootstrap interval]; with initial state and offset they sum to 1"
     table.add_column("part")
@@ -46,14 +52,14 @@ def attribute_table(data: xr.Dataset) -> Table:
     table.add_column("all earlier", justify="right")
     earlier = data.share.where(data.loop < shown[0], 0).sum("loop")
     for component in data.component.values:
-        at = data.sel(component=component)
-        cells = [interval(*(at[part].sel(loop=loop) for part in ("share", "low", "high"))) for loop in reversed(shown)]
+        row = data.sel(component=component)
+        cells = [interval(*(row[part].sel(loop=loop) for part in ("share", "low", "high"))) for loop in reversed(shown)]
         table.add_row(str(component), *cells, f"{float(earlier.sel(component=component)):.3g}")
     return table
 
 
 def attention_table(data: xr.Dataset) -> Table:
-    """Where the query attends in the last loop, and the measures: a row a head."""
+    """Tabulate where the query attends in the last loop, and the measures of each head, one row per head."""
     last = data.isel(loop=-1)
     table = titled(f"{data.model.item()}: attention of the query's token in loop {int(last.loop)}")
     even = ", ".join(f"{target} {float(data.uniform.sel(target=target)):.3g}" for target in data.target.values)
@@ -65,14 +71,14 @@ def attention_table(data: xr.Dataset) -> Table:
         table.add_column(str(name), justify="right")
     for layer in data.layer.values:
         for head in data["head"].values:
-            at = last.sel(layer=layer, head=head)
-            numbers = [*at.mass.values, at.mixing_score, at.column_sum_concentration, at.change]
+            row = last.sel(layer=layer, head=head)
+            numbers = [*row.mass.values, row.mixing_score, row.column_sum_concentration, row.change]
             table.add_row(f"{layer}.{head}", *(f"{float(number):.3g}" for number in numbers))
     return table
 
 
 def patch_table(data: xr.Dataset, most: int = 8) -> Table:
-    """The places whose patch has the largest effect, of every site."""
+    """Tabulate the places at which a patch has the largest effect, for every site."""
     config = read_stamp(data).options
     correlations = {site: data.attrs.get(f"correlation_{site}", np.nan) for site in config["sites"]}
     table = titled(f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']})")
@@ -91,17 +97,17 @@ def patch_table(data: xr.Dataset, most: int = 8) -> Table:
         for flat in np.argsort(-np.abs(values.values), axis=None)[:most]:
             where = dict(zip(values.dims, np.unravel_index(flat, values.shape), strict=True))
             labels = {axis: str(values[axis].values[i]) for axis, i in where.items()}
-            at = data.isel(where)
-            effect = with_ends(at, site) if config["exact"] else "–"
+            row = data.isel(where)
+            effect = with_ends(row, site) if config["exact"] else "–"
             places = (labels.get(axis, "–") for axis in ("loop", "layer", "head", "position"))
-            table.add_row(site, *places, effect, f"{float(at[f'{site}_attribution']):.3g}")
+            table.add_row(site, *places, effect, f"{float(row[f'{site}_attribution']):.3g}")
     return table
 
 
 def limits_table(data: xr.Dataset) -> Table | None:
-    """Where states and predictions go in the long run: shares of tokens and points, a column a type of limit.
+    """Tabulate where states and predictions go in the long run, one column per type of limit.
 
-    None where no states were followed.
+    The cells are shares of tokens and of points. Return None if no states were followed.
     """
     if "limit" not in data:
         return None
@@ -124,23 +130,26 @@ def limits_table(data: xr.Dataset) -> Table | None:
         ("state", data.limit, data.position // (data.sizes["position"] // data.sizes["point"])),
         ("prediction", data.prediction_limit, data.point),
     ):
-        for where, chosen in _parts(examples, read_stamp(data).model.get("n_dims")).items():
-            at = values.values[:, chosen.values]
-            shares = np.stack([(at == i).mean(1) for i in range(len(types))])
-            cells = ["0" if not row.any() else interval(*bootstrap_mean(row)) for row in shares]
+        for where, chosen in _split_points(examples, read_stamp(data).model.get("n_dims")).items():
+            limits = values.values[:, chosen.values]
+            shares = np.stack([(limits == i).mean(1) for i in range(len(types))])
+            cells = ["0" if not share.any() else interval(*bootstrap_mean(share)) for share in shares]
             table.add_row(what + where, *cells)
     return table
 
 
-def _parts(examples: xr.DataArray, n_dims: int | None) -> dict[str, xr.DataArray]:
-    """Where there are fewer examples than dimensions, and where not; everything, where there are no dimensions."""
+def _split_points(examples: xr.DataArray, n_dims: int | None) -> dict[str, xr.DataArray]:
+    """Split the points by whether they have fewer examples than dimensions; without dimensions there is one part."""
     if n_dims is None:
         return {"": examples >= 0}
     return {f", fewer than {n_dims} examples": examples < n_dims, f", {n_dims} examples or more": examples >= n_dims}
 
 
 def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
-    """Where the states and predictions of several models go: a row a model whose states were followed, else None."""
+    """Tabulate where the states and predictions of several models go, one row per model.
+
+    Models whose states were not followed have no row. Return None if no model is left.
+    """
     if not (datasets := [data for data in datasets if "limit" in data]):
         return None
     table = titled("where states and predictions go")
@@ -168,7 +177,10 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
 
 
 def exit_table(data: xr.Dataset) -> Table:
-    """Loops and error of every exit rule: a row a setting, and the loops for all prompts that give as low an error."""
+    """Tabulate the loops and the error of every exit rule, one row per setting.
+
+    The last column is the number of loops for all prompts that gives as low an error.
+    """
     table = titled(f"{data.model.item()}: early exit")
     table.caption = (
         f"mean of {data.sizes['example']} prompts; the last column: the fewest loops for all prompts alike whose error "
@@ -177,16 +189,19 @@ def exit_table(data: xr.Dataset) -> Table:
     for name in ("rule", "setting", "loops", "error", "for all alike"):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for i in range(data.sizes["rule_setting"]):
-        at = data.isel(rule_setting=i)
-        as_good = np.nonzero(data.by_budget.values <= float(at["mean"]))[0]
+        row = data.isel(rule_setting=i)
+        as_good = np.nonzero(data.by_budget.values <= float(row["mean"]))[0]
         alike = str(int(data.loop[as_good[0]])) if len(as_good) else "–"
-        error = interval(at["mean"], at.low, at.high)
-        table.add_row(at.rule.item(), f"{at.setting.item():g}", f"{float(at.mean_loops):.1f}", error, alike)
+        error = interval(row["mean"], row.low, row.high)
+        table.add_row(row.rule.item(), f"{row.setting.item():g}", f"{float(row.mean_loops):.1f}", error, alike)
     return table
 
 
 def fixed_points_table(data: xr.Dataset) -> Table:
-    """Fixed points by whether the loop itself comes to rest: how many were found, how stable and how good they are."""
+    """Tabulate how many fixed points were found, how stable they are and how good.
+
+    Prompts whose loop comes to rest and prompts whose loop moves have separate rows.
+    """
     table = titled(f"{data.model.item()}: fixed points, {data.sizes['example']} prompts")
     statuses, counts = np.unique(data.status.values, return_counts=True)
     ends = "; ".join(f"{count} × {Status[name].value}" for name, count in zip(statuses, counts, strict=True))
@@ -204,23 +219,23 @@ def fixed_points_table(data: xr.Dataset) -> Table:
     radius = np.hypot(data.eigenvalue_real, data.eigenvalue_imag).max("eigenvalue")
     for moves, name in ((False, "comes to rest"), (True, "moves")):
         chosen = np.nonzero(data.moves.values == moves)[0]
-        at, found = data.isel(example=chosen), data.status.values[chosen] == "FOUND"
+        prompts, is_found = data.isel(example=chosen), data.status.values[chosen] == "FOUND"
         if not len(chosen):
             continue
         of_prompts = (radius, data.singular_value, data.lyapunov)
         medians = [float(values.isel(example=chosen).median()) for values in of_prompts]
-        from_random = f"{found[:, 1:].mean():.0%}" if found.shape[1] > 1 else "–"
+        from_random = f"{is_found[:, 1:].mean():.0%}" if is_found.shape[1] > 1 else "–"
         table.add_row(
-            name, str(len(chosen)), f"{found[:, 0].mean():.0%}", from_random,
-            str(int(at["distinct"].max())), f"{float(at.limit_is_fixed.mean()):.0%}",
-            *(f"{value:.3g}" for value in medians), f"{float(at.error.isel(start=0).mean()):.3g}",
-            f"{float(at.loop_error.mean()):.3g}",
+            name, str(len(chosen)), f"{is_found[:, 0].mean():.0%}", from_random,
+            str(int(prompts["distinct"].max())), f"{float(prompts.limit_is_fixed.mean()):.0%}",
+            *(f"{value:.3g}" for value in medians), f"{float(prompts.error.isel(start=0).mean()):.3g}",
+            f"{float(prompts.loop_error.mean()):.3g}",
         )  # fmt: skip
     return table
 
 
 def recover_table(data: xr.Dataset) -> Table:
-    """What is left of a push in the prediction: a row a size and token, columns by loops since then."""
+    """Tabulate what remains of a push in the prediction, one row per size and token, by loops since then."""
     table = titled(f"{data.model.item()}: the state is pushed after {data.attrs['pushed_after']} loops")
     table.caption = f"root mean square of what it changed in the prediction at the query ({read_stamp(data).step_unit})"
     last = int(data.after[-1])
@@ -238,7 +253,7 @@ def recover_table(data: xr.Dataset) -> Table:
 
 
 def paths_table(data: xr.Dataset) -> Table:
-    """The limit of every layer, and how far apart the layers are."""
+    """Tabulate the limits of every layer and how far apart the layers are."""
     types = data.attrs["types"].split(", ")
     table = titled(f"{data.model.item()}: the residual stream after each layer, in {int(data.loop[-1])} loops")
     tokens = f"{data.sizes['followed']} prompts × {data.sizes['position']} tokens"

@@ -13,11 +13,11 @@ from loopprobe.config.schema import AnyConfig, Config, TaskConfig
 from loopprobe.show.tables.common import titled
 from loopprobe.training.sweep import Planned
 
-Recorded = tuple[str, AnyConfig, dict[str, Any]]  # name, configuration, all that config.json records
+Recorded = tuple[str, AnyConfig, dict[str, Any]]  # the name, the configuration, and the whole content of config.json
 
 
 def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
-    """One table a kind of model."""
+    """Return one table per kind of model."""
     kinds: dict[str, list[Recorded]] = {}
     for row in rows:
         kinds.setdefault(_kind(row[1]), []).append(row)
@@ -25,6 +25,7 @@ def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
 
 
 def _kind(cfg: AnyConfig) -> str:
+    """Return the kind of a model as the title of its table."""
     if cfg.model.n_loops == 1:
         return "ordinary transformers"
     if cfg.task != TaskConfig():
@@ -33,9 +34,10 @@ def _kind(cfg: AnyConfig) -> str:
 
 
 def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
-    """One row a checkpoint: what it is and how good, with 95 % bootstrap intervals of the errors.
+    """Tabulate what each checkpoint is and how good it is, one row per checkpoint.
 
-    The best predictor is the error on the same prompts of the one that knows the task (``baselines.optimal``).
+    Errors have 95 % bootstrap intervals. The best predictor is the error, on the same prompts, of the predictor that
+    knows the task (``baselines.optimal``).
     """
     table = titled(title)
     for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "best predictor", "steps"):
@@ -56,7 +58,7 @@ def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Ta
 
 
 def _in_words(task: TaskConfig) -> str:
-    """``decision tree of depth 2``, ``linear regression, signs``."""
+    """Describe a task in words: ``decision tree of depth 2``, ``linear regression, signs``."""
     words = task.name.replace("_", " ")
     words += f" of depth {task.depth}" if task.depth else ""
     words += f": {', '.join(task.tables)}" if task.tables else ""
@@ -64,7 +66,7 @@ def _in_words(task: TaskConfig) -> str:
 
 
 def plan_table(planned: Iterable[Planned]) -> Table:
-    """What a sweep would do with each model."""
+    """Tabulate what a sweep would do with each model."""
     words = {"new": "train", "resume": "go on", "done": "is there", "differs": "is there, configured otherwise"}
     table = titled("models of the grid")
     for name in ("name", "steps", ""):
@@ -75,7 +77,7 @@ def plan_table(planned: Iterable[Planned]) -> Table:
 
 
 def checkpoint_summary(folder: Path, cfg: AnyConfig, tree: dict[str, Any]) -> str:
-    """Everything that is known of a checkpoint, as lines of text."""
+    """Return everything that is known about a checkpoint as lines of text."""
     lines = [f"{folder}"]
     evaluation = tree["evaluation"]
     if evaluation is None:

@@ -17,7 +17,7 @@ from loopprobe.support.statistics import moving_mean
 
 
 def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
-    """The error with its 95 % interval: a row for the clean run and each n, a column a loop count."""
+    """Tabulate the error with its 95 % interval: one row for the clean run and each n, one column per loop count."""
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
     table.caption = f"{read_stamp(data).query_unit}, mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
     table.add_column("n", justify="right")
@@ -33,11 +33,11 @@ def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
 
 
 def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
-    """The errors with the first and with the last n kept, and their paired difference: a row an n.
+    """Tabulate the errors with the first and with the last n kept, and their paired difference, one row per n.
 
     Args:
-        first, last: of the mask probe, see ``mask_difference``.
-        loops: loop counts to show, three columns each; None: as trained and the last.
+        first, last: datasets of the mask probe, see ``mask_difference``.
+        loops: the loop counts to show, three columns each; None: the trained count and the last.
     """
     difference = mask_difference(first, last)
     stamp = read_stamp(first)
@@ -64,7 +64,7 @@ def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] |
 
 
 def mask_modes_finding(first: xr.Dataset, last: xr.Dataset) -> str:
-    """One sentence: where first and last differ most after the last loop."""
+    """Return a sentence on where first and last differ most after the last loop."""
     end = mask_difference(first, last).isel(loop=-1)
     largest = end.isel(n=abs(end["mean"]).argmax("n"))
     text = interval(largest["mean"], largest.low, largest.high)
@@ -76,7 +76,7 @@ def mask_modes_finding(first: xr.Dataset, last: xr.Dataset) -> str:
 
 
 def mask_difference_table(data: xr.Dataset) -> Table:
-    """The paired difference alone: a row an n, a column a loop count."""
+    """Tabulate the paired difference alone, one row per n and one column per loop count."""
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
     table.caption = f"mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
     table.add_column("n", justify="right")
@@ -89,7 +89,7 @@ def mask_difference_table(data: xr.Dataset) -> Table:
 
 
 def mask_finding(data: xr.Dataset) -> str:
-    """One sentence: what the mask costs after the last loop."""
+    """Return a sentence on what the mask costs after the last loop."""
     last = data.isel(loop=-1)
     clean, worst = float(last.clean_mean), last.isel(n=last["mean"].argmax("n"))
     others = "".join(f"; {name} gives {error:.3g}" for name, error in ignoring(data).items())
@@ -100,7 +100,7 @@ def mask_finding(data: xr.Dataset) -> str:
 
 
 def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
-    """The error with its 95 % interval: a row a model, a column a loop count, the optimum last."""
+    """Tabulate the error with its 95 % interval: one row per model, one column per loop count, the optimum last."""
     last = min(int(data.loop[-1]) for data in datasets)
     shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last] or [last]
     table = error_table("error against the number of loops", datasets)
@@ -114,9 +114,10 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
 
 
 def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """The error with its 95 % interval by in-context examples: a row a model, for the optimum, and a baseline.
+    """Tabulate the error with its 95 % interval by in-context examples.
 
-    Where labels are signs the last column is the accuracy at the query.
+    Each model, each optimum and each baseline has one row. If labels are signs, the last column is the accuracy at the
+    query.
     """
     last = sorted({int(data.point[-1]) for data in datasets})
     points = sorted({*(int(p) for p in np.linspace(0, last[-1], 5).round()), *last})
@@ -126,10 +127,10 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
         table.add_column(column, justify="right")
     rows = [(_looped(data, int(data.attrs["loops"])), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
     for words, members in by_prompts(datasets).items():
-        of = f" ({words})" if words else ""
-        rows.append((members[0].attrs["optimum"] + of, "", members[0], "optimum_"))
+        suffix = f" ({words})" if words else ""
+        rows.append((members[0].attrs["optimum"] + suffix, "", members[0], "optimum_"))
         for name, data in baselines_of(members).items():
-            rows.append((f"{name}{of}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
+            rows.append((f"{name}{suffix}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
     for name, parameters, data, prefix in rows:
         cells = [cell(data, [prefix + part for part in ("mean", "low", "high")], point=p) for p in points]
         if right:
@@ -140,14 +141,15 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def _looped(data: xr.Dataset, loops: int) -> str:
+    """Return the name of a model with its number of loops."""
     return f"{data.model.item()}, {loops} loop{'s' * (loops > 1)}"
 
 
 def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """The error at the query: a row a shift, a column a model after the loops of its training.
+    """Tabulate the error at the query: one row per shift, one column per model after its trained loops.
 
-    Looped models that are better in distribution than another model get a second column, after so few loops that they
-    are not: what is left of a difference out of distribution is not owed to that.
+    A looped model that is better in distribution than another model gets a second column, after so few loops that it
+    is not. A difference out of distribution that remains there is not explained by the difference in distribution.
     """
     table = titled("error out of distribution")
     prompts = datasets[0].sizes["example"]
@@ -159,19 +161,24 @@ def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
         trained = data.isel(loop=-1)
         equal = data.isel(loop=int(np.abs(np.log(data["mean"].isel(shift=0).values / level)).argmin()))
         columns += [trained] if int(equal.loop) == int(trained.loop) else [trained, equal]
-    for at in columns:
-        table.add_column(_looped(at, int(at.loop)), justify="right")
+    for column in columns:
+        table.add_column(_looped(column, int(column.loop)), justify="right")
     for shift in dict.fromkeys(str(s) for data in datasets for s in data["shift"].values):
         cells = [
-            interval(*(at[part].sel(shift=shift) for part in ("mean", "low", "high"))) if shift in at["shift"] else "–"
-            for at in columns
+            interval(*(column[part].sel(shift=shift) for part in ("mean", "low", "high")))
+            if shift in column["shift"]
+            else "–"
+            for column in columns
         ]
         table.add_row(shift, *cells)
     return table
 
 
 def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Accuracy at the query: a row a kind of model, on tables left out and on those trained on; a column a table."""
+    """Tabulate the accuracy at the query, one column per table.
+
+    Each kind of model has one row for the tables that were left out and one for those that it was trained on.
+    """
     table = titled("tables of real data")
     prompts, examples = datasets[0].sizes["example"], int(datasets[0].point[-1])
     table.caption = f"right answers after {examples} examples, share of {prompts} prompts [95 % bootstrap interval]"
@@ -185,7 +192,7 @@ def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """The error with its 95 % interval: a row a model and loop count, a column an n."""
+    """Tabulate the error with its 95 % interval: one row per model and loop count, one column per n."""
     values = np.unique(np.concatenate([data.n.values for data in datasets]))
     picked = values[np.unique(np.linspace(0, len(values) - 1, 8).round().astype(int))]
     table = error_table("error by what is kept", datasets)
@@ -200,14 +207,16 @@ def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Smoothed training loss: a row a model, a column a fraction of its steps."""
+    """Tabulate the smoothed training loss: one row per model, one column per fraction of its steps."""
     table = titled("training loss")
     table.caption = "squared error of the training prompts, mean over points, window and the last 100 steps"
     for name in ("model", "steps", *(f"{percent} %" for percent in (10, 25, 50, 75, 100)), "seconds"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for data in datasets:
         loss = moving_mean(data.loss.values, data.step.values)
-        at = [int(np.searchsorted(data.step, fraction * int(data.step[-1]))) for fraction in (0.1, 0.25, 0.5, 0.75, 1)]
-        cells = [f"{loss[i]:.3g}" for i in at]
+        indices = [
+            int(np.searchsorted(data.step, fraction * int(data.step[-1]))) for fraction in (0.1, 0.25, 0.5, 0.75, 1)
+        ]
+        cells = [f"{loss[i]:.3g}" for i in indices]
         table.add_row(data.model.item(), f"{int(data.step[-1]):,}", *cells, f"{float(data.seconds[-1]):.0f}")
     return table

@@ -1,7 +1,7 @@
-"""The claims of the study, its reference and this project, each as a predicate on the answers of saved questions.
+"""Claims of the study, its reference and this project, each a predicate on the answers to saved questions.
 
-A claim reads the datasets of the saved questions by name (``claims.evidence.QUESTIONS``) and returns findings; without
-findings, because its models are not there, it is undecided.
+A claim reads the datasets of saved questions by name (``claims.evidence.QUESTIONS``) and returns findings. If its
+models do not exist, it has no findings and is undecided.
 """
 
 from collections.abc import Iterable
@@ -15,21 +15,26 @@ CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS)
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
-    """Decide every claim on the evidence; without any of the study's questions, every claim is undecided.
+    """Decide every claim on the evidence; without any question of the study, every claim is undecided.
 
     Raises:
-        LoopprobeError: the evidence has some of the study's questions, but not all that the claims read.
+        LoopprobeError: the evidence has some questions of the study, but not all that the claims read.
     """
     asked = any(question in evidence for question in QUESTIONS)
     return [conclude(claim[0], claim[1], _findings(claim, evidence) if asked else ()) for claim in CLAIMS]
 
 
 def check_questions(names: Iterable[str]) -> None:
-    """Raise LoopprobeError where claims read a question that is not among the names, before any question is asked."""
+    """Check, before any question is asked, that the names include every question that claims read.
+
+    Raises:
+        LoopprobeError: a question is missing from the names.
+    """
     verdicts(dict.fromkeys(names, ()))
 
 
 def _findings(claim: Claim, evidence: Evidence) -> list[Finding]:
+    """Return the findings of one claim."""
     section, words, decide = claim
     try:
         return list(decide(evidence))

@@ -1,4 +1,7 @@
-"""Which algorithm the loop runs (section R8): the findings of the reference (Yang et al., arXiv 2311.12424), tested."""
+"""Claims on which algorithm the loop runs, section R8.
+
+They test the findings of the reference (Yang et al., arXiv 2311.12424).
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from loopprobe.study.verdicts import (
     hold_ratio,
 )
 
-FEW = (4, 6, 8)  # examples of a sparse function: fewer than dimensions, enough to find it
+FEW = (4, 6, 8)  # fewer examples than dimensions, but enough to find a sparse function
 
 
 def _pairs(evidence: Evidence, task: str) -> list[tuple[xr.Dataset, xr.Dataset]]:
-    """Looped models of a task with real labels, each beside the ordinary one of as many training steps."""
+    """Pair each looped model of a task with real labels with the ordinary model of as many training steps."""
     looped, ordinary = [], {}
     for data in answers(evidence, R8_CLASSES):
         cfg = read_stamp(data).config
@@ -61,6 +64,7 @@ def _r2(squared: Float[ndarray, "... example"], spread: ndarray) -> Float[ndarra
 
 
 def _decoded(evidence: Evidence, looped: bool) -> Iterator[tuple[xr.Dataset, str, str, ndarray, ndarray]]:
+    """Yield the errors of decoders with the spread of their targets, by model, network and target."""
     for data in answers(evidence, R8_DECODE):
         if (data.attrs["iteration"] == "loop") != looped or "network_squared" not in data:
             continue
@@ -89,7 +93,7 @@ def r8_peak(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r8_tables(evidence: Evidence) -> Iterator[Finding]:
-    folds: dict[bool, dict[str, xr.Dataset]] = {True: {}, False: {}}  # of looped and ordinary models: by left-out table
+    folds: dict[bool, dict[str, xr.Dataset]] = {True: {}, False: {}}  # looped and ordinary models by left-out table
     for data in answers(evidence, R8_FOLDS):
         cfg = read_stamp(data).config
         if cfg["task"]["name"] == "tables":

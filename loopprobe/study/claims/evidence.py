@@ -1,4 +1,4 @@
-"""The evidence of claims: the datasets of the saved questions, by kind of model."""
+"""Evidence for claims: the datasets of saved questions, by kind of model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.verdicts import Finding
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
-Claim = tuple[str, str, Callable[[Evidence], Iterator[Finding]]]  # section, words, and what decides
-# The saved questions that claims read: the names of their files.
+# A claim has its section, its words, and the function that decides.
+Claim = tuple[str, str, Callable[[Evidence], Iterator[Finding]]]
+# The saved questions that claims read, by the names of their files.
 R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge"
 R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
 R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE = "r8_classes", "r8_decode", "r8_folds", "r9_converge"
@@ -26,7 +27,7 @@ QUESTIONS = (
     R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE,
 )  # fmt: skip
 EQUAL = 1.25  # two errors are about equal within this factor
-MORE = 0.01  # a share is larger when it is so by a hundredth at least
+MORE = 0.01  # one share is larger when it exceeds the other by a hundredth at least
 
 
 class MissingQuestionError(LookupError):
@@ -34,7 +35,7 @@ class MissingQuestionError(LookupError):
 
 
 def answers(evidence: Evidence, question: str) -> Sequence[xr.Dataset]:
-    """Return the datasets of a question, none where none of its checkpoints is there.
+    """Return the datasets of a question, none if none of its checkpoints exists.
 
     Raises:
         MissingQuestionError: the question is not among the evidence.
@@ -46,7 +47,7 @@ def answers(evidence: Evidence, question: str) -> Sequence[xr.Dataset]:
 
 @dataclass(frozen=True, order=True)
 class Kind:
-    """A model without its seed."""
+    """The properties of a model without its seed."""
 
     task: str
     layers: int
@@ -67,7 +68,7 @@ class Kind:
 
 
 def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
-    """Sort datasets by kind, seeds together and in order."""
+    """Group datasets by kind, with the seeds of a kind in order."""
     seeds: dict[Kind, list[tuple[int, xr.Dataset]]] = {}
     for data in datasets:
         cfg = read_stamp(data).config
@@ -84,11 +85,11 @@ def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
 
 
 def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Float[ndarray, "seed example"]:
-    """Query errors after ``loop`` loops; None: after the last."""
+    """Return the query errors after ``loop`` loops; None: after the last loop."""
     chosen = [data.error.isel(loop=-1) if loop is None else data.error.sel(loop=loop) for data in datasets]
     return np.stack([errors.values for errors in chosen])
 
 
-def by_loops(found: Mapping[Kind, Any], window: int) -> dict[int, Kind]:
-    """Sort the kinds of one study window T by b; a window above the loop count is the loop count."""
-    return {k.loops: k for k in found if k.loops > 1 and not k.grown and k.window == min(window, k.loops)}
+def by_loops(by_kind: Mapping[Kind, Any], window: int) -> dict[int, Kind]:
+    """Return the kinds of one study window T by b; a window above the loop count equals the loop count."""
+    return {k.loops: k for k in by_kind if k.loops > 1 and not k.grown and k.window == min(window, k.loops)}

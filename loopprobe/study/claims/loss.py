@@ -1,4 +1,4 @@
-"""Claims of this project, section R9: what the loss of the training does to the fixed point."""
+"""Claims of this project, section R9: the effect of the training loss on the fixed point."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from loopprobe.study.verdicts import Finding, above, below, bootstrap, decide, h
 
 
 def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Sequence[xr.Dataset]]]:
-    """Models that differ in the loss alone: with the logarithm, and with the mean squared error."""
-    found = kinds(answers(evidence, R9_CONVERGE))
-    for kind, squared in found.items():
-        if (log := found.get(replace(kind, loss="log"))) and kind.loss == "mse":
+    """Yield models that differ in the loss alone, with the logarithm and with the mean squared error."""
+    by_kind = kinds(answers(evidence, R9_CONVERGE))
+    for kind, squared in by_kind.items():
+        if (log := by_kind.get(replace(kind, loss="log"))) and kind.loss == "mse":
             yield kind, log, squared
 
 
@@ -38,6 +38,7 @@ def r9_lost(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _growth(ends: Float[ndarray, "... example end"]) -> Float[ndarray, ...]:
+    """Return the mean error at the first end over that at the second."""
     means = ends.mean(-2)
     return means[..., 0] / means[..., 1]
 

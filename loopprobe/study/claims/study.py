@@ -1,4 +1,4 @@
-"""The claims of the study, sections R1 to R7."""
+"""Claims of the study, sections R1 to R7."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ from loopprobe.study.verdicts import (
 )
 from loopprobe.support.statistics import moving_mean
 
-STAYS = 1.2  # an error stays at its level while it is below this multiple of it
-RESTS = 0.95  # a state has come to a fixed point where this share of its tokens has
-KEPT = (10, 15, 20, 25)  # values of n at which masks are compared
+STAYS = 1.2  # an error stays at its level while it is below this multiple of the level
+RESTS = 0.95  # a model has come to rest when this share of its tokens is at a fixed point
+COMPARED_N = (10, 15, 20, 25)  # values of n at which masks are compared
 
 
 def successive(
-    found: Mapping[Kind, Sequence[xr.Dataset]], values: Callable[[Sequence[xr.Dataset]], ndarray], what: str
+    by_kind: Mapping[Kind, Sequence[xr.Dataset]], values: Callable[[Sequence[xr.Dataset]], ndarray], what: str
 ) -> Iterator[Finding]:
-    """More loops in training against fewer, one finding a pair of neighbours, a task and a window."""
+    """Yield a finding for each pair of neighbours in the training loops, by task and window: more against fewer."""
     seen = set()
-    for task in sorted({kind.task for kind in found}):
-        of_task = {kind: data for kind, data in found.items() if kind.task == task}
+    for task in sorted({kind.task for kind in by_kind}):
+        of_task = {kind: data for kind, data in by_kind.items() if kind.task == task}
         for window in (10, 20):
             row = by_loops(of_task, window)
             loops = sorted(row)
@@ -71,18 +71,18 @@ def successive(
 
 
 def r1_larger_b(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(answers(evidence, R1_COMPARE))
-    yield from successive(found, lambda data: np.stack([d.error.mean("point").values for d in data]), "loss")
+    by_kind = kinds(answers(evidence, R1_COMPARE))
+    yield from successive(by_kind, lambda data: np.stack([d.error.mean("point").values for d in data]), "loss")
 
 
 def r1_does_well(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(answers(evidence, R1_COMPARE))
-    ordinary = [data for kind, data in found.items() if kind.loops == 1]
+    by_kind = kinds(answers(evidence, R1_COMPARE))
+    ordinary = [data for kind, data in by_kind.items() if kind.loops == 1]
     for window in (10, 20):
-        looped = by_loops(found, window)
+        looped = by_loops(by_kind, window)
         if ordinary and looped:
             best = looped[max(looped)]
-            query = [np.stack([d.error.isel(point=-1).values for d in data]) for data in (found[best], ordinary[0])]
+            query = [np.stack([d.error.isel(point=-1).values for d in data]) for data in (by_kind[best], ordinary[0])]
             yield hold_ratio(f"error at the query: {best} over ordinary", query[0], query[1], below(2))
 
 
@@ -95,7 +95,7 @@ def r2_stays(evidence: Evidence) -> Iterator[Finding]:
 
 
 def at_rest(datasets: Sequence[xr.Dataset]) -> Float[ndarray, "seed followed"]:
-    """Share of a prompt's tokens whose state comes to a fixed point."""
+    """Return the share of a prompt's tokens whose state comes to a fixed point."""
     return np.stack([(data.limit == Limit.FIXED).mean("position").values for data in datasets])
 
 
@@ -109,18 +109,21 @@ def r2_rests(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r2_larger_b(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(answers(evidence, R2_CONVERGE))
-    yield from successive(found, far, "error after the last loop")
+    by_kind = kinds(answers(evidence, R2_CONVERGE))
+    yield from successive(by_kind, far, "error after the last loop")
 
 
 def _grown_over_fixed(
     evidence: Evidence, window: int, rule: Rule, what: str = "error after the last loop", **statistic: Any
 ) -> Iterator[Finding]:
-    found = kinds(answers(evidence, R3_CONVERGE))
-    for grown in (kind for kind in found if kind.grown and kind.window == window):
-        of_steps = {kind: data for kind, data in found.items() if kind.steps == grown.steps}
+    """Yield the ratio of each model with grown loops over every fixed model of as many steps."""
+    by_kind = kinds(answers(evidence, R3_CONVERGE))
+    for grown in (kind for kind in by_kind if kind.grown and kind.window == window):
+        of_steps = {kind: data for kind, data in by_kind.items() if kind.steps == grown.steps}
         for fixed in by_loops(of_steps, window).values():
-            yield hold_ratio(f"{what}: {grown} over {fixed}", far(found[grown]), far(found[fixed]), rule, **statistic)
+            yield hold_ratio(
+                f"{what}: {grown} over {fixed}", far(by_kind[grown]), far(by_kind[fixed]), rule, **statistic
+            )
 
 
 def r3_lower_at_20(evidence: Evidence) -> Iterator[Finding]:
@@ -146,8 +149,8 @@ def _grows(evidence: Evidence, name: str) -> Iterator[Finding]:
         ranks = data.n.values.argsort().argsort()
 
         def spearman(*rows: Float[ndarray, "... example"], ranks: ndarray = ranks) -> Float[ndarray, ...]:
-            found = np.stack([row.mean(-1) for row in rows], axis=-1).argsort(-1).argsort(-1)
-            return (found - ranks.mean()) @ (ranks - ranks.mean()) / ((ranks - ranks.mean()) ** 2).sum()
+            error_ranks = np.stack([row.mean(-1) for row in rows], axis=-1).argsort(-1).argsort(-1)
+            return (error_ranks - ranks.mean()) @ (ranks - ranks.mean()) / ((ranks - ranks.mean()) ** 2).sum()
 
         estimate, interval = bootstrap(spearman, *(row[None] for row in errors))
         yield decide(f"{kind}: rank correlation of error and n", estimate, interval, below(-0.8))
@@ -156,7 +159,7 @@ def _grows(evidence: Evidence, name: str) -> Iterator[Finding]:
 def _more_loops(evidence: Evidence, name: str) -> Iterator[Finding]:
     for kind, data in _masks(evidence, name).items():
         last = int(data.loop[-1])
-        for n in (n for n in KEPT if n in data.n.values):
+        for n in (n for n in COMPARED_N if n in data.n.values):
             errors = data.error.sel(n=n)
             more, trained = errors.isel(loop=-1).values[None], errors.sel(loop=kind.loops).values[None]
             ratio = f"{kind}, n {n}: error after {last} loops over that after {kind.loops}"
@@ -182,7 +185,7 @@ def r5_more_loops(evidence: Evidence) -> Iterator[Finding]:
 def r5_first_and_last(evidence: Evidence) -> Iterator[Finding]:
     first, last = _masks(evidence, R5_FIRST_N), _masks(evidence, R4_LAST_N)
     for kind in (kind for kind in first if kind in last):
-        for n in (n for n in KEPT if n in first[kind].n.values and n in last[kind].n.values):
+        for n in (n for n in COMPARED_N if n in first[kind].n.values and n in last[kind].n.values):
             a, b = (masks[kind].error.sel(n=n, loop=kind.loops).values[None] for masks in (last, first))
             yield hold_ratio(f"{kind}, n {n}: error with the last over that with the first", a, b, about_equal(EQUAL))
 
@@ -201,12 +204,12 @@ def r6_more_layers(evidence: Evidence) -> Iterator[Finding]:
 
 
 def r6_rests(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds([d for d in answers(evidence, R6_CONVERGE) if "limit" in d])
-    for kind in found:
+    by_kind = kinds([d for d in answers(evidence, R6_CONVERGE) if "limit" in d])
+    for kind in by_kind:
         deeper = replace(kind, layers=2 * kind.layers)
-        if deeper in found and at_rest(found[kind]).mean() <= 1 - MORE:  # where nearly all are, there cannot be more
+        if deeper in by_kind and at_rest(by_kind[kind]).mean() <= 1 - MORE:  # nearly all leaves no room for more
             what = f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"
-            difference = bootstrap(difference_of_means, at_rest(found[deeper]), at_rest(found[kind]))
+            difference = bootstrap(difference_of_means, at_rest(by_kind[deeper]), at_rest(by_kind[kind]))
             yield decide(what, *difference, above(MORE))
 
 
@@ -214,47 +217,49 @@ def r6_every_seed(evidence: Evidence) -> Iterator[Finding]:
     datasets = answers(evidence, R6_CONVERGE)
     seeds = sorted({read_stamp(d).config["train"]["seed"] for d in datasets})
     for seed in seeds:
-        own = [d for d in datasets if read_stamp(d).config["train"]["seed"] == seed]
-        yield from _over_layers(kinds(own), f"seed {seed}, ")
+        of_seed = [d for d in datasets if read_stamp(d).config["train"]["seed"] == seed]
+        yield from _over_layers(kinds(of_seed), f"seed {seed}, ")
 
 
-def _over_layers(found: Mapping[Kind, Sequence[xr.Dataset]], prefix: str = "") -> Iterator[Finding]:
-    for kind in found:
+def _over_layers(by_kind: Mapping[Kind, Sequence[xr.Dataset]], prefix: str = "") -> Iterator[Finding]:
+    """Yield the ratio of each model with twice the layers over the model with fewer."""
+    for kind in by_kind:
         deeper = replace(kind, layers=2 * kind.layers)
-        if deeper in found:
+        if deeper in by_kind:
             what = f"{prefix}error after the last loop: {deeper} over L {kind.layers}"
-            yield hold_ratio(what, far(found[deeper]), far(found[kind]), below(1))
+            yield hold_ratio(what, far(by_kind[deeper]), far(by_kind[kind]), below(1))
 
 
 def falls_at(data: xr.Dataset) -> float:
-    """The first step at which the smoothed query error is below 0.1 for good; infinite where it never is."""
+    """Return the first step at which the smoothed query error is below 0.1 for good, or infinity."""
     return _for_good(data, moving_mean(data["error"].values, data.step.values) < 0.1)
 
 
 def flattens_at(data: xr.Dataset) -> float:
-    """The first step from which the smoothed loss stays within a tenth of its last value."""
+    """Return the first step from which the smoothed loss stays within a tenth of its last value."""
     loss = moving_mean(data["loss"].values, data.step.values)
     return _for_good(data, np.abs(loss / loss[-1] - 1) < 0.1)
 
 
 def _for_good(data: xr.Dataset, holds: ndarray) -> float:
+    """Return the first step from which a condition holds to the end, or infinity."""
     broken = np.flatnonzero(~holds)
     first = 0 if len(broken) == 0 else broken[-1] + 1
     return float(data.step[first]) if first < len(holds) else np.inf
 
 
 def r7_earlier(evidence: Evidence) -> Iterator[Finding]:
-    found = kinds(answers(evidence, R7_CURVES))
-    for kind in (kind for kind in found if kind.layers == 1):
+    by_kind = kinds(answers(evidence, R7_CURVES))
+    for kind in (kind for kind in by_kind if kind.layers == 1):
         for layers in (2, 4):
             deeper = replace(kind, layers=layers)
-            if deeper not in found:
+            if deeper not in by_kind:
                 continue
             for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
-                one, more = (np.array([[measure(d)] for d in found[k]]) for k in (kind, deeper))
+                one, more = (np.array([[measure(d)] for d in by_kind[k]]) for k in (kind, deeper))
                 estimate, interval = bootstrap(ratio_of_means, one, more)
                 if min(len(one), len(more)) < 2:
-                    interval = (np.nan, np.nan)  # one run has no spread over seeds: it decides nothing
+                    interval = (np.nan, np.nan)  # one run has no spread over seeds and decides nothing
                 yield decide(f"step at which the loss {what}: {kind} over L {layers}", estimate, interval, below(1))
 
 
