@@ -42,7 +42,7 @@ BASELINES = {
 
 
 def check_baselines(names: Iterable[str]) -> None:
-    """Raise LoopprobeError where there is no such baseline, or where it needs scikit-learn and that is not installed."""
+    """Raise LoopprobeError where there is no such baseline, or where it needs scikit-learn and lacks it."""
     for name in names:
         if name not in BASELINES:
             raise LoopprobeError(f"no baseline is called {name!r}: choose from {', '.join(BASELINES)}")

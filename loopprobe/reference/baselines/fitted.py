@@ -20,7 +20,7 @@ from loopprobe.types import Progress
 
 
 def lasso(prompts: Prompts, progress: Progress = lambda steps: steps, strength: float = 0.01) -> Predictions:
-    """Predict by Lasso without an intercept, which minimises ‖y − Xw‖² / 2k + strength · ‖w‖₁ (as scikit-learn does)."""
+    """Predict by Lasso without an intercept, which minimises ‖y − Xw‖² / 2k + strength · ‖w‖₁ (as in scikit-learn)."""
     from sklearn.linear_model import Lasso
 
     return _fit_prefixes(prompts, lambda: Lasso(alpha=strength, fit_intercept=False), progress)
