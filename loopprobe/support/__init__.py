@@ -1,4 +1,4 @@
-"""Tools that know nothing of models: atomic files, provenance, statistics, progress, devices, processes, Ray.
+"""General tools: atomic files, provenance, statistics, progress, devices, processes and Ray.
 
-Nothing here knows what a configuration, a prompt or a loop is.
+No module here depends on configurations, prompts or models.
 """
