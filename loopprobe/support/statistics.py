@@ -43,7 +43,7 @@ def bootstrap_mean(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
-    """Return the mean over the last axis with its percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3).
+    """Return the mean over the last axis with a bootstrap interval, by percentiles (Efron and Tibshirani 1993, section 13.3).
 
     All leading entries are resampled with the same draws, so differences between them stay paired.
 
@@ -68,7 +68,7 @@ def bootstrap_ratio(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
-    """Return the sum of ``values`` over the sum of ``totals``, with a percentile bootstrap interval over the samples.
+    """Return the sum of ``values`` over the sum of ``totals``, with a percentile bootstrap interval.
 
     Args:
         values: the values, whose last axis holds the samples.

@@ -22,7 +22,7 @@ from loopprobe.errors import LoopprobeError
 
 MANIFEST, LOCK = ".loopprobe.json", ".loopprobe.lock"
 PARTIAL = ".loopprobe-partial-"  # prefix of folders in which files are written before they get their names
-_RUN = {"config.json", "model.safetensors", "metrics.jsonl", "state.safetensors"}  # files of a run that is older than manifests
+_RUN = {"config.json", "model.safetensors", "metrics.jsonl", "state.safetensors"}  # files of a run older than manifests
 
 
 @contextmanager
@@ -248,7 +248,7 @@ def claim_fresh(parent: Path, name: str) -> Claimed:
 
 
 def claim_shared(path: Path, *names: str) -> Claimed:
-    """Make a folder, or use an existing one, for files of loopprobe that may be replaced; only this process works there.
+    """Make a folder, or use an existing one, for files that loopprobe may replace; only this process works there.
 
     Args:
         path: the path of the folder.
