@@ -43,9 +43,10 @@ def bootstrap_mean(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
-    """Return the mean over the last axis with a bootstrap interval, by percentiles (Efron and Tibshirani 1993, section 13.3).
+    """Return the mean over the last axis with a bootstrap interval (Efron and Tibshirani 1993, section 13.3).
 
-    All leading entries are resampled with the same draws, so differences between them stay paired.
+    The interval is that of percentiles. All leading entries are resampled with the same draws, so differences between
+    them stay paired.
 
     Args:
         values: the values, whose last axis holds the samples.
