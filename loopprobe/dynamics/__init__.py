@@ -1,4 +1,4 @@
 """The loop as a map that is iterated: its limits, its fixed points, its spectra and the paths of its states.
 
-The functions work on any map of the protocol ``maps.Map`` and do not depend on probes.
+It works on any map of the protocol ``maps.Map`` and knows no probe.
 """

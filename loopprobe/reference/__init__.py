@@ -1,4 +1,4 @@
-"""Predictors that models are compared with: known algorithms step by step, and baselines on every prefix of a prompt.
+"""Predictors that are no looped model: known algorithms step by step, and baselines on every prefix of a prompt.
 
-The comparison itself is made by probes.
+What a model is compared with stands here, not the comparison.
 """

@@ -1,4 +1,4 @@
-"""Models on disk: checkpoints, the weight layouts of other libraries, and the recorded error on held-out prompts.
+"""Models on disk: our checkpoints, layouts of other libraries, and the error on held-out prompts that is recorded.
 
-Weights are trained in ``training`` and examined in ``probes``.
+How weights come about is told in ``training``, what they do in ``probes``.
 """

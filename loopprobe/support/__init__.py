@@ -1,4 +1,4 @@
-"""General tools: atomic files, provenance, statistics, progress, devices, processes and Ray.
+"""Tools that know nothing of models: atomic files, provenance, statistics, progress, devices, processes, Ray.
 
-No module here depends on configurations, prompts or models.
+Nothing here knows what a configuration, a prompt or a loop is.
 """

@@ -1,6 +1,6 @@
-"""Tasks: prompts of labelled examples with a known right answer, and their shifts, corruptions and tables of real data.
+"""Tasks: prompts of labelled examples whose right answer is known, their shifts, corruptions and tables of real data.
 
-The predictors that answer them are in ``reference`` and ``model``.
+Who answers them is told in ``reference`` and ``model``.
 """
 
 from loopprobe.tasks.prompts import Prompts, normal, uniform
