@@ -2,11 +2,11 @@
 
 A series is judged by its last ``WINDOW`` values. Its movement over a lag k is the root mean square of
 x_{t+k} − x_t over the window, relative to its size. A series that moves less than the noise of the arithmetic is at a
-fixed point; one that comes back after k steps, within a small part of its movement, is on a cycle of period k; one
-whose steps add up in one direction drifts. How small and how much is calibrated on maps whose long run is known
-(``controls``): the thresholds lie where these are told apart, and the errors made on fresh controls are reported.
+fixed point. A series that returns after k steps, within a small part of its movement, is on a cycle of period k. A
+series whose steps add up in one direction drifts. The thresholds are calibrated on maps whose limit is known
+(``controls``): they lie where these maps are told apart, and the errors made on fresh controls are reported.
 The types are those of arXiv 2604.11791 (fixed, orbit, slider, unknown), whose thresholds are set by hand.
-Half precision is refused: its rounding, of a hundredth to a thousandth, hides slow motion, and stops it.
+Half precision is refused, because its rounding (a hundredth to a thousandth) hides slow motion and stops it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from loopprobe.dynamics.maps import Map, contraction, drift, expansion, logistic
 from loopprobe.errors import LoopprobeError
 from loopprobe.support.statistics import HALF, double
 
-WINDOW = 128  # values that a series is judged by
-LONGEST = 64  # the longest period that is looked for
+WINDOW = 128  # the number of values that a series is judged by
+LONGEST = 64  # the longest period that is searched for
 TINY = 1e-300  # stands for zero in a denominator
-LEAST_MISTAKE = 1e-12  # stands for controls that are told apart without any error, whose logarithm is needed
+LEAST_MISTAKE = 1e-12  # stands for zero where the logarithm of controls without any error is needed
 
 
 class Limit(IntEnum):
-    """The type of a series' limit in the long run."""
+    """The type of limit that a series has in the long run."""
 
     FIXED = 0
     CYCLE = 1
@@ -53,10 +53,11 @@ class Thresholds:
     """The thresholds that separate the types.
 
     Attributes:
-        fixed: relative movement of one step, at or below which a series stands still.
-        returns: movement over a period relative to the largest movement over any lag, at or below which it returns.
-        straight: displacement over the window relative to the path, at or above which the series drifts.
-        grows: growth of the size over the window, as a factor, at or above which it diverges.
+        fixed: the relative movement of one step at or below which a series stands still.
+        returns: the movement over a period at or below which a series returns, relative to its largest movement over
+            any lag.
+        straight: the displacement over the window at or above which a series drifts, relative to its path.
+        grows: the growth of the size over the window at or above which a series diverges, as a factor.
     """
 
     fixed: float
@@ -67,7 +68,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Features:
-    """Measurements of series, one each [...]: whether it is finite, its growth, movement and straightness."""
+    """Measurements of series, each of shape [...]: finiteness, growth, movement over each lag, and straightness."""
 
     finite: Tensor
     growth: Tensor
@@ -79,8 +80,8 @@ def features(series: Float[Tensor, "time ... width"], size: Tensor | float | Non
     """Measure series by their last values, in float64.
 
     Args:
-        series: at least WINDOW values in time.
-        size: the unit of movement; None: the series' root mean square norm.
+        series: the series, with at least WINDOW values in time.
+        size: the unit of movement; None stands for the series' root mean square norm.
     """
     if len(series) < WINDOW:
         raise ValueError(f"a series of {len(series)} values is too short: give at least {WINDOW}")
@@ -140,7 +141,7 @@ def run_late(
 
 
 def controls(seed: int, dtype: torch.dtype, width: int = 64) -> Iterator[tuple[Limit, int, Map]]:
-    """Maps with their known limit and period, over rates, angles and starts drawn from the seed."""
+    """Yield maps with their known limit and period; the seed draws their rates, angles and starts."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal() -> Tensor:
@@ -167,7 +168,7 @@ def _measured(seed: int, dtype: torch.dtype, n_loops: int) -> Iterator[tuple[Lim
 
 
 def require_calibrated(dtype: torch.dtype) -> None:
-    """Raise LoopprobeError where limits cannot be told apart in an arithmetic."""
+    """Raise LoopprobeError where limits cannot be told apart in this precision."""
     if dtype in HALF:
         raise LoopprobeError(
             f"limits of states cannot be told apart in {str(dtype).removeprefix('torch.')}, whose rounding "
@@ -177,15 +178,15 @@ def require_calibrated(dtype: torch.dtype) -> None:
 
 @functools.cache
 def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 0) -> Thresholds:
-    """Compute thresholds from controls in an arithmetic, float32 or float64.
+    """Compute thresholds from controls in float32 or float64.
 
     ``fixed`` is ten times the largest movement that rounding leaves to a contraction that has reached its point. Each
-    other threshold is the geometric middle between the largest value of controls that are not of the type and the
-    smallest of those that are; for ``returns``, between cycles over their period and the nearest return of controls
-    that never return, over all lags.
+    other threshold is the geometric middle between the largest value among controls that are not of the type and the
+    smallest among those that are. For ``returns`` it lies between the movement of cycles over their period and the
+    nearest return, over all lags, of controls that never return.
 
     Raises:
-        LoopprobeError: the arithmetic is half precision.
+        LoopprobeError: the precision is half precision.
     """
     require_calibrated(dtype)
     still: list[float] = []
@@ -215,7 +216,7 @@ def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int
 
 
 def _middle(below: list[float], above: list[float]) -> float:
-    """The geometric middle between the largest of the values below and the smallest of those above."""
+    """Return the geometric middle between the largest value below and the smallest value above."""
     return float(np.sqrt(max(*below, LEAST_MISTAKE) * min(above)))
 
 
@@ -223,7 +224,7 @@ def _middle(below: list[float], above: list[float]) -> float:
 def confusion(
     thresholds: Thresholds, dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 1
 ) -> Float[np.ndarray, "true found"]:
-    """Classify fresh controls: the shares of each true type, by the type that they are taken for."""
+    """Classify fresh controls; return the shares of each true type by the type that they are classified as."""
     counts = np.zeros((len(Limit), len(Limit)))
     for limit, period, measured in _measured(seed, dtype, n_loops):
         types, periods = classify(measured, thresholds)

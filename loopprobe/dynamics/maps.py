@@ -1,4 +1,4 @@
-"""Maps that are iterated: the loop of a model on its prompts, and controls whose long run is known."""
+"""Maps to iterate: the loop of a model on its prompts, and controls whose limit is known."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Map(Protocol):
         """The state that the loop starts from."""
 
     def step(self, z: State) -> State:
-        """One iteration."""
+        """Return the state after one iteration."""
 
     def read(self, z: State) -> Float[Tensor, "batch point"]:
-        """The predictions that stand in a state."""
+        """Read the predictions from a state."""
 
     def at(self, prompts: slice | Tensor) -> Map:
-        """The same map on some of the prompts."""
+        """Return the same map on a selection of the prompts."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ class LoopMap:
         return self.model.initial_state(self.e)
 
     def step(self, z: State) -> State:
-        """One iteration."""
+        """Return the state after one iteration."""
         return self.model.step(z, self.e)
 
     def read(self, z: State) -> Float[Tensor, "batch answer ..."]:
-        """The model's outputs, without gradient."""
+        """Read the model's outputs from a state, without gradient."""
         with torch.no_grad():
             return self.model.predict(z, self.e)
 
     def at(self, prompts: slice | Tensor) -> LoopMap:
-        """The same map on some of the prompts."""
+        """Return the same map on a selection of the prompts."""
         return LoopMap(self.model, self.e[prompts])
 
 
@@ -98,32 +98,32 @@ class PointwiseMap:
     function: Callable[[Tensor], Tensor]
 
     def step(self, z: State) -> State:
-        """One iteration."""
+        """Return the state after one iteration."""
         return self.function(z)
 
     def read(self, z: State) -> Float[Tensor, "batch point"]:
-        """The first coordinate of every position."""
+        """Return the first coordinate of every position."""
         return z[..., 0]
 
     def at(self, prompts: slice | Tensor) -> PointwiseMap:
-        """The same map on some of the prompts."""
+        """Return the same map on a selection of the prompts."""
         return PointwiseMap(self.initial[prompts], self.function)
 
 
 def linear_map(matrix: Float[Tensor, "width width"], offset: Tensor, initial: State) -> PointwiseMap:
-    """z → matrix · z + offset."""
+    """Make the map z → matrix · z + offset."""
     return PointwiseMap(initial, lambda z: z @ matrix.mT + offset)
 
 
 def contraction(rate: float, initial: State, generator: torch.Generator) -> PointwiseMap:
-    """A contraction to a point at the given rate, turning as it goes: its limit is a fixed point."""
+    """Make a contraction to a fixed point at this rate, which also turns the states."""
     width = initial.shape[-1]
     turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=initial.dtype))
     return linear_map(rate * turn, torch.randn(width, generator=generator, dtype=initial.dtype), initial)
 
 
 def rotation(turns: float, initial: State, shrink: float = 1.0) -> PointwiseMap:
-    """A rotation of every pair of coordinates, attracted to the circle of radius 1.
+    """Make a rotation of every pair of coordinates, which attracts states to the circle of radius 1.
 
     With turns = 1 / k its limit is a cycle of period k; with an irrational number it never returns.
 
@@ -146,16 +146,16 @@ def rotation(turns: float, initial: State, shrink: float = 1.0) -> PointwiseMap:
 
 
 def drift(speed: float, initial: State, generator: torch.Generator) -> PointwiseMap:
-    """A straight motion at a constant speed."""
+    """Make a straight motion at a constant speed."""
     direction = torch.randn(initial.shape[-1], generator=generator, dtype=initial.dtype)
     return PointwiseMap(initial, lambda z: z + speed * direction / direction.norm())
 
 
 def logistic(initial: State, r: float = 3.99) -> PointwiseMap:
-    """The logistic map z → r z (1 − z) in every coordinate; chaotic near r = 4, a cycle of period 3 at 3.83."""
+    """Make the logistic map z → r z (1 − z) in every coordinate; chaotic near r = 4, a cycle of period 3 at 3.83."""
     return PointwiseMap(initial, lambda z: r * z * (1 - z))
 
 
 def expansion(rate: float, initial: State) -> PointwiseMap:
-    """z → rate · z with a rate above 1: diverges, and in the end overflows."""
+    """Make the map z → rate · z with a rate above 1, which diverges and in the end overflows."""
     return PointwiseMap(initial, lambda z: rate * z)

@@ -22,12 +22,12 @@ from loopprobe.support.statistics import double, to_numpy
 
 Method = Literal["newton_krylov", "anderson"]
 TINY = 1e-300  # stands for zero in a denominator
-VANISHED = 1e-150  # the norm of a state below which zero itself is tried
-LEAST_SIZE, LARGEST_SIZE = 1e-3, 1e3  # root mean squares of states between which scipy's steps of differences are right
+VANISHED = 1e-150  # the norm of a state below which zero is tried
+LEAST_SIZE, LARGEST_SIZE = 1e-3, 1e3  # the states' root mean squares for which scipy's difference steps suit
 
 
 class Status(Enum):
-    """The end of a search, decided by the residual of the state that is returned; the value says it to the reader."""
+    """The outcome of a search, decided by the residual of the returned state; the value describes it in words."""
 
     FOUND = "a fixed point, to the tolerance"
     NOT_CONVERGED = "not converged: raise max_iterations, or start nearer"
@@ -37,14 +37,14 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Solution:
-    """The end of a search from each prompt's start.
+    """The outcome of a search from each prompt's start.
 
     Attributes:
-        state: x*, whatever its status: the state of least residual of those that the solver stepped to.
-        residual: ‖F(x*) − x*‖ / ‖x*‖ of that state; 0 where F(x*) = x* = 0, infinite where x* = 0 alone.
-        iterations, evaluations: the number of iterations of the solver, and of evaluations of F, with those that the
-            Krylov solver needs for its derivatives.
-        status: ``FOUND`` where the residual is within the tolerance, else what went wrong.
+        state: the state x* with the least residual among those that the solver reached, whatever its status.
+        residual: ‖F(x*) − x*‖ / ‖x*‖ of that state; 0 where F(x*) = x* = 0, and infinite where only x* is 0.
+        iterations, evaluations: the numbers of solver iterations and of evaluations of F. The latter include those that
+            the Krylov solver needs for its derivatives.
+        status: ``FOUND`` where the residual is within the tolerance, else the reason of the failure.
     """
 
     state: State
@@ -55,7 +55,7 @@ class Solution:
 
     @property
     def found(self) -> Bool[Tensor, " batch"]:
-        """Whether each of them is a fixed point."""
+        """True for each state that is a fixed point."""
         return torch.tensor([status is Status.FOUND for status in self.status])
 
 
@@ -70,16 +70,16 @@ def solve(
     """Search for a fixed point from each state, prompt by prompt, with scipy's solvers.
 
     Newton–Krylov (Knoll and Keyes 2004) finds unstable fixed points as well; Anderson acceleration (Anderson 1965)
-    is cheaper where the map nearly contracts. The solver starts again from its end until that is a fixed point
-    relative to its own size: a search from far away loses digits that a second one gets back. Where the map moves a
-    state by less than the tolerance times its size, as z + 1 does from 10¹⁰ on, the state counts as a fixed point.
+    is cheaper where the map nearly contracts. The solver is run again from its last state until that is a fixed point
+    relative to its size, because a search from far away loses digits that a second search recovers. A state that the
+    map moves by less than the tolerance times its size counts as a fixed point; z + 1 moves states so from 10¹⁰ on.
 
     Args:
         system: the map; in float64 for tolerances below 1e-6.
         z: the states to start from.
         method: the solver.
         tolerance: the largest ‖F(x) − x‖ / ‖x‖ of a fixed point.
-        max_iterations: the most iterations of the solver, all searches from a start together.
+        max_iterations: the largest number of solver iterations, summed over all searches from a start.
 
     Raises:
         LoopprobeError: the tolerance is at or below the noise of the dtype, or there is no such method.
@@ -114,12 +114,12 @@ def distinct(states: Float[Tensor, "start ..."], tolerance: float = 1e-6) -> lis
 
 
 class _Search:
-    """One prompt's search: it counts, and remembers the best state that the solver has been at.
+    """The search from one prompt's start: it counts evaluations and stores the best state so far.
 
     Attributes:
         best: the state with the least residual so far, in the precision of the map.
-        residual: of that state.
-        unit: the solver's states are in this unit, since it takes finite differences as if states were of size one.
+        residual: the residual of that state.
+        unit: the unit of the solver's states; its finite differences suit states of size one.
     """
 
     def __init__(self, system: Map, z: State) -> None:
@@ -133,20 +133,20 @@ class _Search:
         return torch.from_numpy(np.asarray(x)).to(self.like.dtype).to(self.like.device).reshape(self.like.shape)
 
     def difference(self, x: ndarray) -> ndarray:
-        """F(x) − x, in the precision of the map."""
+        """Return F(x) − x in the precision of the map."""
         z = self.tensor(self.unit * x)
         with torch.no_grad():
             difference = to_numpy(double(self.system.step(z) - z)).reshape(-1) / self.unit
         self.overflowed |= not np.isfinite(difference).all()
         return difference
 
-    def asked(self, x: ndarray) -> ndarray:
-        """F(x) − x for the solver, counted."""
+    def evaluate(self, x: ndarray) -> ndarray:
+        """Return F(x) − x to the solver and count the evaluation."""
         self.evaluations += 1
         return self.difference(x)
 
     def consider(self, x: ndarray, difference: ndarray | None = None) -> None:
-        """Remember a state where it is better than the best."""
+        """Store a state if it is better than the best so far."""
         difference = self.difference(x) if difference is None else difference
         if (residual := _relative(difference, x)) < self.residual:
             self.best, self.residual = to_numpy(double(self.tensor(self.unit * x))).reshape(-1), residual
@@ -162,18 +162,16 @@ def _one(
 ) -> tuple[State, float, int, int, Status]:
     search = _Search(system, z)
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # scipy's, of matrices that are ill-conditioned: the status says what came of it
+        warnings.simplefilter("ignore")  # scipy warns of ill-conditioned matrices; the status holds the outcome
         failure = _run(search, solver, tolerance, max_iterations)
         search.unit = 1.0
-        residual = _relative(search.asked(search.best), search.best)
+        residual = _relative(search.evaluate(search.best), search.best)
     status = Status.FOUND if residual <= tolerance else failure
     return search.tensor(search.best), residual, search.iterations, search.evaluations, status
 
 
 def _run(search: _Search, solver: Callable[..., ndarray], tolerance: float, max_iterations: int) -> Status:
-    """Run the solver, again from its end until a state is good enough; return what went wrong if none is."""
+    """Run the solver repeatedly from its last state until a state is good enough; return the reason if none is."""
     end = search.best
     search.consider(end)
     while search.residual > tolerance and search.iterations < max_iterations:
@@ -188,7 +186,7 @@ def _run(search: _Search, solver: Callable[..., ndarray], tolerance: float, max_
         scale = _norm(start) or 1.0  # a start at zero has no size of its own
         options = {"maxiter": max_iterations - iterations, "f_tol": tolerance, "callback": search.after_iteration}
         try:
-            end = solver(search.asked, start, tol_norm=partial(_share, scale), **options)
+            end = solver(search.evaluate, start, tol_norm=partial(_share, scale), **options)
         except NoConvergence as error:
             end = np.asarray(error.args[0])
         except (ValueError, ArithmeticError, np.linalg.LinAlgError):
@@ -209,7 +207,7 @@ def _share(scale: float, x: ndarray) -> float:
 
 
 def _relative(difference: ndarray, x: ndarray) -> float:
-    """‖F(x) − x‖ / ‖x‖."""
+    """Return ‖F(x) − x‖ / ‖x‖."""
     change, size = _norm(difference), _norm(x)
     if change == 0 or np.isnan(change):
         return change

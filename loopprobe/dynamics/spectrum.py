@@ -1,7 +1,7 @@
 """The loop map near a state: eigenvalues, singular values and Lyapunov exponents, from Jacobian-vector products.
 
-Attention is causal, so that with positions in order the Jacobian is block-triangular, and its eigenvalues are those of
-its diagonal blocks, one a position: how the state of a token after the loop depends on its own state before.
+Attention is causal, so that with positions in order the Jacobian is block-triangular. Its eigenvalues are those of its
+diagonal blocks. Each position has one block, the derivative of a token's state after the loop by its state before.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.support.statistics import HALF, float64_device, to_numpy
 
-DENSE = 32  # widths of a prompt's state up to which the whole Jacobian is formed
+DENSE = 32  # the width of a prompt's state up to which the whole Jacobian is formed
 TINY = 1e-300  # stands for zero in a logarithm
 
 
 def jvp(system: Map, z: State, tangent: State) -> State:
-    """Jacobian of one iteration at z, times a tangent."""
+    """Multiply the Jacobian of one iteration at z by a tangent."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        # the fused kernels have no forward-mode derivative; torch warns of itself when it derives for the first time
+        # The fused kernels have no forward-mode derivative, and torch warns of its own code at the first derivative.
         warnings.filterwarnings("ignore", "`torch.jit.script` is ")
         return torch.func.jvp(system.step, (z,), (tangent,))[1]
 
 
 def vjp(system: Map, z: State, cotangent: State) -> State:
-    """Transposed Jacobian of one iteration at z, times a cotangent."""
+    """Multiply the transposed Jacobian of one iteration at z by a cotangent."""
     with sdpa_kernel(SDPBackend.MATH):
         return torch.func.vjp(system.step, z)[1](cotangent)[0].detach()
 
 
 def leading_eigenvalues(system: Map, z: State, k: int = 10) -> Complex[Tensor, "batch k"]:
-    """The k eigenvalues of largest modulus of the Jacobian at z, complex pairs included, the largest first.
+    """Compute the Jacobian's k eigenvalues of largest modulus at z, complex pairs included, the largest first.
 
-    For the loop of a model they come from its blocks by position, which is exact; for any other map from
+    For the loop of a model they are computed from its blocks by position, which is exact, and for any other map by
     ``arnoldi_eigenvalues``. On a trained model of 62 tokens the blocks take seconds for 32 prompts, where Arnoldi
     iteration takes minutes and is off by up to 0.01 in modulus, since the whole Jacobian is far from normal.
 
@@ -62,11 +62,11 @@ def leading_eigenvalues(system: Map, z: State, k: int = 10) -> Complex[Tensor, "
 def arnoldi_eigenvalues(
     system: Map, z: State, k: int = 10, *, tolerance: float = 1e-8, seed: int = 0
 ) -> Complex[Tensor, "batch k"]:
-    """The k eigenvalues of largest modulus of the Jacobian at z, prompt by prompt, complex pairs included.
+    """Compute the Jacobian's k eigenvalues of largest modulus at z, prompt by prompt, complex pairs included.
 
-    By implicitly restarted Arnoldi iteration (ARPACK; Lehoucq, Sorensen and Yang 1998), from Jacobian-vector products
-    alone; from the whole Jacobian where it is small, or where nearly all of its eigenvalues are asked for. For the last
-    digits give a map in float64.
+    The method is implicitly restarted Arnoldi iteration (ARPACK; Lehoucq, Sorensen and Yang 1998), which needs only
+    Jacobian-vector products. The whole Jacobian is used where it is small, or where nearly all of its eigenvalues are
+    wanted. A map in float64 gives the last digits as well.
 
     Args:
         system: the map.
@@ -76,7 +76,7 @@ def arnoldi_eigenvalues(
         seed: the seed of the first vector.
 
     Returns:
-        Eigenvalues, the largest modulus first.
+        The eigenvalues, the largest modulus first.
 
     Raises:
         LoopprobeError: see ``leading_eigenvalues``; or the iteration did not converge.
@@ -98,9 +98,9 @@ def arnoldi_eigenvalues(
 def leading_singular_values(
     system: Map, z: State, k: int = 3, *, tolerance: float = 1e-6, seed: int = 0
 ) -> Float[Tensor, "batch k"]:
-    """The k largest singular values of the Jacobian at z, prompt by prompt: the largest growth in one iteration.
+    """Compute the Jacobian's k largest singular values at z, prompt by prompt: the largest growth in one iteration.
 
-    They come from Jacobian-vector products by ARPACK, or from the whole Jacobian, as in ``arnoldi_eigenvalues``.
+    ARPACK computes them from Jacobian-vector products, or the whole Jacobian is used, as in ``arnoldi_eigenvalues``.
 
     Raises:
         LoopprobeError: see ``arnoldi_eigenvalues``.
@@ -119,18 +119,18 @@ def leading_singular_values(
 
 
 def position_spectra(system: LoopMap, z: State, chunk: int = 8) -> Complex[Tensor, "batch pos d_model"]:
-    """All eigenvalues of the Jacobian of a loop at z, split by the position that they belong to.
+    """Compute all eigenvalues of a loop's Jacobian at z, by the position that they belong to.
 
-    The diagonal blocks of all positions come together, d_model Jacobian-vector products in all.
+    The diagonal blocks of all positions are computed together, with d_model Jacobian-vector products in all.
 
     Args:
         system: the loop of a model, whose attention is causal; no other map has a spectrum by position.
         z: the states.
-        chunk: coordinates at once.
+        chunk: the number of coordinates computed at once.
 
     Returns:
-        Eigenvalues of every position's block, the largest modulus first; all together they are the Jacobian's. They
-        are on the CPU where the model's device has no float64.
+        The eigenvalues of every position's block, the largest modulus first; together they are the eigenvalues of the
+        Jacobian. They are on the CPU where the model's device has no float64.
 
     Raises:
         LoopprobeError: the map is not the loop of a model, or the states are in half precision or not finite.
@@ -140,7 +140,7 @@ def position_spectra(system: LoopMap, z: State, chunk: int = 8) -> Complex[Tenso
 
 
 def diagonal_blocks(system: LoopMap, z: State, chunk: int = 8) -> Float[Tensor, "batch pos d_model d_model"]:
-    """The derivative of every token's state after the loop with respect to the same token's state before it.
+    """Compute the derivative of every token's state after the loop with respect to its state before the loop.
 
     Args:
         system, z, chunk: see ``position_spectra``.
@@ -165,10 +165,11 @@ def diagonal_blocks(system: LoopMap, z: State, chunk: int = 8) -> Float[Tensor, 
 def lyapunov_exponents(
     system: Map, z: State, n_steps: int, k: int = 2, *, seed: int = 0
 ) -> tuple[Float[Tensor, "batch k"], Float[Tensor, "step batch k"]]:
-    """The k largest Lyapunov exponents of a trajectory, per loop: above 0 chaos, 0 a circle, below 0 a point or cycle.
+    """Compute the k largest Lyapunov exponents of a trajectory, per loop.
 
-    k tangents are carried along and made orthogonal again in every iteration (Benettin et al. 1980); the first
-    quarter of the steps is left out, while they turn.
+    An exponent above 0 means chaos, 0 a circle, and below 0 a point or a cycle. k tangents are carried along and made
+    orthogonal again in every iteration (Benettin et al. 1980). The first quarter of the steps is left out, while the
+    tangents turn to their directions.
 
     Args:
         system: the map.
@@ -178,7 +179,7 @@ def lyapunov_exponents(
         seed: the seed of the first tangents.
 
     Returns:
-        The exponents, and the logarithm of the growth in every iteration but those that are left out.
+        The exponents, and the logarithm of the growth in every iteration that is not left out.
 
     Raises:
         LoopprobeError: k is not from 1 to the width of a prompt's state, there is no iteration, or the states are in
@@ -202,7 +203,7 @@ def lyapunov_exponents(
 
 
 def _require(z: State, k: int = 1) -> int:
-    """The width of a prompt's state, of which k eigenvalues can be had.
+    """Check that k eigenvalues can be computed; return the width of a prompt's state.
 
     Raises:
         LoopprobeError: k is not from 1 to the width, or the states are in half precision or not finite.
@@ -221,13 +222,13 @@ def _require(z: State, k: int = 1) -> int:
 
 
 def _jacobian(system: Map, z: State) -> Float[np.ndarray, "n n"]:
-    """The whole Jacobian at the state of one prompt, column by column."""
+    """Compute the whole Jacobian at the state of one prompt, column by column."""
     basis = torch.eye(z.numel(), dtype=z.dtype, device=z.device)
     return to_numpy(torch.stack([jvp(system, z, tangent.reshape(z.shape)).reshape(-1) for tangent in basis], dim=1))
 
 
 def _operator(system: Map, z: State, seed: int) -> tuple[LinearOperator, Float[np.ndarray, " n"]]:
-    """The Jacobian at the state of one prompt as an operator, and a random vector to start from."""
+    """Return the Jacobian at the state of one prompt as an operator, and a random vector to start from."""
     n = z.numel()
     dtype = np.float64 if z.dtype == torch.float64 else np.float32
 
@@ -244,10 +245,10 @@ def _operator(system: Map, z: State, seed: int) -> tuple[LinearOperator, Float[n
 
 
 def _converged(solve: Callable[[], np.ndarray], k: int) -> np.ndarray:
-    """The values that ARPACK finds.
+    """Return the values that ARPACK finds.
 
     Raises:
-        LoopprobeError: it finds none.
+        LoopprobeError: ARPACK finds none.
     """
     try:
         return solve()
@@ -284,8 +285,9 @@ def _tokens_apart(system: LoopMap, z: State) -> Iterator[None]:
 
     def own_scores(scores: Tensor, hook: LoopHookPoint) -> Tensor:
         q, k = (now[str(hook.name).replace("attn_scores", what)] for what in ("q", "k"))
-        own = (q * k).sum(-1).transpose(-1, -2) / math.sqrt(q.shape[-1])  # batch head pos
-        return torch.where(torch.eye(own.shape[-1], dtype=torch.bool, device=own.device), own[..., None], scores)
+        diagonal = (q * k).sum(-1).transpose(-1, -2) / math.sqrt(q.shape[-1])  # batch head pos
+        on_diagonal = torch.eye(diagonal.shape[-1], dtype=torch.bool, device=diagonal.device)
+        return torch.where(on_diagonal, diagonal[..., None], scores)
 
     def own_values(mixed: Tensor, hook: LoopHookPoint) -> Tensor:
         attn = str(hook.name).removesuffix("hook_z")

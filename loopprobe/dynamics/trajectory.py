@@ -21,12 +21,13 @@ class Moves:
     """Measurements of a trajectory in every loop.
 
     Attributes:
-        step: ‖z_{t+1} − z_t‖.
-        relative_step: the same over ‖z_{t+1}‖.
-        cosine: of successive updates z_{t+1} − z_t and z_t − z_{t−1} (arXiv 2509.23314); missing in the first loop.
-        distance: ‖z_{t+1} − z_far‖ / ‖z_far‖ to a state far out (arXiv 2604.11791).
-        read: the predictions.
-        far_read: the predictions far out.
+        step: the size of the update, ‖z_{t+1} − z_t‖.
+        relative_step: the size of the update over ‖z_{t+1}‖.
+        cosine: the cosine between successive updates, z_{t+1} − z_t and z_t − z_{t−1} (arXiv 2509.23314); NaN in the
+            first loop.
+        distance: the distance ‖z_{t+1} − z_far‖ / ‖z_far‖ to a state after many loops (arXiv 2604.11791).
+        read: the predictions after each loop.
+        far_read: the predictions after many loops.
     """
 
     step: Float[Tensor, "loop batch pos"]
@@ -38,12 +39,12 @@ class Moves:
 
 
 def follow(system: Map, n_loops: int, far: State) -> Moves:
-    """Run a map and measure its motion, in float32 at least; the states themselves are not stored.
+    """Run a map and measure its motion, at least in float32; the states themselves are not stored.
 
     Args:
         system: the map.
-        n_loops: iterations.
-        far: the state far out, such as after 2,000 loops.
+        n_loops: the number of iterations.
+        far: a state after many loops, such as 2,000.
     """
     rows: dict[str, list[Tensor]] = {"step": [], "relative_step": [], "cosine": [], "distance": [], "read": []}
     with torch.no_grad():
@@ -87,8 +88,8 @@ def decimal_places(distance: Float[ndarray, ...]) -> Float[ndarray, ...]:
 def contraction_rate(distance: Float[ndarray, " loop"], floor: float, skip: int = 5) -> tuple[float, float, float]:
     """Fit the factor by which the distance to the end shrinks in a loop, with its 95 % interval.
 
-    The slope of the logarithm of the distance against the loop by least squares, from loop ``skip`` to where the
-    distance first comes below ``floor``, which is to lie above the noise; NaN where fewer than five loops are left.
+    Least squares fit the slope of the distance's logarithm against the loop, from loop ``skip`` to where the
+    distance first comes below ``floor``, which must lie above the noise; NaN where fewer than five loops are left.
     The interval is that of the regression.
 
     Args:
@@ -96,7 +97,7 @@ def contraction_rate(distance: Float[ndarray, " loop"], floor: float, skip: int 
         floor: the distance at which the fit ends.
         skip: the number of loops left out at the start.
     """
-    from scipy.stats import linregress  # half a second, which no other probe should wait for
+    from scipy.stats import linregress  # imported here: it takes half a second
 
     below = np.nonzero(distance < floor)[0]
     end = below[0] if len(below) else len(distance)

@@ -1,6 +1,6 @@
 """Iterative algorithms for linear regression in context, step by step and for every prefix of every prompt at once.
 
-With S = XᵀX / k and m = Xᵀy / k of the k points of a prefix, all look for the w with S w = m from w = 0.
+For a prefix of k points let S = XᵀX / k and m = Xᵀy / k. All algorithms start at w = 0 and look for the w with S w = m.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Problem:
     """The least-squares problem of every prefix; prefix k holds the k points before point k.
 
     Attributes:
-        xs: the inputs, float64.
-        first: Xᵀy / k; zero for the empty prefix.
+        xs: the inputs, in float64.
+        first: the first moment Xᵀy / k; zero for the empty prefix.
     """
 
     xs: Float[Tensor, "batch prefix dim"]
@@ -34,21 +34,21 @@ class Problem:
 
     @classmethod
     def of(cls, prompts: Prompts) -> Problem:
-        """The problem of the prompts, in float64; on the CPU where their device has no float64."""
+        """Make the problem of the prompts in float64, on the CPU where their device has no float64."""
         xs, ys = double(prompts.xs), double(prompts.ys)
-        return cls(xs, _of_prefixes(xs * ys[..., None]))
+        return cls(xs, _prefix_means(xs * ys[..., None]))
 
     @functools.cached_property
     def second(self) -> Float[Tensor, "batch prefix dim dim"]:
-        """XᵀX / k; zero for the empty prefix."""
-        return _of_prefixes(einsum(self.xs, self.xs, "batch point i, batch point j -> batch point i j"))
+        """The second moment XᵀX / k; zero for the empty prefix."""
+        return _prefix_means(einsum(self.xs, self.xs, "batch point i, batch point j -> batch point i j"))
 
     def gradient(self, w: Weights) -> Weights:
-        """The gradient of half the mean squared error with respect to the weights."""
+        """Return the gradient of half the mean squared error with respect to the weights."""
         return einsum(self.second, w, "batch prefix i j, batch prefix j -> batch prefix i") - self.first
 
     def solution(self) -> Weights:
-        """S⁺ m: least squares, of least norm where the points are too few."""
+        """Return the least-squares solution S⁺ m, which has the least norm where there are too few points."""
         return (torch.linalg.pinv(self.second, hermitian=True) @ self.first[..., None]).squeeze(-1)
 
     def predict(self, w: Weights) -> Float[Tensor, "batch prefix"]:
@@ -56,8 +56,8 @@ class Problem:
         return (self.xs * w).sum(-1)
 
 
-def _of_prefixes(values: Float[Tensor, "batch point *dims"]) -> Float[Tensor, "batch prefix *dims"]:
-    """The mean of the values before each point; zero before the first."""
+def _prefix_means(values: Float[Tensor, "batch point *dims"]) -> Float[Tensor, "batch prefix *dims"]:
+    """Return the mean of the values before each point; zero before the first."""
     counts = torch.arange(1, values.shape[1], dtype=values.dtype, device=values.device)
     means = torch.zeros_like(values)
     means[:, 1:] = values.cumsum(1)[:, :-1] / counts.reshape(-1, *[1] * (values.ndim - 2))
@@ -65,12 +65,12 @@ def _of_prefixes(values: Float[Tensor, "batch point *dims"]) -> Float[Tensor, "b
 
 
 def gradient_descent(problem: Problem, steps: int, rate: float | Tensor) -> Iterator[Weights]:
-    """w ← w − rate · ∇: the iterates from w = 0 on, steps + 1 of them.
+    """Yield the steps + 1 iterates of gradient descent from w = 0: w ← w − rate · ∇.
 
     Args:
         problem: the problem.
-        steps: how many.
-        rate: a number, or one a prefix [batch, prefix, 1].
+        steps: the number of steps.
+        rate: one number, or one for each prefix [batch, prefix, 1].
     """
     w = torch.zeros_like(problem.first)
     for _ in range(steps):
@@ -80,7 +80,10 @@ def gradient_descent(problem: Problem, steps: int, rate: float | Tensor) -> Iter
 
 
 def best_rate(problem: Problem) -> Float[Tensor, "batch prefix 1"]:
-    """2 / (largest + smallest eigenvalue that is not zero): the fixed rate of fastest worst-case convergence."""
+    """Return the fixed rate of fastest convergence in the worst case: 2 / (largest + smallest eigenvalue).
+
+    Eigenvalues that are zero do not count.
+    """
     eigenvalues = torch.linalg.eigvalsh(problem.second)
     largest = eigenvalues[..., -1].clamp_min(1e-12)
     rank_deficient = eigenvalues < 1e-9 * largest[..., None]
@@ -90,7 +93,7 @@ def best_rate(problem: Problem) -> Float[Tensor, "batch prefix 1"]:
 
 
 def momentum(problem: Problem, steps: int, rate: float | Tensor, decay: float | Tensor) -> Iterator[Weights]:
-    """Heavy ball (Polyak 1964): v ← decay · v − rate · ∇, w ← w + v."""
+    """Yield the iterates of the heavy-ball method (Polyak 1964): v ← decay · v − rate · ∇, w ← w + v."""
     w = torch.zeros_like(problem.first)
     velocity = torch.zeros_like(w)
     for _ in range(steps):
@@ -101,7 +104,7 @@ def momentum(problem: Problem, steps: int, rate: float | Tensor, decay: float | 
 
 
 def preconditioned(problem: Problem, steps: int, matrix: Float[Tensor, "dim dim"]) -> Iterator[Weights]:
-    """w ← w − P ∇ with one matrix for all prompts (Ahn et al. 2023; arXiv 2410.08292)."""
+    """Yield the iterates of w ← w − P ∇ with one matrix P for all prompts (Ahn et al. 2023; arXiv 2410.08292)."""
     w = torch.zeros_like(problem.first)
     for _ in range(steps):
         yield w
@@ -110,9 +113,10 @@ def preconditioned(problem: Problem, steps: int, matrix: Float[Tensor, "dim dim"
 
 
 def newton(problem: Problem, steps: int) -> Iterator[Weights]:
-    """Newton's iteration for the inverse: M ← 2M − M S M from M = S / λ_max², w = M m (Fu et al., arXiv 2310.17086).
+    """Yield the iterates w = M m of Newton's iteration for the inverse (Fu et al., arXiv 2310.17086).
 
-    It converges to the pseudoinverse, and doubles the correct digits of M in a step. The first iterate is w = 0.
+    M starts at S / λ_max² and is updated by M ← 2M − M S M. It converges to the pseudoinverse, and every step doubles
+    its correct digits. The first iterate is w = 0.
     """
     yield torch.zeros_like(problem.first)
     largest = torch.linalg.eigvalsh(problem.second)[..., -1].clamp_min(1e-12)
@@ -123,7 +127,10 @@ def newton(problem: Problem, steps: int) -> Iterator[Weights]:
 
 
 def conjugate_gradients(problem: Problem, steps: int) -> Iterator[Weights]:
-    """Conjugate gradients on S w = m (Hestenes and Stiefel 1952): exact after rank(S) steps, and then at rest."""
+    """Yield the iterates of conjugate gradients on S w = m (Hestenes and Stiefel 1952).
+
+    They are exact after rank(S) steps and then stay the same.
+    """
     w = torch.zeros_like(problem.first)
     residual = problem.first
     direction = residual
@@ -144,7 +151,7 @@ def conjugate_gradients(problem: Problem, steps: int) -> Iterator[Weights]:
 
 
 def ridge_path(problem: Problem, strengths: Float[Tensor, " step"]) -> Iterator[Weights]:
-    """w = (XᵀX + strength · I)⁻¹ Xᵀy for strengths in the order given, after w = 0 (infinite strength)."""
+    """Yield w = 0 (infinite strength), and then w = (XᵀX + strength · I)⁻¹ Xᵀy for each strength in turn."""
     yield torch.zeros_like(problem.first)
     identity = torch.eye(problem.xs.shape[-1], dtype=problem.xs.dtype, device=problem.xs.device)
     counts = torch.arange(problem.xs.shape[1], dtype=problem.xs.dtype, device=problem.xs.device).clamp_min(1)
@@ -153,18 +160,21 @@ def ridge_path(problem: Problem, strengths: Float[Tensor, " step"]) -> Iterator[
 
 
 def scaled(problem: Problem, steps: int) -> Iterator[Weights]:
-    """Least squares, scaled from 0 to 1 in equal steps: no algorithm, but the null that one must be told from."""
+    """Yield the least-squares solution, scaled from 0 to 1 in equal steps.
+
+    This is not an algorithm but the null hypothesis: a model that runs an algorithm must be told apart from it.
+    """
     solution = problem.solution()
     yield from (step / steps * solution for step in range(steps + 1))
 
 
 def predictions(problem: Problem, iterates: Iterable[Weights]) -> Float[Tensor, "step batch prefix"]:
-    """Predictions of every iterate."""
+    """Return the predictions of every iterate."""
     return torch.stack([problem.predict(w) for w in iterates])
 
 
 def fit(loss: Callable[[Tensor], Tensor], start: Float[Tensor, ...], iterations: int = 60) -> Float[Tensor, ...]:
-    """Parameters of an algorithm with the least loss, by L-BFGS from ``start``; the best that was seen."""
+    """Fit the parameters of an algorithm by L-BFGS from ``start``; return those with the least loss seen."""
     parameters = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS([parameters], max_iter=iterations, line_search_fn="strong_wolfe")
     best = (torch.inf, start.detach().clone())

@@ -37,18 +37,18 @@ METRICS = "metrics.jsonl"
 
 @dataclass(repr=False)
 class Checkpoint:
-    """A trained model and what is known of it.
+    """A trained model with its configuration and its history.
 
     Attributes:
         config: the resolved configuration.
         model: the model, in eval mode.
-        step: training steps done.
-        wall_time_s: seconds of training.
-        evaluation: error on held-out prompts (see ``loopprobe.store.evaluate``); None while it trains.
-        provenance: versions, commit and device of the training.
-        name: the name or path that it was loaded under.
-        folder: where it was loaded from.
-        alias: its label, where the last part of its name does not tell it from others beside it.
+        step: the number of training steps done.
+        wall_time_s: the duration of the training in seconds.
+        evaluation: the error on held-out prompts (see ``loopprobe.store.evaluate``); None during training.
+        provenance: the versions, the commit and the device of the training.
+        name: the name or path that it was loaded by.
+        folder: the folder that it was loaded from.
+        alias: the label to use where the last part of the name is not unique among the models shown.
     """
 
     config: AnyConfig
@@ -63,16 +63,16 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """The alias, or the last part of the name: for figures and files."""
+        """The name in figures and files: the alias, or the last part of ``name``."""
         return self.alias or Path(self.name).name or self.config.name
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
     def __repr__(self) -> str:
-        """Three lines: the model, its error, and its weights."""
+        """Describe the model, its error and its weights in three lines."""
         model = self.config.model
         window = f"T = {self.config.train.loop_window}" if isinstance(self.config, Config) else "trained elsewhere"
         layers = f"{model.n_layers} layer{'s' * (model.n_layers > 1)}"
@@ -88,7 +88,7 @@ class Checkpoint:
         ])  # fmt: skip
 
     def digest(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of the weights: which model this is."""
+        """Return the first 16 hexadecimal digits of the weights' SHA-256, which identify the model."""
         content = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             content.update(name.encode())
@@ -97,70 +97,71 @@ class Checkpoint:
 
     @property
     def task_name(self) -> str:
-        """The name of the task that it was trained on."""
+        """The name of the task that the model was trained on."""
         return self.config.task.name
 
     def identity(self) -> dict[str, Any]:
-        """Its name, the digest of its weights and its configuration, for the record."""
+        """Return a record of the model: its name, the digest of its weights and its configuration."""
         return {"name": self.name, "weights": self.digest(), "config": self.config.to_dict()}
 
     def draw(self, spec: PromptSpec) -> Prompts:
-        """The prompts of a specification, on the model's device; see ``store.draw``."""
+        """Draw the prompts of a specification on the model's device, see ``store.draw``."""
         return draw.draw(self.config, self.label, spec).to(self.device)
 
     def held_out(self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None) -> Prompts:
-        """Prompts like those at the end of its training that no training saw, on the model's device: ``xs, ys = …``.
+        """Draw prompts like those at the end of training, which no training saw, on the model's device: ``xs, ys = …``.
 
         Args:
-            n_prompts: how many.
-            seed: which.
-            shift: draws them otherwise, see ``tasks.shifts``.
+            n_prompts: the number of prompts.
+            seed: the seed of the prompts.
+            shift: the name of a distribution shift, see ``tasks.shifts``; None: the distribution of training.
 
         Raises:
-            LoopprobeError: no such shift, or the model has seen as many examples or dimensions as it can read.
+            LoopprobeError: there is no such shift, or the model was trained on as many examples or dimensions as it
+                can read.
         """
         return draw.held_out(self.config, self.label, n_prompts, seed, shift).to(self.device)
 
     def more_like(self, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
-        """Further prompts as in training, with as many points as these, on the model's device."""
+        """Draw further prompts as in training, with as many points as these, on the model's device."""
         return draw.more_like(self.config, self.label, prompts, n_prompts, seed).to(self.device)
 
     def from_table(self, name: str, target: str | None = None, n_prompts: int = 1280, seed: int = 0) -> Prompts:
-        """Prompts from a table of real data, on the model's device; see ``store.draw.from_table``."""
+        """Draw prompts from a table of real data on the model's device, see ``store.draw.from_table``."""
         return draw.from_table(self.config, name, target, n_prompts, seed).to(self.device)
 
     def is_of_task(self, prompts: Prompts) -> bool:
-        """Whether prompts say of themselves that they are of its task, or from a table of real data."""
+        """Check by their origin that prompts are from the model's task, or from a table of real data."""
         return is_of(prompts, self.config.task)
 
     def optimum(self, prompts: Prompts) -> tuple[str, Float[Tensor, "batch point"]]:
-        """Name and predictions of the best predictor that knows the task, see ``reference.baselines.optimal``."""
+        """Return name and predictions of the best predictor of the task, see ``reference.baselines.optimal``."""
         return optimum(prompts, self.config.task)
 
 
 def shipped_folder() -> Path:
-    """Where the shipped checkpoints lie: inside an installed wheel, or at the top of the clone."""
+    """Return the folder of the shipped checkpoints: in an installed wheel, or at the top of the clone."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_checkpoints"
     return installed if installed.is_dir() else package.parent / "checkpoints"
 
 
 def names() -> dict[str, Path]:
-    """Every checkpoint that can be loaded by name here: those in ./runs go before shipped ones."""
-    found = {}
+    """Return the folder of every checkpoint by its name; one in ./runs takes precedence over a shipped one."""
+    folders = {}
     for folder in (shipped_folder(), Path("runs")):
         for path in sorted(folder.glob(f"*/{CONFIG}")):
-            found[path.parent.name] = path.parent
-    return found
+            folders[path.parent.name] = path.parent
+    return folders
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a checkpoint, from its path or its name.
+    """Find the folder of a checkpoint by its path or its name.
 
     Raises:
-        LoopprobeError: there is none; the message names the nearest.
+        LoopprobeError: there is none; the message gives the nearest names.
     """
-    with suppress(OSError):  # of a name that is too long for a path
+    with suppress(OSError):  # a name may be too long for a path
         if (path := Path(name)).is_dir():
             return path
     known = names()
@@ -180,8 +181,8 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
     """Load a model with its configuration and history.
 
     Raises:
-        LoopprobeError: it is missing, damaged, of a newer version or too large for the memory, its weights do not fit
-            its configuration or are not finite, or there is no such device.
+        LoopprobeError: the checkpoint is missing, damaged, too new or too large for the memory; its weights do not fit
+            its configuration or are not finite; or there is no such device.
     """
     known_device(str(device))
     folder = find(name)
@@ -190,7 +191,7 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
     tensors = read_tensors(folder / WEIGHTS)
     reason = f"{CONFIG} and {WEIGHTS} are of different models"
     layers = {int(part[1]) for key in tensors if (part := key.split("."))[0] == "blocks" and part[1].isdecimal()}
-    if len(layers) != config.model.n_layers:  # before a thousand layers are made for nothing
+    if len(layers) != config.model.n_layers:  # checked before the model is built, which may be large
         raise LoopprobeError(
             f"{folder / WEIGHTS} does not fit: it has {len(layers)} layers and {CONFIG} has n_layers = "
             f"{config.model.n_layers}; {reason}"
@@ -210,12 +211,12 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, weights: bool = True) -> None:
-    """Write model.safetensors and config.json into an existing folder, each whole or not at all.
+    """Write model.safetensors and config.json into an existing folder, each completely or not at all.
 
     Args:
-        checkpoint: what is written.
-        folder: where to.
-        weights: False writes config.json alone, beside weights that are there.
+        checkpoint: the checkpoint.
+        folder: the folder to write into.
+        weights: False writes config.json alone and leaves the weights in the folder as they are.
     """
     model = checkpoint.model
     parameter = next(model.parameters())
@@ -236,7 +237,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, weights: bool = True) -> None:
     )
 
 
-# The state of a run in training
+# The state of a training run
 
 
 def save_state(
@@ -248,7 +249,7 @@ def save_state(
     seconds: float,
     pending: Float[Tensor, "step 2"],
 ) -> None:
-    """Write all that the next training step and the next row of metrics depend on, whole or not at all."""
+    """Write all that the next training step and the next row of metrics depend on, completely or not at all."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {"generator": generator.get_state(), "pending": pending}
     for i, optimizer in enumerate(optimizers):
@@ -264,7 +265,7 @@ def read_state(
     optimizers: list[torch.optim.Optimizer],
     generator: torch.Generator,
 ) -> tuple[int, float, Float[Tensor, "step 2"]] | None:
-    """Put a saved state back in place; returns its step, its seconds and what was pending, or None if there is none."""
+    """Restore a saved state; return its step, its seconds and its pending errors, or None if there is no state."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -282,7 +283,7 @@ def read_state(
                 if kind == "optimizer" and int(rest[0]) == i:
                     state.setdefault(int(rest[1]), {})[rest[2]] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        pending = tensors.get("pending", torch.empty(0, 2))  # states of earlier versions have written it as a row
+        pending = tensors.get("pending", torch.empty(0, 2))  # earlier versions wrote it as a row
         return int(metadata["step"]), float(metadata["seconds"]), pending
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise LoopprobeError(f"{path} is damaged ({error!r}): train the model again with --overwrite") from None

@@ -1,4 +1,4 @@
-"""Reading the files of a checkpoint, with one clear line where something is wrong with them."""
+"""Reading the files of a checkpoint, with a clear message of one line where they are damaged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 
-FORMAT = 1  # of config.json; raised when an older reader would misread it
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights
+FORMAT = 1  # the version of config.json, raised when an older reader would misread it
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the dtypes that weights may have
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.safetensors"
 
 
 @configuration
 class Record:
-    """What config.json records, and of which types."""
+    """The fields of config.json with their types."""
 
     format: int
     config: dict[str, Any]
@@ -45,7 +45,7 @@ class Record:
 
 
 def read_json(folder: Path) -> tuple[AnyConfig, dict[str, Any]]:
-    """The configuration of a checkpoint and everything that its config.json records, without the weights."""
+    """Read the configuration of a checkpoint, and everything that its config.json records."""
     path = folder / CONFIG
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -80,11 +80,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def fit(model: LoopedTransformer, tensors: dict[str, Tensor], path: Path, reason: str) -> None:
     """Load weights that must match the model's names and shapes exactly."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
             raise LoopprobeError(
-                f"{path} does not fit: {name} is {found.get(name, 'missing')} there and "
+                f"{path} does not fit: {name} is {shapes.get(name, 'missing')} there and "
                 f"{expected.get(name, 'not expected')} in the model; {reason}"
             )
     for name, tensor in sorted(tensors.items()):

@@ -1,4 +1,4 @@
-"""Prompts for a model: held out from its training, further ones to fit on, or from a table of real data."""
+"""Prompts for a model: held out from training, further ones to fit on, or from a table of real data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loopprobe.tasks.tables import from_tables, load_table
 
 
 def draw(config: AnyConfig, label: str, spec: PromptSpec) -> Prompts:
-    """The prompts of a specification, on the CPU.
+    """Draw the prompts of a specification on the CPU.
 
     Raises:
         LoopprobeError: the shift does not fit the model, or the table cannot be used.
@@ -29,17 +29,18 @@ def draw(config: AnyConfig, label: str, spec: PromptSpec) -> Prompts:
 
 
 def held_out(config: AnyConfig, label: str, n_prompts: int, seed: int, shift: str | None) -> Prompts:
-    """Prompts like those at the end of a model's training that no training saw.
+    """Draw prompts like those at the end of a model's training, which no training saw.
 
     Args:
-        config: of the model.
-        label: what it is called.
-        n_prompts: how many.
-        seed: which.
-        shift: draws them otherwise, see ``tasks.shifts``.
+        config: the configuration of the model.
+        label: the name of the model, for messages.
+        n_prompts: the number of prompts.
+        seed: the seed of the prompts.
+        shift: the name of a distribution shift, see ``tasks.shifts``; None: the distribution of training.
 
     Raises:
-        LoopprobeError: no such shift, or the model has seen as many examples or dimensions as it can read.
+        LoopprobeError: there is no such shift, or the model was trained on as many examples or dimensions as it can
+            read.
     """
     model = config.model
     points, dims = model.n_points, model.n_dims
@@ -57,19 +58,19 @@ def held_out(config: AnyConfig, label: str, n_prompts: int, seed: int, shift: st
 
 
 def more_like(config: AnyConfig, label: str, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
-    """Prompts as in training, with as many points as these, that what reads states at every token is fitted on."""
+    """Draw prompts as in training, with as many points as these, to fit maps from states at every token."""
     longer = isinstance(config, Config) and prompts.n_answers > config.train.points.last
     return held_out(config, label, n_prompts, seed, "more_examples" if longer else None)
 
 
 def from_table(config: AnyConfig, name: str, target: str | None, n_prompts: int, seed: int) -> Prompts:
-    """Prompts from a table of real data, at the scale of the labels that the model was trained on.
+    """Draw prompts from a table of real data, at the scale of the labels that the model was trained on.
 
     Args:
-        config: of the model.
-        name, target: of the table and its label, see ``tasks.tables.load_table``.
-        n_prompts: how many, from the half of the rows that no training draws from.
-        seed: which.
+        config: the configuration of the model.
+        name, target: the names of the table and of its label, see ``tasks.tables.load_table``.
+        n_prompts: the number of prompts, drawn from the half of the rows that no training uses.
+        seed: the seed of the prompts.
 
     Raises:
         LoopprobeError: the table cannot be used, or has too few rows.

@@ -1,4 +1,4 @@
-"""The error of a model on held-out prompts."""
+"""Evaluation: the error of a model on held-out prompts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from loopprobe.tasks import PromptBatch
 
 
 def chunk_size(device: torch.device) -> int:
-    """Prompts to run at once: on a CPU, more than these fall out of the cache and take twice as long each."""
+    """Return the number of prompts to run at once; on a CPU a larger batch leaves the cache and is half as fast."""
     return 64 if device.type == "cpu" else 4096
 
 
 def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
-    """The error at the query after every loop, in the unit of the prompts."""
+    """Return the error at the query after every loop, in the unit of the prompts."""
     with torch.no_grad():
         chunks = [
             batch.errors(model(*batch.inputs, n_loops=n_loops))[..., -1]
@@ -31,15 +31,15 @@ def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = 
 
 
 def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, far: int | None = None) -> dict[str, Any]:
-    """Measure the error at the query with its 95 % bootstrap interval after the trained loop count.
+    """Measure the error at the query after the trained loop count, with its 95 % bootstrap interval.
 
-    Beside it stands the error on the same prompts of the best predictor that knows the task (``baselines.optimal``).
+    The result also holds the error of the best predictor that knows the task (``baselines.optimal``) on these prompts.
 
     Args:
         checkpoint: the model.
-        n_prompts: held-out prompts.
-        seed: of these prompts.
-        far: also after so many loops, for a looped model; it takes as much longer as there are more loops.
+        n_prompts: the number of held-out prompts.
+        seed: the seed of these prompts.
+        far: a second loop count after which a looped model is measured; the time grows with it.
 
     Returns:
         Plain data, as config.json records it.
@@ -63,9 +63,9 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
 
 
 def prompts_after_training(config: Config) -> int:
-    """How many prompts the evaluation at the end of a training takes: 1,280, or fewer where that is above 5 % of it.
+    """Return the number of prompts for the evaluation after training: 1,280, or fewer where training is short.
 
-    A prompt that is evaluated runs forward alone, which is at most a third of the work of one that is trained on; a
-    tenth of the prompts of the training is thus below 4 %.
+    An evaluated prompt needs a forward pass alone, at most a third of the work of a training prompt. With at most a
+    tenth of the training prompts, or 16, the evaluation of all but the shortest trainings takes below 4 % of the time.
     """
     return int(min(1280, max(16, config.train.steps * config.train.batch_size // 10)))

@@ -1,4 +1,4 @@
-"""Weights in other layouts: nanoGPT's, which is read, and TransformerLens's, which is read and written."""
+"""Weights in foreign layouts: nanoGPT's is read, and TransformerLens's is read and written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.support.storage import atomic
 
-# nanoGPT's names, as the reference's looped and ordinary models have them, and ours.
+# The names in nanoGPT, as in the reference's looped and ordinary models, and the names in this package.
 _NANOGPT = [
     ("_read_in.", "read_in."),
     ("_read_out.", "read_out."),
@@ -39,9 +39,9 @@ _IGNORED = re.compile(r".*\.attn\.(bias|masked_bias)")  # causal-mask buffers of
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Plain tensors by name from a safetensors file or a PyTorch pickle, loaded with ``weights_only``.
+    """Read plain tensors by name from a safetensors file or a PyTorch pickle, loaded with ``weights_only``.
 
-    The state dict may lie under ``model`` or ``model_state_dict``; prefixes of wrappers are taken off.
+    The state dict may lie under ``model`` or ``model_state_dict``. Prefixes of wrappers are removed.
     """
     if not path.is_file():
         raise LoopprobeError(f"no file at {path}: check the path")
@@ -49,7 +49,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tree: Any = load_file(path)
     except (safetensors.SafetensorError, OSError):
         try:
-            with warnings.catch_warnings():  # about pickles that torch did not write
+            with warnings.catch_warnings():  # torch warns of pickles that it did not write
                 warnings.simplefilter("ignore")
                 tree = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
@@ -66,15 +66,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_model(path: Path, *, n_heads: int, **fields: Any) -> LoopedTransformer:
-    """A model from foreign weights: nanoGPT's layout or TransformerLens's names, recognised by their keys.
+    """Read a model from foreign weights in nanoGPT's or TransformerLens's layout, recognised by the keys.
 
     Args:
         path: the file.
-        n_heads: heads, which no weight tells.
-        fields: other fields of ModelConfig that no weight tells: ``n_loops``, ``injection``, ``act_fn``, ``n_points``.
+        n_heads: the number of heads, which the weights do not tell.
+        fields: other fields of ModelConfig that the weights do not tell: ``n_loops``, ``injection``, ``act_fn``,
+            ``n_points``.
 
     Raises:
-        LoopprobeError: keys or shapes that are not of this architecture, named one by one.
+        LoopprobeError: keys or shapes do not fit this architecture; the message names them.
     """
     tensors = read_tensors(path)
     if any(name.startswith(("_read_in", "_backbone")) for name in tensors):
@@ -116,19 +117,19 @@ def read_model(path: Path, *, n_heads: int, **fields: Any) -> LoopedTransformer:
 
 
 def from_nanogpt(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Our parameter names for nanoGPT's."""
+    """Rename nanoGPT's parameters to those of this package."""
     ours = {}
     for name, tensor in tensors.items():
         if _IGNORED.fullmatch(name):
             continue
-        for theirs, own in _NANOGPT:
-            name = name.replace(theirs, own)
+        for foreign, local in _NANOGPT:
+            name = name.replace(foreign, local)
         ours[name] = tensor
     return ours
 
 
 def to_transformer_lens(model: LoopedTransformer) -> dict[str, Tensor]:
-    """The state dict under TransformerLens's names and shapes (``blocks.0.attn.W_Q [n_heads, d_model, d_head]``)."""
+    """Return the state dict in TransformerLens's layout (``blocks.0.attn.W_Q [n_heads, d_model, d_head]``)."""
     out = {
         "embed.W_E": model.W_E, "embed.b_E": model.b_E, "pos_embed.W_pos": model.W_pos,
         "ln_final.w": model.ln_final.w, "ln_final.b": model.ln_final.b,
@@ -145,7 +146,7 @@ def to_transformer_lens(model: LoopedTransformer) -> dict[str, Tensor]:
 
 
 def from_transformer_lens(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Our parameter names and shapes for TransformerLens's."""
+    """Convert TransformerLens's parameters to the names and shapes of this package."""
     ours: dict[str, Tensor] = {}
     heads: dict[str, dict[str, Tensor]] = {}
     renamed = {
@@ -181,7 +182,7 @@ def from_transformer_lens(tensors: dict[str, Tensor], path: Path) -> dict[str, T
 
 
 def write_transformer_lens(model: LoopedTransformer, path: Path) -> None:
-    """Write ``to_transformer_lens`` as safetensors, with the model's configuration as metadata."""
+    """Write the weights in TransformerLens's layout as safetensors, with the configuration as metadata."""
     metadata = {key: str(value) for key, value in dataclasses.asdict(model.cfg).items() if value is not None}
     with atomic(path) as partial:
         save_file(to_transformer_lens(model), partial, metadata=metadata)

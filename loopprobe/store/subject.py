@@ -1,4 +1,4 @@
-"""What every probe is run on: a model with its task, which gives prompts and the right answers."""
+"""The subject of every probe: a model with its task, which gives prompts and the right answers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from loopprobe.tasks.protocol import Outputs
 
 @configuration
 class PromptSpec:
-    """Which prompts a model is run on.
+    """The specification of the prompts that a model is run on.
 
     Attributes:
-        prompts: how many.
-        seed: of held-out prompts.
-        shift: draws them otherwise than in training, see ``tasks.shifts``.
-        data: a table that they are taken from instead, by name or path, see ``tasks.tables``; ``target`` is its label.
+        prompts: the number of prompts.
+        seed: the seed of held-out prompts.
+        shift: the name of a shift from the distribution of training, see ``tasks.shifts``.
+        data: the name or path of a table that the prompts are drawn from instead, see ``tasks.tables``.
+        target: the column of the table that is the label.
     """
 
     prompts: int = 1280
@@ -31,10 +32,10 @@ class PromptSpec:
 
 @runtime_checkable
 class Subject(Protocol):
-    """A model and its task; prompts (Any) are a ``PromptBatch`` of the kind that its task has.
+    """A model and its task; prompts (Any) are the kind of ``PromptBatch`` that belongs to the task.
 
     Attributes:
-        name: the name or path that it was loaded under.
+        name: the name or path that it was loaded by.
     """
 
     name: str
@@ -44,26 +45,30 @@ class Subject(Protocol):
 
     @property
     def label(self) -> str:
-        """What figures, tables and files call it."""
+        """The name in figures, tables and files."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
 
     @property
     def task_name(self) -> str: ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from all others, for the record: its name, a digest of its weights, its configuration."""
+        """Return a record of the model: its name, a digest of its weights and its configuration."""
 
     def draw(self, spec: PromptSpec) -> Any:
-        """The prompts of a specification, on the model's device; LoopprobeError where it does not fit the model."""
+        """Draw the prompts of a specification on the model's device.
+
+        Raises:
+            LoopprobeError: the specification does not fit the model.
+        """
 
     def more_like(self, prompts: Any, n_prompts: int, seed: int) -> Any:
-        """Further prompts of the task, with as many tokens as these, to fit on."""
+        """Draw further prompts from the task, with as many tokens as these, to fit on."""
 
     def is_of_task(self, prompts: Any) -> bool:
-        """Whether prompts say of themselves that they are of the task."""
+        """Check by their origin that prompts are from the task."""
 
     def optimum(self, prompts: Any) -> tuple[str, Outputs | None]:
-        """The best predictor that knows the task: its name, and its outputs, or None where it is not known."""
+        """Return name and outputs of the best predictor that knows the task; outputs are None where it is unknown."""

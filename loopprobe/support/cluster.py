@@ -1,8 +1,8 @@
 """Jobs in processes of this machine, or on a Ray cluster, through the interface of ``concurrent.futures``.
 
-Ray finds its cluster by itself: the one named by RAY_ADDRESS, else one that runs on this machine, else a new one of
-this machine alone. What workers write is gathered on the driver's disk, so that nothing needs to be shared: a worker
-sends the files of its run whenever they change, and one that takes over from a dead one is given them first.
+Ray chooses its cluster: the one named by RAY_ADDRESS, else one that runs on this machine, else a new one on this
+machine alone. The files that workers write are gathered on the driver's disk, so that no disk needs to be shared. A
+worker sends the files of its run whenever they change, and a worker that replaces a dead one first receives them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.support.memory import keep_freed_memory
 from loopprobe.support.storage import MANIFEST, atomic, claim_shared, new_folder, owned
 
-RETRIES = 3  # of a job whose worker died
-PATIENCE = 120.0  # seconds that interrupted jobs have to save what they have
+RETRIES = 3  # the number of times that a job is tried again after its worker died
+PATIENCE = 120.0  # seconds that interrupted jobs have to save their state
 
 
 class Keeper:
-    """Holds the folders of runs on the driver's disk; as a Ray actor, for workers that may be elsewhere."""
+    """The owner of the runs' folders on the driver's disk: a Ray actor that workers on any machine can call."""
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
 
     def put(self, name: str, files: dict[str, bytes], names: list[str]) -> None:
-        """Write the files that changed, each whole or not at all, and delete those that are no longer there."""
+        """Write the files that changed, each completely or not at all, and delete those that no longer exist."""
         folder = self.root / name
         if not (folder / MANIFEST).exists():
             claim_shared(folder).release()
@@ -49,15 +49,15 @@ class Keeper:
                 path.unlink()
 
     def get(self, name: str) -> dict[str, bytes]:
-        """All files of a run."""
+        """Read all files of a run."""
         return {path.name: path.read_bytes() for path in _files(self.root / name)}
 
 
 @contextmanager
 def kept(keeper: Any, name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A local folder that is filled with what the keeper has of a run, and a function that sends what changed since.
+    """Yield a local folder with the files that the keeper has of a run, and a function that sends changed files back.
 
-    What is there at the end is sent too, whether the block ends well or not.
+    The files are also sent when the block ends, with or without an error.
     """
     import ray
 
@@ -88,11 +88,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 class Processes(ProcessPoolExecutor):
-    """An executor whose jobs are processes of this machine, each of which does one job after the other.
+    """An executor of jobs in processes of this machine, each of which does one job after the other.
 
     Args:
-        workers: jobs at a time, among which the machine's threads are divided.
-        device: what the jobs compute on, see ``train.pick_device``.
+        workers: the number of jobs at a time, which share the machine's threads.
+        device: the device that the jobs compute on, see ``support.device.pick_device``.
     """
 
     def __init__(self, workers: int, *, device: str = "auto") -> None:
@@ -106,17 +106,17 @@ class Processes(ProcessPoolExecutor):
         return super().submit(_work, fn, args, kwargs)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
-        """Wait for the jobs; after an error or Ctrl-C end the processes of this pool."""
+        """Wait for the jobs; after an error or Ctrl-C, end the processes of this pool."""
         if kind is not None:
             _end(self)
         return super().__exit__(kind, *rest)
 
 
 class FreshProcesses(Executor):
-    """An executor that gives every job a process of its own, and a new one where that is killed.
+    """An executor that gives every job a process of its own, and a new process where that one is killed.
 
     Args:
-        workers: jobs at a time, among which the machine's threads are divided.
+        workers: the number of jobs at a time, which share the machine's threads.
     """
 
     def __init__(self, workers: int) -> None:
@@ -126,7 +126,7 @@ class FreshProcesses(Executor):
         self._ending = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Start a job when there is room for it; it must be one that can be started again where it was killed."""
+        """Start a job when there is room for it; the job must be able to start again after it was killed."""
         return self._waiters.submit(self._tried, fn, args, kwargs)
 
     def _tried(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -135,7 +135,7 @@ class FreshProcesses(Executor):
                 self._pools.add(pool)
                 try:
                     return pool.submit(_work, fn, args, kwargs).result()
-                except (BrokenProcessPool, KeyboardInterrupt):  # killed, or asked to end and saved
+                except (BrokenProcessPool, KeyboardInterrupt):  # killed, or interrupted and saved
                     if self._ending:
                         raise KeyboardInterrupt from None
                 finally:
@@ -143,11 +143,11 @@ class FreshProcesses(Executor):
         raise LoopprobeError(f"its process was killed {RETRIES} times, perhaps for want of memory: use fewer --workers")
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        """Wait for the jobs; after an error or Ctrl-C interrupt them, so that they save what they have."""
+        """Wait for the jobs; after an error or Ctrl-C, interrupt them, so that they save their state."""
         self.shutdown(cancel_futures=kind is not None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for the jobs; with ``cancel_futures``, those that run are interrupted and the others never start."""
+        """Wait for the jobs; with ``cancel_futures``, interrupt those that run and start no others."""
         if cancel_futures and not self._ending:
             self._ending = True
             for pool in list(self._pools):
@@ -156,20 +156,20 @@ class FreshProcesses(Executor):
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
-    """End the processes of a pool by SIGTERM, at which a training saves."""
+    """End the processes of a pool by SIGTERM, upon which a training saves its state."""
     for process in list((pool._processes or {}).values()):
         process.terminate()
 
 
 def _start_worker() -> None:
-    """Set up a worker process: the parent ends it, and it keeps freed memory."""
+    """Set up a worker process: it ignores Ctrl-C, ends with its parent, and keeps freed memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
 
 
 def _work(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Do a job in a worker; where the parent has died meanwhile, end this process, as nobody waits for the result."""
+    """Do a job in a worker; end this process if the parent has died, since nothing waits for the result then."""
     try:
         return fn(*args, **kwargs)
     finally:
@@ -178,7 +178,7 @@ def _work(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end, which may have been killed, and end this process: a training saves first."""
+    """Wait until the parent ends or is killed, and then end this process by SIGTERM, so that a training saves."""
     if (parent := parent_process()) is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -188,11 +188,11 @@ class RayPool(Executor):
     """An executor whose jobs are Ray tasks.
 
     Args:
-        cpus: of one job; also its torch threads.
-        gpus: of one job, as a fraction where several share one.
+        cpus: the CPUs of one job, and the number of its torch threads.
+        gpus: the GPUs of one job; a fraction where several jobs share a GPU.
 
     Raises:
-        LoopprobeError: Ray is not installed, or no node of the cluster has what a job needs.
+        LoopprobeError: Ray is not installed, or no node of the cluster has the CPUs and GPUs of a job.
     """
 
     def __init__(self, cpus: float = 1, gpus: float = 0) -> None:
@@ -217,7 +217,7 @@ class RayPool(Executor):
         self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_call)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Start a job; its future fails with what the job raised, or with Ray's error where its worker kept dying."""
+        """Start a job; its future fails with the job's error, or with Ray's error where its worker kept dying."""
         reference = self.task.remote(fn, args, kwargs)
         future: Future[Any] = Future()
         reference.future().add_done_callback(lambda done: _pass_on(done, future))
@@ -225,19 +225,19 @@ class RayPool(Executor):
         return future
 
     def keeper(self, root: Path) -> Any:
-        """A ``Keeper`` of a folder of this machine."""
+        """Start a ``Keeper`` of a folder on this machine."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         return self.ray.remote(num_cpus=0, scheduling_strategy=here)(Keeper).remote(str(root.resolve()))
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        """Wait for the jobs, or after an error interrupt them, and leave the cluster."""
+        """Wait for the jobs, or interrupt them after an error, and leave the cluster."""
         self.shutdown(cancel_futures=kind is not None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leave the cluster; with ``cancel_futures``, jobs are interrupted and given time to save first."""
-        if not self.ray.is_initialized():  # left already
+        """Leave the cluster; with ``cancel_futures``, first interrupt the jobs and give them time to save."""
+        if not self.ray.is_initialized():  # it was left before
             return
         if cancel_futures:
             for reference in self.references.values():
@@ -254,7 +254,7 @@ def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _pass_on(done: Future[Any], future: Future[Any]) -> None:
-    """What a job raised goes on as it was raised, out of Ray's wrapping."""
+    """Copy the outcome of a job to its future, and take an error out of Ray's wrapper."""
     if (error := done.exception()) is not None:
         future.set_exception(getattr(error, "cause", None) or error)
     else:

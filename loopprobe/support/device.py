@@ -1,4 +1,4 @@
-"""Devices: which names are known, and which one a computation runs on. Importing this imports no torch."""
+"""Devices: the known names, and the choice of one for a computation. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def known_device(name: str) -> str:
-    """The name of a device that models can run on; LoopprobeError for any other, such as torch's ``meta``."""
+    """Return the name if models can run on this device; raise LoopprobeError for others, such as ``meta``."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
         raise LoopprobeError(f"device ({name[:60]!r}) must be auto, cpu, cuda, cuda:0, mps or xpu: choose one of them")
     return name
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA, else MPS, else CPU; anything else is a torch device that must be there."""
+    """Return the torch device of this name, which must be available; ``auto`` is CUDA, else MPS, else CPU."""
     import torch
 
     if known_device(name) == "auto":

@@ -1,7 +1,7 @@
-"""Progress, in one style: bars in a terminal and in a notebook, plain lines where the output is neither.
+"""Progress: bars in a terminal or a notebook, and plain lines elsewhere.
 
-A line comes ``FIRST`` seconds after the start and then every ``EVERY`` seconds, so that the log of a job on a cluster
-tells how far it is.
+A line is printed ``FIRST`` seconds after the start and then every ``EVERY`` seconds, so that the log of a job on a
+cluster shows its progress.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FIRST, EVERY = 5.0, 30.0  # seconds
 
 
 class Lines:
-    """Plain lines on stderr that tell how far long work is.
+    """Plain lines on stderr that show the progress of long work.
 
     Args:
-        description: of the work.
-        total: its steps; None where they are not known.
+        description: the name of the work.
+        total: the number of its steps; None where it is not known.
     """
 
     def __init__(self, description: str, total: int | None) -> None:
@@ -40,20 +40,20 @@ class Lines:
         self.next = self.started + FIRST
 
     def done(self, count: int, more: str = "") -> None:
-        """Note that so many steps are done, and print a line where it is time.
+        """Report the number of steps done, and print a line if one is due.
 
         Args:
-            count: steps done.
-            more: what else there is to tell, such as the error.
+            count: the number of steps done.
+            more: further text for the end of the line, such as the error.
         """
         now = time.monotonic()
         if now < self.next:
             return
         self.next = now + EVERY
         spent = now - self.started
-        of = "" if self.total is None else f" of {self.total:,}"
+        total = "" if self.total is None else f" of {self.total:,}"
         left = f", {spent * (self.total - count) / count:,.0f} s left" if self.total and count else ""
-        print(f"{self.description}: {count:,}{of} after {spent:,.0f} s{left}{more}", file=sys.stderr, flush=True)
+        print(f"{self.description}: {count:,}{total} after {spent:,.0f} s{left}{more}", file=sys.stderr, flush=True)
 
 
 def _is_terminal() -> bool:
@@ -61,7 +61,7 @@ def _is_terminal() -> bool:
 
 
 def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """Wrap a sized iterable so that its progress is shown on stderr; in a notebook, without widgets."""
+    """Return a wrapper of iterables that shows their progress on stderr; it uses no widgets in a notebook."""
 
     def wrap(steps: Iterable[Any]) -> Iterator[Any]:
         if Console().is_jupyter:
@@ -80,7 +80,7 @@ def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 @contextmanager
 def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show loss, error and time left, moved by rows of metrics."""
+    """Show loss, error and time left; yield the function that updates them from a row of metrics."""
     bar = _bar(TextColumn("loss {task.fields[loss]} error {task.fields[error]}"))
     task = bar.add_task(description, total=steps, loss="–", error="–")
     lines = Lines(description, steps)
@@ -89,7 +89,7 @@ def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[s
         if not _is_terminal():
             lines.done(row["step"], f", loss {row['loss']:.3g}, error {row['error']:.3g}")
             return
-        bar.start()  # with the first row: a run that cannot start shows no bar
+        bar.start()  # starts with the first row, so that a run that cannot start shows no bar
         bar.update(task, completed=row["step"], loss=f"{row['loss']:.3g}", error=f"{row['error']:.3g}")
 
     try:
@@ -101,7 +101,7 @@ def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[s
 
 @contextmanager
 def sweep_progress(steps: dict[str, int]) -> Iterator[Callable[[dict[str, dict[str, Any]]], None]]:
-    """Show one bar for each model and one for all, moved by the last rows of metrics."""
+    """Show a bar for each model and one for all; yield the function that updates them from rows of metrics."""
     if not _is_terminal():
         lines = Lines(f"{len(steps)} models", sum(steps.values()))
         yield lambda rows: lines.done(sum(row["step"] for row in rows.values()), " (steps of all models)")

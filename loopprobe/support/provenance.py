@@ -1,4 +1,4 @@
-"""Where an artefact comes from: the versions, the commit and the device that travel with it."""
+"""Provenance: the versions, the commit and the device that are recorded with an artefact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loopprobe._version import __version__
 
 
 def provenance(device: torch.device | str, dtype: torch.dtype) -> dict[str, str | int | None]:
-    """Version, git commit (None outside a checkout), torch, Python, device, dtype and threads."""
+    """Return version, git commit (None outside a checkout), torch, Python, device, dtype and threads."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
@@ -27,7 +27,7 @@ def provenance(device: torch.device | str, dtype: torch.dtype) -> dict[str, str 
 
 
 def _git_commit() -> str | None:
-    """The commit of the source tree that runs, with "-dirty" where the package holds uncommitted changes."""
+    """Return the commit of the running source tree, with "-dirty" where the package has uncommitted changes."""
     package = Path(__file__).resolve().parents[1]
     if not (package.parent / ".git").exists():
         return None

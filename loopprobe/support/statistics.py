@@ -1,4 +1,4 @@
-"""The arithmetic of statistics: the precision that they are computed in, and means with their uncertainty."""
+"""Statistics: the precision that they are computed in, and means with their uncertainty."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float, Real
 from numpy import ndarray
 from torch import Tensor
 
-HALF = (torch.float16, torch.bfloat16)  # precisions of models, in which no statistic is computed
+HALF = (torch.float16, torch.bfloat16)  # precisions of models that no statistic is computed in
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """The device itself where it has float64, else the CPU: Apple's MPS and some of Intel's GPUs have none."""
+    """Return the device if it has float64, else the CPU; Apple's MPS and some Intel GPUs have no float64."""
     if device.type != "cpu":
         try:
             torch.zeros((), dtype=torch.float64, device=device)
@@ -22,17 +22,17 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def double(values: Float[Tensor, ...]) -> Float[Tensor, ...]:
-    """Convert to float64, on the same device where it has float64 and on the CPU where it has not."""
+    """Convert to float64, on the same device if it has float64 and else on the CPU."""
     return values.to(float64_device(values.device)).double()
 
 
 def at_least_single(values: Float[Tensor, ...]) -> Float[Tensor, ...]:
-    """Convert half precision to float32, in which statistics hold their digits; leave float32 and float64 alone."""
+    """Convert half precision to float32, which is precise enough for statistics; keep float32 and float64."""
     return values.float() if values.dtype in HALF else values
 
 
 def to_numpy(values: Tensor) -> ndarray:
-    """Copy a tensor of any device and precision to numpy, half precision as float32."""
+    """Copy a tensor of any device and precision to numpy; half precision becomes float32."""
     return at_least_single(values.detach().cpu()).numpy()
 
 
@@ -43,19 +43,20 @@ def bootstrap_mean(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
-    """Mean over the last axis with a percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3).
+    """Return the mean over the last axis with a bootstrap interval (Efron and Tibshirani 1993, section 13.3).
 
-    All leading entries are resampled with the same draws, so differences between them stay paired.
+    The interval is that of percentiles. All leading entries are resampled with the same draws, so differences between
+    them stay paired.
 
     Args:
-        values: the samples are the last axis.
-        resamples: bootstrap resamples.
-        level: coverage of the interval.
-        seed: of the resampling.
+        values: the values, whose last axis holds the samples.
+        resamples: the number of bootstrap resamples.
+        level: the coverage of the interval.
+        seed: the seed of the resampling.
 
     Returns:
-        mean, lower end, upper end, each without the last axis. NaN or infinity among the samples passes through; one
-        sample says nothing of its uncertainty, so that both ends are NaN.
+        The mean, the lower end and the upper end, each without the last axis. NaN or infinity among the samples passes
+        through. One sample does not determine an interval, so that both ends are NaN.
     """
     return bootstrap_ratio(values, np.ones(values.shape[-1]), resamples=resamples, level=level, seed=seed)
 
@@ -68,16 +69,16 @@ def bootstrap_ratio(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
-    """Sum of ``values`` over the sum of ``totals``, with a percentile bootstrap interval over the samples of both.
+    """Return the sum of ``values`` over the sum of ``totals``, with a percentile bootstrap interval.
 
     Args:
-        values: the samples are the last axis.
-        totals: one a sample.
+        values: the values, whose last axis holds the samples.
+        totals: one total for each sample.
         resamples, level, seed: as in ``bootstrap_mean``.
 
     Returns:
-        ratio, lower end, upper end, each without the last axis: NaN where the totals are zero, and both ends where
-        there is one sample.
+        The ratio, the lower end and the upper end, each without the last axis. They are NaN where the totals are zero,
+        and both ends are NaN where there is one sample.
     """
     n, shape = values.shape[-1], values.shape[:-1]
     flat = values.reshape(-1, n).astype(np.float64)
@@ -97,7 +98,7 @@ def bootstrap_ratio(
 
 
 def correlation(a: Float[ndarray, ...], b: Float[ndarray, ...]) -> float:
-    """Pearson's correlation over all entries of two arrays; NaN where one of them does not vary."""
+    """Return Pearson's correlation over all entries of two arrays; NaN where one of them does not vary."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
@@ -106,12 +107,12 @@ def correlation(a: Float[ndarray, ...], b: Float[ndarray, ...]) -> float:
 def moving_mean(
     values: Float[ndarray, " row"], steps: Real[ndarray, " row"], width: float = 100
 ) -> Float[ndarray, " row"]:
-    """At each row, the mean over the rows of the last ``width`` steps.
+    """Return the mean at each row over the rows of the last ``width`` steps.
 
     Args:
-        values: one a row.
-        steps: where the rows stand, rising; they need not be equally far apart.
-        width: of the window, in steps.
+        values: one value for each row.
+        steps: the step of each row, in rising order; the rows need not be equally far apart.
+        width: the width of the window in steps.
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     first = np.searchsorted(steps, steps - width, side="right")

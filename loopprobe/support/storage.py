@@ -1,7 +1,7 @@
-"""Writing to disk so that nothing is ever half written, lost, or overwritten unasked.
+"""Storage: files that are never written in part, lost, or overwritten without consent.
 
-A folder that loopprobe makes carries a manifest of what loopprobe wrote there. Nothing else in it is ever deleted or
-replaced, and while one process works in it no other does.
+A folder that loopprobe makes has a manifest of the files that loopprobe wrote there. No other file in it is ever
+deleted or replaced, and only one process works in it at a time.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from filelock import FileLock, Timeout
 from loopprobe.errors import LoopprobeError
 
 MANIFEST, LOCK = ".loopprobe.json", ".loopprobe.lock"
-PARTIAL = ".loopprobe-partial-"  # of folders in which files are written before they get their names
-_RUN = {"config.json", "model.safetensors", "metrics.jsonl", "state.safetensors"}  # of a run older than manifests
+PARTIAL = ".loopprobe-partial-"  # prefix of folders in which files are written before they get their names
+_RUN = {"config.json", "model.safetensors", "metrics.jsonl", "state.safetensors"}  # files of a run older than manifests
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; it takes the name of ``path`` once the block has ended without error.
+    """Yield a temporary path, which is renamed to ``path`` once the block has ended without error.
 
     Raises:
-        LoopprobeError: the folder has a manifest, and a file of this name in it is not loopprobe's.
+        LoopprobeError: the folder has a manifest and holds a file of this name that loopprobe did not write.
     """
     require_ours(path.parent, path.name)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
-        partial = Path(folder) / path.name  # some writers put temporary files of their own beside it
+        partial = Path(folder) / path.name  # some writers put temporary files beside it
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.chmod(0o644)  # some writers leave it to its owner alone
-        claim(path.parent, path.name)  # before it is there: a kill in between must not leave it unclaimed
+        partial.chmod(0o644)  # some writers make it readable for its owner only
+        claim(path.parent, path.name)  # claimed first: a kill in between must not leave it unclaimed
         partial.replace(path)
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Write readable JSON, whole or not at all."""
+    """Write readable JSON, completely or not at all."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
-# What is loopprobe's
+# The manifest
 
 
 def owned(folder: Path) -> set[str]:
-    """The names in a folder that loopprobe wrote: those of its manifest, or the files of a run older than manifests."""
+    """Return the names that loopprobe wrote in a folder, by its manifest or as a run that is older than manifests."""
     if (folder / MANIFEST).exists():
         return set(_manifest(folder)["files"])
     with suppress(OSError, ValueError, RecursionError):
@@ -64,13 +64,13 @@ def owned(folder: Path) -> set[str]:
 
 
 def claim(folder: Path, *names: str) -> None:
-    """Note in the manifest of a folder, where it has one, that loopprobe writes these names."""
+    """Add names that loopprobe writes to the manifest of a folder, if it has one."""
     if (folder / MANIFEST).exists() and not set(names) <= set(_manifest(folder)["files"]):
         _write_manifest(folder, {"files": sorted({*_manifest(folder)["files"], *names})})
 
 
 def require_ours(folder: Path, *names: str) -> None:
-    """Raise LoopprobeError where a name in a folder with a manifest is a file that loopprobe did not write."""
+    """Raise LoopprobeError if a folder with a manifest holds one of the names and loopprobe did not write it."""
     if (folder / MANIFEST).exists():
         for name in names:
             if name not in owned(folder) and os.path.lexists(folder / name):
@@ -82,7 +82,7 @@ def _not_ours(path: Path) -> LoopprobeError:
 
 
 def _entries(folder: Path) -> list[str]:
-    """What stands in a folder, but for what loopprobe keeps for itself."""
+    """List the names in a folder, without the manifest, the lock and partial files."""
     hidden = {MANIFEST, LOCK}
     return sorted(e.name for e in folder.iterdir() if e.name not in hidden and not e.name.startswith(PARTIAL))
 
@@ -107,14 +107,14 @@ def _write_manifest(folder: Path, changed: dict[str, Any]) -> None:
 
 
 class Claimed:
-    """A folder in which this process alone works until it is released.
+    """A folder that only this process works in until it is released.
 
     Args:
-        path: of the folder, which is made with its parents.
-        made: whether this claim counts as having made it; None: where it is not there yet.
+        path: the path of the folder, which is made with its parents.
+        made: True if ``remove`` may delete the folder; None stands for True where the folder does not exist yet.
 
     Raises:
-        LoopprobeError: another process works in it, it is a file, or it cannot be written.
+        LoopprobeError: another process works in the folder, the path is a file, or it cannot be written.
     """
 
     def __init__(self, path: Path, *, made: bool | None = None) -> None:
@@ -133,7 +133,7 @@ class Claimed:
         except OSError as error:
             raise LoopprobeError(f"cannot write to {path} ({error.strerror or error}): give another --out") from None
         try:
-            for partial in path.glob(f"{PARTIAL}*"):  # of writers that were killed
+            for partial in path.glob(f"{PARTIAL}*"):  # left by writers that were killed
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
             process = {"pid": os.getpid(), "host": socket.gethostname()}
             _write_manifest(path, {"files": sorted(owned(path)), "process": process})
@@ -142,14 +142,14 @@ class Claimed:
             raise LoopprobeError(f"cannot write to {path} ({error.strerror or error}): give another --out") from None
 
     def release(self) -> None:
-        """Let others work in the folder."""
+        """Release the folder to other processes."""
         self._lock.release()
 
     def empty(self, overwrite: bool) -> None:
-        """Make sure that nothing is in the folder; with ``overwrite`` what loopprobe wrote is deleted.
+        """Make sure that the folder is empty; with ``overwrite``, delete the files that loopprobe wrote.
 
         Raises:
-            LoopprobeError: something is there that may not be deleted.
+            LoopprobeError: the folder holds something that may not be deleted.
         """
         _require_empty(self.path, overwrite)
         for name in _entries(self.path):
@@ -157,7 +157,7 @@ class Claimed:
         _write_manifest(self.path, {"files": []})
 
     def remove(self) -> None:
-        """Delete what loopprobe wrote, and the folder where this claim has made it and nothing else is in it."""
+        """Delete the files that loopprobe wrote, and the folder if this claim has made it and it is empty then."""
         for name in owned(self.path) & set(_entries(self.path)):
             _delete(self.path / name)
         if self._made and not _entries(self.path):
@@ -179,41 +179,41 @@ def _delete(place: Path) -> None:
     shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
-_held: list[Claimed] = []  # by verbs of the command line, until they end
+_held: list[Claimed] = []  # folders that commands hold until they end
 
 
 def hold(claimed: Claimed) -> Path:
-    """Keep a folder claimed until ``release_all``, for a verb of the command line; return its path."""
+    """Hold a claimed folder until ``release_all``, for a command of the command line; return its path."""
     _held.append(claimed)
     return claimed.path
 
 
 def release_all() -> None:
-    """Release the folders that are held."""
+    """Release all folders that are held."""
     while _held:
         _held.pop().release()
 
 
 def discard_empty(path: Path) -> None:
-    """Delete a held folder in which nothing was written, where its claim has made it."""
+    """Delete a held folder if its claim has made it and nothing was written there."""
     for claimed in [claimed for claimed in _held if claimed.path == path and not _entries(path)]:
         _held.remove(claimed)
         claimed.remove()
 
 
 def claim_new(path: Path, overwrite: bool = False) -> Claimed:
-    """Make an empty folder, with its parents, in which this process alone works.
+    """Make an empty folder, with its parents, that only this process works in.
 
     Args:
-        path: of the folder.
-        overwrite: delete what loopprobe wrote there.
+        path: the path of the folder.
+        overwrite: True deletes the files that loopprobe wrote there.
 
     Raises:
-        LoopprobeError: it exists with something in it and ``overwrite`` is not given or something is not loopprobe's,
-            another process works in it, it is a file, or it cannot be written.
+        LoopprobeError: the folder is not empty, and ``overwrite`` is False or loopprobe did not write all of it;
+            another process works in it; the path is a file; or it cannot be written.
     """
     if path.is_dir():
-        _require_empty(path, overwrite)  # before anything of ours is written into it
+        _require_empty(path, overwrite)  # checked before loopprobe writes anything into it
     claimed = Claimed(path)
     try:
         claimed.empty(overwrite)
@@ -224,13 +224,13 @@ def claim_new(path: Path, overwrite: bool = False) -> Claimed:
 
 
 def new_folder(path: Path, overwrite: bool = False) -> Path:
-    """Make an empty output folder as ``claim_new`` does, and let others work in it."""
+    """Make an empty output folder as ``claim_new`` does, and release it to other processes."""
     claim_new(path, overwrite).release()
     return path
 
 
 def claim_fresh(parent: Path, name: str) -> Claimed:
-    """Make and claim parent/name, or parent/name-2 and so on where that exists: no run replaces another unasked."""
+    """Make and claim parent/name, or parent/name-2 and so on where that exists, so that no run is replaced."""
     number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
@@ -248,14 +248,15 @@ def claim_fresh(parent: Path, name: str) -> Claimed:
 
 
 def claim_shared(path: Path, *names: str) -> Claimed:
-    """Make a folder, or use one that is there, in which files of loopprobe are written anew; this process works alone.
+    """Make a folder, or use an existing one, for files that loopprobe may replace; only this process works there.
 
     Args:
-        path: of the folder.
-        names: that will be written.
+        path: the path of the folder.
+        names: the names of the files that will be written.
 
     Raises:
-        LoopprobeError: one of the names is there and not loopprobe's, or as for ``claim_new``.
+        LoopprobeError: the folder holds one of the names and loopprobe did not write it, another process works in it,
+            the path is a file, or it cannot be written.
     """
     if not (path / MANIFEST).exists():
         for name in names:

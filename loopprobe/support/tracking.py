@@ -1,4 +1,4 @@
-"""Metrics in wandb, offline: metrics.jsonl stays the truth."""
+"""Offline metrics in wandb, as a copy of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from loopprobe.support.storage import claim
 
 
 def wandb_offline(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """A sink for rows of metrics that writes an offline wandb run into the folder; nothing is sent."""
+    """Return a function that writes rows of metrics to an offline wandb run in the folder; nothing is sent."""
     run: Any = None
 
     def log(row: dict[str, Any]) -> None:
         nonlocal run
-        if run is None:  # at the first row: until then the folder must be empty
+        if run is None:  # starts at the first row, because the folder must be empty until then
             import wandb
 
             claim(folder, "wandb")

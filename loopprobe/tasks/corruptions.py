@@ -1,4 +1,4 @@
-"""Prompts that differ from others in one respect: the corrupted runs of activation patching."""
+"""Corrupted prompts for activation patching: each differs from a clean prompt in one respect."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Corruption = Literal["label", "weights", "query", "noise"]
 def corrupt(
     prompts: Prompts, kind: Corruption, generator: torch.Generator, *, example: int = 0, noise_std: float = 1.0
 ) -> Prompts:
-    """The same prompts, but for one thing.
+    """Return a copy of the prompts in which one thing is changed.
 
     Args:
-        prompts: the clean ones.
-        kind: ``label``: one example gets another label, N(0, |x|²) at the scale of the labels, or the other sign where
-            labels are signs; ``weights``: all labels are those of another linear function; ``query``: another query
-            input; ``noise``: noise on the labels of all examples.
-        generator: on the CPU; it alone determines the result.
-        example: which one, from 0, for ``label``.
-        noise_std: in the units of y, for ``noise``.
+        prompts: the clean prompts.
+        kind: the change. ``label`` gives one example another label: N(0, |x|²) at the scale of the labels, or the other
+            sign where labels are signs. ``weights`` takes all labels from another linear function. ``query`` replaces
+            the query input. ``noise`` adds noise to the labels of all examples.
+        generator: a CPU generator; it alone determines the result.
+        example: the index of the example that ``label`` changes, from 0.
+        noise_std: the standard deviation of ``noise``, in the units of y.
 
     Returns:
-        Prompts on the device of the clean ones.
+        The corrupted prompts, on the device of the clean ones.
 
     Raises:
         LoopprobeError: there is no such example, there are no examples, or the function has no weights to replace.

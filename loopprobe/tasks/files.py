@@ -1,4 +1,4 @@
-"""Files of tables: CSV, with any separator and decimal mark, compressed or not, and parquet."""
+"""Table files: parquet, and CSV with any separator and decimal mark, compressed or not."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SEPARATORS = ",;\t|"
 
 
 def read_file(path: Path) -> pd.DataFrame:
-    """The table of a file: .csv or .tsv, also compressed (.csv.gz), or .parquet.
+    """Read the table in a file: .csv or .tsv, also compressed (.csv.gz), or .parquet.
 
-    Separators (comma, semicolon, tab, bar) and decimal commas are recognised, lines that begin with ``#`` are
-    comments. A first column without a name that counts the rows, as pandas writes it, is left out with a warning.
+    Separators (comma, semicolon, tab, bar) and decimal commas are recognised. Lines that begin with ``#`` are comments.
+    A first column without a name that counts the rows, as pandas writes it, is left out with a warning.
 
     Raises:
-        LoopprobeError: there is no such file, it is no table, or two columns have one name.
+        LoopprobeError: there is no such file, it is not a table, or two columns have the same name.
     """
     import pandas as pd
 
@@ -57,7 +57,7 @@ def read_file(path: Path) -> pd.DataFrame:
 
 
 def _read_text(path: Path) -> tuple[pd.DataFrame, str]:
-    """A table of text, and what separates its columns."""
+    """Read a text file as a table; return it with the separator of its columns."""
     import pandas as pd
     from pandas.io.common import get_handle
 
@@ -66,21 +66,21 @@ def _read_text(path: Path) -> tuple[pd.DataFrame, str]:
         first = [line for line, _ in zip(lines, range(20), strict=False)]
     separator = _separator(first)
     options: dict[str, Any] = {"sep": separator, "comment": "#" if _has_comments(path) else None}
-    if separator != ",":  # a comma then can be a decimal mark
+    if separator != ",":  # a comma can then be a decimal mark
         options["decimal"] = (
             "," if not any("." in cell for line in first[1:] for cell in line.split(separator)) else "."
         )
     if first:
         names = next(csv.reader(first[:1], delimiter=separator))
-        twice = [name for name, count in collections.Counter(names).items() if count > 1]
-        if twice:
-            raise LoopprobeError(f"{path}: several columns are called {twice[0]!r}: rename or drop all but one")
+        repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+        if repeated:
+            raise LoopprobeError(f"{path}: several columns are called {repeated[0]!r}: rename or drop all but one")
     frame = pd.read_csv(path, encoding="utf-8-sig", **options)
     return _without_index(frame, path), separator
 
 
 def _has_comments(path: Path) -> bool:
-    """Whether a line begins with ``#``: elsewhere that character belongs to a value."""
+    """Check for lines that begin with ``#``; elsewhere in a line that character belongs to a value."""
     from pandas.io.common import get_handle
 
     with get_handle(path, "r", encoding="utf-8-sig", compression="infer", errors="strict") as opened:
@@ -88,7 +88,10 @@ def _has_comments(path: Path) -> bool:
 
 
 def _separator(lines: list[str]) -> str:
-    """What splits most lines into as many columns as the first, and those into the most; a comma where nothing does."""
+    """Choose the separator that splits the most lines into as many columns as the first line.
+
+    The separator that gives more columns wins a tie. A comma is returned where no separator splits the lines.
+    """
 
     def fit(separator: str) -> tuple[int, int]:
         counts = [len(row) for row in csv.reader(lines, delimiter=separator)]
@@ -98,7 +101,7 @@ def _separator(lines: list[str]) -> str:
 
 
 def _without_index(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The frame without the numbers of its rows, which ``DataFrame.to_csv`` writes as a column without a name."""
+    """Drop the row numbers, which ``DataFrame.to_csv`` writes as a column without a name."""
     first = frame.columns[0]
     if not str(first).startswith("Unnamed: 0") or frame[first].dtype.kind not in "iu":
         return frame

@@ -1,7 +1,7 @@
-"""The function classes: how many random numbers determine a function, and the labels that it gives.
+"""Function classes: each says how many random numbers determine a function, and which labels it gives.
 
-Linear, sparse linear, two-layer ReLU network and decision tree are those of Garg et al., "What can transformers
-learn in-context?" (arXiv 2208.01066, sections 3 and 5), with its scales.
+The classes are linear functions, sparse linear functions, two-layer ReLU networks and decision trees. They and their
+scales are from Garg et al., "What can transformers learn in-context?" (arXiv 2208.01066, sections 3 and 5).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Weights = Float[Tensor, "batch dim"]
 
 @dataclass(frozen=True)
 class FunctionClass:
-    """How functions are drawn and applied.
+    """A class of functions, with the rules by which they are drawn and applied.
 
     Attributes:
-        size: from the task and n_dims to how many standard normal numbers determine a function.
-        label: from the task, inputs [batch, point, dim], these numbers [batch, size] and how many dimensions are
-            active, to labels and, where the function is linear, its weights.
+        size: returns the number of standard normal numbers that determine a function, given the task and n_dims.
+        label: returns the labels and, where the function is linear, its weights. It is given the task, inputs
+            [batch, point, dim], the random numbers [batch, size] and the number of active dimensions.
     """
 
     size: Callable[[TaskConfig, int], int]
@@ -36,12 +36,12 @@ class FunctionClass:
 
 
 def _linear(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, Weights]:
-    """y = w·x with w ~ N(0, I): E(y²) = n_dims."""
+    """Label the inputs with y = w·x, where w ~ N(0, I) and so E(y²) = n_dims."""
     return einsum(xs, numbers, "batch point dim, batch dim -> batch point"), numbers
 
 
 def _sparse(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, Weights]:
-    """Linear, with all but ``sparsity`` weights of the active dimensions set to zero: E(y²) = sparsity."""
+    """Label the inputs with a linear function that has ``sparsity`` weights other than zero: E(y²) = sparsity."""
     assert task.sparsity is not None
     weights, ranks = numbers.chunk(2, dim=1)
     chosen = ranks[:, :active].argsort(dim=1)[:, : task.sparsity]
@@ -50,7 +50,10 @@ def _sparse(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple
 
 
 def _tree(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, None]:
-    """A full binary tree: every inner node asks whether one random coordinate is positive; leaves ~ N(0, 1)."""
+    """Label the inputs with a full binary tree, whose leaves are drawn from N(0, 1).
+
+    Every inner node asks for the sign of one random coordinate.
+    """
     assert task.depth is not None
     inner = 2**task.depth - 1
     coordinates = (torch.special.ndtr(numbers[:, :inner]) * active).long().clamp_max(active - 1)
@@ -62,7 +65,7 @@ def _tree(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[L
 
 
 def _relu(task: TaskConfig, xs: Tensor, numbers: Tensor, active: int) -> tuple[Labels, None]:
-    """y = √(2 / hidden) · Σ_i v_i relu(u_i·x) with u_i, v_i ~ N(0, 1): E(y²) = n_dims."""
+    """Label the inputs with y = √(2 / hidden) · Σ_i v_i relu(u_i·x), where u_i, v_i ~ N(0, 1): E(y²) = n_dims."""
     assert task.hidden is not None
     inner, outer = numbers.split([task.hidden * xs.shape[-1], task.hidden], dim=1)  # type: ignore[no-untyped-call]
     inner = inner.reshape(len(inner), task.hidden, -1)

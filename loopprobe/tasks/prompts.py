@@ -1,7 +1,7 @@
-"""Prompts: labelled examples with a query, and the random numbers that they are drawn from.
+"""Prompts: labelled examples with a query, and the random numbers from which they are drawn.
 
-Numbers are drawn as 53-bit uniforms and turned into normals by the inverse distribution function in float64,
-then rounded: the prompts of a seed are the same on every machine, which ``torch.randn`` does not promise.
+Numbers are drawn as 53-bit uniforms, turned into normals by the inverse distribution function in float64, and then
+rounded. A seed therefore gives the same prompts on every machine, which ``torch.randn`` does not promise.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ STEP_UNIT = "√E(y²)"
 
 @dataclass(frozen=True)
 class Prompts:
-    """Labelled examples, a ``PromptBatch`` of regression: the last point is the query, the others are its context.
+    """A ``PromptBatch`` of labelled examples for regression: the last point is the query, the others are its context.
 
-    A point is two tokens, its input and its label; the answers are numbers, predicted at the inputs.
+    A point is two tokens, its input and its label. The answers are numbers, predicted at the inputs.
 
     Attributes:
         xs: inputs, [batch, n_points, n_dims].
         ys: labels, [batch, n_points].
-        origin: how they were drawn, for the record.
-        scale: E(y²) without noise, by which squared errors are divided, so that predicting zero has an error of
-            one; None: n_dims, as in linear regression.
-        weights: of the function, [batch, n_dims], where it has one vector of them; else None.
+        origin: a record of how they were drawn.
+        scale: E(y²) without noise. Squared errors are divided by it, so that predicting zero has an error of one.
+            None stands for n_dims, as in linear regression.
+        weights: the weights of the function, [batch, n_dims]; None where it has no such vector.
     """
 
     xs: Float[Tensor, "batch n_points n_dims"]
@@ -55,91 +55,92 @@ class Prompts:
             object.__setattr__(self, "scale", float(self.xs.shape[-1]))
 
     def __iter__(self) -> Iterator[Tensor]:
-        """``xs, ys = prompts``."""
+        """Yield the inputs and then the labels, for ``xs, ys = prompts``."""
         return iter((self.xs, self.ys))
 
     def split(self, size: int) -> list[Prompts]:
-        """The same prompts in batches of ``size``, the last one perhaps smaller."""
+        """Split the prompts into batches of ``size``; the last batch may be smaller."""
         return [self[i : i + size] for i in range(0, len(self.ys), size)]
 
     def __getitem__(self, chosen: Any) -> Prompts:
-        """Some of the prompts: a slice, indices or a mask."""
+        """Select prompts by a slice, indices or a mask."""
         weights = None if self.weights is None else self.weights[chosen]
         return dataclasses.replace(self, xs=self.xs[chosen], ys=self.ys[chosen], weights=weights)
 
     def to(self, target: torch.device | str | torch.dtype) -> Prompts:
-        """The same prompts on another device or in another precision."""
+        """Copy the prompts to another device or precision."""
         weights = None if self.weights is None else self.weights.to(target)
         return dataclasses.replace(self, xs=self.xs.to(target), ys=self.ys.to(target), weights=weights)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """What the model is called with: xs and ys."""
+        """The arguments of a call of the model: xs and ys."""
         return self.xs, self.ys
 
     @property
     def n_prompts(self) -> int:
-        """How many prompts there are."""
+        """The number of prompts."""
         return len(self.ys)
 
     @property
     def n_answers(self) -> int:
-        """One at every point."""
+        """The number of answers, one at every point."""
         return self.ys.shape[1]
 
     @property
     def extent(self) -> str:
-        """Its points and dimensions in words."""
+        """The number of points and dimensions of a prompt, in words."""
         return f"{self.xs.shape[1]} points of {self.xs.shape[2]} dimensions"
 
     @property
     def n_tokens(self) -> int:
-        """Two a point."""
+        """The number of tokens, two for each point."""
         return TOKENS_PER_POINT * self.n_answers
 
     @property
     def query(self) -> int:
-        """The token of the last input; the label behind it is seen by no prediction."""
+        """The token of the last input; no prediction sees the label that follows it."""
         return self.n_tokens - TOKENS_PER_POINT
 
     @property
     def roles(self) -> list[str]:
-        """Inputs and labels in turn."""
+        """The names of the tokens: inputs and labels in turn."""
         return ["x", "y"] * self.n_answers
 
     @property
     def output_size(self) -> float:
-        """√E(y²)."""
+        """The typical size of a label, √E(y²)."""
         return math.sqrt(self.scale)
 
     def errors(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch n_points"]:
-        """Squared errors of predictions, divided by E(y²), on their device and in float32 at least."""
+        """Return the squared errors of predictions, divided by E(y²), on their device and at least in float32."""
         return self.distance(predictions, self.ys.to(predictions.device))
 
     def distance(
         self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*loop batch n_points"]
     ) -> Float[Tensor, "*loop batch n_points"]:
-        """Squared differences of predictions, divided by E(y²)."""
+        """Return the squared differences between predictions, divided by E(y²)."""
         return (_at_least_single(one) - other).square() / self.scale
 
     def step(
         self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*loop batch n_points"]
     ) -> Float[Tensor, "*loop batch n_points"]:
-        """Absolute differences of predictions, in units of √E(y²)."""
+        """Return the absolute differences between predictions, in units of √E(y²)."""
         return (_at_least_single(one) - other).abs() / self.output_size
 
     def answer(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch"]:
-        """The prediction at the query."""
+        """Return the prediction at the query."""
         return predictions[..., -1]
 
     def baseline(self) -> tuple[str, float]:
-        """Predicting zero, and its mean error at the query."""
+        """Return the trivial predictor, which predicts zero, and its mean error at the query."""
         return "predicting zero", _at_least_single(self.ys[:, -1]).square().mean().item() / self.scale
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
-        """The labels, the inputs, and the example whose input has the largest inner product with the query's, by size.
+        """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0.
 
-        The query itself is no target.
+        They are the labels, the inputs, and the input and the label of the nearest example. That is the example whose
+        input has the inner product of largest size with the query. The query itself is in no group.
         """
         n_prompts, query = self.n_prompts, self.query
         token = torch.arange(self.n_tokens, device=self.xs.device).expand(n_prompts, -1)
@@ -157,7 +158,7 @@ class Prompts:
         return {name: group.float() for name, group in groups.items()}
 
     def corrupted(self, kind: str, generator: torch.Generator, **options: Any) -> Prompts:
-        """The same prompts with one thing changed, see ``tasks.corruptions.corrupt``."""
+        """Return a copy of the prompts with one thing changed, see ``tasks.corruptions.corrupt``."""
         from loopprobe.tasks.corruptions import corrupt
 
         return corrupt(self, kind, generator, **options)  # type: ignore[arg-type]
@@ -168,11 +169,11 @@ def _at_least_single(outputs: Tensor) -> Tensor:
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:
-    """Uniform numbers in (0, 1) in float64, the same on every machine for one state of the generator."""
+    """Draw uniform numbers in (0, 1) in float64; a state of the generator gives the same ones on every machine."""
     return torch.rand(shape, dtype=torch.float64, generator=generator).clamp_min(2.0**-54)
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:
-    """Standard normal numbers in float64, the same on every machine for one state of the generator."""
+    """Draw standard normal numbers in float64; a state of the generator gives the same ones on every machine."""
     numbers: Tensor = torch.special.ndtri(uniform(shape, generator))
     return numbers

@@ -1,4 +1,4 @@
-"""What every probe sees of prompts, whatever they are made of: labelled points, tokens of a task, or text."""
+"""The interface of prompts that every probe uses, whether they hold labelled points, tokens of a task, or text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Outputs = Shaped[Tensor, "..."]  # [*loop, batch, answer, *value]
 
 @runtime_checkable
 class PromptBatch(Protocol):
-    """A batch of prompts: what a model is given, where its answers stand, and how good they are.
+    """A batch of prompts: the inputs of a model, the positions of its answers, and the errors of these answers.
 
     A model returns outputs [*loop, batch, answer, *value]: one for each answer of a prompt, the last of which is the
     query's. ``value`` is empty for a number and the vocabulary for tokens; only the prompts know it.
@@ -21,7 +21,7 @@ class PromptBatch(Protocol):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """How they were drawn, for the record; empty where nobody knows."""
+        """A record of how they were drawn; empty where that is not known."""
 
     @property
     def unit(self) -> str:
@@ -29,7 +29,7 @@ class PromptBatch(Protocol):
 
     @property
     def query_unit(self) -> str:
-        """The same at the query."""
+        """The unit of ``errors`` at the query, in words."""
 
     @property
     def step_unit(self) -> str:
@@ -37,22 +37,22 @@ class PromptBatch(Protocol):
 
     @property
     def output_size(self) -> float | None:
-        """The typical size of an output, which motion of outputs is measured against; None: their own size."""
+        """The typical size of an output, the unit of their motion; None stands for their own size."""
 
     @property
     def tokens_per_point(self) -> int:
-        """How many tokens make one example."""
+        """The number of tokens in one example."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the model is called with."""
+        """The arguments of a call of the model."""
 
     @property
     def n_prompts(self) -> int: ...
 
     @property
     def n_tokens(self) -> int:
-        """Positions of the model's state, which all prompts of a batch have alike."""
+        """The number of positions in the model's state, the same for all prompts of a batch."""
 
     @property
     def n_answers(self) -> int: ...
@@ -63,42 +63,46 @@ class PromptBatch(Protocol):
 
     @property
     def read_at(self) -> slice | Sequence[int]:
-        """An index of the tokens at which answers stand, in their order."""
+        """The index of the tokens that hold the answers, in their order."""
 
     @property
     def query(self) -> int:
-        """The token at which the last answer stands."""
+        """The token that holds the last answer."""
 
     @property
     def roles(self) -> Sequence[str]:
-        """What each token is, for figures."""
+        """The name of each token, for figures."""
 
     def __getitem__(self, chosen: Any) -> Self:
-        """Some of the prompts: a slice, indices or a mask."""
+        """Select prompts by a slice, indices or a mask."""
 
     def split(self, size: int) -> list[Self]:
-        """The same prompts in batches of ``size``, the last one perhaps smaller."""
+        """Split the prompts into batches of ``size``; the last batch may be smaller."""
 
     def to(self, target: Any) -> Self:
-        """The same prompts on another device or in another precision."""
+        """Copy the prompts to another device or precision."""
 
     def errors(self, outputs: Outputs) -> Float[Tensor, "*loop batch answer"]:
-        """The error of each answer, in ``unit``."""
+        """Return the error of each answer, in ``unit``."""
 
     def distance(self, one: Outputs, other: Outputs) -> Float[Tensor, "*loop batch answer"]:
-        """How far two outputs are apart, in ``unit``."""
+        """Return the distance between two outputs, in ``unit``."""
 
     def step(self, one: Outputs, other: Outputs) -> Float[Tensor, "*loop batch answer"]:
-        """The size of the step between two outputs, in ``step_unit``: what is held against thresholds of steps."""
+        """Return the size of the step between two outputs, in ``step_unit``; thresholds of steps are in this unit."""
 
     def answer(self, outputs: Outputs) -> Float[Tensor, "*loop batch"]:
-        """One number for each prompt, differentiable: what patching moves, and what is read at the query."""
+        """Return one differentiable number for each prompt: the answer at the query, which patching moves."""
 
     def baseline(self) -> tuple[str, float] | None:
-        """What one gets by ignoring the prompt: in words, and its mean error at the query."""
+        """Return the name of the predictor that ignores the prompt, and its mean error at the query."""
 
     def targets(self) -> Mapping[str, Float[Tensor, "batch token"]]:
-        """Groups of tokens whose attention is of interest, by name: 1 where a token is in the group, else 0."""
+        """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0."""
 
     def corrupted(self, kind: str, generator: Any, **options: Any) -> Self:
-        """The same prompts with one thing changed, see ``tasks.corruptions``; LoopprobeError where that is unknown."""
+        """Return a copy of the prompts with one thing changed, see ``tasks.corruptions``.
+
+        Raises:
+            LoopprobeError: the kind of corruption is not known.
+        """

@@ -1,4 +1,4 @@
-"""Drawing prompts of a task, for training and for evaluation."""
+"""Sampling of prompts from a task, for training and for evaluation."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def sample(
     shift: Shift | None = None,
     shift_generator: torch.Generator | None = None,
 ) -> Prompts:
-    """Draw prompts of in-context learning on the CPU, in float32: x ~ N(0, I), y = f(x) with f of the task's class.
+    """Draw prompts for in-context learning on the CPU, in float32: x ~ N(0, I) and y = f(x), f from the task's class.
 
-    Every prompt has its own f (``tasks.functions``). The noisy task adds N(0, noise_std²) to every label; with
-    ``labels = "sign"`` a label is +1 or -1, the sign of what it would be.
+    Every prompt has its own f (``tasks.functions``). The noisy task adds N(0, noise_std²) to every label. With
+    ``labels = "sign"`` every label is replaced by its sign, +1 or -1.
 
     Args:
         task: the function class.
         n_prompts: number of prompts.
-        n_points: points a prompt, the query included.
+        n_points: number of points in a prompt, with the query.
         n_dims: width of x.
         generator: a CPU generator; it alone determines the result.
-        active_dims: the curriculum: coordinates from this one on are zero. None: all are active.
-        shift: draws them otherwise, of the same numbers.
-        shift_generator: determines what the shift draws besides.
+        active_dims: number of active coordinates, set by the curriculum; the others are zero. None: all are active.
+        shift: a change to the distribution; the prompts are made from the same random numbers.
+        shift_generator: generator of the further numbers that the shift draws.
 
     Raises:
-        LoopprobeError: the memory cannot hold them.
+        LoopprobeError: the prompts do not fit into the memory.
     """
     require_prompts(task, n_prompts, n_points, n_dims)
     active = n_dims if active_dims is None else active_dims
     if task.name == "tables":
         return _from_tables(task, n_prompts, n_points, n_dims, generator, active, "train")
     kind = CLASSES[task.name]
-    # One row a prompt, so that fewer prompts of a seed are the first of more.
+    # Each prompt has one row, so that the first prompts of a seed do not depend on how many are drawn.
     sizes = [n_points * n_dims, kind.size(task, n_dims), n_points]
     inputs, numbers, noise = normal((n_prompts, sum(sizes)), generator).split(sizes, dim=1)  # type: ignore[no-untyped-call]
     xs = inputs.reshape(n_prompts, n_points, n_dims)
@@ -89,18 +89,18 @@ def held_out(
     active_dims: int | None = None,
     shift: str | None = None,
 ) -> Prompts:
-    """The evaluation prompts of a seed, the same on every machine.
+    """Draw the evaluation prompts of a seed, the same on every machine.
 
-    They come from a stream that no training draws from: training seeds its generator below 2³¹, this one
-    above. The first k prompts are the same however many are asked for.
+    They come from a stream that no training draws from: training seeds its generator below 2³¹, and this function
+    seeds its own above. The first k prompts do not depend on how many are drawn.
 
     Args:
         task, n_prompts, n_points, n_dims, active_dims: as in ``sample``.
-        seed: of the prompts.
-        shift: name of one of ``tasks.shifts.SHIFTS``; None: as in training.
+        seed: seed of the prompts.
+        shift: name of a shift in ``tasks.shifts.SHIFTS``; None: the distribution of training.
 
     Raises:
-        LoopprobeError: no such shift, a number out of its range, or prompts that the memory cannot hold.
+        LoopprobeError: there is no such shift, a number is out of range, or the prompts do not fit into the memory.
     """
     if n_prompts < 1:
         raise LoopprobeError(f"the number of prompts ({n_prompts}) must be at least 1: raise it")

@@ -1,7 +1,7 @@
-"""Prompts drawn otherwise than in training: out of distribution.
+"""Distribution shifts: prompts that are drawn from another distribution than in training.
 
-After Garg et al. (arXiv 2208.01066, section 4), whose cases these are. A shift acts on the inputs before they are
-labelled, so that the function itself stays what it was, or on the labels.
+The cases are those of Garg et al. (arXiv 2208.01066, section 4). A shift acts on the labels, or on the inputs before
+they are labelled, so that the function itself stays the same.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Inputs = Float[Tensor, "batch n_points n_dims"]
 
 @dataclass(frozen=True)
 class Shift:
-    """One way to draw prompts.
+    """A change to the distribution of prompts.
 
     Attributes:
-        words: what it is, for figures and tables.
-        inputs: from standard normal inputs, zero in the dimensions that are not active, how many are active, and a
-            generator, to the inputs.
-        input_factor, factor: of the inputs, and of the function's values.
-        noise_std: of noise on the labels, relative to √E(y²).
-        at_query: whether only the query differs from training, so that only its error says something.
+        words: its name in figures and tables.
+        inputs: returns the inputs of the prompts. It is given standard normal inputs, which are zero in the dimensions
+            that are not active, the number of active dimensions, and a generator.
+        input_factor, factor: the factors by which the inputs and the function's values are multiplied.
+        noise_std: the standard deviation of noise on the labels, relative to √E(y²).
+        at_query: True where only the query differs from training, so that only its error is of interest.
     """
 
     words: str
@@ -41,13 +41,13 @@ class Shift:
 
 
 def _orthogonal(n_prompts: int, size: int, generator: torch.Generator) -> Float[Tensor, "batch size size"]:
-    """Random orthogonal matrices."""
+    """Draw random orthogonal matrices."""
     rotation: Tensor = torch.linalg.qr(normal((n_prompts, size, size), generator)).Q
     return rotation
 
 
 def _skewed(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
-    """Covariance with eigenvalues ∝ 1 / i² in random directions; E|x|² as in training."""
+    """Give the inputs a covariance with eigenvalues ∝ 1 / i² in random directions, and E|x|² as in training."""
     variances = torch.arange(1, active + 1, dtype=xs.dtype) ** -2.0
     scales = (variances * active / variances.sum()).sqrt()
     turned = (xs[..., :active] * scales) @ _orthogonal(len(xs), active, generator).mT
@@ -55,7 +55,7 @@ def _skewed(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
 
 
 def _subspace(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
-    """Inputs in a random subspace of half the dimensions; E|x|² as in training."""
+    """Confine the inputs to a random subspace of half the dimensions, with E|x|² as in training."""
     half = max(1, active // 2)
     basis = _orthogonal(len(xs), active, generator)[..., :half]
     inside = (active / half) ** 0.5 * xs[..., :half] @ basis.mT
@@ -63,13 +63,16 @@ def _subspace(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
 
 
 def _orthants(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
-    """All examples in one random orthant, the query in another."""
+    """Place all examples in one random orthant and the query in another."""
     signs = torch.where(uniform((len(xs), 2, xs.shape[-1]), generator) < 0.5, -1.0, 1.0).to(xs)
     return torch.cat([xs[:, :-1].abs() * signs[:, :1], xs[:, -1:].abs() * signs[:, 1:]], dim=1)
 
 
 def _orthogonal_query(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
-    """Examples in a random subspace of half the dimensions, the query orthogonal to it; all with E|x|² as before."""
+    """Confine the examples to a random subspace of half the dimensions, and the query to its complement.
+
+    E|x|² is as in training for both.
+    """
     half = max(1, active // 2)
     basis = _orthogonal(len(xs), active, generator)
     examples = (active / half) ** 0.5 * xs[:, :-1, :half] @ basis[..., :half].mT
@@ -79,7 +82,7 @@ def _orthogonal_query(xs: Inputs, active: int, generator: torch.Generator) -> In
 
 
 def _repeated_query(xs: Inputs, active: int, generator: torch.Generator) -> Inputs:
-    """The query is one of the examples."""
+    """Replace the query by one of the examples."""
     if xs.shape[1] == 1:
         return xs
     chosen = (uniform((len(xs),), generator) * (xs.shape[1] - 1)).long()
@@ -105,7 +108,7 @@ SHIFTS = {
 
 
 def find_shift(name: str) -> Shift:
-    """A shift by name; LoopprobeError where there is none."""
+    """Return the shift of this name, or raise LoopprobeError where there is none."""
     if name not in SHIFTS:
         raise LoopprobeError(f"no shift is called {name!r}: choose from {', '.join(SHIFTS)}")
     return SHIFTS[name]

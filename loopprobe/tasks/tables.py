@@ -1,10 +1,10 @@
-"""Prompts from tables of real data: rows as points, one column as the label.
+"""Prompts from tables of real data: the rows are the points, and one column is the label.
 
-A table is split in two halves, one for training and one for evaluation; columns are standardised on the first. More
-columns than the model reads are projected on their leading principal components (each brought to variance one), fewer
-are padded with zeros. Every prompt turns its inputs by a random rotation, so that no model can learn a table by
-heart, and takes its rows without replacement. Where the label is a class, a prompt asks for one of two classes,
-chosen at random: +1 or -1.
+A table is split in two halves, one for training and one for evaluation. Columns are standardised on the first half.
+If there are more columns than the model reads, they are projected on their leading principal components, each of which
+is scaled to variance one. If there are fewer, they are padded with zeros. Every prompt takes its rows without
+replacement and turns its inputs by a random rotation, so that no model can learn a table by heart. Where the label is
+a class, a prompt chooses two classes at random and labels them +1 and -1.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from loopprobe.tasks.prompts import Prompts, normal, uniform
 if TYPE_CHECKING:
     import pandas as pd
 
-CLASSES = ("breast_cancer", "digits", "iris", "wine")  # those of them whose labels are classes
+CLASSES = ("breast_cancer", "digits", "iris", "wine")  # the bundled tables whose labels are classes
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers with a label each.
+    """A table of numbers, with a label for each row.
 
     Attributes:
-        name: of the table.
-        inputs: [row, column].
-        labels: [row]: numbers, or class numbers from 0.
-        n_classes: 0 where labels are numbers.
-        columns: names of the inputs.
-        target: name of the label.
+        name: the name of the table.
+        inputs: the numbers, [row, column].
+        labels: the labels, [row]: numbers, or class numbers from 0.
+        n_classes: the number of classes; 0 where the labels are numbers.
+        columns: the names of the inputs.
+        target: the name of the label.
     """
 
     name: str
@@ -51,24 +51,24 @@ class Table:
     _made: dict[int, tuple[ndarray, ndarray, int]] = field(default_factory=dict, repr=False)
 
     def half(self, part: str) -> Int[ndarray, " row"]:
-        """Rows of the half for ``train`` or for ``test``: the same on every machine."""
+        """Return the rows of the ``train`` or ``test`` half, the same on every machine."""
         order = np.random.default_rng(0).permutation(len(self.labels))
         middle = len(order) // 2
         return order[:middle] if part == "train" else order[middle:]
 
     def how(self, n_dims: int) -> str:
-        """What becomes of the columns, in words."""
-        found = len(self.columns)
-        if found > n_dims:
-            return f"{found} columns projected on {n_dims} principal components"
-        return f"{found} columns" + (f" padded to {n_dims} with zeros" if found < n_dims else "")
+        """Say in words how the columns are brought to the width of the model."""
+        n_columns = len(self.columns)
+        if n_columns > n_dims:
+            return f"{n_columns} columns projected on {n_dims} principal components"
+        return f"{n_columns} columns" + (f" padded to {n_dims} with zeros" if n_columns < n_dims else "")
 
     @functools.cached_property
     def _standard(self) -> tuple[ndarray, ndarray]:
         inside = self.half("train")
         mean, std = self.inputs[inside].mean(0), self.inputs[inside].std(0)
         constant = np.flatnonzero(std < 1e-12)
-        if self.name in BUNDLED:  # pixels that are always dark
+        if self.name in BUNDLED:  # some pixels of the digits are always dark
             std[constant] = 1.0
         elif len(constant):
             raise LoopprobeError(f"{self.name}: column {self.columns[constant[0]]!r} is constant: drop it")
@@ -82,7 +82,7 @@ class Table:
         return values, labels
 
     def arrays(self, n_dims: int) -> tuple[Float[ndarray, "row n_dims"], Float[ndarray, " row"], int]:
-        """Standardised inputs as wide as the model reads, labels, and how many dimensions are filled; made once."""
+        """Return standardised inputs of width ``n_dims``, labels, and the number of filled dimensions."""
         if n_dims not in self._made:
             self._made[n_dims] = self._as_wide_as(n_dims)
         return self._made[n_dims]
@@ -93,7 +93,7 @@ class Table:
             train = values[self.half("train")]
             directions = np.linalg.svd(train, full_matrices=False)[2][:n_dims]
             signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(1)])
-            directions = directions * signs[:, None]  # the sign of a component is anyone's choice: make it one
+            directions = directions * signs[:, None]  # the sign of a component is arbitrary: fix it
             values = values @ directions.T / (train @ directions.T).std(0)
         filled = values.shape[1]
         return np.pad(values, ((0, 0), (0, n_dims - filled))), labels, filled
@@ -101,24 +101,25 @@ class Table:
 
 @functools.lru_cache(maxsize=32)
 def load_table(name: str, target: str | None = None) -> Table:
-    """A table by the name of a bundled one, or by the path of a file, see ``tasks.files``.
+    """Load a bundled table by its name, or a table file by its path, see ``tasks.files``.
 
     Args:
         name: one of ``BUNDLED``, or a path.
-        target: the column that is the label; None: the table's own, or the last column of a file. A column of text or
-            of booleans holds classes.
+        target: the column that is the label. None stands for the label of a bundled table, or the last column of a
+            file. A column that holds text or booleans is taken for classes.
 
     Raises:
-        LoopprobeError: no such table or column, text or missing values among the inputs, or what reads it is missing.
+        LoopprobeError: there is no such table or column, the inputs hold text or lack values, or the package that
+            reads the table is not installed.
     """
     frame, classes = _bundled(name) if name in BUNDLED else (read_file(Path(name)), False)
-    own = [str(column) for column in frame.columns]
-    if twice := sorted({column for column in own if own.count(column) > 1}):
-        raise LoopprobeError(f"{name}: several columns are called {twice[0]!r}: rename or drop all but one")
-    frame.columns = own
-    chosen = own[-1] if target is None else target
-    if chosen not in own:
-        raise LoopprobeError(f"{name} has no column {chosen!r}: choose from {', '.join(own)}")
+    columns = [str(column) for column in frame.columns]
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise LoopprobeError(f"{name}: several columns are called {repeated[0]!r}: rename or drop all but one")
+    frame.columns = columns
+    chosen = columns[-1] if target is None else target
+    if chosen not in columns:
+        raise LoopprobeError(f"{name} has no column {chosen!r}: choose from {', '.join(columns)}")
     inputs = frame.drop(columns=chosen)
     for column in inputs:
         if inputs[column].dtype.kind not in "iufb":
@@ -153,11 +154,11 @@ def from_tables(
     """Draw prompts, each from one of the tables.
 
     Args:
-        tables: one or more.
-        n_prompts, n_points, n_dims: their number, points a prompt, width of x.
+        tables: the tables, at least one.
+        n_prompts, n_points, n_dims: the number of prompts, the number of points in a prompt, and the width of x.
         generator: a CPU generator; it alone determines the result.
         part: the half of the rows: ``train`` or ``test``.
-        scale: labels are multiplied by its root: E(y²) of what the model was trained on.
+        scale: E(y²) of the labels that the model was trained on; the labels are multiplied by its root.
 
     Raises:
         LoopprobeError: a table has too few rows for a prompt.

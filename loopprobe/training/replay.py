@@ -1,7 +1,7 @@
-"""CUDA graphs: work that a GPU has been told once is told again with a single call.
+"""CUDA graphs: work that was recorded once is launched again with a single call.
 
-A step of a small model is a thousand kernels, each of which takes longer to launch than to run. Recorded as a graph
-they are launched at once (https://docs.pytorch.org/docs/stable/notes/cuda.html, CUDA graphs).
+A step of a small model is a thousand kernels, each of which takes longer to launch than to run. As a recorded graph
+they are launched together (https://docs.pytorch.org/docs/stable/notes/cuda.html, CUDA graphs).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 class Replay:
-    """Does the work of a training step as it was recorded, while its key stays the same; off CUDA it does it anew.
+    """A recorder of a training step, which replays the step while its key stays the same.
 
-    The first time that a key comes the work is done as it stands, the second time it is recorded: a schedule costs two
-    slow steps at each of its values. What the work changes (weights, the state of optimisers) it has to change in
-    place, and numbers that change from step to step have to come as tensors.
+    The work of a new key is run as it is the first time and recorded the second time, so that a schedule costs two slow
+    steps at each of its values. The work must change weights and the state of optimisers in place, and numbers that
+    change from step to step must be tensors. On other devices than CUDA the work is always run as it is.
 
     Args:
-        device: where the work is done.
+        device: the device of the work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,16 +33,16 @@ class Replay:
         self.output = torch.empty(0)
 
     def __call__(self, key: Hashable, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """What the work makes of these inputs.
+        """Return the result of the work on these inputs.
 
         Args:
-            key: all else that the work depends on: loop counts, numbers that it holds.
-            work: from tensors to a tensor.
-            inputs: on the device; their shapes belong to the key.
+            key: everything else that the work depends on, such as loop counts and other numbers.
+            work: a function from tensors to a tensor.
+            inputs: tensors on the device; their shapes are made part of the key.
         """
         if self.stream is None:
             return work(*inputs)
-        key = key, tuple(given.shape for given in inputs)
+        key = key, tuple(tensor.shape for tensor in inputs)
         if key != self.key:
             self.key = key
             with _beside(self.stream):
@@ -57,12 +57,12 @@ class Replay:
 
     def _record(self, work: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         assert self.stream is not None
-        self.inputs = [given.clone() for given in inputs]
+        self.inputs = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
         pool = None if self.graph is None else self.graph.pool()  # the memory of the last graph
         torch.cuda.synchronize(self.stream.device)
         with _beside(self.stream):
-            graph.capture_begin(pool, "thread_local")  # torch.cuda.graph would empty the cache besides
+            graph.capture_begin(pool, "thread_local")  # torch.cuda.graph would also empty the cache
             try:
                 self.output = work(*self.inputs)
             finally:
@@ -72,7 +72,7 @@ class Replay:
 
 @contextmanager
 def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """On a stream that waits for the current one, and that the current one then waits for."""
+    """Run the block on another stream, which waits for the current one; the current one waits for it afterwards."""
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

@@ -1,7 +1,7 @@
-"""The folder of a run in training: what has been measured, what has been saved, and going on from it.
+"""The folder of a training run: its metrics, its saved state, and how it is resumed.
 
-``state.safetensors`` holds everything that the next step depends on (weights, optimiser state, the generator), so a
-run that was killed at any moment goes on from it and ends with the same weights, bit for bit, as one never killed.
+``state.safetensors`` holds everything that the next step depends on: weights, optimiser state and the generator. A run
+that was killed at any moment is resumed from it, and ends with the same weights, bit for bit, as one never killed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from loopprobe.support.storage import Claimed, atomic, claim, claim_new
 Row = dict[str, float | int]
 
 
-def recorded_config(out: Path, given: Config | None) -> Config:
-    """The run's own configuration; one that was given must be equal to it."""
+def recorded_config(out: Path, requested: Config | None) -> Config:
+    """Return the configuration that the run has recorded; a requested one must be equal to it."""
     recorded = read_json(out)[0]
-    if not isinstance(recorded, Config) or given not in (None, recorded):
+    if not isinstance(recorded, Config) or requested not in (None, recorded):
         raise LoopprobeError(
             f"the configuration differs from that of {out}: resume without options, or train anew with another --out"
         )
@@ -41,7 +41,7 @@ def recorded_config(out: Path, given: Config | None) -> Config:
 
 
 class Run:
-    """The run's folder and its bookkeeping: what has been measured, what has been saved."""
+    """A training run: its folder, its metrics and its saved state."""
 
     def __init__(
         self,
@@ -55,17 +55,17 @@ class Run:
         self.out, self.cfg, self.train, self.model, self.optimizers = out, cfg, cfg.train, model, optimizers
         self.generator, self.report = generator, report
         self.device = next(model.parameters()).device
-        self.provenance = provenance(self.device, torch.float32)  # of the code that trains
+        self.provenance = provenance(self.device, torch.float32)  # describes the code that trains
         self.step = 0
-        self.seconds = 0.0  # of the run's earlier lives
+        self.seconds = 0.0  # before the run was last resumed
         self.started = time.monotonic()
-        self.unread: list[Tensor] = []  # of the steps since the last row, on the device …
-        self.pending = torch.empty(0, 2)  # … and those before them
+        self.unread: list[Tensor] = []  # errors of the last steps, still on the device
+        self.pending = torch.empty(0, 2)  # errors of the steps before them, since the last row
         self.saved_at = 0
         self.claimed: Claimed | None = None
 
     def begin(self, overwrite: bool) -> None:
-        """Make the folder, and save the state before the first step."""
+        """Make the folder and save the state before the first step."""
         self.claimed = claimed = claim_new(self.out, overwrite)
         try:
             claim(self.out, METRICS)
@@ -76,17 +76,17 @@ class Run:
             raise
 
     def close(self) -> None:
-        """Let other processes work in the folder."""
+        """Release the folder to other processes."""
         if self.claimed is not None:
             self.claimed.release()
 
     def abandon(self) -> None:
-        """Delete a run that has done no step."""
+        """Delete the run if it has done no step."""
         if self.claimed is not None and self.step == 0:
             self.claimed.remove()
 
     def restore(self) -> None:
-        """Go on from the last state."""
+        """Resume from the last saved state."""
         self.claimed = Claimed(self.out)
         claim(self.out, METRICS)
         state = read_state(self.out, self.model, self.optimizers, self.generator)
@@ -95,9 +95,9 @@ class Run:
         self.step, self.seconds, self.pending = state
         self.saved_at = self.step
         rows = [json.loads(line) for line in _whole_lines(self.out / METRICS)]
-        kept = [row for row in rows if row["step"] <= self.step]
+        valid = [row for row in rows if row["step"] <= self.step]
         with atomic(self.out / METRICS) as partial:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            partial.write_text("".join(json.dumps(row) + "\n" for row in valid), encoding="utf-8")
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started
@@ -106,7 +106,7 @@ class Run:
         return Checkpoint(self.cfg, self.model, self.step, round(self.elapsed(), 1), provenance=self.provenance)
 
     def record(self, errors: Float[Tensor, 2]) -> None:
-        """Note one step, its loss and its error at the query; read them and save the state when it is time."""
+        """Record the loss and the query error of one step; write a row and save the state when they are due."""
         train = self.train
         self.step += 1
         self.unread.append(errors)
@@ -116,7 +116,11 @@ class Run:
             self.save_state()
 
     def read(self) -> Float[Tensor, "step 2"]:
-        """Loss and error of the steps since the last row, from the device; stops where a loss is not finite."""
+        """Return the loss and the error of each step since the last row, copied from the device.
+
+        Raises:
+            LoopprobeError: a loss is not finite.
+        """
         if self.unread:
             self.pending = torch.cat([self.pending, torch.stack(self.unread).cpu()])
             self.unread.clear()
@@ -131,7 +135,7 @@ class Run:
         return self.pending
 
     def log(self) -> None:
-        """Write the mean of the steps since the last row."""
+        """Write a row with the mean over the steps since the last row."""
         loss, error = self.read().mean(0).tolist()
         row: Row = {"step": self.step, "loss": loss, "error": error}
         row |= self.train.lengths(self.step - 1) | {"seconds": round(self.elapsed(), 2)}
@@ -141,14 +145,14 @@ class Run:
         self.report(row)
 
     def save_state(self) -> None:
-        """Write the checkpoint and all that the next step depends on."""
+        """Write the checkpoint and the state that the next step depends on."""
         pending = self.read()
         save(self.checkpoint(), self.out)
         save_state(self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed(), pending)
         self.saved_at = self.step
 
     def finish(self) -> Path:
-        """Evaluate at the trained loop count, write the final checkpoint and drop the training state."""
+        """Evaluate at the trained loop count, write the final checkpoint and delete the training state."""
         final = self.checkpoint()
         final.evaluation = evaluate(final, n_prompts=prompts_after_training(self.cfg))
         save(final, self.out)
@@ -157,14 +161,14 @@ class Run:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines of a file that end in a newline: a killed run may leave half of one."""
+    """Read the lines of a file that end in a newline; a killed run may leave an incomplete one."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Note Ctrl-C and SIGTERM, to be obeyed between steps; a second one interrupts at once."""
+    """Defer Ctrl-C and SIGTERM until the step has ended; a second signal interrupts at once."""
     noted = False
 
     def note(signum: int, frame: Any) -> None:

@@ -1,8 +1,9 @@
-"""Models of the same shapes as one: their weights along a new first dimension, their prompts one after the other.
+"""Stacks: models of the same shapes that are trained as one model.
 
-Small models leave a GPU waiting for its next kernel; a stack of them launches as many kernels as one. The stack is a
-``LoopedTransformer`` whose linear maps and layer norms have weights for every model, so all else is the code of one.
-Loop counts may differ: all end at the last loop, and a model that runs fewer starts later.
+Small models leave a GPU waiting for its next kernel, and a stack of them launches only as many kernels as one model.
+Their weights lie along a new first dimension, and their prompts follow one another in the batch. The stack is a
+``LoopedTransformer`` whose linear maps and layer norms have weights for every model; all other code is that of one
+model. Loop counts may differ: all models end at the last loop, and a model with fewer loops starts later.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from loopprobe.model.looped import LoopedTransformer
 
 
 def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
-    """The parameters along a new first dimension; from now on each is a view of its part."""
+    """Stack the parameters along a new first dimension, and make each a view of its part."""
     whole = nn.Parameter(torch.stack([parameter.detach() for parameter in parameters]))
     for parameter, part in zip(parameters, whole.detach(), strict=True):
         parameter.data = part
@@ -60,15 +61,16 @@ class StackedLayerNorm(nn.Module):
 class Stack(LoopedTransformer):
     """Models that differ in weights, loop counts and injection only.
 
-    The parameters of the models become views of those of the stack: what an optimiser of a model changes, the stack
-    sees, and the other way round.
+    The models' parameters become views of the stack's, so that an optimiser of a model changes the stack, and the other
+    way round.
 
     Args:
-        models: at least one, equal in all shapes, on one device.
+        models: at least one model; all have the same shapes and are on one device.
     """
 
     def __init__(self, models: Sequence[LoopedTransformer]) -> None:
-        super().__init__(models[0].cfg, torch.Generator())  # not torch's own: nothing is drawn that another would miss
+        # A generator for this alone leaves the state of torch's global generator unchanged.
+        super().__init__(models[0].cfg, torch.Generator())
         self.models = list(models)  # a list: not registered as modules of the stack
         for name, module in list(self.named_modules()):
             parts = [model.get_submodule(name) for model in models] if isinstance(module, nn.Linear | LayerNorm) else []
@@ -89,7 +91,7 @@ class Stack(LoopedTransformer):
         return self._by_model("inject", z, e)
 
     def _by_model(self, method: str, *states: Tensor) -> Tensor:
-        """What depends on the kind of injection: at once where all models have the same."""
+        """Call a method that depends on the injection: once if all models have the same one, else for each model."""
         if len({model.cfg.injection for model in self.models}) == 1:
             return getattr(super(), method)(*states)
         parts = zip(self.models, *(state.chunk(len(self.models)) for state in states), strict=True)
@@ -98,35 +100,35 @@ class Stack(LoopedTransformer):
     def run_windows(
         self, xs: Tensor, ys: Tensor, n_loops: Sequence[int], windows: Sequence[int]
     ) -> list[Float[Tensor, "loop batch n_points"]]:
-        """Each model's predictions after the last loops of its window, which alone carry its gradient.
+        """Run all models; return the predictions of each after the loops of its window, which alone carry gradient.
 
-        Every model runs as many loops as the longest: the states of one that needs fewer are set back when its time
-        comes, and cut from what was before where its window begins.
+        Every model runs as many loops as the longest. A model with fewer loops has its states set back to the start
+        when its own loops begin, and they are detached where its window begins.
 
         Args:
-            xs, ys: prompts of the first model, then as many of the second, and so on.
-            n_loops, windows: of each model.
+            xs, ys: the prompts of the first model, then as many of the second, and so on.
+            n_loops, windows: the loop count and the window of each model.
 
         Returns:
-            What ``run_loops(…, keep_loops=window, grad_loops=window)`` of each model gives, within rounding.
+            For each model the result of ``run_loops(…, keep_loops=window, grad_loops=window)``, within rounding.
         """
-        total, kept = max(n_loops), max(windows)
+        total, longest_window = max(n_loops), max(windows)
         e = self.embed(xs, ys)
         z = start = self.initial_state(e)
         predictions = []
         for loop in range(total):
-            with torch.set_grad_enabled(loop >= total - kept):
+            with torch.set_grad_enabled(loop >= total - longest_window):
                 if loop:
                     z = _where([loop == total - window for window in windows], z.detach(), z)
-                    z = _where([loop == total - own for own in n_loops], start, z)
+                    z = _where([loop == total - count for count in n_loops], start, z)
                 z = self.step(z, e, loop)
-                if loop >= total - kept:
+                if loop >= total - longest_window:
                     predictions.append(self.predict(z, loop=loop))
         by_model = torch.stack(predictions).chunk(len(self.models), dim=1)
         return [part[-window:] for part, window in zip(by_model, windows, strict=True)]
 
     def pass_gradients_on(self) -> None:
-        """Give every model's parameters their part of the stack's gradients."""
+        """Assign to the parameters of every model their part of the stack's gradients."""
         for name, parameter in self.named_parameters():
             parts = [None] * len(self.models) if parameter.grad is None else parameter.grad
             for model, part in zip(self.models, parts, strict=True):
@@ -134,7 +136,7 @@ class Stack(LoopedTransformer):
 
 
 def _where(chosen: Sequence[bool], yes: Tensor, no: Tensor) -> Tensor:
-    """The rows of the chosen models from one tensor, those of the others from another."""
+    """Take the rows of the chosen models from ``yes`` and those of the others from ``no``."""
     if not any(chosen):
         return no
     parts = zip(chosen, yes.chunk(len(chosen)), no.chunk(len(chosen)), strict=True)
@@ -143,10 +145,10 @@ def _where(chosen: Sequence[bool], yes: Tensor, no: Tensor) -> Tensor:
 
 @torch.no_grad()
 def muon_together(optimizers: Sequence[torch.optim.Muon]) -> None:
-    """A step of several Muon optimisers, the matrices of one shape orthogonalised at once.
+    """Do a step of several Muon optimisers, and orthogonalise all matrices of one shape at once.
 
-    The formulas are those of ``torch.optim.Muon.step``: momentum after Nesterov, five Newton-Schulz iterations in
-    bfloat16, the rate times the root of rows / columns (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    The formulas are those of ``torch.optim.Muon.step``: Nesterov momentum, five Newton-Schulz iterations in bfloat16,
+    and a rate times √(rows / columns) (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
     """
     by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
     for optimizer in optimizers:
@@ -165,15 +167,15 @@ def muon_together(optimizers: Sequence[torch.optim.Muon]) -> None:
         update = _orthogonal(gradient.lerp(momentum, settings["momentum"]), settings)
         adjusted = max(1, shape[0] / shape[1]) ** 0.5
         torch._foreach_copy_(list(buffers), list(momentum))
-        given = [torch.as_tensor(group["lr"], device=update.device) for group in groups]
-        decays = torch._foreach_mul(given, [group["weight_decay"] for group in groups])
-        rate, decay = (torch.stack(list(numbers)).view(-1, 1, 1) for numbers in (given, decays))
+        rates = [torch.as_tensor(group["lr"], device=update.device) for group in groups]
+        decays = torch._foreach_mul(rates, [group["weight_decay"] for group in groups])
+        rate, decay = (torch.stack(list(numbers)).view(-1, 1, 1) for numbers in (rates, decays))
         changed = torch.stack(matrices) * (1 - decay) - adjusted * rate * update
         torch._foreach_copy_(list(matrices), list(changed))
 
 
 def _orthogonal(update: Float[Tensor, "matrix rows columns"], settings: dict[str, Any]) -> Tensor:
-    """Newton-Schulz: nearly the orthogonal factors of the matrices."""
+    """Approximate the orthogonal factors of the matrices by Newton-Schulz iterations."""
     a, b, c = settings["ns_coefficients"]
     wide = update.shape[1] <= update.shape[2]
     x = (update if wide else update.mT).bfloat16()
@@ -185,9 +187,13 @@ def _orthogonal(update: Float[Tensor, "matrix rows columns"], settings: dict[str
 
 
 class Trial:
-    """Whether steps are done as one stack: as told, or as a trial in turns of five steps finds.
+    """The choice between steps as one stack and steps one by one.
 
-    The first turns of both warm up; the second are timed.
+    Without a fixed choice, both ways take turns of five steps. The first turn of each is a warm-up, and the second is
+    timed; the faster way is then used.
+
+    Args:
+        together: True for one stack, False for one by one, and None for a trial.
     """
 
     def __init__(self, together: bool | None) -> None:
@@ -197,7 +203,7 @@ class Trial:
 
     @contextmanager
     def step(self, device: torch.device) -> Iterator[bool]:
-        """Do one step in the way that it yields."""
+        """Time a step; yield True if it is to be done as one stack, and False if one by one."""
         if self.together is not None:
             yield self.together
             return

@@ -1,4 +1,4 @@
-"""One update of the weights: the windowed loss, the rates and the optimisers, for a model or a stack of them."""
+"""One update of the weights, for a model or a stack of models: the windowed loss, the rates and the optimisers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from loopprobe.training.replay import Replay
 from loopprobe.training.runs import Run
 from loopprobe.training.stack import Stack, muon_together
 
-LOG_FLOOR = 1e-3  # of a squared error over ``Prompts.scale``: errors far below it weigh less
+LOG_FLOOR = 1e-3  # added to a squared error over ``Prompts.scale``: errors far below it weigh less
 
 
 def rate_factor(step: int, cfg: TrainConfig) -> float:
-    """Learning rate relative to its peak: linear warm-up, flat, linear decay to zero over the last part."""
+    """Return the learning rate relative to its peak: a linear warm-up, a flat part, and a linear decay to zero."""
     warm_up = min(1.0, (step + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0
     left = (cfg.steps - step) / (cfg.decay * cfg.steps) if cfg.decay else 1.0
     return min(warm_up, left, 1.0)
 
 
 def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the block with Adam on the rest, or Adam on everything.
+    """Make Muon for the matrices of the block and Adam for the rest, or Adam for everything.
 
-    Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Each group keeps its peak rate in
-    ``peak_lr``; the loop scales it.
+    Muon is due to Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Each group holds its peak rate in
+    ``peak_lr``, which the training loop scales.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if cfg.optimizer == "muon" else []
     chosen = {id(p) for p in matrices}
@@ -49,22 +49,23 @@ def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.op
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
             if on_gpu:
-                group["lr"] = torch.tensor(group["lr"], device=device)  # a recorded step reads it anew
+                group["lr"] = torch.tensor(group["lr"], device=device)  # a recorded step reads the current value
     return optimizers
 
 
 def windowed_loss(
     model: LoopedTransformer, prompts: Prompts, n_loops: int, window: int, kind: str = "mse"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss over all points and the last ``window`` loops, which alone carry gradient.
+    """Compute the loss over all points and the last ``window`` loops, which alone carry gradient.
 
-    mse: the mean squared error (Yang et al., arXiv 2311.12424, section 4.1: b loops, window T). log: the mean over
-    loops and points of log(mean squared error of the prompts / scale + 0.001). That is the negative log likelihood of
-    errors whose variance at each loop and point is what it is (Kendall et al., arXiv 1705.07115, with the variances
-    solved for): points with few examples, whose error cannot fall, no longer drown those whose error can.
+    The loss ``mse`` is the mean squared error (Yang et al., arXiv 2311.12424, section 4.1: b loops, window T). The loss
+    ``log`` is the mean over loops and points of log(mean squared error of the prompts / scale + 0.001). It is the
+    negative log likelihood of errors with a variance for each loop and point, at the best variances (Kendall et al.,
+    arXiv 1705.07115). Points with few examples, whose error cannot fall, then do not drown the points whose error can.
 
     Returns:
-        The loss; the mean squared error, and the squared error at the query after the last loop (both detached).
+        The loss, the mean squared error, and the squared error at the query after the last loop; the last two are
+        detached.
     """
     window = min(window, n_loops)
     predictions = model.run_loops(prompts.xs, prompts.ys, n_loops, keep_loops=window, grad_loops=window)
@@ -86,18 +87,18 @@ def train_step(
     cfg: TrainConfig,
     replay: Replay,
 ) -> Float[Tensor, 2]:
-    """One update of the weights.
+    """Update the weights once.
 
     Args:
-        model, optimizers: what is trained.
-        prompts: what on.
-        step: which of the training, for the schedules.
-        cfg: the recipe.
-        replay: of the steps of this model.
+        model, optimizers: the model and its optimisers.
+        prompts: the prompts of this step.
+        step: the number of the step, for the schedules.
+        cfg: the training configuration.
+        replay: the recorder of this model's steps.
 
     Returns:
-        The mean squared error, and that at the query after the last loop over ``Prompts.scale``; no device is waited
-        for.
+        The mean squared error, and the squared error at the query after the last loop over ``Prompts.scale``. The call
+        does not wait for the device.
     """
     n_loops = cfg.lengths(step)["loops"]
     _set_rates(optimizers, step, cfg)
@@ -144,7 +145,7 @@ def _update(optimizers: list[torch.optim.Optimizer], together: bool) -> None:
 def stack_step(
     stack: Stack, runs: Sequence[Run], prompts: list[Prompts], step: int, replay: Replay
 ) -> Float[Tensor, "run 2"]:
-    """``train_step`` of all models of a stack at once, equal to one by one within rounding."""
+    """Do ``train_step`` for all models of a stack at once; the result is that of single steps within rounding."""
     loops = [run.train.lengths(step)["loops"] for run in runs]
     windows = [min(run.train.loop_window, n_loops) for run, n_loops in zip(runs, loops, strict=True)]
     for run in runs:
@@ -154,7 +155,7 @@ def stack_step(
         with torch.autocast(xs.device.type, torch.bfloat16, enabled=runs[0].train.precision == "bfloat16"):
             predictions = stack.run_windows(xs, ys, loops, windows)
             parts = zip(predictions, ys.chunk(len(runs)), prompts, runs, strict=True)
-            losses = [_loss(own, labels, part.scale, run.train.loss) for own, labels, part, run in parts]
+            losses = [_loss(outputs, labels, part.scale, run.train.loss) for outputs, labels, part, run in parts]
         stack.zero_grad()
         torch.stack([loss for loss, *_ in losses]).sum().backward()
         stack.pass_gradients_on()

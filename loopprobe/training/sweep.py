@@ -1,7 +1,7 @@
-"""Training many models: a grid file names them, those that are missing are trained, several at once.
+"""Sweeps: a grid file names many models, and those that are missing are trained, several at once.
 
-A grid file holds one or more ``[[grid]]`` tables of dotted configuration keys; a list of values is an axis, and
-the models of a table are the product of its axes:
+A grid file holds one or more ``[[grid]]`` tables of dotted configuration keys. A list of values is an axis, and the
+models of a table are the product of its axes:
 
     [[grid]]
     "model.n_loops" = [5, 10, 20]
@@ -32,14 +32,14 @@ from loopprobe.support.device import pick_device
 from loopprobe.training.runs import Row
 from loopprobe.training.train import start, train_runs
 
-STACK = 16  # models that a GPU trains as one, at most
+STACK = 16  # the most models that a GPU trains as one
 
 Status = Literal["new", "resume", "done", "differs"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A model of the grid: its name, where it goes, and what is there."""
+    """A model of the grid, with its folder and the status of that folder."""
 
     name: str
     config: Config
@@ -48,22 +48,22 @@ class Planned:
 
     @property
     def todo(self) -> bool:
-        """Whether it is to be trained, from the start or from where it was."""
+        """True where it is to be trained, from the start or from its saved state."""
         return self.status in ("new", "resume")
 
     @property
     def steps(self) -> int:
-        """Training steps in all."""
+        """The number of training steps in all."""
         return self.config.train.steps
 
 
 def read_grid(path: Path) -> tuple[list[Config], list[str]]:
-    """The models of a grid file, each once, and notes on what was changed.
+    """Read the models of a grid file, each once, with notes on what was changed.
 
-    A window above the loop count is the loop count (all loops carry the loss), so such models are the same.
+    A window above the loop count is lowered to the loop count, since all loops carry the loss in both cases.
 
     Raises:
-        LoopprobeError: no such file, not TOML, no ``[[grid]]``, or a value that a Config refuses.
+        LoopprobeError: there is no such file, it is not TOML, it has no ``[[grid]]``, or it holds an invalid value.
     """
     tree = read_toml(path, "grid file")
     tables = tree.get("grid")
@@ -97,14 +97,14 @@ def _config(point: dict[str, Any], notes: list[str]) -> Config:
 
 
 def plan(configs: Iterable[Config], out: Path) -> list[Planned]:
-    """What there is to do for each model in the folder ``out``."""
+    """Find the status of each model in the folder ``out``."""
     planned = []
     for config in configs:
         folder = out / config.name
         planned.append(Planned(config.name, config, folder, _status(config, folder)))
     names = [model.name for model in planned]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise LoopprobeError(f"two different models of the grid are called {min(twice)}: give them different seeds")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise LoopprobeError(f"two different models of the grid are called {min(repeated)}: give them different seeds")
     return planned
 
 
@@ -118,24 +118,25 @@ def _status(config: Config, folder: Path) -> Status:
 
 
 def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[list[Planned]]:
-    """Models that can be trained as one (see ``training.stack``), ``size`` at most; no fewer stacks than workers.
+    """Group the models that can be trained as one (see ``training.stack``), at most ``size`` to a stack.
 
-    A size of None is 16 on a GPU and 1 elsewhere. They come in the order of their first models.
+    A size of None stands for 16 on a GPU and 1 elsewhere. Stacks are made smaller so that every worker has one. They
+    are in the order of their first models.
     """
     alike: dict[Any, list[Planned]] = {}
     todo = list(todo)
     for model in todo:
         alike.setdefault(_shapes(model), []).append(model)
-    found = []
+    groups = []
     for members in alike.values():
         most = size or (STACK if pick_device(members[0].config.train.device).type == "cuda" else 1)
         most = min(most, math.ceil(len(members) / workers))
-        found += [members[at : at + most] for at in range(0, len(members), most)]
-    return sorted(found, key=lambda members: todo.index(members[0]))
+        groups += [members[i : i + most] for i in range(0, len(members), most)]
+    return sorted(groups, key=lambda members: todo.index(members[0]))
 
 
 def _shapes(model: Planned) -> tuple[Any, ...]:
-    """What has to be equal for models to be one stack: their shapes, those of their prompts, and the step."""
+    """Return what models of one stack must have in common: their shapes, the shapes of their prompts, and the step."""
     cfg, train = model.config, model.config.train
     step = read_json(model.folder)[1]["step"] if model.status == "resume" else 0
     bare = dataclasses.replace(cfg.model, n_loops=1, injection="add")
@@ -153,12 +154,12 @@ def sweep(
     """Train the models that are new or unfinished: ``workers`` at once, or as many as a cluster has room for.
 
     Args:
-        planned: from ``plan``; those that are done or differ are passed over.
-        workers: models at a time in processes of this machine, whose threads are divided among them.
-        stack: so many models of the same shapes are trained as one; None: on a GPU up to 16, where a trial in their
-            first steps finds that faster, elsewhere 1.
-        cluster: trains them instead, see ``loopprobe.support.cluster``; it is left at the end.
-        report: called every second with the last row of metrics of each model that has one.
+        planned: the result of ``plan``; models that are done or differ are skipped.
+        workers: number of models trained at a time in processes of this machine, which share its threads.
+        stack: number of models of the same shapes that are trained as one. None stands for up to 16 on a GPU, if a
+            trial in their first steps finds that faster, and for 1 elsewhere.
+        cluster: the Ray cluster that trains them instead, see ``loopprobe.support.cluster``; it is left at the end.
+        report: a function that is called every second with the last row of metrics of each model that has one.
 
     Raises:
         LoopprobeError: a model could not be trained; the others are finished first.
@@ -190,7 +191,7 @@ def sweep(
 
 
 def last_row(folder: Path) -> dict[str, Any] | None:
-    """The last whole row of a run's metrics."""
+    """Read the last complete row of a run's metrics."""
     path = folder / METRICS
     if not path.exists():
         return None
@@ -224,7 +225,10 @@ def _then(act: Callable[[], None]) -> Callable[[Row], None]:
 
 
 def _train_kept(keepers: Sequence[Any], members: Sequence[Planned], threads: int) -> None:
-    """On another machine, perhaps: from what the keepers have of the runs, and sending them what comes to that."""
+    """Train models from the files that the keepers hold, and send new files back to them.
+
+    This may run on another machine than the keepers.
+    """
     with ExitStack() as opened:
         pairs = [opened.enter_context(kept(keeper, model.name)) for keeper, model in zip(keepers, members, strict=True)]
         _train(members, [folder for folder, _ in pairs], threads, reports=[_then(send) for _, send in pairs])

@@ -1,4 +1,4 @@
-"""Training: runs from their start to their end. One step is in ``steps``, the folder of a run in ``runs``."""
+"""Training runs from start to end. One step is in ``steps``, and the folder of a run in ``runs``."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def train(
     """Train a model into the folder ``out``: config.json, metrics.jsonl, model.safetensors.
 
     Args:
-        cfg: the configuration; with ``resume``, None or the run's own.
-        out: the run's folder.
-        resume: go on from the last state in ``out``.
-        overwrite: empty ``out`` first.
-        report: called with each row of metrics.
+        cfg: the configuration; with ``resume``, None or the configuration of the run.
+        out: the folder of the run.
+        resume: True resumes from the last state in ``out``.
+        overwrite: True empties ``out`` first.
+        report: a function that is called with each row of metrics.
 
     Returns:
         ``out``.
@@ -58,7 +58,7 @@ def start(
     overwrite: bool = False,
     report: Callable[[Row], None] = lambda row: None,
 ) -> Run:
-    """A run that is ready for its next step, as ``train`` begins or resumes it."""
+    """Begin or resume a run as ``train`` does, and return it ready for its next step."""
     if resume:
         cfg = recorded_config(out, cfg)
     elif cfg is None:
@@ -78,9 +78,9 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
     """Train runs of equal shapes, steps and step to their end.
 
     Args:
-        runs: from ``start``.
-        together: as one stack (see ``training.stack``), or one by one; None: whichever a trial in their first steps
-            finds faster.
+        runs: the runs, made by ``start``.
+        together: True trains them as one stack (see ``training.stack``), and False one by one. None chooses the way
+            that a trial in their first steps finds faster.
 
     Raises:
         LoopprobeError: the loss of a run is no longer finite; the others were trained first.
@@ -117,8 +117,8 @@ def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
         for step in range(left[0].step, left[0].train.steps):
             prompts = [draw(run.cfg, step, run.generator, run.device) for run in left]
             with trial.step(left[0].device) as as_one:
-                found = ways[as_one and len(left) > 1](prompts, step)
-            for run, errors in zip(left, found, strict=True):
+                results = ways[as_one and len(left) > 1](prompts, step)
+            for run, errors in zip(left, results, strict=True):
                 try:
                     run.record(errors)
                 except LoopprobeError as reason:
@@ -139,7 +139,7 @@ def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
 
 
 def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[Prompts], int], list[Tensor]]]:
-    """A step of all runs: as one stack where that is asked for (True), or one by one."""
+    """Return the ways to do a step of all runs: as one stack (True), and one by one (False)."""
     replays = [Replay(run.device) for run in runs]
 
     def one_by_one(prompts: list[Prompts], step: int) -> list[Tensor]:
@@ -154,10 +154,10 @@ def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[Prompts], int], list
 
 
 def draw(cfg: Config, step: int, generator: torch.Generator, device: torch.device) -> Prompts:
-    """The prompts of a step of a training, on a device."""
+    """Draw the prompts of a training step, on a device."""
     size, width = cfg.train.lengths(step), cfg.model.n_dims
     prompts = sample(cfg.task, cfg.train.batch_size, size["points"], width, generator, active_dims=size["dims"])
     if device.type != "cuda":
         return prompts.to(device)
-    xs, ys = (part.pin_memory().to(device, non_blocking=True) for part in prompts)  # waits for no earlier step
+    xs, ys = (part.pin_memory().to(device, non_blocking=True) for part in prompts)  # does not wait for earlier steps
     return dataclasses.replace(prompts, xs=xs, ys=ys, weights=None)

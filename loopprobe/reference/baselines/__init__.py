@@ -14,13 +14,13 @@ from loopprobe.types import Progress
 
 @dataclass(frozen=True)
 class Baseline:
-    """An algorithm under the name that figures and tables show.
+    """An algorithm with the name that figures and tables show.
 
     Attributes:
         words: the name.
-        predict: from prompts, and a wrapper for its steps, to predictions [batch, n_points].
-        slow: fitted prefix by prefix, so that it is put to fewer prompts.
-        sklearn: whether it needs scikit-learn.
+        predict: returns predictions [batch, n_points]. It is given prompts, and a wrapper that shows its progress.
+        slow: True where it is fitted prefix by prefix, so that it is run on fewer prompts.
+        sklearn: True where it needs scikit-learn.
     """
 
     words: str
@@ -42,7 +42,7 @@ BASELINES = {
 
 
 def check_baselines(names: Iterable[str]) -> None:
-    """Raise LoopprobeError where there is no such baseline, or it needs what is not installed."""
+    """Raise LoopprobeError where there is no such baseline, or where it needs scikit-learn and lacks it."""
     for name in names:
         if name not in BASELINES:
             raise LoopprobeError(f"no baseline is called {name!r}: choose from {', '.join(BASELINES)}")

@@ -18,16 +18,16 @@ Predictions = Float[Tensor, "batch n_points"]
 
 
 def least_squares(prompts: Prompts) -> Predictions:
-    """Least squares, of least norm where the points are too few.
+    """Predict by least squares, with the solution of least norm where there are too few points.
 
-    w_k = X_k⁺ y_k with the pseudoinverse: the Bayes-optimal predictor of noiseless linear regression with
-    w ~ N(0, I), since the posterior is then flat on the null space and centred at the least-norm solution
-    (Garg et al., arXiv 2208.01066, section 3.1). Computed in float64: prefixes of full rank from one QR and one
-    batch of Cholesky factors, prompts with others by the pseudoinverse. (torch's ``lstsq(driver="gelsy")`` is wrong
-    for batches with deficient ranks: pytorch issue 187411.)
+    The weights are w_k = X_k⁺ y_k with the pseudoinverse. This is the Bayes-optimal predictor of noiseless linear
+    regression with w ~ N(0, I): the posterior is flat on the null space and centred at the least-norm solution
+    (Garg et al., arXiv 2208.01066, section 3.1). It is computed in float64. Prompts whose prefixes all have full rank
+    take one QR and one batch of Cholesky factors, and the others take the pseudoinverse. (torch's
+    ``lstsq(driver="gelsy")`` is wrong for batches with deficient ranks: pytorch issue 187411.)
     """
     xs, ys = double(prompts.xs), double(prompts.ys)
-    xs = xs[..., (xs != 0).any(1).any(0)]  # dimensions that are not filled
+    xs = xs[..., (xs != 0).any(1).any(0)]  # without the dimensions that are not filled
     if not xs.shape[-1]:
         return torch.zeros_like(ys)
     predictions, full_rank = _full_rank(xs, ys)
@@ -37,7 +37,10 @@ def least_squares(prompts: Prompts) -> Predictions:
 
 
 def _full_rank(xs: Tensor, ys: Tensor) -> tuple[Predictions, Bool[Tensor, " batch"]]:
-    """Least squares of every prefix, right where all prefixes of a prompt have full rank, and whether they have."""
+    """Predict by least squares on every prefix; return the predictions and which prompts have full rank.
+
+    The predictions of a prompt are right only where all of its prefixes have full rank.
+    """
     n_points, n_dims = xs.shape[1:]
     few = min(n_points, n_dims)  # up to as many points as dimensions: X = RᵀQᵀ, w = Q (Rᵀ)⁻¹ y
     q, r = torch.linalg.qr(xs[:, :few].mT)
@@ -47,7 +50,7 @@ def _full_rank(xs: Tensor, ys: Tensor) -> tuple[Predictions, Bool[Tensor, " batc
     solved = torch.linalg.solve_triangular(safe.mT, ys[:, :few, None], upper=False)
     within = (q.mT @ xs.mT) * torch.ones(few, n_points, dtype=xs.dtype, device=xs.device).triu(1)
     predictions = (within.mT @ solved).squeeze(-1)
-    if n_points > n_dims + 1:  # more points: the normal equations, and once more on what they leave
+    if n_points > n_dims + 1:  # more points: the normal equations, solved again for their residual
         outer = einsum(xs, xs, "batch point i, batch point j -> batch point i j").cumsum(1)[:, n_dims:-1]
         factor, failed = torch.linalg.cholesky_ex(outer)
         full_rank &= (failed == 0).all(-1)
@@ -69,14 +72,14 @@ def _any_rank(xs: Tensor, ys: Tensor) -> Predictions:
 
 
 def ridge(prompts: Prompts, strength: float) -> Predictions:
-    """Ridge regression.
+    """Predict by ridge regression.
 
-    w_k = (X_kᵀX_k + strength · I)⁻¹ X_kᵀy_k; with strength = noise_std² this is the posterior mean, and so
-    optimal, for w ~ N(0, I) and Gaussian noise (Hoerl and Kennard 1970; Bishop 2006, section 3.3.1).
+    The weights are w_k = (X_kᵀX_k + strength · I)⁻¹ X_kᵀy_k. With strength = noise_std² they are the posterior mean for
+    w ~ N(0, I) and Gaussian noise, and so optimal (Hoerl and Kennard 1970; Bishop 2006, section 3.3.1).
 
     Args:
         prompts: the prompts.
-        strength: above 0, in the units of x².
+        strength: the strength of the penalty, above 0, in the units of x².
     """
     problem = Problem.of(prompts)
     *_, weights = ridge_path(problem, torch.tensor([strength]).to(problem.xs))
@@ -84,17 +87,17 @@ def ridge(prompts: Prompts, strength: float) -> Predictions:
 
 
 def averaging(prompts: Prompts) -> Predictions:
-    """w_k = X_kᵀy_k / k: one step of gradient descent from zero (Garg et al., section 3.1)."""
+    """Predict with w_k = X_kᵀy_k / k, one step of gradient descent from zero (Garg et al., section 3.1)."""
     problem = Problem.of(prompts)
     return problem.predict(problem.first)
 
 
 def nearest_neighbours(prompts: Prompts, k: int = 3) -> Predictions:
-    """The mean label of the k nearest points (of all, where there are fewer), by Euclidean distance."""
+    """Predict the mean label of the k nearest points by Euclidean distance, or of all points where there are fewer."""
     xs, ys = double(prompts.xs), double(prompts.ys)
     distances = torch.cdist(xs, xs)
     later = torch.ones_like(distances[0], dtype=torch.bool).triu()
     order = distances.masked_fill(later, torch.inf).argsort(dim=-1)[..., :k]  # [batch, point, k]
     labels = ys[:, None].expand_as(distances).gather(2, order)
-    there = torch.arange(order.shape[-1], device=ys.device) < torch.arange(ys.shape[1], device=ys.device)[:, None]
-    return (labels * there).sum(-1) / there.sum(-1).clamp_min(1)
+    exists = torch.arange(order.shape[-1], device=ys.device) < torch.arange(ys.shape[1], device=ys.device)[:, None]
+    return (labels * exists).sum(-1) / exists.sum(-1).clamp_min(1)

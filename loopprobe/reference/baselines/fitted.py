@@ -1,4 +1,4 @@
-"""Baselines that are fitted prefix by prefix: scikit-learn's, in parallel, and a small network by gradient descent."""
+"""Baselines that are fitted prefix by prefix: three from scikit-learn, and a small network."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from loopprobe.types import Progress
 
 
 def lasso(prompts: Prompts, progress: Progress = lambda steps: steps, strength: float = 0.01) -> Predictions:
-    """Lasso without an intercept: the minimum of ‖y − Xw‖² / 2k + strength · ‖w‖₁ (scikit-learn's objective)."""
+    """Predict by Lasso without an intercept, which minimises ‖y − Xw‖² / 2k + strength · ‖w‖₁ (as in scikit-learn)."""
     from sklearn.linear_model import Lasso
 
     return _fit_prefixes(prompts, lambda: Lasso(alpha=strength, fit_intercept=False), progress)
 
 
 def decision_tree(prompts: Prompts, progress: Progress = lambda steps: steps) -> Predictions:
-    """A regression tree, grown greedily until every leaf is pure (CART)."""
+    """Predict by a regression tree, grown greedily until every leaf is pure (CART)."""
     from sklearn.tree import DecisionTreeRegressor
 
     return _fit_prefixes(prompts, lambda: DecisionTreeRegressor(random_state=0), progress)
 
 
 def boosting(prompts: Prompts, progress: Progress = lambda steps: steps) -> Predictions:
-    """Gradient boosting of 100 trees of depth 3 (scikit-learn's defaults)."""
+    """Predict by gradient boosting with 100 trees of depth 3 (scikit-learn's defaults)."""
     from sklearn.ensemble import GradientBoostingRegressor
 
     return _fit_prefixes(prompts, lambda: GradientBoostingRegressor(random_state=0), progress)
@@ -47,14 +47,15 @@ def network(
     steps: int = 400,
     learning_rate: float = 5e-3,
 ) -> Predictions:
-    """A ReLU network of two layers, fitted to every prefix by Adam on all of its points; all of a batch at once.
+    """Predict by a two-layer ReLU network, which Adam fits to all points of a prefix.
 
-    The baseline of Garg et al. (arXiv 2208.01066, section 5) for networks of this kind.
+    The networks of a batch are fitted at once. This is the baseline of Garg et al. (arXiv 2208.01066, section 5) for
+    functions that are such networks.
 
     Args:
         prompts: the prompts.
-        progress: wraps the batches.
-        hidden, steps, learning_rate: of each network.
+        progress: a wrapper that shows the progress through the batches.
+        hidden, steps, learning_rate: the width, training steps and learning rate of each network.
     """
     parts = prompts.to("cpu").to(torch.float32).split(16)
     predictions = torch.cat([_networks(part, hidden, steps, learning_rate) for part in progress(parts)])
@@ -104,7 +105,7 @@ def _fit_prefixes(prompts: Prompts, make: Callable[[], Any], progress: Progress)
 def _fit_one(xs: np.ndarray, ys: np.ndarray, make: Callable[[], Any]) -> np.ndarray:
     predictions = np.zeros_like(ys)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Lasso, where coordinate descent ends before its tolerance
+        warnings.simplefilter("ignore")  # Lasso warns where coordinate descent ends before its tolerance
         for k in range(1, len(ys)):
             predictions[k] = make().fit(xs[:k], ys[:k]).predict(xs[k : k + 1]).item()
     return predictions

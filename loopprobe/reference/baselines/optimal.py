@@ -1,8 +1,8 @@
 """The best predictor that knows the task but not the function: exact where that can be computed.
 
-For a linear function it is least squares or ridge, for a sparse one the posterior mean over all supports. For the other
-classes it is the best of all predictors that are linear in the labels, from the covariance of the labels: the
-posterior mean of a Gaussian process (Rasmussen and Williams 2006, section 2.2), which a wide ReLU network is.
+For a linear function it is least squares or ridge, and for a sparse one the posterior mean over all supports. For the
+other classes it is the best predictor that is linear in the labels, which follows from their covariance. That is the
+posterior mean of a Gaussian process (Rasmussen and Williams 2006, section 2.2); a wide ReLU network is such a process.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from loopprobe.reference.baselines.closed import Predictions, least_squares, rid
 from loopprobe.support.statistics import double
 from loopprobe.tasks import Prompts
 
-UNKNOWN = "unknown"  # the name of the optimum where the prompts do not say which task they are from
+UNKNOWN = "unknown"  # the optimum's name where the prompts do not say which task they are from
 
 
 def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
-    """Name and predictions of the best predictor that knows the task but not its function.
+    """Return the name and the predictions of the best predictor that knows the task but not its function.
 
     Args:
         prompts: the prompts; their origin says which task they are from.
         task: the task of the model.
 
     Returns:
-        The name, and predictions in float64. Where the prompts are not known to be of the task, no predictor is known
-        to be the best: the name is ``UNKNOWN`` and the predictions are NaN.
+        The name, and predictions in float64. Where the prompts are not known to be from the task, the best predictor
+        is not known either: the name is ``UNKNOWN`` and the predictions are NaN.
     """
     if not is_of(prompts, task):
         return UNKNOWN, torch.full_like(double(prompts.ys), torch.nan)
@@ -50,9 +50,9 @@ def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
 
 
 def is_of(prompts: Prompts, task: TaskConfig) -> bool:
-    """Whether the origin of prompts says that they are of a task, with noise or without, or from a table of real data.
+    """Check the origin of prompts: it must name the task, with noise or without, or a table of real data.
 
-    Prompts that were made by hand have an empty origin, which says nothing.
+    Prompts that were made by hand have an empty origin and do not pass.
     """
     origin = prompts.origin
     if "data" in origin:
@@ -66,21 +66,19 @@ def is_of(prompts: Prompts, task: TaskConfig) -> bool:
 def covariance(
     xs: Float[Tensor, "batch n_points n_dims"], task: TaskConfig
 ) -> Float[Tensor, "batch n_points n_points"]:
-    """E[y y'] given the inputs, over the functions of the class.
+    """Return E[y y'] over the functions of the class, given the inputs.
 
-    Linear: x·x'. ReLU network: the arc-cosine kernel (Cho and Saul 2009, equation 6). Tree: the chance of ending in the
-    same leaf. Signs: (2/π) arcsin of the correlation, exact where labels are Gaussian (and for trees, whose leaves
-    agree in sign when they are the same).
+    It is x·x' for linear functions, the arc-cosine kernel (Cho and Saul 2009, equation 6) for ReLU networks, and for
+    trees the probability that two inputs end in the same leaf. For signs it is (2/π) arcsin of the correlation. That is
+    exact where the labels are Gaussian, and for trees, where two inputs in the same leaf have the same sign.
     """
     xs = double(xs)
     norms = xs.norm(dim=-1)
     sizes = norms[:, :, None] * norms[:, None]
     cosines = (einsum(xs, xs, "batch i dim, batch j dim -> batch i j") / sizes.clamp_min(1e-300)).clamp(-1, 1)
     if task.depth is not None:
-        positive, active = (
-            xs > 0,
-            (xs != 0).any(1, keepdim=True),
-        )  # no question is asked of a dimension that is not filled
+        positive = xs > 0
+        active = (xs != 0).any(1, keepdim=True)  # no node asks about a dimension that is not filled
         agree = (positive[:, :, None] == positive[:, None]) & active[:, None]
         return (agree.sum(-1) / active.sum(-1)[..., None].clamp_min(1)) ** task.depth
     if task.hidden is not None:
@@ -94,14 +92,14 @@ def covariance(
 def gaussian_process(
     prompts: Prompts, covariance: Float[Tensor, "batch n_points n_points"], jitter: float = 1e-6
 ) -> Predictions:
-    """The posterior mean of every label given those before it, from one Cholesky factor for all prefixes.
+    """Return the posterior mean of every label given those before it, from one Cholesky factor for all prefixes.
 
     With K = LLᵀ and c = L⁻¹y, the mean of y_k given y_1 … y_{k-1} is Σ_{j<k} L_kj c_j.
 
     Args:
         prompts: the prompts.
-        covariance: of the labels.
-        jitter: added to the diagonal, relative to its mean.
+        covariance: the covariance of the labels.
+        jitter: the number added to the diagonal, relative to its mean.
     """
     ys = double(prompts.ys)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
@@ -112,12 +110,12 @@ def gaussian_process(
 
 
 def sparse_bayes(prompts: Prompts, sparsity: int) -> Predictions:
-    """The Bayes-optimal predictor of noiseless sparse linear regression.
+    """Return the predictions of the Bayes-optimal predictor of noiseless sparse linear regression.
 
     The prior is uniform over supports of ``sparsity`` coordinates, with N(0, 1) weights there. The posterior of a
-    support is proportional to its evidence N(y; 0, X_S X_Sᵀ); given it, the mean is least squares on it. From
-    sparsity + 1 examples on only one support explains the labels, and the weights follow. A variance of 1e-8 stands
-    for the rounding of the labels. All supports are tried: there are C(n_dims, sparsity).
+    support S is proportional to its evidence N(y; 0, X_S X_Sᵀ), and the mean given S is least squares on S. From
+    sparsity + 1 examples on, only one support explains the labels, and it determines the weights. A variance of 1e-8
+    stands for the rounding of the labels. All C(n_dims, sparsity) supports are tried.
     """
     xs, ys = double(prompts.xs), double(prompts.ys)
     n_dims = xs.shape[-1]
@@ -128,8 +126,8 @@ def sparse_bayes(prompts: Prompts, sparsity: int) -> Predictions:
 
 def _sparse_bayes(xs: Tensor, ys: Tensor, supports: Tensor) -> Tensor:
     predictions = torch.zeros_like(ys)
-    chosen = xs[:, :, supports].transpose(1, 2)  # [batch, support, point, coordinate of it]
-    last = min(supports.shape[1] + 4, ys.shape[1] - 1)  # three more than decide, for the ill-conditioned
+    chosen = xs[:, :, supports].transpose(1, 2)  # [batch, support, point, coordinate of the support]
+    last = min(supports.shape[1] + 4, ys.shape[1] - 1)  # three more than needed, for ill-conditioned prompts
     best = torch.zeros(len(ys), dtype=torch.long, device=ys.device)
     for k in range(1, last + 1):
         seen, labels = chosen[:, :, :k], ys[:, None, :k, None]
@@ -142,7 +140,7 @@ def _sparse_bayes(xs: Tensor, ys: Tensor, supports: Tensor) -> Tensor:
         answers = einsum(chosen[:, :, k], weights, "batch support i, batch support i -> batch support")
         predictions[:, k] = (evidence.softmax(-1) * answers).sum(-1)
         best = evidence.argmax(-1)
-    found = torch.zeros_like(xs[:, 0]).scatter(1, supports[best], 1.0)
-    after = least_squares(Prompts(xs * found[:, None], ys))
+    support = torch.zeros_like(xs[:, 0]).scatter(1, supports[best], 1.0)
+    after = least_squares(Prompts(xs * support[:, None], ys))
     predictions[:, last + 1 :] = after[:, last + 1 :]
     return predictions
