@@ -1,6 +1,7 @@
 """What checks types and shapes at every call, where ``LOOPPROBE_CHECK_SHAPES`` is set: an int may stand for a float.
 
-The methods of protocols are called by nobody, and their ``Self`` cannot be checked outside a class: they are left alone.
+The methods of protocols are called by nobody, and their ``Self`` cannot be checked outside a class: they are not
+checked.
 """
 
 from beartype import BeartypeConf, beartype

@@ -34,8 +34,8 @@ class Moves:
     relative_step: Float[Tensor, "loop batch pos"]
     cosine: Float[Tensor, "loop batch pos"]
     distance: Float[Tensor, "loop batch pos"]
-    read: Float[Tensor, "loop batch point"]
-    far_read: Float[Tensor, "batch point"]
+    read: Float[Tensor, "loop batch answer ..."]
+    far_read: Float[Tensor, "batch answer ..."]
 
 
 def follow(system: Map, n_loops: int, far: State) -> Moves:

@@ -32,7 +32,7 @@ class Outcome:
         fitting, prompts: the prompts that constants are fitted on, and those that similarities are scored on.
     """
 
-    of_fitting: Float[Tensor, "loop batch point"]
+    of_fitting: Float[Tensor, "loop fitted point"]
     of_prompts: Float[Tensor, "loop batch point"]
     weights: Float[Tensor, "loop batch dim"]
     fitting: Prompts

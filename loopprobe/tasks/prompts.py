@@ -117,13 +117,13 @@ class Prompts:
         return self.distance(predictions, self.ys.to(predictions.device))
 
     def distance(
-        self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*loop batch n_points"]
+        self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*other batch n_points"]
     ) -> Float[Tensor, "*loop batch n_points"]:
         """Return the squared differences between predictions, divided by E(y²)."""
         return (_at_least_single(one) - other).square() / self.scale
 
     def step(
-        self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*loop batch n_points"]
+        self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*other batch n_points"]
     ) -> Float[Tensor, "*loop batch n_points"]:
         """Return the absolute differences between predictions, in units of √E(y²)."""
         return (_at_least_single(one) - other).abs() / self.output_size
