@@ -43,7 +43,6 @@ def test_a_rule_that_never_holds_runs_all_loops(checkpoint, batch):
 
 def test_an_ordinary_transformer_has_nothing_to_stop():
     ordinary = load_config(overrides=["model.n_loops=1", "train.loop_window=1"])
+    checkpoint = Checkpoint(ordinary, make_model(torch.float32, n_loops=1), name="runs/one")
     with pytest.raises(LoopprobeError, match="not looped"):
-        probe.check(
-            Checkpoint(ordinary, make_model(torch.float32, n_loops=1), name="runs/one"), probe.ExitConfig(), None
-        )
+        probe.check(checkpoint, probe.ExitConfig(), held_out(ordinary.task, 2, 6, 3))
