@@ -113,6 +113,8 @@ for verb in PROBES:
         f"{verb} seed": [verb, "--ckpt", "tiny", "--seed", "2147483648"],
         f"{verb} device": [verb, "--ckpt", "tiny", "--device", "meta"],
     }
+    if verb != "fixed-points":  # it keeps the last states alone, however far the loop runs
+        CASES[f"{verb} many loops"] = [verb, "--ckpt", "tiny", "--loops", "1000000000"]
 
 
 def _damage(folder, name, change):

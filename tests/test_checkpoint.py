@@ -214,6 +214,11 @@ def test_shipped_checkpoints_are_found_from_an_installed_wheel(tmp_path):
     wheel = next(tmp_path.glob("*.whl"))
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
     code = "import sys; sys.path.insert(0, 'site'); import loopprobe as l; print(l.__file__, l.load().cfg.n_loops)"
+    questions = "from loopprobe.study.saved import saved_questions; print(len(saved_questions()))"
+    count = run(sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, 'site'); {questions}").stdout
+    assert int(count) == len(list((root / "probes").glob("*.toml"))) - len(
+        list((root / "probes").glob("*_models.toml"))
+    )
     printed = run(sys.executable, "-I", "-c", code).stdout.split()
     assert printed[0].startswith(str(tmp_path))
     assert printed[1] == str(ModelConfig().n_loops)

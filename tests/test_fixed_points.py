@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import torch
 from conftest import TINY_CFG, make_model
 
 from loopprobe.dynamics.maps import LoopMap
+from loopprobe.dynamics.solve import Status
 from loopprobe.probes import fixed_points as probe
 from loopprobe.show.tables import fixed_points_table
 from loopprobe.store.checkpoint import Checkpoint
@@ -50,3 +53,12 @@ def test_what_is_not_found_is_missing(checkpoint):
     assert missed.any()
     assert data.error.where(missed).isnull().all()
     assert data.lyapunov.isnull().all()
+
+
+def test_a_search_without_an_end_says_what_to_do(checkpoint):
+    config = dataclasses.replace(CONFIG, max_iterations=1, tolerance=1e-14, lyapunov_steps=0)
+    data = probe.run(checkpoint, held_out(TINY_CFG.task, 2, 6, 3), config)
+    assert (data.status != "FOUND").all()
+    sentence = Status[data.status.values[0, 0]].value
+    assert sentence in data.status.attrs["sentences"]
+    assert sentence in fixed_points_table(data).caption

@@ -243,3 +243,25 @@ def test_one_at_a_time_in_a_folder(tmp_path):
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["process"]["pid"] == os.getpid()
     first.release()
     claim_shared(tmp_path / "out").release()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_refused_while_another_works_in_its_folder(verb, command, tiny):
+    claimed = claim_new(Path("busy"))
+    code, line = command(*VERBS[verb], "--out", "busy", "--overwrite")
+    assert (code, line.count("\n")) == (2, 1)
+    assert f"in use by process {os.getpid()} on " in line
+    claimed.release()
+    assert command(*VERBS[verb], "--out", "busy", "--overwrite")[0] == 0
+
+
+def test_answers_are_not_written_where_another_writes_them(command, tiny):
+    question = 'section = "R"\ntitle = "t"\nasks = "a"\nprobe = "exit"\ncheckpoints = ["models/tiny"]\nprompts = 4\n'
+    Path("one.toml").write_text(question + "[options]\nloops = 4\n")
+    run = ["run", "one.toml", "--out", "answers", "--workers", 1, "--device", "cpu"]
+    assert command(*run)[0] == 0
+    claimed = claim_shared(Path("answers/one"))
+    code, line = command(*run)
+    assert (code, line.count("\n")) == (2, 1)
+    assert "in use by process" in line
+    claimed.release()

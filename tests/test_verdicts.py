@@ -5,9 +5,11 @@ import pytest
 import xarray as xr
 from conftest import stamped
 
-from loopprobe.study.claims import CLAIMS, verdicts
+from loopprobe.errors import LoopprobeError
+from loopprobe.study.claims import CLAIMS, check_questions, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS, kinds
 from loopprobe.study.claims.study import falls_at, flattens_at
+from loopprobe.study.saved import saved_questions
 from loopprobe.study.verdicts import about_equal, above, below, bootstrap, conclude, decide, hold_ratio, ratio_of_means
 
 NAN = float("nan")
@@ -321,3 +323,12 @@ def test_left_out_tables_are_decided_by_the_difference_of_accuracy(looped, left_
     models = [folded(1, one, 0.9, i) for i, one in enumerate("ab")]
     models += [folded(20, one, looped, 2 + i) for i, one in enumerate(left_out)]
     assert verdict_of("on a table of real data", {"r8_folds": models}).status == status
+
+
+def test_a_question_that_claims_read_cannot_be_renamed_unnoticed():
+    names = set(saved_questions())
+    check_questions(names)
+    for name in QUESTIONS:
+        assert name in names
+        with pytest.raises(LoopprobeError, match=repr(name)):
+            check_questions(names - {name})
