@@ -204,4 +204,4 @@ class OtherSubject:
         return isinstance(prompts, Triples)
 
     def optimum(self, prompts):
-        return "unknown", None
+        return "unknown", torch.full_like(prompts.right, torch.nan)

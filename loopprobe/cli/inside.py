@@ -50,6 +50,7 @@ def cache(
     from loopprobe.config.budget import require
     from loopprobe.model.stream import CacheConfig, check_cache, stream_cache
     from loopprobe.probes.dataset import attributes
+    from loopprobe.probes.loops import with_query
     from loopprobe.store.checkpoint import DEFAULT, load_checkpoint
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
@@ -63,7 +64,7 @@ def cache(
         loops=tuple(wanted),
         names=None if names == "all" else parse_words(names),
         layers=choice,
-        positions=None if chosen is None else tuple(held_out.query if p == "query" else p for p in chosen),
+        positions=None if chosen is None else tuple(with_query(chosen, held_out)),
     )
     check_cache(checkpoint.model, config)
     path = output_folder(f"cache-{checkpoint.label}", out, overwrite) / "cache.nc"

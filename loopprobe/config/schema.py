@@ -16,7 +16,7 @@ from loopprobe.config.lens import used_fields
 from loopprobe.config.strict import build, configuration
 from loopprobe.config.task import TaskConfig as TaskConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.support.device import known_device
+from loopprobe.support.device_names import known_device
 
 
 @configuration

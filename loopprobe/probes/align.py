@@ -26,7 +26,7 @@ from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.lens import LensConfig, layer_readings
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
-from loopprobe.probes.matches import SCALED, Outcome, labelled, match
+from loopprobe.probes.matches import SCALED, Outcome, improving, labelled, match
 from loopprobe.reference import algorithms
 from loopprobe.reference.algorithms import Problem, predictions
 from loopprobe.store.checkpoint import Checkpoint
@@ -142,8 +142,11 @@ def align(model: Model, prompts: Prompts, fitting: Prompts, steps: int = 60) -> 
     of_fitting, of_prompts = (_predict(model, part) for part in (fitting, prompts))
     weights = induced_weights(model, prompts)
     fitting, prompts = (part.to(of_prompts.device) for part in (fitting, prompts))
-    chosen, constants = fitted(Problem.of(fitting), of_fitting, steps, fitting.scale)
-    outcome = Outcome(of_fitting, of_prompts, weights, fitting, prompts)
+    on_fitting, on_prompts = Problem.of(fitting), Problem.of(prompts)
+    chosen, constants = fitted(on_fitting, of_fitting, steps, fitting.scale)
+    outcome = Outcome(
+        of_fitting, of_prompts, weights, prompts, on_fitting, on_prompts, improving(prompts, of_prompts)
+    )  # fmt: skip
     matches = {name: match(outcome, iterates) for name, iterates in chosen.items()}
     data = labelled(matches, steps)
     data["model_error"] = "loop", to_numpy(prompts.errors(of_prompts)[..., -1].mean(1))

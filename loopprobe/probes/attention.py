@@ -85,9 +85,9 @@ def check(subject: Subject, config: LoopsConfig, prompts: PromptBatch) -> None:
 
 def target_groups(prompts: PromptBatch) -> dict[str, Float[Tensor, "batch token"]]:
     """The groups of tokens whose mass is measured, by name; they may overlap."""
-    token = torch.arange(prompts.n_tokens).expand(prompts.n_prompts, -1)
-    named = {name: group.cpu() for name, group in prompts.targets().items()}
-    return {"itself": (token == prompts.query).float(), **named, "first token": (token == 0).float()}
+    token = torch.arange(prompts.n_tokens, device=prompts.inputs[0].device).expand(prompts.n_prompts, -1)
+    ends = {name: (token == at).float() for name, at in (("itself", prompts.query), ("first token", 0))}
+    return {"itself": ends["itself"], **prompts.targets(), "first token": ends["first token"]}
 
 
 def query_mass(patterns: Float[Tensor, "... batch pos pos"], prompts: PromptBatch) -> Float[Tensor, "... target batch"]:
@@ -162,7 +162,10 @@ def _dataset(
         variables |= with_ends(name, dims.get(name, heads), bootstrap_mean(values.numpy()))
     groups = target_groups(prompts)
     seen = last_token(subject, prompts) + 1
-    variables["uniform"] = (("target",), torch.stack(list(groups.values())).double().sum(-1).mean(-1).numpy() / seen)
+    variables["uniform"] = (
+        ("target",),
+        torch.stack(list(groups.values())).cpu().double().sum(-1).mean(-1).numpy() / seen,
+    )
     data = xr.Dataset(
         variables,
         coords={

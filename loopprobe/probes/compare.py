@@ -147,6 +147,7 @@ PROBE = Probe(
         compare_figure="compare:compare_figure",
         compare_table="study:compare_table",
         further_figures="compare:accuracy_figures",
+        panels=True,
         compared=True,
     ),
     of_points=True,

@@ -12,7 +12,7 @@ from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.probes.loops import optimum_errors, require_looped
+from loopprobe.probes.loops import require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
@@ -82,8 +82,8 @@ def run(
             errors[:, done : done + error.shape[1]] = error[..., -1]
             by_point += error.sum(axis=1, dtype=np.float64)
             done += error.shape[1]
-    name, best = optimum_errors(subject, prompts)
-    best_error = to_numpy(best)
+    name, best = subject.optimum(prompts)
+    best_error = to_numpy(prompts.errors(best))
     mean, low, high = bootstrap_mean(errors)
     data = xr.Dataset(
         {
@@ -130,6 +130,7 @@ PROBE = Probe(
         "study:converge_table",
         "states:limits_figures",
         "inside:limits_models_table",
+        panels=True,
         compared=True,
     ),
 )

@@ -60,6 +60,6 @@ PROBE = Probe(
     CurvesConfig,
     run,
     check,
-    Shown(compare_figure="curves:curves_figure", compare_table="study:curves_table", compared=True),
+    Shown(compare_figure="curves:curves_figure", compare_table="study:curves_table", panels=True, compared=True),
     of_points=True,
 )

@@ -21,10 +21,12 @@ class Shown:
     Attributes:
         figures: of ``show.figures``, from one dataset to figures by name.
         table: of ``show.tables``, from one dataset to a table, or to None where there is nothing to show.
-        compare_figure: from datasets, a title and what makes a panel to one figure of all models.
+        compare_figure: from datasets and a title to one figure of all models; with ``panels`` also from what makes a
+            panel.
         compare_table: from datasets to one table of all models.
         further_figures, further_table: the same for what only some datasets have: figures by the end of their names,
             and a table or None.
+        panels: whether the compare_figure stands in several panels.
         compared: whether a verb shows several models together; a saved question does wherever it can.
     """
 
@@ -34,6 +36,7 @@ class Shown:
     compare_table: str = ""
     further_figures: str = ""
     further_table: str = ""
+    panels: bool = False
     compared: bool = False
 
 

@@ -96,7 +96,7 @@ def run(
     maps: Float[Tensor, "loop site point affine value"] | None = None
     distances: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
     name, best = subject.optimum(prompts)
-    done = 0
+    targets = iter(best.split(size))
     with torch.no_grad():
         for part, batch in progress(steps):
             final = at_least_single(model(*batch.inputs, n_loops=n_loops, keep_loops=1)[0])
@@ -105,9 +105,8 @@ def run(
                 continue
             maps = _maps(fits) if maps is None else maps
             read = _read(model, batch, n_loops, maps)
-            optimal = torch.full_like(final, torch.nan) if best is None else best[done : done + batch.n_prompts]
-            done += batch.n_prompts
-            measures = batch.errors(read), batch.distance(read, final), batch.distance(read, optimal.to(read))
+            optimal = next(targets).to(read)
+            measures = batch.errors(read), batch.distance(read, final), batch.distance(read, optimal)
             distances.append(np.stack([to_numpy(values) for values in measures]))
     every = np.concatenate(distances, axis=4)
     dims = ("lens", "loop", "site")

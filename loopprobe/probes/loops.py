@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
-from jaxtyping import Float
 from pydantic import PositiveInt
-from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
@@ -48,6 +45,11 @@ def last_token(subject: Subject, prompts: PromptBatch) -> int:
     return prompts.query if "causal" in subject.model.supports else prompts.n_tokens - 1
 
 
+def with_query(positions: Positions, prompts: PromptBatch) -> list[int]:
+    """The same positions, with the query's token for its name."""
+    return [prompts.query if position == "query" else position for position in positions]
+
+
 def chosen_tokens(positions: Positions, prompts: PromptBatch, last: int) -> list[int]:
     """Resolve positions to tokens, counted from 0, each once and in the order given.
 
@@ -63,7 +65,7 @@ def chosen_tokens(positions: Positions, prompts: PromptBatch, last: int) -> list
     its_name = "the query's token" if last == prompts.query else "the last token"
     if not positions:
         raise LoopprobeError(f"positions must not be empty: name at least one token from 0 to {last}")
-    tokens = [prompts.query if position == "query" else position for position in positions]
+    tokens = with_query(positions, prompts)
     for position in tokens:
         if not -n_tokens <= position <= last or position % n_tokens > last:
             raise LoopprobeError(
@@ -82,14 +84,6 @@ def answer_tokens(prompts: PromptBatch) -> list[int]:
 def some_tokens(query: int) -> list[int]:
     """A few inputs, their labels, and the query's token: what is shown where nobody has chosen."""
     return sorted({*range(0, query, STRIDE), *range(1, query, STRIDE), query})
-
-
-def optimum_errors(subject: Subject, prompts: PromptBatch) -> tuple[str, Float[Tensor, "batch answer"]]:
-    """The name of the best predictor that knows the task, and its errors: missing where it is not known."""
-    name, best = subject.optimum(prompts)
-    if best is None:
-        return name, torch.full((prompts.n_prompts, prompts.n_answers), torch.nan)
-    return name, prompts.errors(best)
 
 
 Kind = TypeVar("Kind", bound=PromptBatch)

@@ -255,5 +255,5 @@ PROBE = Probe(
     MaskConfig,
     run,
     check,
-    Shown("mask:mask_figures", "study:mask_table", "mask:mask_models_figure", "study:mask_models_table"),
+    Shown("mask:mask_figures", "study:mask_table", "mask:mask_models_figure", "study:mask_models_table", panels=True),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -29,14 +29,18 @@ class Outcome:
     Attributes:
         of_fitting, of_prompts: its predictions after every iteration.
         weights: that it induces at the query of the prompts.
-        fitting, prompts: the prompts that constants are fitted on, and those that similarities are scored on.
+        prompts: that similarities are scored on.
+        on_fitting, on_prompts: the problems of the fitting prompts and of these.
+        improving: the iterations in which the model still improves.
     """
 
     of_fitting: Float[Tensor, "loop fitted point"]
     of_prompts: Float[Tensor, "loop batch point"]
     weights: Float[Tensor, "loop batch dim"]
-    fitting: Prompts
     prompts: Prompts
+    on_fitting: Problem
+    on_prompts: Problem
+    improving: Bool[ndarray, " loop"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ MEASURES = ("error_similarity", "weight_similarity", "distance")
 def match(outcome: Outcome, iterates: Callable[[Problem], Any]) -> Match:
     """Compare the iterations of a model with the steps of an algorithm."""
     of_model, prompts = outcome.of_prompts, outcome.prompts
-    on_fitting, on_prompts = Problem.of(outcome.fitting), Problem.of(prompts)
-    theirs = list(iterates(on_prompts))
-    of_fitting, of_prompts = predictions(on_fitting, iterates(on_fitting)), predictions(on_prompts, theirs)
+    theirs = list(iterates(outcome.on_prompts))
+    of_fitting = predictions(outcome.on_fitting, iterates(outcome.on_fitting))
+    of_prompts = predictions(outcome.on_prompts, theirs)
     nearest = torch.stack([(other - outcome.of_fitting).square().mean((1, 2)) for other in of_fitting], dim=1)
     best = to_numpy(nearest.nan_to_num(torch.inf).argmin(1))
     matched = torch.from_numpy(best)
@@ -83,7 +87,7 @@ def match(outcome: Outcome, iterates: Callable[[Problem], Any]) -> Match:
         at_best=[to_numpy(values[torch.arange(len(best)), matched]) for values in parts],
         left=to_numpy((of_model - of_prompts[matched]).square().sum((0, 2))),
         total=to_numpy(of_model.square().sum((0, 2))),
-        steps_per_loop=_rate(to_numpy(each.nan_to_num(DIVERGED)), _improving(prompts, of_model)),
+        steps_per_loop=_rate(to_numpy(each.nan_to_num(DIVERGED)), outcome.improving),
     )
 
 
@@ -121,7 +125,7 @@ def _cosines(
     return torch.einsum("lbd,sbd->lsb", a, b.to(a))
 
 
-def _improving(prompts: Prompts, of_model: Tensor) -> np.ndarray:
+def improving(prompts: Prompts, of_model: Tensor) -> np.ndarray:
     """Mark the iterations up to the one whose error is within a tenth of the way, in logarithms, to the least."""
     error = to_numpy(prompts.errors(of_model)[..., -1].mean(1).log())
     last = int(np.argmax(error <= error.min() + 0.1 * (error[0] - error.min())))

@@ -52,15 +52,16 @@ class PatchedRuns:
         with torch.no_grad():
             self.clean = self.measure(clean.answer(model(*clean.inputs, n_loops=n_loops)[-1]))
         self.clean_pass = time.perf_counter() - started
-        embedded = model.run_with_cache(*clean.inputs, n_loops=1, names="embed", positions=tokens)[1]["hook_embed"]
-        _, self.donor = model.run_with_cache(*clean.inputs, n_loops=n_loops, names=sites, positions=tokens)
+        _, self.donor = model.run_with_cache(
+            *clean.inputs, n_loops=n_loops, names=[*sites, "embed"], positions=tokens
+        )  # fmt: skip
         outputs, self.base = model.run_with_cache(
             *corrupted.inputs, n_loops=n_loops, positions=tokens,
             names=[*sites, "z_pre", "embed", *(["k", "v"] if self.causal else [])],
             loss=lambda outputs: self.measure(clean.answer(outputs[-1])).sum(),
         )  # fmt: skip
         self.corrupted = self.measure(clean.answer(outputs[-1])).detach()
-        differs = (embedded != self.base["hook_embed"]).any(-1).any(0)
+        differs = (self.donor["hook_embed"] != self.base["hook_embed"]).any(-1).any(0)
         # the token from which the runs differ; where later tokens act on earlier ones, they differ everywhere
         self.first = int(differs.int().argmax()) if self.causal else 0
 

@@ -117,7 +117,7 @@ def _over_loops(subject: Subject, prompts: PromptBatch, moves: Moves) -> Variabl
     """Measure every loop, of tokens and at the query."""
     answer, far_answer = prompts.answer(moves.read), prompts.answer(moves.far_read)
     _, best = subject.optimum(prompts)
-    best_answer = torch.full_like(far_answer, torch.nan) if best is None else prompts.answer(best).to(answer)
+    best_answer = prompts.answer(best).to(answer)
     step = prompts.distance(moves.read[1:], moves.read[:-1])[..., -1]
     step = torch.cat([torch.full_like(answer[:1], torch.nan), step])
     of_tokens = {

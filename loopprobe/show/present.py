@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,9 +48,7 @@ def figures(datasets: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
         made |= {f"{probe}-{end}": figure for end, figure in _further(shown, datasets).items()}
     models = _by_model(datasets)
     for label, members in models.items():
-        drawn = (
-            _draw_modes(members) if len(members) == 2 else _drawing(shown.figures)(members[0]) if shown.figures else {}
-        )
+        drawn = _draw_model(shown, members)
         made |= {name if len(models) == 1 else f"{name}-{label}": figure for name, figure in drawn.items()}
     return made
 
@@ -59,28 +58,31 @@ def _shown(probe: str) -> Shown:
     return DERIVED[probe] if probe in DERIVED else PROBES[probe].shown
 
 
-def _drawing(place: str) -> Callable[..., Any]:
-    """Import the figure function that a declaration names."""
-    module, _, function = place.partition(":")
-    drawing: Callable[..., Any] = getattr(import_module(f"loopprobe.show.figures.{module}"), function)
-    return drawing
+def _function_of(room: str, place: str) -> Callable[..., Any]:
+    """Import the function that a declaration names.
+
+    Args:
+        room: ``figures`` or ``tables``.
+        place: ``module:function`` there.
+    """
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(import_module(f"loopprobe.show.{room}.{module}"), name)
+    return function
 
 
-def _tabling(place: str) -> Callable[..., Any]:
-    """Import the table function that a declaration names."""
-    module, _, function = place.partition(":")
-    tabling: Callable[..., Any] = getattr(import_module(f"loopprobe.show.tables.{module}"), function)
-    return tabling
+_drawing, _tabling = partial(_function_of, "figures"), partial(_function_of, "tables")
 
 
-def _further(shown: Shown, datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+def _further(shown: Shown, datasets: Sequence[xr.Dataset], *title: str) -> dict[str, go.Figure]:
     """Draw the further figures of a probe, if it declares any."""
-    return _drawing(shown.further_figures)(datasets, title) if shown.further_figures else {}
+    return _drawing(shown.further_figures)(datasets, *title) if shown.further_figures else {}
 
 
-def _draw_modes(members: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
-    """Draw the figure of the two modes of a model's mask."""
-    return {"mask": _drawing("mask_modes:mask_modes_figure")(*members)}
+def _draw_model(shown: Shown, members: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
+    """Draw the figures of one model: of its dataset, or of the two modes of its mask."""
+    if len(members) == 2:
+        return {"mask": _drawing("mask_modes:mask_modes_figure")(*members)}
+    return _drawing(shown.figures)(members[0]) if shown.figures else {}
 
 
 def figure(data: xr.Dataset | Sequence[xr.Dataset]) -> go.Figure:
@@ -216,7 +218,8 @@ def figures_of(
     shown = _shown(probe)
     if not shown.compare_figure:
         return {f"figure-{name}": made for name, made in figures(datasets).items()}
-    made = {"figure": _drawing(shown.compare_figure)(datasets, title, by)}
+    panels = [by] if shown.panels else []
+    made = {"figure": _drawing(shown.compare_figure)(datasets, title, *panels)}
     return made | {f"figure-{end}": figure for end, figure in _further(shown, datasets, title).items()}
 
 

@@ -26,7 +26,7 @@ from loopprobe.reference.baselines.optimal import is_of, optimum
 from loopprobe.store import draw
 from loopprobe.store.checkpoint_file import CONFIG, FORMAT, STATE, WEIGHTS, fit, read_json, read_tensors
 from loopprobe.store.subject import PromptSpec
-from loopprobe.support.device import known_device
+from loopprobe.support.device_names import known_device
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic, write_json
 from loopprobe.tasks import Prompts

@@ -70,5 +70,5 @@ class Subject(Protocol):
     def is_of_task(self, prompts: Any) -> bool:
         """Check by their origin that prompts are from the task."""
 
-    def optimum(self, prompts: Any) -> tuple[str, Outputs | None]:
-        """Return name and outputs of the best predictor that knows the task; outputs are None where it is unknown."""
+    def optimum(self, prompts: Any) -> tuple[str, Outputs]:
+        """Return name and outputs of the best predictor that knows the task; NaN where it is unknown."""

@@ -1,27 +1,15 @@
-"""Devices: the known names, and the choice of one for a computation. Importing this module does not import torch."""
+"""The device that a computation runs on."""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING
+import torch
 
 from loopprobe.errors import LoopprobeError
-
-if TYPE_CHECKING:
-    import torch
-
-
-def known_device(name: str) -> str:
-    """Return the name if models can run on this device; raise LoopprobeError for others, such as ``meta``."""
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
-        raise LoopprobeError(f"device ({name[:60]!r}) must be auto, cpu, cuda, cuda:0, mps or xpu: choose one of them")
-    return name
+from loopprobe.support.device_names import known_device
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """Return the torch device of this name, which must be available; ``auto`` is CUDA, else MPS, else CPU."""
-    import torch
-
     if known_device(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.support.statistics import at_least_single
+
 TOKENS_PER_POINT = 2  # an input x, then its label y
 INPUTS = slice(0, None, TOKENS_PER_POINT)  # the tokens of inputs, at which the labels are predicted
 UNIT = "squared error / E(y²)"
@@ -120,13 +122,13 @@ class Prompts:
         self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*other batch n_points"]
     ) -> Float[Tensor, "*loop batch n_points"]:
         """Return the squared differences between predictions, divided by E(y²)."""
-        return (_at_least_single(one) - other).square() / self.scale
+        return (at_least_single(one) - other).square() / self.scale
 
     def step(
         self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*other batch n_points"]
     ) -> Float[Tensor, "*loop batch n_points"]:
         """Return the absolute differences between predictions, in units of √E(y²)."""
-        return (_at_least_single(one) - other).abs() / self.output_size
+        return (at_least_single(one) - other).abs() / self.output_size
 
     def answer(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch"]:
         """Return the prediction at the query."""
@@ -134,7 +136,7 @@ class Prompts:
 
     def baseline(self) -> tuple[str, float]:
         """Return the trivial predictor, which predicts zero, and its mean error at the query."""
-        return "predicting zero", _at_least_single(self.ys[:, -1]).square().mean().item() / self.scale
+        return "predicting zero", at_least_single(self.ys[:, -1]).square().mean().item() / self.scale
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0.
@@ -162,10 +164,6 @@ class Prompts:
         from loopprobe.tasks.corruptions import corrupt
 
         return corrupt(self, kind, generator, **options)  # type: ignore[arg-type]
-
-
-def _at_least_single(outputs: Tensor) -> Tensor:
-    return outputs.float() if outputs.itemsize < 4 else outputs
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:

@@ -29,13 +29,15 @@ def compare_figure(
     return finish(figure, title)
 
 
-def accuracy_figure(
+def accuracy_figures(
     datasets: Sequence[xr.Dataset], title: str = "accuracy against the number of examples"
-) -> go.Figure:
-    """Draw the share of right signs against the in-context examples, for labels that are signs."""
-    figure = _figure(panels(datasets), ("accuracy", "accuracy_low", "accuracy_high"))
+) -> dict[str, go.Figure]:
+    """Draw the share of right signs against the in-context examples, of those models whose labels are signs."""
+    if not (signs := [data for data in datasets if "accuracy" in data]):
+        return {}
+    figure = _figure(panels(signs), ("accuracy", "accuracy_low", "accuracy_high"))
     figure.update_yaxes(title="accuracy", col=1, tickformat=".0%")
-    return finish(figure, title)
+    return {"accuracy": finish(figure, title)}
 
 
 def _figure(lines_by_panel: dict[str, list[Line]], parts: tuple[str, str, str]) -> go.Figure:
@@ -75,9 +77,3 @@ def _figure(lines_by_panel: dict[str, list[Line]], parts: tuple[str, str, str]) 
     axis = "in-context examples before the query"
     figure.update_xaxes(title="<br>".join(textwrap.wrap(axis, max(16, 100 // len(lines_by_panel)))))
     return figure
-
-
-def accuracy_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
-    """Draw the accuracy of the models whose labels are signs."""
-    signs = [data for data in datasets if "accuracy" in data]
-    return {"accuracy": accuracy_figure(signs, *([title] if title else []))} if signs else {}

@@ -13,7 +13,7 @@ from loopprobe.show.folds_rows import rows_of, tables_in
 
 
 def folds_figure(
-    datasets: Sequence[xr.Dataset], title: str = "tables of real data, left out and trained on", by: str = "window"
+    datasets: Sequence[xr.Dataset], title: str = "tables of real data, left out and trained on"
 ) -> go.Figure:
     """Draw the accuracy at the query on every table, one marker per kind of model.
 
@@ -22,7 +22,6 @@ def folds_figure(
     Args:
         datasets: datasets of the folds probe, one per model.
         title: the title of the figure.
-        by: has no effect, since all models stand in one panel.
     """
     figure = make_subplots()
     rows = rows_of(datasets)

@@ -14,13 +14,12 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import SYMBOLS, colours, curve, finish, log_errors
 
 
-def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution", by: str = "window") -> go.Figure:
+def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distribution") -> go.Figure:
     """Draw the error at the query under every shift, one marker per model.
 
     Args:
         datasets: datasets of the shift probe, one per model.
         title: the title of the figure.
-        by: has no effect, since all models stand in one panel.
     """
     shifts = _shifts(datasets)
     figure = make_subplots()
@@ -74,9 +73,9 @@ def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of dis
     return figure
 
 
-def shift_curves_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+def shift_curves_figures(datasets: Sequence[xr.Dataset], title: str = "out of distribution") -> dict[str, go.Figure]:
     """Draw the curves over the in-context examples."""
-    return {"curves": shift_curves_figure(datasets, *([title] if title else []))}
+    return {"curves": shift_curves_figure(datasets, title)}
 
 
 def _shifts(datasets: Sequence[xr.Dataset]) -> list[str]:

@@ -119,7 +119,7 @@ def _limits(data: xr.Dataset) -> go.Figure:
     return figure.update_layout(hovermode="closest")
 
 
-def limits_figures(datasets: Sequence[xr.Dataset], title: str | None = None) -> dict[str, go.Figure]:
+def limits_figures(datasets: Sequence[xr.Dataset], title: str = "models compared") -> dict[str, go.Figure]:
     """Draw where the states go, for the models whose states were followed."""
     followed = [data for data in datasets if "limit" in data]
-    return {"limits": limits_models_figure(followed, title or "models compared")} if followed else {}
+    return {"limits": limits_models_figure(followed, title)} if followed else {}
