@@ -99,6 +99,13 @@ def test_errors_are_those_of_the_prompts(subject, answers):
     assert made["converge"].spectral_radius.isnull().all(), "a token that sees later ones has no block of its own"
 
 
+def test_no_panel_is_empty_without_a_word(answers):
+    drawn = figures([answers[1]["converge"]])
+    assert "no token has a rate and a radius" in [note.text for note in drawn["converge-limits"].layout.annotations]
+    [title] = [note.text for note in drawn["converge"].layout.annotations]
+    assert title == "trained elsewhere"
+
+
 def test_the_lens_of_the_last_site_is_the_answer(answers):
     data = answers[1]["lens"].sel(lens="final norm").isel(site=-1, loop=-1)
     np.testing.assert_allclose(data.to_final, 0, atol=1e-6)

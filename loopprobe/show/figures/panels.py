@@ -51,7 +51,7 @@ def panels(datasets: Sequence[xr.Dataset], by: By = "window") -> dict[str, list[
     tasks = list(dict.fromkeys(task_of(data) for data in datasets))
     for task in tasks:
         of_task = [data for data in datasets if task_of(data) == task]
-        kind = "" if tasks == ["linear regression"] else f"{task}, "
+        kind = "" if tasks == ["linear regression"] or not task else f"{task}, "
         for t, inside in _by_window(of_task).items():
             lines[kind + _window_title(t, inside)] = _lines(inside, lambda data: loop_colour(_loops(data)))
     return lines

@@ -96,10 +96,10 @@ def _limits(data: xr.Dataset) -> go.Figure:
     figure.update_layout(barmode="stack", bargap=0)
     slowest = np.maximum.accumulate(data.spectral_radius.values, axis=data.spectral_radius.get_axis_num("position"))
     rate, radius = data.rate.values.ravel(), slowest.ravel()
-    seen = np.isfinite(rate)
+    seen = np.isfinite(rate) & np.isfinite(radius)
     if not seen.any():
-        figure.add_annotation(text="no rate could be measured", showarrow=False, xref="x domain", yref="y domain",
-                              x=0.5, y=0.5, row=1, col=3)  # fmt: skip
+        figure.add_annotation(text="no token has a rate and a radius", showarrow=False, xref="x domain",
+                              yref="y domain", x=0.5, y=0.5, row=1, col=3)  # fmt: skip
     else:
         figure.add_scatter(
             x=radius[seen], y=rate[seen], mode="markers", marker={"size": 3, "color": BLACK, "opacity": 0.35},
