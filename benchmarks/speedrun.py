@@ -76,7 +76,7 @@ def cost(cfg: Config, steps: int) -> float:
 def _operations(cfg: Config, step: int) -> float:
     """Of one step: the matrix products of every loop, three times as many where it carries gradient."""
     m, t = cfg.model, cfg.train
-    size = t.lengths(step)
+    size = t.sizes(step)
     loops, tokens = size["loops"], 2 * size["points"]
     per_token = m.n_layers * (24 * m.d_model**2 + 4 * tokens * m.d_model)
     return t.batch_size * tokens * per_token * (loops + 2 * min(t.loop_window, loops))

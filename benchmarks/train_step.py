@@ -137,7 +137,7 @@ class Contestant:
     def step(self, i: int, prompts: Prompts) -> None:
         t = self.cfg.train
         if self.plain:
-            plain_step(self.model, self.optimizer, prompts, t.lengths(i)["loops"], t.loop_window)
+            plain_step(self.model, self.optimizer, prompts, t.sizes(i)["loops"], t.loop_window)
         else:
             with mock.patch.object(blocks, "SHORT", self.short):
                 train_step(self.model, self.optimizers, prompts, i, t, self.replay)

@@ -67,6 +67,24 @@ class Triples:
         threes = self.tokens.unflatten(1, (-1, 3)).float() / SYMBOLS
         return torch.stack([threes.mean(-1), threes.amax(-1)], -1)
 
+    measures = ("loss", "error")
+
+    @property
+    def tensors(self):
+        return (self.tokens,)
+
+    def of(self, tokens):
+        return dataclasses.replace(self, tokens=tokens)
+
+    def correct(self, outputs):
+        return None
+
+    def against(self, corrupted):
+        return self
+
+    def training_loss(self, outputs, kind):
+        raise AssertionError("this model is not trained here")
+
     def __getitem__(self, chosen):
         return dataclasses.replace(self, tokens=self.tokens[chosen])
 
@@ -157,17 +175,18 @@ class BothWays(LoopedRootModule):
     def unembed(self, states):
         return self.head(states)
 
-    def predict(self, z, e=None, loop=0, first=0):
-        return self.points(loop).hook_readout(self.unembed(z[:, 2::3]))
+    def predict(self, z, e=None, loop=0, first=0, read_at=None):
+        read = slice(2, None, 3) if read_at is None else [token - first for token in read_at if token >= first]
+        return self.points(loop).hook_readout(self.unembed(z[:, read]))
 
-    def forward(self, tokens, n_loops=None, keep_loops=None, grad_loops=None):
+    def forward(self, tokens, n_loops=None, keep_loops=None, grad_loops=None, read_at=None):
         n_loops = n_loops or self.cfg.n_loops
         with self.hook_trees.run(n_loops):
             e = self.embed(*self.prepare(tokens))
             z, outputs = self.initial_state(e), []
             for loop in range(n_loops):
                 z = self.step(z, e, loop)
-                outputs.append(self.predict(z, e, loop))
+                outputs.append(self.predict(z, e, loop, read_at=read_at))
         return torch.stack(outputs[-keep_loops:] if keep_loops else outputs)
 
 

@@ -49,7 +49,7 @@ def estimate(cfg, kind):
     if kind == "training":
         return budget.training_bytes(cfg)
     if kind == "run":
-        return budget.run_bytes(model, size, model.n_points, model.n_loops)
+        return budget.run_bytes(model, size, 2 * model.n_points, model.n_loops)
     return budget.prompt_bytes(cfg.task, size, model.n_points, model.n_dims)
 
 

@@ -106,7 +106,9 @@ def test_transformer_lens_configs_are_accepted_and_given():
         )
 
 
-@pytest.mark.parametrize("unsupported", [{"normalization_type": "RMS"}, {"attn_only": True}, {"gated_mlp": True}])
+@pytest.mark.parametrize(
+    "unsupported", [{"normalization_type": "LNPre"}, {"attn_only": True}, {"rotary_adjacent_pairs": True}]
+)
 def test_a_transformer_lens_config_of_another_architecture_is_refused(unsupported):
     legacy = {"n_layers": 1, "d_model": 16, "n_heads": 2, "n_ctx": 12, "d_head": 8, "act_fn": "gelu_new"}
     assert ModelConfig.from_transformer_lens(legacy).n_points == 6

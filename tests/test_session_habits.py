@@ -113,7 +113,7 @@ def test_options_of_transformer_lens_that_mean_something_are_taken(model, prompt
         ({"stop_at_layer": 1}, "stop_at_loop"),
         ({"return_type": "loss"}, "return_type"),
         ({"return_type": None}, "return_type"),
-        ({"prepend_bos": True}, "vectors"),
+        ({"prepend_bos": True}, "tensors"),
     ],
 )
 def test_options_that_mean_nothing_are_answered(options, message, model, prompts):

@@ -53,13 +53,13 @@ def test_predictions_and_gradients_are_those_of_each_model_alone(chosen):
     prompts = [drawn(cfg, i) for i, cfg in enumerate(cfgs)]
     alone = []
     for model, part, cfg in zip(models, prompts, cfgs, strict=True):
-        windowed_loss(model, part, cfg.model.n_loops, cfg.train.loop_window)[0].backward()
+        windowed_loss(model, part, cfg.model.n_loops, cfg.train.loop_window, "mse")[0].backward()
         alone.append({name: p.grad for name, p in model.named_parameters()})
         model.zero_grad(set_to_none=True)
     stack = Stack(models)
     xs, ys = (torch.cat(parts) for parts in zip(*prompts, strict=True))
     windows = [cfg.train.loop_window for cfg in cfgs]
-    together = stack.run_windows(xs, ys, [cfg.model.n_loops for cfg in cfgs], windows)
+    together = stack.run_windows((xs, ys), [cfg.model.n_loops for cfg in cfgs], windows)
     assert [len(part) for part in together] == windows
     sum((found - part.ys).square().mean() for found, part in zip(together, prompts, strict=True)).backward()
     stack.pass_gradients_on()

@@ -50,6 +50,11 @@ def test_trainings_and_sweeps_print_lines_too(monkeypatch, capsys):
     with progress.training_progress(100, "training runs/a") as report:
         report({"step": 20, "loss": 0.5, "error": 0.25})
     assert capsys.readouterr().err == "training runs/a: 20 of 100 after 10 s, 40 s left, loss 0.5, error 0.25\n"
+    with progress.training_progress(100, "training runs/a", before=80) as report:
+        report({"step": 90, "loss": 0.5, "error": 0.25, "accuracy": 0.75, "length": 4})
+    assert capsys.readouterr().err == (
+        "training runs/a: 90 of 100 after 10 s, 10 s left, loss 0.5, error 0.25, accuracy 0.75, length 4\n"
+    )
     with progress.sweep_progress({"a": 50, "b": 50}) as report:
         report({"a": {"step": 10, "error": 1.0}, "b": {"step": 15, "error": 1.0}})
     assert capsys.readouterr().err.startswith("2 models: 25 of 100 after 10 s, 30 s left")

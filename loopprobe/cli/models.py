@@ -33,10 +33,10 @@ def train(
     folder = out or Path("runs") / cfg.name
     given = config is not None or preset is not None or bool(overrides)
     from loopprobe.support.progress import training_progress
-    from loopprobe.training.train import train as run_training
+    from loopprobe.training.train import start, train_runs
 
-    steps = cfg.train.steps
-    with training_progress(steps, f"training {folder}") as report_progress:
+    run = start(cfg if given or not resume else None, folder, resume=resume, overwrite=overwrite)
+    with training_progress(run.train.steps, f"training {folder}", run.step) as report_progress:
         sinks = [report_progress]
         if wandb:
             from loopprobe.support.tracking import wandb_offline
@@ -47,11 +47,9 @@ def train(
             for sink in sinks:
                 sink(row)
 
+        run.report = report
         try:
-            run_training(
-                cfg if given or not resume else None, folder, resume=resume, overwrite=overwrite,
-                report=report,
-            )  # fmt: skip
+            train_runs([run])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"saved; go on with: loopprobe train --resume --out {folder}") from None
     show(str(folder))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped]
 
+from loopprobe.config.model import TOKENS_PER_POINT
 from loopprobe.config.schema import Config, ModelConfig, TaskConfig
 from loopprobe.errors import LoopprobeError
 
@@ -86,13 +87,18 @@ def n_parameters(cfg: ModelConfig) -> int:
     """The weights of a model of this configuration."""
     width, inner = cfg.d_model, cfg.n_heads * cfg.d_head
     attention = 3 * inner * (width + 1) + width * (inner + 1)
-    mlp = cfg.d_mlp * (2 * width + 1) + width
-    ends = width * (cfg.n_dims + 1) + cfg.n_ctx * width + 2 * width + width + 1
-    return cfg.n_layers * (attention + mlp + 4 * width) + ends
+    mlp = cfg.d_mlp * (3 * width if cfg.gated_mlp else 2 * width + 1) + width
+    norm = width if cfg.normalization_type == "RMS" else 2 * width
+    layers = cfg.n_prelude_layers + cfg.n_layers + cfg.n_coda_layers
+    read = width * cfg.d_vocab if cfg.d_vocab is not None else width * (cfg.n_dims + 1)
+    read += (width + 1) * (cfg.d_vocab_out or 1)
+    positions = cfg.n_ctx * width if cfg.positional_embedding_type == "standard" else 0
+    loops = cfg.n_loops * width if cfg.loop_embedding else 0
+    return layers * (attention + mlp + 2 * norm) + norm + read + positions + loops
 
 
 def prompt_bytes(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int) -> int:
-    """The peak memory of drawing prompts: random numbers in float64, inputs and labels made of them."""
+    """The peak memory of drawing prompts of regression: random numbers in float64, inputs and labels made of them."""
     inputs, hidden = n_points * n_dims, 0
     numbers = n_dims if task.sparsity is None else 2 * n_dims
     if task.depth is not None:
@@ -105,11 +111,18 @@ def prompt_bytes(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int) -
     return n_prompts * 8 * (drawn + max(drawn, 2 * inputs + 2 * hidden))
 
 
-def run_bytes(cfg: ModelConfig, n_prompts: int, n_points: int, loops_kept: int = 1) -> int:
-    """The peak memory of a run without gradient: the largest stage of one layer, and the predictions that are kept."""
-    tokens = 2 * n_points
+def token_bytes(task: TaskConfig, n_prompts: int, length: int) -> int:
+    """The peak memory of drawing prompts of a token task: random numbers, tokens, and which tokens are alike."""
+    assert task.tokens is not None
+    n_tokens = task.tokens.n_tokens(task, length)
+    return n_prompts * 8 * n_tokens * (4 + (task.numbers or 1) + (n_tokens if task.context else 0))
+
+
+def run_bytes(cfg: ModelConfig, n_prompts: int, n_tokens: int, loops_kept: int = 1) -> int:
+    """The peak memory of a run without gradient: the largest stage of one layer, and the outputs that are kept."""
     widest = max(4 * cfg.n_heads * cfg.d_head, 2 * cfg.d_mlp) + 4 * cfg.d_model
-    return FLOAT * n_prompts * (tokens * (widest + _pattern_width(cfg, tokens)) + loops_kept * n_points)
+    outputs = loops_kept * (cfg.d_vocab_out or 1) / cfg.tokens_per_point
+    return int(FLOAT * n_prompts * n_tokens * (widest + _pattern_width(cfg, n_tokens) + outputs))
 
 
 def _pattern_width(cfg: ModelConfig, tokens: int) -> int:
@@ -120,20 +133,34 @@ def _pattern_width(cfg: ModelConfig, tokens: int) -> int:
 def training_bytes(cfg: Config) -> int:
     """The peak memory of a training: weights with their optimiser, prompts, and what gradients need of every loop."""
     train, model = cfg.train, cfg.model
-    n_points = train.points.last
-    tokens, inner = 2 * n_points, model.n_heads * model.d_head
-    of_layer = 4 * model.d_model + 4 * inner + 2 * model.d_mlp + _pattern_width(model, tokens)
-    of_loop = model.n_layers * of_layer + 3 * model.d_model
+    tokens, inner = longest_training(cfg), model.n_heads * model.d_head
+    of_layer = 4 * model.d_model + 4 * inner + (3 if model.gated_mlp else 2) * model.d_mlp
+    of_layer += _pattern_width(model, tokens)
+    outputs = 4 * (model.d_vocab_out or 0)  # with their logarithms and gradients
+    of_loop = (model.n_layers + model.n_coda_layers) * of_layer + 3 * model.d_model + outputs
     window = min(train.loop_window, model.n_loops)
-    states = FLOAT * train.batch_size * tokens * of_loop * window
-    drawn = prompt_bytes(cfg.task, train.batch_size, n_points, model.n_dims)
-    return 5 * FLOAT * n_parameters(model) + states + drawn + run_bytes(model, train.batch_size, n_points, window)
+    states = FLOAT * train.batch_size * tokens * (of_loop * window + model.n_prelude_layers * of_layer)
+    if train.points is not None:
+        drawn = prompt_bytes(cfg.task, train.batch_size, train.points.last, model.n_dims)
+    else:
+        drawn = token_bytes(cfg.task, train.batch_size, train.length.last)  # type: ignore[union-attr]
+    return 5 * FLOAT * n_parameters(model) + states + drawn + run_bytes(model, train.batch_size, tokens, window)
+
+
+def longest_training(cfg: Config) -> int:
+    """The tokens of the longest prompts of a training."""
+    if cfg.train.points is not None:
+        return TOKENS_PER_POINT * cfg.train.points.last
+    assert cfg.task.tokens is not None
+    assert cfg.train.length is not None
+    return cfg.task.tokens.n_tokens(cfg.task, cfg.train.length.last)
 
 
 def require_model(cfg: ModelConfig) -> None:
     """Raise LoopprobeError where the memory cannot hold a model."""
     what = f"a model of {cfg.n_layers:,} layers, d_model {cfg.d_model:,} and d_mlp {cfg.d_mlp:,}"
-    require(FLOAT * n_parameters(cfg), what, "lower model.d_model, n_layers, d_mlp, n_dims or n_ctx")
+    inputs = "d_vocab" if cfg.reads_tokens else "n_dims"
+    require(FLOAT * n_parameters(cfg), what, f"lower model.d_model, n_layers, d_mlp, {inputs} or n_ctx")
 
 
 def require_prompts(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int) -> None:
@@ -142,11 +169,15 @@ def require_prompts(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int
     require(prompt_bytes(task, n_prompts, n_points, n_dims), what, "lower the number of prompts, points or dimensions")
 
 
+def require_tokens(task: TaskConfig, n_prompts: int, length: int) -> None:
+    """Raise LoopprobeError where the memory cannot hold prompts of a token task while they are drawn."""
+    what = f"drawing {n_prompts:,} prompts of length {length:,}"
+    require(token_bytes(task, n_prompts, length), what, "lower the number of prompts or their length")
+
+
 def require_training(cfg: Config, device: torch.device) -> None:
     """Raise LoopprobeError where the memory cannot hold a training: before anything of it is made."""
     require_model(cfg.model)
-    what = (
-        f"training with a batch of {cfg.train.batch_size:,}, a window of {cfg.train.loop_window:,} loops and "
-        f"{cfg.model.n_points:,} points"
-    )
+    size = f"{longest_training(cfg):,} tokens" if cfg.task.tokens else f"{cfg.model.n_points:,} points"
+    what = f"training with a batch of {cfg.train.batch_size:,}, a window of {cfg.train.loop_window:,} loops and {size}"
     require(training_bytes(cfg), what, "lower train.batch_size, train.loop_window or the sizes of the model", device)

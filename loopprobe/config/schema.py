@@ -6,190 +6,17 @@ A configuration is frozen and validated when it is made; an unknown key is an er
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
-import pydantic
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from loopprobe.config.lens import used_fields
+from loopprobe.config.model import ModelConfig as ModelConfig
 from loopprobe.config.strict import build, configuration
 from loopprobe.config.task import TaskConfig as TaskConfig
+from loopprobe.config.train import Loss
+from loopprobe.config.train import Schedule as Schedule
+from loopprobe.config.train import TrainConfig as TrainConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.support.device_names import known_device
-
-
-@configuration
-class ModelConfig:
-    """A looped transformer, under the field names of TransformerLens's HookedTransformerConfig.
-
-    The fields from ``n_layers`` to ``initializer_range`` are TransformerLens's; ``n_loops`` and ``injection``
-    describe the loop; ``n_dims`` and ``n_points`` the prompts. An ordinary transformer is ``n_loops = 1``.
-    Fields left at None are filled in, so a config that was made is always complete.
-    """
-
-    n_layers: PositiveInt = 1
-    d_model: PositiveInt = 64
-    n_heads: PositiveInt = 4
-    d_head: PositiveInt = None  # type: ignore[assignment]  # d_model // n_heads
-    d_mlp: PositiveInt = None  # type: ignore[assignment]  # 4 * d_model
-    n_ctx: PositiveInt = None  # type: ignore[assignment]  # tokens: 2 * n_points
-    act_fn: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
-    eps: PositiveFloat = 1e-5
-    initializer_range: PositiveFloat | None = None  # std of initial weights; None: 1 / sqrt(fan_in)
-    n_loops: PositiveInt = 20
-    injection: Literal["add", "multiply", "none"] = "add"
-    n_dims: PositiveInt = 10
-    n_points: PositiveInt = 31
-
-    # Constants of the architecture that TransformerLens's ActivationCache asks its model for.
-    normalization_type: ClassVar[str] = "LN"
-    attn_only: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.d_head is None:
-            if self.d_model % self.n_heads:
-                raise LoopprobeError(
-                    f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads}): "
-                    "change one of them or set d_head"
-                )
-            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
-        if self.d_mlp is None:
-            object.__setattr__(self, "d_mlp", 4 * self.d_model)
-        if self.n_ctx is None:
-            object.__setattr__(self, "n_ctx", 2 * self.n_points)
-        if self.n_ctx < 2 * self.n_points:
-            raise LoopprobeError(
-                f"n_ctx ({self.n_ctx}) must be at least 2 * n_points ({2 * self.n_points}): "
-                "every point is two tokens; raise n_ctx or lower n_points"
-            )
-
-    @classmethod
-    def from_transformer_lens(cls, cfg: Any, **loop_fields: Any) -> ModelConfig:
-        """Make a config from a TransformerLens one: TransformerBridgeConfig, legacy HookedTransformerConfig, dict.
-
-        Args:
-            cfg: the TransformerLens config, or its ``to_dict()``. Fields about tokens, files and devices have no
-                meaning here and are passed over, see ``lens_config``.
-            loop_fields: ``n_loops``, ``injection``, ``n_dims``, ``n_points``, or any field to override.
-
-        Raises:
-            LoopprobeError: the config asks for something that a looped GPT-2 block does not have.
-        """
-        known = used_fields(cfg if isinstance(cfg, Mapping) else vars(cfg))
-        if "n_ctx" in known:
-            known["n_points"] = known["n_ctx"] // 2
-        if "initializer_range" in known:
-            known["initializer_range"] = float(known["initializer_range"])
-        model_cfg: ModelConfig = build(cls, known | loop_fields)
-        return model_cfg
-
-    def to_transformer_lens(self) -> Any:
-        """The TransformerBridgeConfig of one pass through the block (imports transformer_lens)."""
-        from transformer_lens.config import TransformerBridgeConfig
-
-        shared = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "act_fn", "eps")
-        return TransformerBridgeConfig(
-            **{name: getattr(self, name) for name in shared},
-            normalization_type=self.normalization_type,
-            attn_only=self.attn_only,
-        )
-
-
-@configuration
-class Schedule:
-    """A whole number that may grow during training.
-
-    constant: always ``end``. linear: from ``start`` in equal stages to ``end`` at the fraction ``over`` of the steps,
-    after ``hold`` steps at ``start`` (at most half of the way). step: ``start``, raised by ``by`` every ``every``
-    steps until ``end``. An ``end`` of None means the model's own number (n_dims, n_points or n_loops).
-    """
-
-    kind: Literal["constant", "linear", "step"] = "constant"
-    start: PositiveInt | None = None
-    end: PositiveInt | None = None
-    over: float | None = Field(default=None, gt=0, le=1)
-    hold: PositiveInt | None = None  # of linear alone; None: it grows from the first step
-    by: PositiveInt | None = None
-    every: PositiveInt | None = None
-
-    def __post_init__(self) -> None:
-        needs = {"constant": set(), "linear": {"start", "over"}, "step": {"start", "by", "every"}}[self.kind]
-        given = {name for name in ("start", "over", "by", "every") if getattr(self, name) is not None}
-        if needs != given:
-            raise LoopprobeError(
-                f"a {self.kind} schedule takes {' and '.join(sorted(needs)) or 'only end'} "
-                f"(given: {', '.join(sorted(given)) or 'none'}): change kind or these keys"
-            )
-        if self.hold is not None and self.kind != "linear":
-            raise LoopprobeError(f"hold ({self.hold}) is of linear schedules only, not {self.kind}: drop it")
-        if self.start is not None and self.end is not None and self.start > self.end:
-            raise LoopprobeError(f"schedule start ({self.start}) must be at most end ({self.end}): lower start")
-
-    @property
-    def last(self) -> int:
-        """The value at the end of the training; it is filled in when a Config is made."""
-        assert self.end is not None
-        return self.end
-
-    def at(self, step: int, steps: int) -> int:
-        """The value at ``step`` (from 0) of ``steps``."""
-        if self.kind == "linear":
-            assert self.start is not None
-            assert self.over is not None
-            whole = self.over * steps
-            held = min(self.hold or 0, whole / 2)
-            fraction = min(1.0, max(0.0, step - held) / (whole - held))
-            return self.start + int(fraction * (self.last - self.start))
-        if self.kind == "step":
-            assert self.start is not None
-            assert self.by is not None
-            assert self.every is not None
-            return min(self.last, self.start + self.by * (step // self.every))
-        return self.last
-
-
-def _schedule(value: Any) -> Any:
-    """A bare number is a constant schedule."""
-    return {"end": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Rate = Annotated[float, Field(gt=0, le=1e3)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-@configuration
-class TrainConfig:
-    """The recipe of a training. The defaults are the recipe of this project; presets hold others."""
-
-    steps: PositiveInt = 2000
-    batch_size: PositiveInt = 64
-    loop_window: PositiveInt = 10  # T: the last T loops carry loss and gradient
-    dims: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=3, over=0.4))
-    points: Schedule = Field(default_factory=lambda: Schedule(kind="linear", start=10, over=0.4))
-    loops: Schedule = Field(default_factory=Schedule)
-    loss: Literal["mse", "log"] = "mse"  # mse: mean squared error; log: of the logarithms of its parts
-    optimizer: Literal["muon", "adam"] = "muon"  # muon: Muon on the block's matrices, Adam on the rest
-    muon_lr: Rate = 2e-2
-    adam_lr: Rate = 3e-3
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
-    weight_decay: NonNegativeFloat = 0.0  # decoupled, of the matrices under Muon and of all under Adam
-    grad_clip: NonNegativeFloat = 1.0  # largest global gradient norm; 0: no clipping
-    warmup_steps: NonNegativeInt = 100
-    decay: float = Field(default=0.5, ge=0, le=1)  # the last part of training in which rates fall to 0
-    seed: NonNegativeInt = 0
-    device: str = "auto"  # auto: CUDA, else MPS, else CPU
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
-    log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt = 100
-
-    _schedules = pydantic.field_validator("dims", "points", "loops", mode="before")(_schedule)
-    _device = pydantic.field_validator("device")(known_device)
-
-    def lengths(self, step: int) -> dict[str, int]:
-        """Return the numbers of dims, points and loops of a step, counted from 0."""
-        schedules = {"dims": self.dims, "points": self.points, "loops": self.loops}
-        return {name: schedule.at(step, self.steps) for name, schedule in schedules.items()}
 
 
 @configuration
@@ -198,6 +25,9 @@ class ForeignConfig:
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
+
+    def __post_init__(self) -> None:
+        require_vocabulary(self.model, self.task)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, without the fields that are off (None); ``train`` is None."""
@@ -223,19 +53,56 @@ class Config:
                 f"loop_window ({self.train.loop_window}) must be at most n_loops ({self.model.n_loops}): "
                 "lower train.loop_window or raise model.n_loops"
             )
-        resolved = {}
-        for name, limit in (
-            ("dims", self.model.n_dims), ("points", self.model.n_points), ("loops", self.model.n_loops),
-        ):  # fmt: skip
-            schedule = getattr(self.train, name)
+        if (self.train.loss_loops or 1) > self.train.loop_window:
+            raise LoopprobeError(
+                f"loss_loops ({self.train.loss_loops}) must be at most loop_window ({self.train.loop_window}): loops "
+                "without gradient learn nothing; lower train.loss_loops or raise train.loop_window"
+            )
+        require_vocabulary(self.model, self.task)
+        limits, defaults = self._schedules()
+        resolved: dict[str, Any] = {}
+        for name in ("dims", "points", "length", "loops"):
+            schedule: Schedule | None = getattr(self.train, name) or defaults.get(name)
+            if name not in limits or schedule is None:
+                if schedule is not None:
+                    raise LoopprobeError(f"train.{name} is not of task {self.task.name}: drop it")
+                continue
+            limit, whose = limits[name]
             for part in ("start", "end"):
                 if (getattr(schedule, part) or 0) > limit:
                     raise LoopprobeError(
-                        f"train.{name}.{part} ({getattr(schedule, part)}) must be at most model.n_{name} "
-                        f"({limit}): lower it or raise model.n_{name}"
+                        f"train.{name}.{part} ({getattr(schedule, part)}) must be at most {whose} ({limit}): lower it "
+                        f"or raise {whose}"
                     )
             resolved[name] = dataclasses.replace(schedule, end=schedule.end or limit)
-        object.__setattr__(self, "train", dataclasses.replace(self.train, **resolved))
+        losses: tuple[Loss, ...] = ("cross_entropy",) if self.task.tokens else ("mse", "log")
+        if (loss := self.train.loss or losses[0]) not in losses:
+            raise LoopprobeError(
+                f"train.loss ({loss}) must be {' or '.join(losses)} for task {self.task.name}: change it"
+            )
+        object.__setattr__(self, "train", dataclasses.replace(self.train, **resolved, loss=loss))
+
+    def _schedules(self) -> tuple[dict[str, tuple[int, str]], dict[str, Schedule]]:
+        """The limit of every schedule that the task has, and whose it is; and the schedules where none are given."""
+        loops = {"loops": (self.model.n_loops, "model.n_loops")}
+        if self.task.tokens is None:
+            limits = {name: (getattr(self.model, f"n_{name}"), f"model.n_{name}") for name in ("dims", "points")}
+            starts = {"dims": min(3, limits["dims"][0]), "points": min(10, limits["points"][0])}
+            grown = {name: Schedule(kind="linear", start=start, over=0.4) for name, start in starts.items()}
+            return limits | loops, grown
+        assert self.task.length is not None
+        if self.train.loops.kind == "length" and self.model.n_loops != self.task.length:
+            raise LoopprobeError(
+                f"model.n_loops ({self.model.n_loops}) must be task.length ({self.task.length}) where there are as "
+                "many loops as the length: set it"
+            )
+        longest = self.task.tokens.n_tokens(self.task, self.task.length)
+        if longest > self.model.n_ctx:
+            raise LoopprobeError(
+                f"prompts of length {self.task.length} have {longest} tokens and model.n_ctx is {self.model.n_ctx}: "
+                "raise it, or lower task.length"
+            )
+        return {"length": (self.task.length, "task.length")} | loops, {"length": Schedule()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, without the fields that are off (None)."""
@@ -247,13 +114,13 @@ class Config:
         parts = _parts(self.task, self.model)
         if self.model.n_loops > 1:
             parts.append(f"T{self.train.loop_window}")
-        if self.train.loops.kind != "constant":
-            parts.append("grown")
-        for name, limit in (("dims", self.model.n_dims), ("points", self.model.n_points)):
-            if (end := getattr(self.train, name).end) != limit:
+        if (kind := self.train.loops.kind) not in ("constant", "length"):
+            parts.append("grown" if kind in ("linear", "step") else kind)
+        for name, (limit, _) in self._schedules()[0].items():
+            if name != "loops" and (end := getattr(self.train, name).end) != limit:
                 parts.append(f"{end}{name}")
-        if self.train.loss != TrainConfig.loss:
-            parts.append(self.train.loss)
+        if self.train.loss == "log":
+            parts.append("log")
         if self.train.steps != TrainConfig.steps:
             parts.append(f"{self.train.steps}steps")
         if self.train.seed:
@@ -276,6 +143,22 @@ def read_config(tree: dict[str, Any]) -> AnyConfig:
     else:
         config = build(Config, tree)
     return config
+
+
+def require_vocabulary(model: ModelConfig, task: TaskConfig) -> None:
+    """Raise LoopprobeError where a model does not read what a task gives, or answers otherwise."""
+    if task.tokens is None:
+        if model.reads_tokens:
+            raise LoopprobeError(
+                f"task {task.name} gives vectors and the model reads tokens (d_vocab = {model.d_vocab}): drop "
+                "model.d_vocab, or choose a token task"
+            )
+        return
+    for name, names in (("d_vocab", task.tokens.inputs(task)), ("d_vocab_out", task.tokens.outputs(task))):
+        if getattr(model, name) != len(names):
+            raise LoopprobeError(
+                f"model.{name} ({getattr(model, name) or 'none'}) must be {len(names)} for task {task.short}: set it"
+            )
 
 
 def _parts(task: TaskConfig, model: ModelConfig) -> list[str]:

@@ -8,8 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from loopprobe.config.schema import Config
+from loopprobe.config.schema import Config, TaskConfig
 from loopprobe.config.strict import build
+from loopprobe.config.token_tasks import TOKEN_TASKS
 from loopprobe.errors import LoopprobeError
 
 
@@ -25,18 +26,38 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
     Raises:
         LoopprobeError: an unknown preset, file, key or value.
     """
-    tree: dict[str, Any] = {}
-    if preset is not None:
-        if preset not in preset_names():
-            raise LoopprobeError(f"unknown preset {preset!r}: choose one of {', '.join(preset_names())}")
-        text = (resources.files("loopprobe.config") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
-        tree = tomllib.loads(text)
+    tree = {} if preset is None else _read_preset(preset)
     if path is not None:
         tree = merge(tree, read_toml(path))
     for override in overrides:
         tree = merge(tree, nested(*_parse_override(override)))
+    return make_config(tree, preset)
+
+
+def make_config(tree: dict[str, Any], preset: str | None = None) -> Config:
+    """The configuration of a tree; what a token task needs and the tree does not say is taken from its preset.
+
+    Raises:
+        LoopprobeError: a field is not known, or has a value that it cannot have.
+    """
+    task, model = tree.get("task"), tree.get("model", {})
+    name = task.get("name") if isinstance(task, dict) else None
+    if isinstance(name, str) and name in TOKEN_TASKS and isinstance(model, dict):
+        tree = tree if preset is not None or name not in preset_names() else merge(_read_preset(name), tree)
+        facts = build(TaskConfig, tree["task"])
+        sizes = {"d_vocab": len(TOKEN_TASKS[name].inputs(facts)), "d_vocab_out": len(TOKEN_TASKS[name].outputs(facts))}
+        loops = tree.get("train", {}).get("loops")
+        if isinstance(loops, dict) and loops.get("kind") == "length":
+            sizes["n_loops"] = facts.length
+        tree = tree | {"model": sizes | tree.get("model", {})}
     config: Config = build(Config, tree)
     return config
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        raise LoopprobeError(f"unknown preset {name!r}: choose one of {', '.join(preset_names())}")
+    return tomllib.loads((resources.files("loopprobe.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

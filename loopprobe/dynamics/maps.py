@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -44,10 +44,12 @@ class LoopMap:
     Attributes:
         model: the model.
         e: the injected input of all tokens.
+        read_at: the tokens that outputs are read at; None: all where the model answers.
     """
 
     model: LoopedModel
     e: State
+    read_at: slice | Sequence[int] | None = None
 
     @classmethod
     def of(cls, model: LoopedModel, prompts: PromptBatch, dtype: torch.dtype | None = None) -> LoopMap:
@@ -64,7 +66,7 @@ class LoopMap:
             model = copy.deepcopy(model).to(device).to(dtype)
         inputs = model.prepare(*prompts.to(model.device).inputs)
         with torch.no_grad():
-            return cls(model, model.embed(*inputs))
+            return cls(model, model.embed(*inputs), prompts.read_at)
 
     @property
     def initial(self) -> State:
@@ -78,11 +80,11 @@ class LoopMap:
     def read(self, z: State) -> Float[Tensor, "batch answer ..."]:
         """Read the model's outputs from a state, without gradient."""
         with torch.no_grad():
-            return self.model.predict(z, self.e)
+            return self.model.predict(z, self.e, read_at=self.read_at)
 
     def at(self, prompts: slice | Tensor) -> LoopMap:
         """Return the same map on a selection of the prompts."""
-        return LoopMap(self.model, self.e[prompts])
+        return LoopMap(self.model, self.e[prompts], self.read_at)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": functools.partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
     "relu": F.relu,
+    "silu": F.silu,
 }
 
 
@@ -52,12 +53,67 @@ class LayerNorm(nn.LayerNorm):
         return self.bias
 
 
-class Attention(nn.Module):
-    """Causal self-attention with one fused QKV matrix, [q | k | v] by rows, each head after head."""
+class RMSNorm(nn.RMSNorm):
+    """Division by the root mean square, written out only where a hook sits on its scale."""
+
+    eps: float
+
+    def forward(self, x: Tensor, hooks: NormHooks | None = None) -> Tensor:
+        if hooks is None:
+            return super().forward(x)
+        if not hooked(hooks.hook_scale):
+            return hooks.hook_normalized(super().forward(x))
+        scale = hooks.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        return hooks.hook_normalized(x / scale * self.weight)
+
+    @property
+    def w(self) -> Float[Tensor, " d_model"]:
+        """The gain, under TransformerLens's name."""
+        return self.weight
+
+
+def make_norm(cfg: ModelConfig) -> LayerNorm | RMSNorm:
+    """Make a norm of the kind that the configuration names."""
+    kind = LayerNorm if cfg.normalization_type == "LN" else RMSNorm
+    return kind(cfg.d_model, eps=cfg.eps)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al., arXiv 2104.09864): dimension i of a head is turned together with i + rotary_dim / 2.
+
+    Dimensions beyond rotary_dim stay as they are.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.n_heads, self.d_head = cfg.n_heads, cfg.d_head
+        self.dim, self.base = cfg.rotary_dim or 0, cfg.rotary_base or 0
+        self.tables: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
+
+    def forward(self, x: Float[Tensor, "batch pos head d_head"], first: int = 0) -> Tensor:
+        """Turn queries or keys of the tokens from ``first`` on."""
+        cos, sin = self._table(first + x.shape[1], x)[:, first:, None]
+        turned, rest = x[..., : self.dim], x[..., self.dim :]
+        other = torch.cat([-turned[..., self.dim // 2 :], turned[..., : self.dim // 2]], -1)
+        return torch.cat([turned * cos + other * sin, rest], -1)
+
+    def _table(self, n: int, like: Tensor) -> Float[Tensor, "2 pos rotary_dim"]:
+        key = like.device, like.dtype, n
+        if key not in self.tables:
+            place = like.device if like.device.type != "mps" else torch.device("cpu")
+            exponents = torch.arange(0, self.dim, 2, dtype=torch.float64, device=place) / self.dim
+            angles = torch.arange(n, dtype=torch.float64, device=place)[:, None] * self.base**-exponents
+            angles = torch.cat([angles, angles], -1)
+            self.tables[key] = torch.stack([angles.cos(), angles.sin()]).to(like)
+        return self.tables[key]
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused QKV matrix, [q | k | v] by rows, each head after head."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads, self.d_head, self.causal = cfg.n_heads, cfg.d_head, cfg.attention_dir == "causal"
+        self.rotary = Rotary(cfg) if cfg.positional_embedding_type == "rotary" else None
         self.qkv = nn.Linear(cfg.d_model, 3 * cfg.n_heads * cfg.d_head)
         self.out = nn.Linear(cfg.n_heads * cfg.d_head, cfg.d_model)
 
@@ -68,13 +124,17 @@ class Attention(nn.Module):
         q, k, v = (point(part) for point, part in zip(points, parts, strict=True))
         if past is not None:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+        if self.rotary is not None:
+            q = hooks.hook_rot_q(self.rotary(q, k.shape[1] - q.shape[1]))
+            k = hooks.hook_rot_k(self.rotary(k))
         short = x.device.type == "cpu" and k.shape[1] <= SHORT
         if short or hooked(hooks.hook_attn_scores, hooks.hook_pattern):
-            z = _attend(q, k, v, hooks)
+            z = _attend(q, k, v, hooks, self.causal)
         else:
             unseen = None if past is None else _unseen(q, k)
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            z = F.scaled_dot_product_attention(q, k, v, unseen, is_causal=past is None).transpose(1, 2)
+            is_causal = self.causal and past is None
+            z = F.scaled_dot_product_attention(q, k, v, unseen, is_causal=is_causal).transpose(1, 2)
         z = hooks.hook_z(z)
         if hooked(hooks.hook_result):
             result = hooks.hook_result(einsum(z, self.W_O, "b pos h d, h d m -> b pos h m"))
@@ -100,11 +160,14 @@ class Attention(nn.Module):
         return rearrange(self.out.weight, "m (h d) -> h d m", h=self.n_heads)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, hooks: AttentionHooks) -> Float[Tensor, "batch query head d_head"]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, hooks: AttentionHooks, causal: bool
+) -> Float[Tensor, "batch query head d_head"]:
     """Attention written out, heads as further batches."""
     batch, _, n_heads, d_head = q.shape
     q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-    scores = torch.baddbmm(_unseen(q, k), q, k.mT, alpha=1 / math.sqrt(d_head))
+    unseen = _unseen(q, k) if causal else q.new_zeros(())
+    scores = torch.baddbmm(unseen, q, k.mT, alpha=1 / math.sqrt(d_head))
     scores = hooks.hook_attn_scores(scores.unflatten(0, (batch, n_heads)))
     pattern = hooks.hook_pattern(scores.softmax(-1))
     return torch.bmm(pattern.flatten(0, 1), v).unflatten(0, (batch, n_heads)).transpose(1, 2)
@@ -117,21 +180,32 @@ def _unseen(q: Tensor, k: Tensor) -> Float[Tensor, "query key"]:
 
 
 class MLP(nn.Module):
-    """Two linear maps with a pointwise non-linearity between."""
+    """Two linear maps with a pointwise non-linearity between, whose result a third map may gate.
+
+    A gated MLP has no input biases, and computes act(W_gate x) * W_in x (Shazeer, arXiv 2002.05202).
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.act = _ACTIVATIONS[cfg.act_fn]
-        self.fc_in = nn.Linear(cfg.d_model, cfg.d_mlp)
+        self.fc_gate = nn.Linear(cfg.d_model, cfg.d_mlp, bias=False) if cfg.gated_mlp else None
+        self.fc_in = nn.Linear(cfg.d_model, cfg.d_mlp, bias=not cfg.gated_mlp)
         self.fc_out = nn.Linear(cfg.d_mlp, cfg.d_model)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: MLPHooks) -> Tensor:
-        return self.fc_out(hooks.hook_post(self.act(hooks.hook_pre(self.fc_in(x)))))
+        if self.fc_gate is None:
+            return self.fc_out(hooks.hook_post(self.act(hooks.hook_pre(self.fc_in(x)))))
+        gate, linear = self.act(hooks.hook_pre(self.fc_gate(x))), hooks.hook_pre_linear(self.fc_in(x))
+        return self.fc_out(hooks.hook_post(gate * linear))
 
     W_in = property(lambda self: self.fc_in.weight.T)  # [d_model, d_mlp]
     W_out = property(lambda self: self.fc_out.weight.T)  # [d_mlp, d_model]
-    b_in = property(lambda self: self.fc_in.bias)
+    W_gate = property(lambda self: self.fc_gate.weight.T)  # [d_model, d_mlp], of gated ones
     b_out = property(lambda self: self.fc_out.bias)
+
+    @property
+    def b_in(self) -> Float[Tensor, " d_mlp"]:
+        return self.fc_in.weight.new_zeros(len(self.fc_in.weight)) if self.fc_in.bias is None else self.fc_in.bias
 
 
 class Block(nn.Module):
@@ -139,9 +213,9 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.ln1 = LayerNorm(cfg.d_model, eps=cfg.eps)
+        self.ln1 = make_norm(cfg)
         self.attn = Attention(cfg)
-        self.ln2 = LayerNorm(cfg.d_model, eps=cfg.eps)
+        self.ln2 = make_norm(cfg)
         self.mlp = MLP(cfg)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks, past: Past | None = None) -> Tensor:

@@ -21,6 +21,8 @@ Direction = Literal["fwd", "bwd"]
 
 _NAME = re.compile(r"(?:loops\.(?P<loop>\d+)\.)?(?P<local>(?:blocks\.(?P<layer>\d+)\.)?.*)")
 
+_AROUND = re.compile(r"(prelude|coda)\.(\d+)\.(.*)")  # layers around the loop
+
 
 def split_name(name: str) -> tuple[int | None, int | None, str]:
     """Loop, layer and the name within the loop: ``loops.3.blocks.0.hook_resid_post`` → (3, 0, "blocks.0.hook_…")."""
@@ -42,19 +44,24 @@ def full_name(loop: int | None, local: str) -> str:
 def short_name(name: str) -> str:
     """The name that selects and labels an activation: ``resid_post``, ``pattern``, ``z`` (the state), ``attn_z``."""
     _, _, local = split_name(name)
+    if (around := _AROUND.fullmatch(local)) is not None:
+        return f"{around[1]}{around[2]}_{short_name(around[3])}"
     *parents, last = re.sub(r"^blocks\.\d+\.", "", local).replace("hook_", "").split(".")
     return "_".join((*parents, last)) if last in ("z", "scale", "normalized") else last
 
 
 def dims(name: str) -> tuple[str, ...]:
-    """The axes of an activation, the batch as ``example``; tokens are ``position``, of attention ``query``, ``key``."""
+    """The axes of an activation, the batch as ``example``; tokens are ``position``, of attention ``query``, ``key``.
+
+    The last may be missing, where each of these things is one number.
+    """
     last = split_name(name)[2].rsplit("hook_", 1)[-1]
     if last == "readout":
-        return ("example", "point")
+        return ("example", "point", "d_vocab_out")  # the last of token models alone
     if last in ("attn_scores", "pattern"):
         return ("example", "head", "query", "key")
     tokens = ("example", "position")
-    if last in ("q", "k", "v", "result") or short_name(name) == "attn_z":
+    if last in ("q", "k", "v", "rot_q", "rot_k", "result") or short_name(name).endswith("attn_z"):
         return (*tokens, "head", "d_model" if last == "result" else "d_head")
     if last == "scale":
         return (*tokens, "unit")
@@ -73,6 +80,7 @@ def numbers_of(name: str, cfg: ModelConfig, n_pos: int, n_kept: int, n_points: i
     sizes = {
         "example": 1, "unit": 1, "head": cfg.n_heads, "d_head": cfg.d_head, "d_model": cfg.d_model, "d_mlp": cfg.d_mlp,
         "position": n_kept, "query": n_kept, "key": n_pos, "point": n_points,
+        "d_vocab_out": cfg.d_vocab_out or 1,
     }  # fmt: skip
     return math.prod(sizes[axis] for axis in dims(name))
 
@@ -170,10 +178,13 @@ class NormHooks:
 class AttentionHooks:
     """Points of one attention layer."""
 
-    def __init__(self, point: MakePoint, prefix: str) -> None:
+    def __init__(self, cfg: ModelConfig, point: MakePoint, prefix: str) -> None:
         self.hook_q = point(f"{prefix}hook_q")  # [batch, pos, head, d_head]
         self.hook_k = point(f"{prefix}hook_k")  # [batch, pos, head, d_head]
         self.hook_v = point(f"{prefix}hook_v")  # [batch, pos, head, d_head]
+        if cfg.positional_embedding_type == "rotary":
+            self.hook_rot_q = point(f"{prefix}hook_rot_q")  # [batch, pos, head, d_head]
+            self.hook_rot_k = point(f"{prefix}hook_rot_k")  # [batch, pos, head, d_head]
         self.hook_attn_scores = point(f"{prefix}hook_attn_scores")  # [batch, head, query, key], -inf where not seen
         self.hook_pattern = point(f"{prefix}hook_pattern")  # [batch, head, query, key]
         self.hook_z = point(f"{prefix}hook_z")  # [batch, pos, head, d_head]
@@ -183,41 +194,52 @@ class AttentionHooks:
 class MLPHooks:
     """Points of one MLP."""
 
-    def __init__(self, point: MakePoint, prefix: str) -> None:
+    def __init__(self, cfg: ModelConfig, point: MakePoint, prefix: str) -> None:
         self.hook_pre = point(f"{prefix}hook_pre")  # [batch, pos, d_mlp]
+        if cfg.gated_mlp:
+            self.hook_pre_linear = point(f"{prefix}hook_pre_linear")  # [batch, pos, d_mlp]
         self.hook_post = point(f"{prefix}hook_post")  # [batch, pos, d_mlp]
 
 
 class BlockHooks:
     """Points of one layer."""
 
-    def __init__(self, point: MakePoint, prefix: str) -> None:
+    def __init__(self, cfg: ModelConfig, point: MakePoint, prefix: str) -> None:
         self.hook_resid_pre = point(f"{prefix}hook_resid_pre")  # [batch, pos, d_model]
         self.ln1 = NormHooks(point, f"{prefix}ln1.")
-        self.attn = AttentionHooks(point, f"{prefix}attn.")
+        self.attn = AttentionHooks(cfg, point, f"{prefix}attn.")
         self.hook_attn_out = point(f"{prefix}hook_attn_out")  # [batch, pos, d_model]
         self.hook_resid_mid = point(f"{prefix}hook_resid_mid")  # [batch, pos, d_model]
         self.ln2 = NormHooks(point, f"{prefix}ln2.")
-        self.mlp = MLPHooks(point, f"{prefix}mlp.")
+        self.mlp = MLPHooks(cfg, point, f"{prefix}mlp.")
         self.hook_mlp_out = point(f"{prefix}hook_mlp_out")  # [batch, pos, d_model]
         self.hook_resid_post = point(f"{prefix}hook_resid_post")  # [batch, pos, d_model]
 
 
 class LoopHooks:
-    """Points of one iteration of the loop, in the order in which they are passed."""
+    """Points of one iteration of the loop, in the order in which they are passed; only what the model has."""
 
-    def __init__(self, n_layers: int, point: MakePoint) -> None:
+    def __init__(self, cfg: ModelConfig, point: MakePoint) -> None:
         self.hook_z_pre = point("hook_z_pre")  # [batch, pos, d_model]  the state that enters the loop
         self.hook_input = point("hook_input")  # [batch, pos, d_model]  state with the input injected
-        self.hook_pos_embed = point("hook_pos_embed")  # [batch, pos, d_model]
-        self.blocks = [BlockHooks(point, f"blocks.{layer}.") for layer in range(n_layers)]
+        if cfg.positional_embedding_type == "standard":
+            self.hook_pos_embed = point("hook_pos_embed")  # [batch, pos, d_model]
+        if cfg.loop_embedding:
+            self.hook_loop_embed = point("hook_loop_embed")  # [batch, pos, d_model]
+        self.blocks = [BlockHooks(cfg, point, f"blocks.{layer}.") for layer in range(cfg.n_layers)]
         self.ln_final = NormHooks(point, "ln_final.")
         self.hook_z = point("hook_z")  # [batch, pos, d_model]  the state after the loop, and so after ln_final
-        self.hook_readout = point("hook_readout")  # [batch, n_points]  predictions at the x positions
+        self.coda = [BlockHooks(cfg, point, f"coda.{layer}.") for layer in range(cfg.n_coda_layers)]
+        if cfg.n_coda_layers:
+            self.ln_coda = NormHooks(point, "ln_coda.")
+        self.hook_readout = point(
+            "hook_readout"
+        )  # [batch, n_points] predictions, or [batch, answer, d_vocab_out] logits
 
 
 class OnceHooks:
     """Points that are passed once a run, before the first loop."""
 
-    def __init__(self, point: MakePoint) -> None:
+    def __init__(self, cfg: ModelConfig, point: MakePoint) -> None:
+        self.prelude = [BlockHooks(cfg, point, f"prelude.{layer}.") for layer in range(cfg.n_prelude_layers)]
         self.hook_embed = point("hook_embed")  # [batch, pos, d_model]  the injected input e

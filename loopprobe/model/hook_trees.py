@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformer_lens.hook_points import HookPoint, LensHandle
 
+from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import Direction, LoopHookPoint, LoopHooks, OnceHooks, full_name, split_name
 
@@ -131,17 +132,16 @@ class HookTrees(Mapping[str, HookPoint]):
     As a mapping it lists the points of the loops of the training, and of later loops whose points were asked for.
 
     Args:
-        n_layers: layers of the block.
-        n_loops: loops of the training.
+        cfg: of the model; it says which points there are, and how many loops were trained.
     """
 
-    def __init__(self, n_layers: int, n_loops: int) -> None:
-        self.n_layers, self.n_loops = n_layers, n_loops
+    def __init__(self, cfg: ModelConfig) -> None:
+        self.cfg, self.n_loops = cfg, cfg.n_loops
         idle: dict[str, LoopHookPoint] = {}
         find = lambda local: idle.setdefault(local, LoopHookPoint())  # noqa: E731
-        self.idle = LoopHooks(n_layers, find)
+        self.idle = LoopHooks(cfg, find)
         self.local_names = tuple(idle)  # the names of one loop's points, in the order in which they are passed
-        self.idle_once = OnceHooks(find)
+        self.idle_once = OnceHooks(cfg, find)
         self.once_names = tuple(name for name in idle if name not in self.local_names)
         self._idle_points = idle
         self.shared: tuple[Attached, ...] = ()
@@ -173,8 +173,8 @@ class HookTrees(Mapping[str, HookPoint]):
     def _tree(self, loop: int | None) -> _Tree:
         find = self._idle_points.__getitem__
         if loop is None:
-            return _Tree(None, OnceHooks(find), self.once_names)
-        return _Tree(loop, LoopHooks(self.n_layers, find), self.local_names)
+            return _Tree(None, OnceHooks(self.cfg, find), self.once_names)
+        return _Tree(loop, LoopHooks(self.cfg, find), self.local_names)
 
     @contextmanager
     def run(self, n_loops: int) -> Iterator[None]:
@@ -272,7 +272,7 @@ class HookTrees(Mapping[str, HookPoint]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HookTrees:
         """A copy has the hooks that act in this thread, which then act in all threads of the copy."""
-        copied = HookTrees(self.n_layers, self.n_loops)
+        copied = HookTrees(self.cfg)
         everything = [*self.shared, *self.thread.attached]
         for tree in self.thread.trees.values():
             known = {id(handle) for pairs in tree.attached.values() for _, handle in pairs}
@@ -284,14 +284,14 @@ class HookTrees(Mapping[str, HookPoint]):
         copied.busy = len(copied.shared)
         return copied
 
-    def __getstate__(self) -> dict[str, int]:
+    def __getstate__(self) -> dict[str, ModelConfig]:
         if self.shared or self.thread.attached or any(point.has_hooks() for point in self.made):
             raise LoopprobeError(
                 "a model with hooks attached cannot be saved: leave the `with` block, or call model.reset_hooks()"
             )
-        return {"n_layers": self.n_layers, "n_loops": self.n_loops}
+        return {"cfg": self.cfg}
 
-    def __setstate__(self, state: dict[str, int]) -> None:
+    def __setstate__(self, state: dict[str, ModelConfig]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
@@ -300,3 +300,24 @@ def _by_hand(loop: int | None, local: str, direction: Any, handle: LensHandle) -
     assert handle.user_hook is not None
     matches = lambda at, name: (at, name) == (loop, local)  # noqa: E731
     return Attached(full_name(loop, local), matches, handle.user_hook, direction, handle.is_permanent)
+
+
+class Loops(Sequence[LoopHooks]):
+    """The hook points of the loops, each made whole when it is asked for."""
+
+    def __init__(self, trees: HookTrees) -> None:
+        self._trees = trees
+
+    def __len__(self) -> int:
+        return self._trees.n_loops
+
+    def __getitem__(self, loop: int) -> LoopHooks:  # type: ignore[override]
+        loop = loop if loop >= 0 else len(self) + loop
+        if loop < 0:
+            raise IndexError(f"loop {loop - len(self)} of {len(self)}")
+        for local in self._trees.local_names:
+            self._trees[full_name(loop, local)]
+        return self._trees.at(loop)
+
+    def __iter__(self) -> Iterator[LoopHooks]:
+        return (self[loop] for loop in range(len(self)))

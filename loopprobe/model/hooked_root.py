@@ -21,8 +21,8 @@ from loopprobe.config.budget import require
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
-from loopprobe.model.hook_points import Direction, LoopHookPoint, LoopHooks, full_name, split_name
-from loopprobe.model.hook_trees import Attached, HookTrees
+from loopprobe.model.hook_points import Direction, LoopHookPoint, full_name, split_name
+from loopprobe.model.hook_trees import Attached, HookTrees, Loops
 from loopprobe.model.lens_options import one_of, refuse_options
 from loopprobe.model.protocol import Sizes
 from loopprobe.model.selection import Names, Numbers
@@ -39,13 +39,13 @@ class LoopedRootModule(HookedRootModule):
     def setup(self) -> None:
         """Give the modules their names, and the model its hook points."""
         super().setup()
-        self.hook_trees = HookTrees(self.cfg.n_layers, self.cfg.n_loops)
+        self.hook_trees = HookTrees(self.cfg)
         self.hook_dict = self.hook_trees
 
     @property
-    def loops(self) -> _Loops:
+    def loops(self) -> Loops:
         """The hook points of every loop: ``model.loops[3].blocks[0].attn.hook_q``."""
-        return _Loops(self.hook_trees)
+        return Loops(self.hook_trees)
 
     @property
     def hook_embed(self) -> LoopHookPoint:
@@ -165,6 +165,7 @@ class LoopedRootModule(HookedRootModule):
         self,
         *inputs: Any,
         n_loops: int | None = None,
+        read_at: Any = None,
         names: Names = None,
         loops: Numbers = None,
         layers: Numbers = None,
@@ -181,7 +182,7 @@ class LoopedRootModule(HookedRootModule):
         """Run and keep the activations that were asked for, and nothing else; with ``loss``, its gradients too.
 
         Args:
-            inputs, n_loops: as in ``forward``.
+            inputs, n_loops, read_at: as in ``forward``.
             names: None for all, short names (``"resid_post"``, or several), full names, or a predicate.
             loops: iterations to keep, from 0: a number, several, a slice; negative ones count from the end. None: all.
             layers, positions: layers and tokens to keep, alike (of the query, for scores and patterns); None: all.
@@ -203,7 +204,9 @@ class LoopedRootModule(HookedRootModule):
         names = one_of("names", names, "names_filter", names_filter)
         positions = one_of("positions", positions, "pos_slice", pos_slice)
         refuse_options(options)
+        inputs, n_loops = self.with_loops(inputs, n_loops)
         inputs = self.prepare(*inputs)
+        reading = {} if read_at is None else {"read_at": read_at}
         n_prompts, n_pos = len(inputs[0]), self.n_tokens(*inputs)
         if remove_batch_dim and n_prompts != 1:
             raise LoopprobeError(
@@ -222,12 +225,12 @@ class LoopedRootModule(HookedRootModule):
         require(size, what, "keep fewer names, loops, positions or prompts", where)
         if not detach:
             with self.hooks(fwd_hooks=[(cache.holds, cache.record)]):
-                outputs = self(*inputs, n_loops=n_loops, grad_loops=grad_loops)
+                outputs = self(*inputs, n_loops=n_loops, grad_loops=grad_loops, **reading)
         elif loss is None:
             with torch.no_grad(), self.hooks(fwd_hooks=[(cache.holds, cache.record)]):
-                outputs = self(*inputs, n_loops=n_loops)
+                outputs = self(*inputs, n_loops=n_loops, **reading)
         else:
-            outputs = self._with_gradients(cache, inputs, n_loops, loss, grad_loops)
+            outputs = self._with_gradients(cache, inputs, n_loops, loss, grad_loops, reading)
         if remove_batch_dim:
             return outputs[:, 0], cache.remove_batch_dim()
         return outputs, cache
@@ -239,6 +242,7 @@ class LoopedRootModule(HookedRootModule):
         n_loops: int,
         loss: Callable[[Tensor], Tensor],
         grad_loops: int | None,
+        reading: dict[str, Any],
     ) -> Tensor:
         """Run, fill the cache and its ``grads``, and return the outputs."""
         passed: dict[str, Tensor] = {}
@@ -251,7 +255,7 @@ class LoopedRootModule(HookedRootModule):
             return x
 
         with torch.enable_grad(), self.hooks(fwd_hooks=[(cache.holds, cache.record), (cache.holds, watch)]):
-            outputs: Tensor = self(*inputs, n_loops=n_loops, grad_loops=grad_loops)
+            outputs: Tensor = self(*inputs, n_loops=n_loops, grad_loops=grad_loops, **reading)
             value = loss(outputs)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -294,6 +298,13 @@ class LoopedRootModule(HookedRootModule):
         """Raise LoopprobeError where the memory cannot hold a run that keeps the outputs of so many loops."""
         raise NotImplementedError
 
+    @staticmethod
+    def with_loops(inputs: tuple[Any, ...], n_loops: int | None) -> tuple[tuple[Any, ...], int | None]:
+        """Split the loop count off, where it stands as the last of the inputs."""
+        if len(inputs) > 1 and n_loops is None and isinstance(inputs[-1], int | float | str | None):
+            return inputs[:-1], inputs[-1]  # type: ignore[return-value]  # checked with the other counts
+        return inputs, n_loops
+
     def check_loops(self, n_loops: int, keep_loops: int | None = None, grad_loops: int | None = None) -> None:
         """Raise LoopprobeError where loop counts are below 1, or more loops are kept than run."""
         for name, value in (("n_loops", n_loops), ("keep_loops", keep_loops), ("grad_loops", grad_loops)):
@@ -305,24 +316,3 @@ class LoopedRootModule(HookedRootModule):
                 raise LoopprobeError(
                     f"{name} ({value}) must be at most n_loops ({n_loops}): lower it or run more loops"
                 )
-
-
-class _Loops(Sequence[LoopHooks]):
-    """The hook points of the loops, each made whole when it is asked for."""
-
-    def __init__(self, trees: HookTrees) -> None:
-        self._trees = trees
-
-    def __len__(self) -> int:
-        return self._trees.n_loops
-
-    def __getitem__(self, loop: int) -> LoopHooks:  # type: ignore[override]
-        loop = loop if loop >= 0 else len(self) + loop
-        if loop < 0:
-            raise IndexError(f"loop {loop - len(self)} of {len(self)}")
-        for local in self._trees.local_names:
-            self._trees[full_name(loop, local)]
-        return self._trees.at(loop)
-
-    def __iter__(self) -> Iterator[LoopHooks]:
-        return (self[loop] for loop in range(len(self)))

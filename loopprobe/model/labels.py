@@ -45,6 +45,7 @@ def labelled(
         first = next(iter(layers.values()))
         arrays = [stacks[local] for local in layers.values()]
         axes = dims(first) if has_batch_dim else dims(first)[1:]
+        axes = axes[: arrays[0].ndim - 1]
         if loops_of[first] == [None]:
             data[short] = axes, arrays[0][0]
             continue

@@ -13,8 +13,8 @@ _OPTIONS = {  # of TransformerLens, and what they are here
     "reset_hooks_end": "hooks of a run are always removed at its end: use model.hooks(..., reset_hooks_end=False)",
     "clear_contexts": "use model.clear_contexts()",
     "return_cache_object": "the cache is always a LoopCache: dict(cache) is a plain dict",
-    "prepend_bos": "prompts are vectors, which have no tokens",
-    "tokens": "prompts are vectors, which have no tokens",
+    "prepend_bos": "prompts here are tensors: give them as the first arguments",
+    "tokens": "prompts here are tensors: give them as the first arguments",
     "loss_per_token": "compare the predictions with ys",
 }
 

@@ -1,9 +1,9 @@
-"""The looped transformer: one weight-tied GPT-2 block applied n_loops times, the input injected in every loop.
+"""The looped transformer: one weight-tied block applied n_loops times, the input injected in every loop.
 
-    e   = read_in(interleave(xs, ys))
+    e   = read_in(interleave(xs, ys)), or of tokens prelude(W_E[tokens])
     z_0 = 0 (injection "add"), 1 ("multiply") or e ("none")
     z_{t+1} = ln_final(blocks(inject(z_t, e) + W_pos))
-    ŷ_t = read_out(z_{t+1}) at the x positions
+    ŷ_t = read_out(z_{t+1}) at the x positions; of tokens the logits read_out(coda(z_{t+1})) at every token
 
 after Yang, Lee, Nowak and Papailiopoulos, "Looped transformers are better at learning learning algorithms"
 (arXiv 2311.12424, section 4). An ordinary transformer is the case of one loop.
@@ -17,22 +17,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loopprobe.config.budget import require, require_model, run_bytes
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.blocks import Block, LayerNorm, Past
-from loopprobe.model.cache import LoopCache
-from loopprobe.model.hook_points import LoopHooks, hooked
+from loopprobe.model.blocks import Block, Past, make_norm
+from loopprobe.model.hook_points import LoopHooks, OnceHooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability
+from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens
 from loopprobe.model.weight_views import WeightViews
-from loopprobe.tasks.prompts import INPUTS, TOKENS_PER_POINT
 
 
 class LoopedTransformer(WeightViews, LoopedRootModule):
@@ -45,134 +42,168 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
     """
 
     blocks: Any  # ModuleList of Block
-    supports: frozenset[Capability] = frozenset(get_args(Capability))  # all of them
-    tokens_per_point = TOKENS_PER_POINT
 
     def __init__(self, cfg: ModelConfig | Any, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.cfg = cfg if isinstance(cfg, ModelConfig) else ModelConfig.from_transformer_lens(cfg)
         require_model(self.cfg)
-        self.read_in = nn.Linear(self.cfg.n_dims, self.cfg.d_model)
-        self.W_pos = nn.Parameter(torch.empty(self.cfg.n_ctx, self.cfg.d_model))
-        self.blocks = nn.ModuleList(Block(self.cfg) for _ in range(self.cfg.n_layers))
-        self.ln_final = LayerNorm(self.cfg.d_model, eps=self.cfg.eps)
-        self.read_out = nn.Linear(self.cfg.d_model, 1)
+        self.reader = Tokens(self.cfg) if self.cfg.reads_tokens else Vectors(self.cfg)
+        self.read_in = self.reader.make_read_in()
+        if self.cfg.positional_embedding_type == "standard":
+            self.W_pos = nn.Parameter(torch.empty(self.cfg.n_ctx, self.cfg.d_model))
+        if self.cfg.loop_embedding:
+            self.W_loop = nn.Parameter(torch.empty(self.cfg.n_loops, self.cfg.d_model))
+        self.blocks = self._layers(self.cfg.n_layers)
+        self.ln_final = make_norm(self.cfg)
+        if self.cfg.n_prelude_layers:
+            self.prelude = self._layers(self.cfg.n_prelude_layers)
+        if self.cfg.n_coda_layers:
+            self.coda, self.ln_coda = self._layers(self.cfg.n_coda_layers), make_norm(self.cfg)
+        self.read_out = self.reader.make_read_out()
         self._initialise(generator)
         self.setup()
 
+    def _layers(self, n: int) -> nn.ModuleList:
+        return nn.ModuleList(Block(self.cfg) for _ in range(n))
+
+    @property
+    def supports(self) -> frozenset[Capability]:
+        """The capabilities that it has besides the methods of ``LoopedModel``."""
+        lost = {
+            "causal": self.cfg.attention_dir != "causal",
+            "past": self.cfg.attention_dir != "causal" or self.cfg.n_coda_layers > 0,
+            "linear_readout": self.cfg.n_coda_layers > 0,
+        }
+        return frozenset(name for name in get_args(Capability) if not lost.get(name))
+
+    @property
+    def tokens_per_point(self) -> int:
+        """The number of tokens of one example."""
+        return int(self.cfg.tokens_per_point)
+
     def _initialise(self, generator: torch.Generator | None) -> None:
-        """normal(0, initializer_range or 1/√fan_in), output projections divided by √(2 n_layers), biases 0."""
+        """normal(0, initializer_range or 1/√fan_in), output projections divided by √(2 n_layers), biases 0.
+
+        Positions and loops have a standard deviation of 0.02 where none is given, and an embedding, which adds nothing
+        up, has 1.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 std = self.cfg.initializer_range or module.in_features**-0.5
                 nn.init.normal_(module.weight, std=std, generator=generator)
-                nn.init.zeros_(module.bias)
-        nn.init.normal_(self.W_pos, std=self.cfg.initializer_range or 0.02, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.cfg.initializer_range or 1.0, generator=generator)
+        for name in ("W_pos", "W_loop"):
+            if hasattr(self, name):
+                nn.init.normal_(getattr(self, name), std=self.cfg.initializer_range or 0.02, generator=generator)
         with torch.no_grad():
-            for block in self.blocks:
-                for projection in (block.attn.out, block.mlp.fc_out):
-                    projection.weight /= math.sqrt(2 * self.cfg.n_layers)
+            for layers in (self.blocks, getattr(self, "prelude", ()), getattr(self, "coda", ())):
+                for block in layers:
+                    for projection in (block.attn.out, block.mlp.fc_out):
+                        projection.weight /= math.sqrt(2 * len(layers))
 
     def forward(
         self,
-        xs: Float[Tensor, "batch n_points n_dims"],
-        ys: Float[Tensor, "batch n_points"],
+        *inputs: Any,
         n_loops: int | None = None,
-        *,
         keep_loops: int | None = None,
         grad_loops: int | None = None,
         stop_at_loop: int | None = None,
+        read_at: ReadAt = None,
         **options: Any,
-    ) -> Float[Tensor, "loop batch n_points"]:
-        """Predict every label from the points before it, after every loop.
+    ) -> Float[Tensor, "loop batch answer *value"]:
+        """Answer prompts after every loop.
 
         Args:
-            xs: inputs, as a tensor or an array of any real dtype on any device; fewer points than the model has
-                positions for, or fewer dimensions, are welcome.
-            ys: labels; the label of a point is seen by later points only, so the query's own does not matter.
+            inputs: of a model of vectors xs [batch, n_points, n_dims] and ys [batch, n_points], tensors or arrays of
+                any real dtype on any device; fewer points than the model has positions for, or fewer dimensions, are
+                welcome, and the label of a point is seen by later points only, so the query's own does not matter. Of
+                a model of tokens [batch, pos], whole numbers. After them n_loops may stand.
             n_loops: iterations; None: as many as the model was trained with.
-            keep_loops: return the predictions of the last ``keep_loops`` iterations only; None: of all.
+            keep_loops: return the answers of the last ``keep_loops`` iterations only; None: of all.
             grad_loops: the last ``grad_loops`` iterations carry gradient, the earlier run without; None: all.
             stop_at_loop: return the state that enters this loop instead, [batch, pos, d_model].
+            read_at: the tokens whose states are read; None: all inputs x of a model of vectors, all tokens of the
+                other.
 
         Returns:
-            Predictions [loop, batch, n_points], in the units of ys.
+            Predictions [loop, batch, n_points] in the units of ys, or logits [loop, batch, pos, d_vocab_out].
 
         Raises:
             LoopprobeError: prompts that do not fit the model or are not finite; loop counts below 1, or more loops to
                 keep than are run; an option of TransformerLens that has no meaning here.
         """
         refuse_options(options)
-        xs, ys = self.prepare(xs, ys)
+        inputs, n_loops = self.with_loops(inputs, n_loops)
+        inputs = self.prepare(*inputs)
         n_loops = self.cfg.n_loops if n_loops is None else n_loops
         if stop_at_loop is not None:
-            return self._state_before(xs, ys, stop_at_loop, n_loops)
+            return self._state_before(inputs, stop_at_loop, n_loops)
         self.check_loops(n_loops, keep_loops, grad_loops)
-        self.require_memory((xs, ys), n_loops if keep_loops is None else keep_loops)
+        self.require_memory(inputs, n_loops if keep_loops is None else keep_loops)
         run = self.run_loops
         if self.hook_trees.busy and torch.compiler.is_compiling():
             run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # a compiled run would not see the hooks
-        return run(xs, ys, n_loops, keep_loops=keep_loops, grad_loops=grad_loops)
-
-    def run_with_cache(  # type: ignore[override]
-        self, xs: Any, ys: Any, n_loops: int | None = None, **options: Any
-    ) -> tuple[Float[Tensor, "loop batch n_points"], LoopCache]:
-        """Run and keep the activations that were asked for; the options are those of ``LoopedRootModule``."""
-        return super().run_with_cache(xs, ys, n_loops=n_loops, **options)
+        return run(*inputs, n_loops=n_loops, keep_loops=keep_loops, grad_loops=grad_loops, read_at=read_at)
 
     def run_loops(
         self,
-        xs: Tensor,
-        ys: Tensor,
+        *inputs: Tensor,
         n_loops: int,
-        *,
         keep_loops: int | None = None,
         grad_loops: int | None = None,
-    ) -> Float[Tensor, "loop batch n_points"]:
+        read_at: ReadAt = None,
+    ) -> Float[Tensor, "loop batch answer *value"]:
         """``forward`` for prompts and counts that are known to be good: no validation, so no device is waited for."""
         keep_loops = n_loops if keep_loops is None else keep_loops
         grad_loops = n_loops if grad_loops is None else grad_loops
-        predictions: list[Tensor] = []
+        outputs: list[Tensor] = []
         with_grad = torch.is_grad_enabled()
         with self._running(n_loops):
-            e = self.embed(xs, ys)
+            e = self.embed(*inputs)
             z = self.initial_state(e)
             for loop in range(n_loops):
                 with torch.set_grad_enabled(with_grad and loop >= n_loops - grad_loops):
                     z = self.step(z, e, loop)
                     if loop < n_loops - keep_loops:
                         continue
-                    prediction = self.predict(z, loop=loop)
+                    output = self.predict(z, loop=loop, read_at=read_at)
                     if with_grad:
-                        predictions.append(prediction)
+                        outputs.append(output)
                         continue
-                    if not predictions:  # one tensor for all: small ones would fragment the heap, by 0.3 MB a loop
-                        predictions.append(prediction.new_empty(keep_loops, *prediction.shape))
-                    predictions[0][loop - n_loops] = prediction
-        return torch.stack(predictions) if with_grad else predictions[0]
+                    if not outputs:  # one tensor for all: small ones would fragment the heap, by 0.3 MB a loop
+                        outputs.append(output.new_empty(keep_loops, *output.shape))
+                    outputs[0][loop - n_loops] = output
+        return torch.stack(outputs) if with_grad else outputs[0]
 
     def _running(self, n_loops: int) -> AbstractContextManager[None]:
         return nullcontext() if torch.compiler.is_compiling() else self.hook_trees.run(n_loops)
 
-    def _state_before(self, xs: Tensor, ys: Tensor, loop: int, n_loops: int) -> Float[Tensor, "batch pos d_model"]:
+    def _state_before(self, inputs: tuple[Tensor, ...], loop: int, n_loops: int) -> Float[Tensor, "batch pos d_model"]:
         """The state that enters a loop; negative loops count from the end of ``n_loops``, which may be entered too."""
         stop = loop + n_loops if loop < 0 else loop
         if not 0 <= stop <= n_loops:
             raise LoopprobeError(f"stop_at_loop ({loop}) must be from 0 to n_loops ({n_loops}): lower it")
         with self._running(max(stop, 1)):
-            e = self.embed(xs, ys)
+            e = self.embed(*inputs)
             z = self.initial_state(e)
             for now in range(stop):
                 z = self.step(z, e, now)
         return z
 
-    def embed(self, xs: Tensor, ys: Tensor) -> Float[Tensor, "batch pos d_model"]:
-        """The injected input e: x and y tokens interleaved, y in coordinate 0, read in."""
-        xs = F.pad(xs, (0, self.cfg.n_dims - xs.shape[-1]))
-        labels = F.pad(ys[..., None], (0, self.cfg.n_dims - 1))
-        tokens = rearrange([xs, labels], "kind batch point dim -> batch (point kind) dim")
-        e: Tensor = self.points(None).hook_embed(self.read_in(tokens))
-        return e
+    def embed(self, *inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """The injected input e: x and y tokens interleaved and read in, or tokens embedded, then the prelude."""
+        hooks: OnceHooks = self.points(None)
+        e = self.reader.embed(self.read_in, *inputs)
+        if hooks.prelude:
+            if self.cfg.positional_embedding_type == "standard":
+                e = e + self.positions(e, 0)
+            for block, block_hooks in zip(self.prelude, hooks.prelude, strict=True):
+                e = block(e, block_hooks)
+        injected: Tensor = hooks.hook_embed(e)
+        return injected
 
     def initial_state(self, e: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens d_model"]:
         """z_0: zero for additive injection, one for multiplicative, e itself without injection."""
@@ -192,6 +223,10 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         """The position embeddings of the tokens from ``first`` on, as many as there are in x."""
         return self.W_pos[first : first + x.shape[1]].expand_as(x)
 
+    def loop_vector(self, x: Float[Tensor, "batch pos d_model"], loop: int) -> Float[Tensor, "batch pos d_model"]:
+        """The embedding of a loop at every token; loops beyond those of the training have that of the last."""
+        return self.W_loop[min(loop, self.cfg.n_loops - 1)].expand_as(x)
+
     def step(
         self,
         z: Float[Tensor, "batch pos d_model"],
@@ -210,96 +245,73 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         hooks: LoopHooks = self.points(loop)
         z = hooks.hook_z_pre(z)
         x = hooks.hook_input(self.inject(z, e))
-        positions = self.positions(x, 0 if past is None else past[0][0].shape[1])
-        if hooked(hooks.hook_pos_embed):
-            positions = positions.clone()  # a hook must not be handed the parameter itself
-        x = x + hooks.hook_pos_embed(positions)
+        if self.cfg.positional_embedding_type == "standard":
+            positions = self.positions(x, 0 if past is None else past[0][0].shape[1])
+            if hooked(hooks.hook_pos_embed):
+                positions = positions.clone()  # a hook must not be handed the parameter itself
+            x = x + hooks.hook_pos_embed(positions)
+        if self.cfg.loop_embedding:
+            vector = self.loop_vector(x, loop)
+            x = x + hooks.hook_loop_embed(vector.clone() if hooked(hooks.hook_loop_embed) else vector)
         for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
             x = block(x, block_hooks, None if past is None else past[layer])
         z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
         return z_next
 
     def predict(
-        self, z: Float[Tensor, "batch pos d_model"], e: Tensor | None = None, loop: int = 0, first: int = 0
-    ) -> Float[Tensor, "batch n_points"]:
-        """Read the predictions out of a state, at the inputs.
+        self,
+        z: Float[Tensor, "batch pos d_model"],
+        e: Tensor | None = None,
+        loop: int = 0,
+        first: int = 0,
+        read_at: ReadAt = None,
+    ) -> Float[Tensor, "batch answer *value"]:
+        """Read the answers out of a state.
 
         Args:
             z: the state.
             e: the injected input, which this read-out does not need.
-            loop: whose hook is passed.
+            loop: whose hooks are passed.
             first: the token that z begins with.
+            read_at: the tokens of the prompt that are read; None: as in ``forward``.
         """
-        inputs = z[:, -first % TOKENS_PER_POINT :: TOKENS_PER_POINT] if first else z[:, INPUTS]
-        prediction: Tensor = self.points(loop).hook_readout(self.unembed(inputs))
-        return prediction
+        hooks: LoopHooks = self.points(loop)
+        if self.cfg.n_coda_layers:
+            for block, block_hooks in zip(self.coda, hooks.coda, strict=True):
+                z = block(z, block_hooks)
+            z = self.ln_coda(z, hooks.ln_coda)
+        read = at_tokens(self.reader.read_at if read_at is None else read_at, first, z.shape[1])
+        output: Tensor = hooks.hook_readout(self.unembed(z[:, read]))
+        return output
 
-    def unembed(self, states: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens"]:
-        """The predictions of states at inputs: the affine map that ``predict`` reads with."""
-        predictions: Tensor = self.read_out(states).squeeze(-1)
-        return predictions
+    def unembed(self, states: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*outputs"]:
+        """The answers of states: the affine map that ``predict`` reads with."""
+        return self.reader.outputs(self.read_out(states))
 
     def to_state(self, resid: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens d_model"]:
         """The final norm of a residual stream, from which predictions can be read."""
         state: Tensor = self.ln_final(resid)
         return state
 
-    def prepare(self, xs: Any, ys: Any) -> tuple[Tensor, Tensor]:
+    def prepare(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Prompts in the dtype and on the device of the model, from tensors or arrays.
 
         Raises:
-            LoopprobeError: they are no real numbers, do not fit the model, or hold NaN or infinity.
+            LoopprobeError: they are no numbers, do not fit the model or the memory, hold NaN or infinity, or tokens
+                that are not in the vocabulary.
         """
-        own = self.W_pos
-        parts = []
-        for name, values in (("xs", xs), ("ys", ys)):
-            try:
-                tensor = torch.as_tensor(values)
-            except (TypeError, ValueError, RuntimeError):
-                raise LoopprobeError(
-                    f"{name} ({type(values).__name__}) must be a tensor or an array of numbers"
-                ) from None
-            if tensor.is_complex():
-                raise LoopprobeError(f"{name} has dtype {tensor.dtype}: give real numbers")
-            parts.append(tensor)
-        self.check_prompts(*parts)
-        xs, ys = (part.to(own.device, own.dtype) for part in parts)
-        return xs, ys
+        parts = self.reader.parts(*inputs)
+        self.require_memory(parts, 1)
+        return self.reader.moved(self.read_out.weight, *parts)
 
-    def n_tokens(self, xs: Tensor, ys: Tensor) -> int:  # type: ignore[override]
-        """Two a point."""
-        return TOKENS_PER_POINT * xs.shape[1]
+    def n_tokens(self, *inputs: Tensor) -> int:
+        """Count the positions of the state for prompts."""
+        return self.reader.n_tokens(*inputs)
 
     def require_memory(self, inputs: tuple[Tensor, ...], kept: int) -> None:
-        """Raise LoopprobeError where the memory cannot hold a run that keeps the predictions of so many loops."""
-        xs = inputs[0]
+        """Raise LoopprobeError where the memory cannot hold a run that keeps the answers of so many loops."""
         if not torch.compiler.is_compiling():
-            what = f"a run of {len(xs):,} prompts that keeps {kept:,} loops"
-            size = run_bytes(self.cfg, len(xs), xs.shape[1], kept)
-            require(size, what, "give fewer prompts or keep_loops", self.W_pos.device)
-
-    def check_prompts(self, xs: Tensor, ys: Tensor) -> None:
-        """Raise LoopprobeError where prompts do not fit the model or hold NaN or infinity."""
-        if xs.ndim != 3 or ys.shape != xs.shape[:2]:
-            raise LoopprobeError(
-                f"xs {tuple(xs.shape)} and ys {tuple(ys.shape)} must be [batch, n_points, n_dims] and "
-                "[batch, n_points]: reshape them"
-            )
-        if not xs.shape[1]:
-            raise LoopprobeError("the prompts have no points: give at least the query")
-        if (n_tokens := self.n_tokens(xs, ys)) > self.cfg.n_ctx:
-            raise LoopprobeError(
-                f"the prompt has {xs.shape[1]} points ({n_tokens} tokens) but the model has "
-                f"{self.cfg.n_ctx} positions: use at most {self.cfg.n_ctx // TOKENS_PER_POINT} points"
-            )
-        if xs.shape[2] > self.cfg.n_dims:
-            raise LoopprobeError(
-                f"the prompt has {xs.shape[2]} dimensions but the model reads {self.cfg.n_dims}: "
-                f"use at most {self.cfg.n_dims}"
-            )
-        self.require_memory((xs, ys), 1)
-        largest = torch.finfo(self.W_pos.dtype).max
-        for name, values in (("xs", xs), ("ys", ys)):
-            if not (values.abs() <= largest).all():
-                bad = (~(values.abs() <= largest)).sum().item()
-                raise LoopprobeError(f"{name} holds {bad} values that are NaN or infinite: remove these prompts")
+            n_prompts = len(inputs[0])
+            what = f"a run of {n_prompts:,} prompts that keeps {kept:,} loops"
+            size = run_bytes(self.cfg, n_prompts, self.n_tokens(*inputs), kept)
+            require(size, what, "give fewer prompts or keep_loops", self.device)

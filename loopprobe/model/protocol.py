@@ -77,10 +77,13 @@ class LoopedModel(Protocol):
     def dtype(self) -> torch.dtype:
         """The precision of its state."""
 
-    def __call__(self, *inputs: Any, n_loops: int | None = None, keep_loops: int | None = None) -> Tensor:
+    def __call__(
+        self, *inputs: Any, n_loops: int | None = None, keep_loops: int | None = None, read_at: Any = None
+    ) -> Tensor:
         """Outputs [loop, batch, answer, *value] after every loop, or the last ``keep_loops``.
 
-        With ``n_loops`` None, as many loops as trained are run.
+        With ``n_loops`` None, as many loops as trained are run. Answers are read at the tokens ``read_at``; None stands
+        for all where this model answers.
 
         Raises:
             LoopprobeError: inputs or counts that do not fit the model.
@@ -90,6 +93,7 @@ class LoopedModel(Protocol):
         self,
         *inputs: Any,
         n_loops: int | None = None,
+        read_at: Any = None,
         names: Any = None,
         loops: Any = None,
         layers: Any = None,
@@ -116,8 +120,8 @@ class LoopedModel(Protocol):
     def step(self, z: Tensor, e: Tensor, loop: int = 0, past: Sequence[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """One iteration; it passes the hooks of ``loop``. ``past`` is given only where the model supports it."""
 
-    def predict(self, z: Tensor, e: Tensor | None = None, loop: int = 0, first: int = 0) -> Tensor:
-        """The outputs [batch, answer, *value] that stand in a state whose first token is ``first``."""
+    def predict(self, z: Tensor, e: Tensor | None = None, loop: int = 0, first: int = 0, read_at: Any = None) -> Tensor:
+        """The outputs [batch, answer, *value] at the tokens ``read_at`` of a state whose first token is ``first``."""
 
     def to_state(self, resid: Tensor) -> Tensor:
         """The state that a residual stream would be, were its layer the last of the loop (the final norm)."""

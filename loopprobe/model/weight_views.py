@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.utilities.matrix import composition_scores
 
@@ -22,15 +22,15 @@ class WeightViews:
     read_out: Any
     ln_final: Any
 
-    W_E = property(lambda self: self.read_in.weight.T)  # [n_dims, d_model]
-    b_E = property(lambda self: self.read_in.bias)  # [d_model]
-    W_U = property(lambda self: self.read_out.weight.T)  # [d_model, 1]
-    b_U = property(lambda self: self.read_out.bias)  # [1]
+    b_E = property(lambda self: self.read_in.bias)  # [d_model], of models of vectors
+    W_U = property(lambda self: self.read_out.weight.T)  # [d_model, d_vocab_out], 1 for vectors
+    b_U = property(lambda self: self.read_out.bias)  # [d_vocab_out]
     W_Q = property(lambda self: self._stacked("attn", "W_Q"))  # [layer, head, d_model, d_head]
     W_K = property(lambda self: self._stacked("attn", "W_K"))  # [layer, head, d_model, d_head]
     W_V = property(lambda self: self._stacked("attn", "W_V"))  # [layer, head, d_model, d_head]
     W_O = property(lambda self: self._stacked("attn", "W_O"))  # [layer, head, d_head, d_model]
     W_in = property(lambda self: self._stacked("mlp", "W_in"))  # [layer, d_model, d_mlp]
+    W_gate = property(lambda self: self._stacked("mlp", "W_gate"))  # [layer, d_model, d_mlp], of gated MLPs
     W_out = property(lambda self: self._stacked("mlp", "W_out"))  # [layer, d_mlp, d_model]
     b_Q = property(lambda self: self._stacked("attn", "b_Q"))  # [layer, head, d_head]
     b_K = property(lambda self: self._stacked("attn", "b_K"))  # [layer, head, d_head]
@@ -41,6 +41,12 @@ class WeightViews:
     OV = property(lambda self: FactoredMatrix(self.W_V, self.W_O))  # [layer, head, d_model, d_model]
     QK = property(lambda self: FactoredMatrix(self.W_Q, self.W_K.mT))  # [layer, head, d_model, d_model]
 
+    @property
+    def W_E(self) -> Float[Tensor, "n_inputs d_model"]:
+        """The vectors of tokens, [d_vocab, d_model], or of the dimensions of inputs, [n_dims, d_model]."""
+        weight: Tensor = self.read_in.weight
+        return weight if isinstance(self.read_in, nn.Embedding) else weight.T
+
     def _stacked(self, part: str, name: str) -> Tensor:
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
 
@@ -48,7 +54,7 @@ class WeightViews:
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
         """Sum of the output biases below ``layer`` within one loop, as TransformerLens defines it."""
-        bias = torch.zeros_like(self.ln_final.bias)
+        bias = torch.zeros_like(self.ln_final.weight)
         for block in self.blocks[:layer]:
             bias = bias + block.attn.b_O + (block.mlp.b_out if include_mlp_biases else 0)
         return bias + self.blocks[layer].attn.b_O if mlp_input else bias

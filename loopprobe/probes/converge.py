@@ -78,7 +78,7 @@ def run(
     done = 0
     with torch.no_grad():
         for batch in progress(prompts.split(chunk_size(model.device))):
-            error = to_numpy(batch.errors(model(*batch.inputs, n_loops=config.loops)))
+            error = to_numpy(batch.errors(model(*batch.inputs, n_loops=config.loops, read_at=batch.read_at)))
             errors[:, done : done + error.shape[1]] = error[..., -1]
             by_point += error.sum(axis=1, dtype=np.float64)
             done += error.shape[1]

@@ -66,7 +66,7 @@ def run(
     labels, used, errors, budget = _settings(config), [], [], []
     for batch in progress(prompts.split(chunk_size(model.device))):
         outputs, cache = model.run_with_cache(
-            *batch.inputs, n_loops=config.loops, names="hook_z", positions=[prompts.query]
+            *batch.inputs, n_loops=config.loops, read_at=batch.read_at, names="hook_z", positions=[prompts.query]
         )
         z, move = at_least_single(cache.stack("z")[:, :, 0]), batch.step(outputs[1:], outputs[:-1])[..., -1]
         error = batch.errors(outputs)[..., -1]

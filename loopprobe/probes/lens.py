@@ -99,7 +99,7 @@ def run(
     targets = iter(best.split(size))
     with torch.no_grad():
         for part, batch in progress(steps):
-            final = at_least_single(model(*batch.inputs, n_loops=n_loops, keep_loops=1)[0])
+            final = at_least_single(model(*batch.inputs, n_loops=n_loops, keep_loops=1, read_at=batch.read_at)[0])
             if part is training:
                 _at_sites(model, batch, n_loops, partial(_fit, fits, final))
                 continue
@@ -144,7 +144,7 @@ def layer_readings(model: LoopedModel, training: PromptBatch, ridge: float = 1e-
     fits = [Ridge(ridge)]
     with torch.no_grad():
         for batch in training.split(chunk_size(model.device)):
-            _at_sites(model, batch, 1, partial(_fit, fits, model(*batch.inputs, n_loops=1)[0]))
+            _at_sites(model, batch, 1, partial(_fit, fits, model(*batch.inputs, n_loops=1, read_at=batch.read_at)[0]))
     maps = _maps(fits)[0, 2::2, ..., 0]
 
     def read(batch: PromptBatch) -> Tensor:

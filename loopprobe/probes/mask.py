@@ -163,7 +163,7 @@ def _one_by_one(
             value = replacement(fill, initial, loop)
             states = [torch.where(mask, z, value) for mask, z in zip(kept, states, strict=True)]
         states = [model.step(z, e, loop) for z in states]
-        yield [model.predict(z, e, loop) for z in states]
+        yield [model.predict(z, e, loop, read_at=batch.read_at) for z in states]
 
 
 def _from_where_they_differ(
@@ -183,7 +183,7 @@ def _from_where_they_differ(
         past, read = {}, {}
         for kept, z in whole.items():
             whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
-            read[kept] = model.predict(whole[kept], e, loop)
+            read[kept] = model.predict(whole[kept], e, loop, read_at=batch.read_at)
         outputs = []
         for i, (start, kept) in enumerate(zip(first, starts_kept, strict=True)):
             outputs.append(read[kept])
@@ -191,7 +191,7 @@ def _from_where_they_differ(
                 z = value[:, start:] if kept and masks else later[i]
                 before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
                 later[i] = model.step(z, e[:, start:], loop, before)
-                changed = model.predict(later[i], e[:, start:], loop, first=start)
+                changed = model.predict(later[i], e[:, start:], loop, start, batch.read_at)
                 outputs[-1] = torch.cat([read[kept][:, : bisect_left(answers, start)], changed], dim=1)
         yield outputs
 

@@ -50,13 +50,14 @@ class PatchedRuns:
         tokens = slice(0, last + 1)
         started = time.perf_counter()
         with torch.no_grad():
-            self.clean = self.measure(clean.answer(model(*clean.inputs, n_loops=n_loops)[-1]))
+            outputs = model(*clean.inputs, n_loops=n_loops, read_at=clean.read_at)
+            self.clean = self.measure(clean.answer(outputs[-1]))
         self.clean_pass = time.perf_counter() - started
         _, self.donor = model.run_with_cache(
             *clean.inputs, n_loops=n_loops, names=[*sites, "embed"], positions=tokens
         )  # fmt: skip
         outputs, self.base = model.run_with_cache(
-            *corrupted.inputs, n_loops=n_loops, positions=tokens,
+            *corrupted.inputs, n_loops=n_loops, read_at=clean.read_at, positions=tokens,
             names=[*sites, "z_pre", "embed", *(["k", "v"] if self.causal else [])],
             loss=lambda outputs: self.measure(clean.answer(outputs[-1])).sum(),
         )  # fmt: skip
@@ -139,8 +140,8 @@ class PatchedRuns:
                     for i in range(self.model.sizes.n_layers)
                 ] if first else None  # fmt: skip
                 z = self.model.step(z, e, now, past)
-        outputs = self.model.predict(z, e, self.n_loops - 1, first)
-        return self.prompts.answer(outputs).reshape(copies, n_prompts)
+        outputs = self.model.predict(z, e, self.n_loops - 1, first, self.prompts.read_at)
+        return self.prompts.answer(outputs.unflatten(0, (copies, n_prompts)))
 
     def estimated(self, site: Site, tokens: list[int]) -> Float[Tensor, "loop ... position batch"]:
         """The move of the prediction by each patch, to first order."""

@@ -29,7 +29,8 @@ from loopprobe.store.subject import PromptSpec
 from loopprobe.support.device_names import known_device
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic, write_json
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch, Prompts
+from loopprobe.tasks.protocol import Outputs
 
 DEFAULT = "lr-b20-T10"
 METRICS = "metrics.jsonl"
@@ -104,38 +105,43 @@ class Checkpoint:
         """Return a record of the model: its name, the digest of its weights and its configuration."""
         return {"name": self.name, "weights": self.digest(), "config": self.config.to_dict()}
 
-    def draw(self, spec: PromptSpec) -> Prompts:
+    def draw(self, spec: PromptSpec) -> Any:
         """Draw the prompts of a specification on the model's device, see ``store.draw``."""
         return draw.draw(self.config, self.label, spec).to(self.device)
 
-    def held_out(self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None) -> Prompts:
-        """Draw prompts like those at the end of training, which no training saw, on the model's device: ``xs, ys = …``.
+    def held_out(
+        self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None, length: int | None = None
+    ) -> Any:
+        """Draw prompts like those at the end of training, which no training saw, on the model's device.
+
+        They are ``Prompts``, which unpack as ``xs, ys = …``, or of a token task ``TokenPrompts``.
 
         Args:
             n_prompts: the number of prompts.
             seed: the seed of the prompts.
             shift: the name of a distribution shift, see ``tasks.shifts``; None: the distribution of training.
+            length: of prompts of a token task; None: the longest of the training.
 
         Raises:
-            LoopprobeError: there is no such shift, or the model was trained on as many examples or dimensions as it
-                can read.
+            LoopprobeError: there is no such shift, the model was trained on as many examples or dimensions as it can
+                read, or it cannot read so many tokens.
         """
-        return draw.held_out(self.config, self.label, n_prompts, seed, shift).to(self.device)
+        return draw.held_out(self.config, self.label, n_prompts, seed, shift, length).to(self.device)
 
-    def more_like(self, prompts: Prompts, n_prompts: int, seed: int) -> Prompts:
-        """Draw further prompts as in training, with as many points as these, on the model's device."""
+    def more_like(self, prompts: Any, n_prompts: int, seed: int) -> Any:
+        """Draw further prompts as in training, with as many tokens as these, on the model's device."""
         return draw.more_like(self.config, self.label, prompts, n_prompts, seed).to(self.device)
 
     def from_table(self, name: str, target: str | None = None, n_prompts: int = 1280, seed: int = 0) -> Prompts:
         """Draw prompts from a table of real data on the model's device, see ``store.draw.from_table``."""
         return draw.from_table(self.config, name, target, n_prompts, seed).to(self.device)
 
-    def is_of_task(self, prompts: Prompts) -> bool:
+    def is_of_task(self, prompts: PromptBatch) -> bool:
         """Check by their origin that prompts are from the model's task, or from a table of real data."""
         return is_of(prompts, self.config.task)
 
-    def optimum(self, prompts: Prompts) -> tuple[str, Float[Tensor, "batch point"]]:
-        """Return name and predictions of the best predictor of the task, see ``reference.baselines.optimal``."""
+    def optimum(self, prompts: PromptBatch) -> tuple[str, Outputs]:
+        """Return name and outputs of the best predictor of the task, see ``reference.baselines.optimal``."""
         return optimum(prompts, self.config.task)
 
 
@@ -247,7 +253,8 @@ def save_state(
     generator: torch.Generator,
     step: int,
     seconds: float,
-    pending: Float[Tensor, "step 2"],
+    pending: Float[Tensor, "step measure"],
+    mastered: int | None = None,
 ) -> None:
     """Write all that the next training step and the next row of metrics depend on, completely or not at all."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -256,7 +263,9 @@ def save_state(
         for parameter, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{parameter}.{key}": value for key, value in values.items()}
     with atomic(folder / STATE) as partial:
-        save_file(_contiguous(tensors), partial, metadata={"step": str(step), "seconds": str(seconds)})
+        metadata = {"step": str(step), "seconds": str(seconds)}
+        metadata |= {} if mastered is None else {"mastered": str(mastered)}
+        save_file(_contiguous(tensors), partial, metadata=metadata)
 
 
 def read_state(
@@ -264,8 +273,8 @@ def read_state(
     model: LoopedTransformer,
     optimizers: list[torch.optim.Optimizer],
     generator: torch.Generator,
-) -> tuple[int, float, Float[Tensor, "step 2"]] | None:
-    """Restore a saved state; return its step, its seconds and its pending errors, or None if there is no state."""
+) -> tuple[int, float, Float[Tensor, "step measure"], int | None] | None:
+    """Restore a saved state; return its step, its seconds, what is pending and the mastered length, or None."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -284,7 +293,8 @@ def read_state(
                     state.setdefault(int(rest[1]), {})[rest[2]] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         pending = tensors.get("pending", torch.empty(0, 2))  # earlier versions wrote it as a row
-        return int(metadata["step"]), float(metadata["seconds"]), pending
+        mastered = int(metadata["mastered"]) if "mastered" in metadata else None
+        return int(metadata["step"]), float(metadata["seconds"]), pending, mastered
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise LoopprobeError(f"{path} is damaged ({error!r}): train the model again with --overwrite") from None
 

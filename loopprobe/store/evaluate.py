@@ -24,7 +24,7 @@ def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = 
     """Return the error at the query after every loop, in the unit of the prompts."""
     with torch.no_grad():
         chunks = [
-            batch.errors(model(*batch.inputs, n_loops=n_loops))[..., -1]
+            batch.errors(model(*batch.inputs, n_loops=n_loops, read_at=batch.read_at))[..., -1]
             for batch in prompts.split(chunk_size(model.device))
         ]
     return torch.cat(chunks, dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pydantic import PositiveInt
 
 from loopprobe.config.strict import configuration
 from loopprobe.model.protocol import LoopedModel
@@ -21,6 +22,7 @@ class PromptSpec:
         shift: the name of a shift from the distribution of training, see ``tasks.shifts``.
         data: the name or path of a table that the prompts are drawn from instead, see ``tasks.tables``.
         target: the column of the table that is the label.
+        length: the length of prompts of a token task; None: the longest of the training.
     """
 
     prompts: int = 1280
@@ -28,6 +30,7 @@ class PromptSpec:
     shift: str | None = None
     data: str | None = None
     target: str | None = None
+    length: PositiveInt | None = None
 
 
 @runtime_checkable

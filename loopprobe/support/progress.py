@@ -32,10 +32,11 @@ class Lines:
     Args:
         description: the name of the work.
         total: the number of its steps; None where it is not known.
+        before: the number of steps that were done before, whose time is not known.
     """
 
-    def __init__(self, description: str, total: int | None) -> None:
-        self.description, self.total = description, total
+    def __init__(self, description: str, total: int | None, before: int = 0) -> None:
+        self.description, self.total, self.before = description, total, before
         self.started = time.monotonic()
         self.next = self.started + FIRST
 
@@ -52,7 +53,8 @@ class Lines:
         self.next = now + EVERY
         spent = now - self.started
         total = "" if self.total is None else f" of {self.total:,}"
-        left = f", {spent * (self.total - count) / count:,.0f} s left" if self.total and count else ""
+        now_done = count - self.before
+        left = f", {spent * (self.total - count) / now_done:,.0f} s left" if self.total and now_done > 0 else ""
         print(f"{self.description}: {count:,}{total} after {spent:,.0f} s{left}{more}", file=sys.stderr, flush=True)
 
 
@@ -79,18 +81,26 @@ def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 
 @contextmanager
-def training_progress(steps: int, description: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show loss, error and time left; yield the function that updates them from a row of metrics."""
-    bar = _bar(TextColumn("loss {task.fields[loss]} error {task.fields[error]}"))
-    task = bar.add_task(description, total=steps, loss="–", error="–")
-    lines = Lines(description, steps)
+def training_progress(steps: int, description: str, before: int = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show what is measured and the time left; yield the function that updates them from a row of metrics.
+
+    Args:
+        steps: the number of steps in all.
+        description: the name of the work.
+        before: the number of steps that an earlier run did.
+    """
+    bar = _bar(TextColumn("{task.fields[measured]}"))
+    task = bar.add_task(description, total=steps, completed=before, measured="")
+    lines = Lines(description, steps, before)
 
     def report(row: dict[str, Any]) -> None:
+        shown = [name for name in ("loss", "error", "accuracy", "length") if name in row]
+        measured = ", ".join(f"{name} {row[name]:.3g}" for name in shown)
         if not _is_terminal():
-            lines.done(row["step"], f", loss {row['loss']:.3g}, error {row['error']:.3g}")
+            lines.done(row["step"], f", {measured}")
             return
         bar.start()  # starts with the first row, so that a run that cannot start shows no bar
-        bar.update(task, completed=row["step"], loss=f"{row['loss']:.3g}", error=f"{row['error']:.3g}")
+        bar.update(task, completed=row["step"], measured=measured)
 
     try:
         yield report

@@ -1,4 +1,4 @@
-"""Tasks: prompts of labelled examples whose right answer is known, their shifts, corruptions and tables of real data.
+"""Tasks: prompts whose right answer is known, labelled examples or tokens; their shifts, corruptions and real data.
 
 Who answers them is told in ``reference`` and ``model``.
 """
@@ -6,5 +6,10 @@ Who answers them is told in ``reference`` and ``model``.
 from loopprobe.tasks.prompts import Prompts, normal, uniform
 from loopprobe.tasks.protocol import PromptBatch
 from loopprobe.tasks.sampling import held_out, sample
+from loopprobe.tasks.token_prompts import TokenPrompts
+from loopprobe.tasks.tokens import held_out_tokens, sample_tokens
 
-__all__ = ["PromptBatch", "Prompts", "held_out", "normal", "sample", "uniform"]
+__all__ = [
+    "PromptBatch", "Prompts", "TokenPrompts", "held_out", "held_out_tokens", "normal", "sample", "sample_tokens",
+    "uniform",
+]  # fmt: skip

@@ -23,6 +23,7 @@ INPUTS = slice(0, None, TOKENS_PER_POINT)  # the tokens of inputs, at which the 
 UNIT = "squared error / E(y²)"
 QUERY_UNIT = "squared error at the query / E(y²)"
 STEP_UNIT = "√E(y²)"
+LOG_FLOOR = 1e-3  # added to a squared error over ``scale``: errors far below it weigh less
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Prompts:
     step_unit: ClassVar[str] = STEP_UNIT
     tokens_per_point: ClassVar[int] = TOKENS_PER_POINT
     read_at: ClassVar[slice] = INPUTS
+    measures: ClassVar[tuple[str, ...]] = ("loss", "error")
 
     def __post_init__(self) -> None:
         if self.scale is None:
@@ -73,6 +75,16 @@ class Prompts:
         """Copy the prompts to another device or precision."""
         weights = None if self.weights is None else self.weights.to(target)
         return dataclasses.replace(self, xs=self.xs.to(target), ys=self.ys.to(target), weights=weights)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What a training step needs of them: xs and ys."""
+        return self.xs, self.ys
+
+    def of(self, *tensors: Tensor) -> Prompts:
+        """Return prompts of the same kind with other ``tensors``."""
+        xs, ys = tensors
+        return dataclasses.replace(self, xs=xs, ys=ys, weights=None)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor]:
@@ -133,6 +145,28 @@ class Prompts:
     def answer(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch"]:
         """Return the prediction at the query."""
         return predictions[..., -1]
+
+    def correct(self, predictions: Float[Tensor, "*loop batch n_points"]) -> None:
+        """Return None: a number is never quite right."""
+
+    def against(self, corrupted: Prompts) -> Prompts:
+        """Return these prompts: their answers are numbers, which need nothing to be compared with."""
+        return self
+
+    def training_loss(self, predictions: Float[Tensor, "loop batch n_points"], kind: str) -> tuple[Tensor, Tensor]:
+        """Return the loss over loops and points, and what is recorded of a step (``measures``).
+
+        The loss ``mse`` is the mean squared error (Yang et al., arXiv 2311.12424, section 4.1). The loss ``log`` is the
+        mean over loops and points of log(mean squared error of the prompts / scale + 0.001). It is the negative log
+        likelihood of errors with a variance for each loop and point, at the best variances (Kendall et al., arXiv
+        1705.07115). Points with few examples, whose error cannot fall, then do not drown the points whose error can.
+        What is recorded is the mean squared error, and the squared error at the query after the last loop over
+        ``scale``.
+        """
+        errors = (predictions - self.ys).square()
+        squared = errors.mean()
+        loss = squared if kind == "mse" else (errors.mean(1) / self.scale + LOG_FLOOR).log().mean()
+        return loss, torch.stack([squared.detach(), errors[-1, :, -1].detach().mean() / self.scale])
 
     def baseline(self) -> tuple[str, float]:
         """Return the trivial predictor, which predicts zero, and its mean error at the query."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Outputs = Shaped[Tensor, "..."]  # [*loop, batch, answer, *value]
@@ -48,6 +48,17 @@ class PromptBatch(Protocol):
         """The arguments of a call of the model."""
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that ``training_loss`` and the model need of them."""
+
+    def of(self, *tensors: Tensor) -> Self:
+        """Return prompts of the same kind with other ``tensors``."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of what ``training_loss`` records; the first is the loss, the second the error at the query."""
+
+    @property
     def n_prompts(self) -> int: ...
 
     @property
@@ -85,6 +96,9 @@ class PromptBatch(Protocol):
     def errors(self, outputs: Outputs) -> Float[Tensor, "*loop batch answer"]:
         """Return the error of each answer, in ``unit``."""
 
+    def correct(self, outputs: Outputs) -> Bool[Tensor, "*loop batch answer"] | None:
+        """Return whether each answer is right; None where an answer is a number, which is never quite right."""
+
     def distance(self, one: Outputs, other: Outputs) -> Float[Tensor, "*loop batch answer"]:
         """Return the distance between two outputs, in ``unit``."""
 
@@ -93,6 +107,12 @@ class PromptBatch(Protocol):
 
     def answer(self, outputs: Outputs) -> Float[Tensor, "*loop batch"]:
         """Return one differentiable number for each prompt: the answer at the query, which patching moves."""
+
+    def against(self, corrupted: Self) -> Self:
+        """Return the same prompts, whose ``answer`` tells them from corrupted ones."""
+
+    def training_loss(self, outputs: Outputs, kind: str) -> tuple[Tensor, Float[Tensor, " measure"]]:
+        """Return the loss of a kind over all loops and answers, and what is recorded of it (``measures``)."""
 
     def baseline(self) -> tuple[str, float] | None:
         """Return the name of the predictor that ignores the prompt, and its mean error at the query."""

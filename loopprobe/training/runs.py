@@ -26,6 +26,7 @@ from loopprobe.store.checkpoint_file import read_json
 from loopprobe.store.evaluate import evaluate, prompts_after_training
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import Claimed, atomic, claim, claim_new
+from loopprobe.tasks import Prompts, TokenPrompts
 
 Row = dict[str, float | int]
 
@@ -59,8 +60,11 @@ class Run:
         self.step = 0
         self.seconds = 0.0  # before the run was last resumed
         self.started = time.monotonic()
-        self.unread: list[Tensor] = []  # errors of the last steps, still on the device
-        self.pending = torch.empty(0, 2)  # errors of the steps before them, since the last row
+        self.unread: list[Tensor] = []  # what was recorded of the last steps, still on the device
+        self.measures = (TokenPrompts if cfg.task.tokens else Prompts).measures
+        self.pending = torch.empty(0, len(self.measures))  # … of the steps before them, since the last row
+        length = cfg.train.length
+        self.mastered = length.start if length is not None and length.kind == "mastery" else None
         self.saved_at = 0
         self.claimed: Claimed | None = None
 
@@ -92,7 +96,8 @@ class Run:
         state = read_state(self.out, self.model, self.optimizers, self.generator)
         if state is None:
             raise LoopprobeError(f"{self.out} holds no unfinished run: nothing to resume")
-        self.step, self.seconds, self.pending = state
+        self.step, self.seconds, self.pending, mastered = state
+        self.mastered = self.mastered and mastered
         self.saved_at = self.step
         rows = [json.loads(line) for line in _whole_lines(self.out / METRICS)]
         valid = [row for row in rows if row["step"] <= self.step]
@@ -105,18 +110,22 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.cfg, self.model, self.step, round(self.elapsed(), 1), provenance=self.provenance)
 
-    def record(self, errors: Float[Tensor, 2]) -> None:
-        """Record the loss and the query error of one step; write a row and save the state when they are due."""
+    def sizes(self, step: int) -> dict[str, int]:
+        """The sizes of a step, see ``TrainConfig.sizes``."""
+        return self.train.sizes(step, self.mastered)
+
+    def record(self, measured: Float[Tensor, " measure"]) -> None:
+        """Record what was measured in one step; write a row and save the state when they are due."""
         train = self.train
         self.step += 1
-        self.unread.append(errors)
+        self.unread.append(measured)
         if self.step % train.log_every == 0 or self.step == train.steps:
             self.log()
         if self.step % train.checkpoint_every == 0:
             self.save_state()
 
-    def read(self) -> Float[Tensor, "step 2"]:
-        """Return the loss and the error of each step since the last row, copied from the device.
+    def read(self) -> Float[Tensor, "step measure"]:
+        """Return what was measured in each step since the last row, copied from the device.
 
         Raises:
             LoopprobeError: a loss is not finite.
@@ -136,10 +145,12 @@ class Run:
 
     def log(self) -> None:
         """Write a row with the mean over the steps since the last row."""
-        loss, error = self.read().mean(0).tolist()
-        row: Row = {"step": self.step, "loss": loss, "error": error}
-        row |= self.train.lengths(self.step - 1) | {"seconds": round(self.elapsed(), 2)}
-        self.pending = torch.empty(0, 2)
+        means = dict(zip(self.measures, self.read().mean(0).tolist(), strict=True))
+        row: Row = {"step": self.step} | means
+        row |= self.train.reached(self.step - 1, self.mastered) | {"seconds": round(self.elapsed(), 2)}
+        self.pending = torch.empty(0, len(self.measures))
+        if (length := self.train.length) is not None and self.mastered is not None and length.rate is not None:
+            self.mastered = min(length.last, self.mastered + (means["accuracy"] >= length.rate))
         with (self.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.report(row)
@@ -148,7 +159,9 @@ class Run:
         """Write the checkpoint and the state that the next step depends on."""
         pending = self.read()
         save(self.checkpoint(), self.out)
-        save_state(self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed(), pending)
+        save_state(
+            self.out, self.model, self.optimizers, self.generator, self.step, self.elapsed(), pending, self.mastered
+        )
         self.saved_at = self.step
 
     def finish(self) -> Path:

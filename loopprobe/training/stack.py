@@ -2,8 +2,8 @@
 
 Small models leave a GPU waiting for its next kernel, and a stack of them launches only as many kernels as one model.
 Their weights lie along a new first dimension, and their prompts follow one another in the batch. The stack is a
-``LoopedTransformer`` whose linear maps and layer norms have weights for every model; all other code is that of one
-model. Loop counts may differ: all models end at the last loop, and a model with fewer loops starts later.
+``LoopedTransformer`` whose linear maps, embeddings and norms have weights for every model; all other code is that of
+one model. Loop counts may differ: all models end at the last loop, and a model with fewer loops starts later.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from loopprobe.model.blocks import LayerNorm
+from loopprobe.model.blocks import LayerNorm, RMSNorm
 from loopprobe.model.hook_points import NormHooks
 from loopprobe.model.looped import LoopedTransformer
+from loopprobe.model.reading import ReadAt
 
 
 def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
@@ -37,25 +38,47 @@ class StackedLinear(nn.Module):
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.weight = _stacked([part.weight for part in parts])  # [model, out, in]
-        self.bias = _stacked([part.bias for part in parts])  # [model, out]
+        self.bias = None if parts[0].bias is None else _stacked([part.bias for part in parts])  # [model, out]
 
     def forward(self, x: Float[Tensor, "rows pos d_in"]) -> Float[Tensor, "rows pos d_out"]:
-        parts = x.reshape(len(self.weight), -1, x.shape[-1])
-        return torch.baddbmm(self.bias[:, None], parts, self.weight.mT).view(*x.shape[:-1], -1)
+        parts, weight = x.reshape(len(self.weight), -1, x.shape[-1]), self.weight.mT
+        out = torch.bmm(parts, weight) if self.bias is None else torch.baddbmm(self.bias[:, None], parts, weight)
+        return out.view(*x.shape[:-1], -1)
 
 
-class StackedLayerNorm(nn.Module):
-    """Several layer norms, each on its own part of the batch."""
+class StackedEmbedding(nn.Module):
+    """Several embeddings, each of its own part of the batch."""
 
-    def __init__(self, parts: Sequence[LayerNorm]) -> None:
+    def __init__(self, parts: Sequence[nn.Embedding]) -> None:
+        super().__init__()
+        self.weight = _stacked([part.weight for part in parts])  # [model, token, d_model]
+
+    def forward(self, tokens: Int[Tensor, "rows pos"]) -> Float[Tensor, "rows pos d_model"]:
+        n_models, n_tokens, _ = self.weight.shape
+        first = n_tokens * torch.arange(n_models, device=tokens.device).repeat_interleave(len(tokens) // n_models)
+        return F.embedding(tokens + first[:, None], self.weight.flatten(0, 1))
+
+
+class StackedNorm(nn.Module):
+    """Several norms, each on its own part of the batch."""
+
+    def __init__(self, parts: Sequence[LayerNorm | RMSNorm]) -> None:
         super().__init__()
         self.weight = _stacked([part.weight for part in parts])  # [model, d_model]
-        self.bias = _stacked([part.bias for part in parts])
+        layer_norms = [part for part in parts if isinstance(part, LayerNorm)]
+        self.bias = _stacked([part.bias for part in layer_norms]) if layer_norms else None
         self.eps = parts[0].eps
 
     def forward(self, x: Float[Tensor, "rows pos d_model"], hooks: NormHooks) -> Float[Tensor, "rows pos d_model"]:
-        normalized = F.layer_norm(x, x.shape[-1:], eps=self.eps).view(len(self.weight), -1, *x.shape[1:])
-        return (normalized * self.weight[:, None, None] + self.bias[:, None, None]).view_as(x)
+        norm = F.rms_norm if self.bias is None else F.layer_norm
+        normalized = norm(x, x.shape[-1:], eps=self.eps).view(len(self.weight), -1, *x.shape[1:])
+        scaled = normalized * self.weight[:, None, None]
+        return (scaled if self.bias is None else scaled + self.bias[:, None, None]).view_as(x)
+
+
+_STACKED: dict[type[nn.Module], Any] = {
+    nn.Linear: StackedLinear, nn.Embedding: StackedEmbedding, LayerNorm: StackedNorm, RMSNorm: StackedNorm,
+}  # fmt: skip
 
 
 class Stack(LoopedTransformer):
@@ -73,16 +96,19 @@ class Stack(LoopedTransformer):
         super().__init__(models[0].cfg, torch.Generator())
         self.models = list(models)  # a list: not registered as modules of the stack
         for name, module in list(self.named_modules()):
-            parts = [model.get_submodule(name) for model in models] if isinstance(module, nn.Linear | LayerNorm) else []
-            if isinstance(module, nn.Linear):
-                self.set_submodule(name, StackedLinear(parts))
-            elif isinstance(module, LayerNorm):
-                self.set_submodule(name, StackedLayerNorm(parts))
-        self.W_pos = _stacked([model.W_pos for model in models])  # [model, pos, d_model]
+            if (stacked := _STACKED.get(type(module))) is not None:
+                self.set_submodule(name, stacked([model.get_submodule(name) for model in models]))
+        for name in ("W_pos", "W_loop"):
+            if hasattr(self, name):
+                setattr(self, name, _stacked([getattr(model, name) for model in models]))  # [model, pos, d_model]
 
     def positions(self, x: Tensor, first: int) -> Tensor:
         wanted = self.W_pos[:, None, first : first + x.shape[1]]
         return wanted.expand(-1, len(x) // len(self.models), -1, -1).reshape(x.shape)
+
+    def loop_vector(self, x: Tensor, loop: int) -> Tensor:
+        wanted = self.W_loop[:, None, min(loop, self.cfg.n_loops - 1), None]
+        return wanted.expand(-1, len(x) // len(self.models), x.shape[1], -1).reshape(x.shape)
 
     def initial_state(self, e: Tensor) -> Tensor:
         return self._by_model("initial_state", e)
@@ -98,24 +124,25 @@ class Stack(LoopedTransformer):
         return torch.cat([getattr(model, method)(*part) for model, *part in parts])
 
     def run_windows(
-        self, xs: Tensor, ys: Tensor, n_loops: Sequence[int], windows: Sequence[int]
-    ) -> list[Float[Tensor, "loop batch n_points"]]:
-        """Run all models; return the predictions of each after the loops of its window, which alone carry gradient.
+        self, inputs: Sequence[Tensor], n_loops: Sequence[int], windows: Sequence[int], read_at: ReadAt = None
+    ) -> list[Float[Tensor, "loop batch answer *value"]]:
+        """Run all models; return the answers of each after the loops of its window, which alone carry gradient.
 
         Every model runs as many loops as the longest. A model with fewer loops has its states set back to the start
         when its own loops begin, and they are detached where its window begins.
 
         Args:
-            xs, ys: the prompts of the first model, then as many of the second, and so on.
+            inputs: the prompts of the first model, then as many of the second, and so on.
             n_loops, windows: the loop count and the window of each model.
+            read_at: the tokens that are read, see ``LoopedTransformer.forward``.
 
         Returns:
             For each model the result of ``run_loops(…, keep_loops=window, grad_loops=window)``, within rounding.
         """
         total, longest_window = max(n_loops), max(windows)
-        e = self.embed(xs, ys)
+        e = self.embed(*inputs)
         z = start = self.initial_state(e)
-        predictions = []
+        outputs = []
         for loop in range(total):
             with torch.set_grad_enabled(loop >= total - longest_window):
                 if loop:
@@ -123,8 +150,8 @@ class Stack(LoopedTransformer):
                     z = _where([loop == total - count for count in n_loops], start, z)
                 z = self.step(z, e, loop)
                 if loop >= total - longest_window:
-                    predictions.append(self.predict(z, loop=loop))
-        by_model = torch.stack(predictions).chunk(len(self.models), dim=1)
+                    outputs.append(self.predict(z, loop=loop, read_at=read_at))
+        by_model = torch.stack(outputs).chunk(len(self.models), dim=1)
         return [part[-window:] for part, window in zip(by_model, windows, strict=True)]
 
     def pass_gradients_on(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from loopprobe.config.schema import TrainConfig
 from loopprobe.model.looped import LoopedTransformer
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.training.replay import Replay
 from loopprobe.training.runs import Run
 from loopprobe.training.stack import Stack, muon_together
-
-LOG_FLOOR = 1e-3  # added to a squared error over ``Prompts.scale``: errors far below it weigh less
 
 
 def rate_factor(step: int, cfg: TrainConfig) -> float:
@@ -54,39 +51,36 @@ def make_optimizers(model: LoopedTransformer, cfg: TrainConfig) -> list[torch.op
 
 
 def windowed_loss(
-    model: LoopedTransformer, prompts: Prompts, n_loops: int, window: int, kind: str = "mse"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the loss over all points and the last ``window`` loops, which alone carry gradient.
+    model: LoopedTransformer, prompts: PromptBatch, n_loops: int, window: int, kind: str, loss_loops: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute the loss over all answers and the last ``window`` loops, which alone carry gradient.
 
-    The loss ``mse`` is the mean squared error (Yang et al., arXiv 2311.12424, section 4.1: b loops, window T). The loss
-    ``log`` is the mean over loops and points of log(mean squared error of the prompts / scale + 0.001). It is the
-    negative log likelihood of errors with a variance for each loop and point, at the best variances (Kendall et al.,
-    arXiv 1705.07115). Points with few examples, whose error cannot fall, then do not drown the points whose error can.
+    After Yang et al., arXiv 2311.12424, section 4.1: b loops, window T. With ``loss_loops`` only as many of the last
+    loops are in the loss.
 
     Returns:
-        The loss, the mean squared error, and the squared error at the query after the last loop; the last two are
-        detached.
+        The loss, and what ``PromptBatch.training_loss`` records of it, detached.
     """
     window = min(window, n_loops)
-    predictions = model.run_loops(prompts.xs, prompts.ys, n_loops, keep_loops=window, grad_loops=window)
-    return _loss(predictions, prompts.ys, prompts.scale, kind)
-
-
-def _loss(predictions: Tensor, ys: Tensor, scale: float, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    errors = (predictions - ys).square()
-    squared = errors.mean()
-    loss = squared if kind == "mse" else (errors.mean(1) / scale + LOG_FLOOR).log().mean()
-    return loss, squared.detach(), errors[-1, :, -1].detach().mean()
+    outputs = model.run_loops(
+        *prompts.inputs,
+        n_loops=n_loops,
+        keep_loops=min(window, loss_loops or window),
+        grad_loops=window,
+        read_at=prompts.read_at,
+    )
+    return prompts.training_loss(outputs, kind)
 
 
 def train_step(
     model: LoopedTransformer,
     optimizers: list[torch.optim.Optimizer],
-    prompts: Prompts,
+    prompts: PromptBatch,
     step: int,
     cfg: TrainConfig,
     replay: Replay,
-) -> Float[Tensor, 2]:
+    n_loops: int | None = None,
+) -> Float[Tensor, " measure"]:
     """Update the weights once.
 
     Args:
@@ -95,26 +89,26 @@ def train_step(
         step: the number of the step, for the schedules.
         cfg: the training configuration.
         replay: the recorder of this model's steps.
+        n_loops: of this step; None: as the schedule has it.
 
     Returns:
-        The mean squared error, and the squared error at the query after the last loop over ``Prompts.scale``. The call
-        does not wait for the device.
+        What the prompts record of a step (``PromptBatch.measures``). The call does not wait for the device.
     """
-    n_loops = cfg.lengths(step)["loops"]
+    n_loops = cfg.sizes(step)["loops"] if n_loops is None else n_loops
     _set_rates(optimizers, step, cfg)
 
-    def work(xs: Tensor, ys: Tensor) -> Tensor:
-        part = dataclasses.replace(prompts, xs=xs, ys=ys)
-        with torch.autocast(xs.device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
-            loss, squared, error = windowed_loss(model, part, n_loops, cfg.loop_window, cfg.loss)
+    def work(*tensors: Tensor) -> Tensor:
+        part, device = prompts.of(*tensors), tensors[0].device
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bfloat16"):
+            loss, recorded = windowed_loss(model, part, n_loops, cfg.loop_window, str(cfg.loss), cfg.loss_loops)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
         _clip(optimizers, cfg)
-        _update(optimizers, together=xs.is_cuda)  # torch's own Muon reads its rate back from the device
-        return torch.stack([squared, error / prompts.scale])
+        _update(optimizers, together=device.type == "cuda")  # torch's own Muon reads its rate back from the device
+        return recorded
 
-    return replay((n_loops, prompts.scale), work, *prompts)
+    return replay((n_loops, getattr(prompts, "scale", None)), work, *prompts.tensors)
 
 
 def _set_rates(optimizers: list[torch.optim.Optimizer], step: int, cfg: TrainConfig) -> None:
@@ -143,27 +137,36 @@ def _update(optimizers: list[torch.optim.Optimizer], together: bool) -> None:
 
 
 def stack_step(
-    stack: Stack, runs: Sequence[Run], prompts: list[Prompts], step: int, replay: Replay
-) -> Float[Tensor, "run 2"]:
+    stack: Stack,
+    runs: Sequence[Run],
+    prompts: list[PromptBatch],
+    step: int,
+    replay: Replay,
+    n_loops: Sequence[int] | None = None,
+) -> Float[Tensor, "run measure"]:
     """Do ``train_step`` for all models of a stack at once; the result is that of single steps within rounding."""
-    loops = [run.train.lengths(step)["loops"] for run in runs]
-    windows = [min(run.train.loop_window, n_loops) for run, n_loops in zip(runs, loops, strict=True)]
+    loops = [run.train.sizes(step)["loops"] for run in runs] if n_loops is None else list(n_loops)
+    windows = [min(run.train.loop_window, count) for run, count in zip(runs, loops, strict=True)]
     for run in runs:
         _set_rates(run.optimizers, step, run.train)
+    n_inputs = len(prompts[0].inputs)
 
-    def work(xs: Tensor, ys: Tensor) -> Tensor:
-        with torch.autocast(xs.device.type, torch.bfloat16, enabled=runs[0].train.precision == "bfloat16"):
-            predictions = stack.run_windows(xs, ys, loops, windows)
-            parts = zip(predictions, ys.chunk(len(runs)), prompts, runs, strict=True)
-            losses = [_loss(outputs, labels, part.scale, run.train.loss) for outputs, labels, part, run in parts]
+    def work(*tensors: Tensor) -> Tensor:
+        parts = zip(*(tensor.chunk(len(runs)) for tensor in tensors), strict=True)
+        each = [of_run.of(*part) for of_run, part in zip(prompts, parts, strict=True)]
+        with torch.autocast(tensors[0].device.type, torch.bfloat16, enabled=runs[0].train.precision == "bfloat16"):
+            outputs = stack.run_windows(tensors[:n_inputs], loops, windows, prompts[0].read_at)
+            results = [
+                of_run.training_loss(output[-(run.train.loss_loops or 0) :], str(run.train.loss))
+                for of_run, output, run in zip(each, outputs, runs, strict=True)
+            ]
         stack.zero_grad()
-        torch.stack([loss for loss, *_ in losses]).sum().backward()
+        torch.stack([loss for loss, _ in results]).sum().backward()
         stack.pass_gradients_on()
         for run in runs:
             _clip(run.optimizers, run.train)
         _update([optimizer for run in runs for optimizer in run.optimizers], together=True)
-        pairs = zip(losses, prompts, strict=True)
-        return torch.stack([torch.stack([squared, error / part.scale]) for (_, squared, error), part in pairs])
+        return torch.stack([recorded for _, recorded in results])
 
-    xs, ys = (torch.cat(parts) for parts in zip(*prompts, strict=True))
-    return replay((*loops, *(part.scale for part in prompts)), work, xs, ys)
+    tensors = [torch.cat(parts) for parts in zip(*(part.tensors for part in prompts), strict=True)]
+    return replay((*loops, *(getattr(part, "scale", None) for part in prompts)), work, *tensors)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from loopprobe.config.schema import Config
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.support.device import pick_device
-from loopprobe.tasks import Prompts, sample
+from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts, sample, sample_tokens
 from loopprobe.training.replay import Replay
 from loopprobe.training.runs import Row, Run, deferred_interrupt, recorded_config
 from loopprobe.training.stack import Stack, Trial
@@ -115,9 +114,13 @@ def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
     left, ways, trial = list(runs), _ways(runs), Trial(together)
     with deferred_interrupt() as interrupted:
         for step in range(left[0].step, left[0].train.steps):
-            prompts = [draw(run.cfg, step, run.generator, run.device) for run in left]
+            sizes = [run.sizes(step) for run in left]
+            each = zip(left, sizes, strict=True)
+            prompts = [draw(run.cfg, size, run.generator, run.device) for run, size in each]
+            alike = len({part.n_tokens for part in prompts}) == 1  # runs may have mastered different lengths
             with trial.step(left[0].device) as as_one:
-                results = ways[as_one and len(left) > 1](prompts, step)
+                way = ways[as_one and alike and len(left) > 1]
+                results = way(prompts, step, [size["loops"] for size in sizes])
             for run, errors in zip(left, results, strict=True):
                 try:
                     run.record(errors)
@@ -138,26 +141,33 @@ def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
         raise LoopprobeError("; ".join(map(str, broken.values())))
 
 
-def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[Prompts], int], list[Tensor]]]:
+def _ways(runs: Sequence[Run]) -> dict[bool, Callable[[list[PromptBatch], int, list[int]], list[Tensor]]]:
     """Return the ways to do a step of all runs: as one stack (True), and one by one (False)."""
     replays = [Replay(run.device) for run in runs]
 
-    def one_by_one(prompts: list[Prompts], step: int) -> list[Tensor]:
-        each = zip(runs, prompts, replays, strict=True)
-        return [train_step(run.model, run.optimizers, part, step, run.train, replay) for run, part, replay in each]
+    def one_by_one(prompts: list[PromptBatch], step: int, loops: list[int]) -> list[Tensor]:
+        each = zip(runs, prompts, replays, loops, strict=True)
+        return [
+            train_step(run.model, run.optimizers, part, step, run.train, replay, n_loops)
+            for run, part, replay, n_loops in each
+        ]
 
-    ways: dict[bool, Callable[[list[Prompts], int], list[Tensor]]] = {False: one_by_one}
+    ways: dict[bool, Callable[[list[PromptBatch], int, list[int]], list[Tensor]]] = {False: one_by_one}
     if len(runs) > 1:
         stack, replay = Stack([run.model for run in runs]), Replay(runs[0].device)
-        ways[True] = lambda prompts, step: list(stack_step(stack, runs, prompts, step, replay))
+        ways[True] = lambda prompts, step, loops: list(stack_step(stack, runs, prompts, step, replay, loops))
     return ways
 
 
-def draw(cfg: Config, step: int, generator: torch.Generator, device: torch.device) -> Prompts:
-    """Draw the prompts of a training step, on a device."""
-    size, width = cfg.train.lengths(step), cfg.model.n_dims
-    prompts = sample(cfg.task, cfg.train.batch_size, size["points"], width, generator, active_dims=size["dims"])
+def draw(cfg: Config, sizes: Mapping[str, int], generator: torch.Generator, device: torch.device) -> PromptBatch:
+    """Draw the prompts of a training step of these sizes, on a device."""
+    size = cfg.train.batch_size
+    prompts: Prompts | TokenPrompts
+    if cfg.task.tokens:
+        prompts = sample_tokens(cfg.task, size, sizes["length"], generator)
+    else:
+        prompts = sample(cfg.task, size, sizes["points"], cfg.model.n_dims, generator, active_dims=sizes["dims"])
     if device.type != "cuda":
         return prompts.to(device)
-    xs, ys = (part.pin_memory().to(device, non_blocking=True) for part in prompts)  # does not wait for earlier steps
-    return dataclasses.replace(prompts, xs=xs, ys=ys, weights=None)
+    # from pinned memory, so that nothing waits for earlier steps
+    return prompts.of(*(part.pin_memory().to(device, non_blocking=True) for part in prompts.tensors))

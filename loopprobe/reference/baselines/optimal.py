@@ -18,13 +18,16 @@ from torch import Tensor
 from loopprobe.config.schema import TaskConfig
 from loopprobe.reference.baselines.closed import Predictions, least_squares, ridge
 from loopprobe.support.statistics import double
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts
+from loopprobe.tasks.protocol import Outputs
 
 UNKNOWN = "unknown"  # the optimum's name where the prompts do not say which task they are from
 
 
-def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
-    """Return the name and the predictions of the best predictor that knows the task but not its function.
+def optimum(prompts: PromptBatch, task: TaskConfig) -> tuple[str, Outputs]:
+    """Return the name and the outputs of the best predictor that knows the task but not its function.
+
+    Of a token task it is the right answer, of which it is certain.
 
     Args:
         prompts: the prompts; their origin says which task they are from.
@@ -34,6 +37,9 @@ def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
         The name, and predictions in float64. Where the prompts are not known to be from the task, the best predictor
         is not known either: the name is ``UNKNOWN`` and the predictions are NaN.
     """
+    if isinstance(prompts, TokenPrompts):
+        return "the right answer", prompts.certain()
+    assert isinstance(prompts, Prompts), "no other prompts belong to a task"
     if not is_of(prompts, task):
         return UNKNOWN, torch.full_like(double(prompts.ys), torch.nan)
     linear = task.name in ("linear_regression", "noisy_linear_regression")
@@ -49,7 +55,7 @@ def optimum(prompts: Prompts, task: TaskConfig) -> tuple[str, Predictions]:
     return "Gaussian process", gaussian_process(prompts, covariance(prompts.xs, task))
 
 
-def is_of(prompts: Prompts, task: TaskConfig) -> bool:
+def is_of(prompts: PromptBatch, task: TaskConfig) -> bool:
     """Check the origin of prompts: it must name the task, with noise or without, or a table of real data.
 
     Prompts that were made by hand have an empty origin and do not pass.
@@ -57,6 +63,8 @@ def is_of(prompts: Prompts, task: TaskConfig) -> bool:
     origin = prompts.origin
     if "data" in origin:
         return True
+    if isinstance(prompts, TokenPrompts):
+        return prompts.task == task
     if origin.get("task", "").removeprefix("noisy_") != task.name.removeprefix("noisy_"):
         return False
     fields = [name for name in ("sparsity", "depth", "hidden", "labels") if name in origin]

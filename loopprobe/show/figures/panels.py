@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.config.schema import TrainConfig
 from loopprobe.show.arrange import by_name, model_config, task_of, without_seed
 from loopprobe.show.figures.style import DASHES, colours, curve, loop_colour
 
@@ -149,7 +148,7 @@ def _layers(data: xr.Dataset) -> int:
 
 
 def _loss(data: xr.Dataset) -> str:
-    return (model_config(data)["train"] or {}).get("loss", TrainConfig.loss)
+    return str((model_config(data)["train"] or {}).get("loss", "mse"))
 
 
 def _window(data: xr.Dataset) -> int:

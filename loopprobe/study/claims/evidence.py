@@ -55,7 +55,7 @@ class Kind:
     window: int
     grown: bool
     steps: int
-    loss: str = TrainConfig.loss
+    loss: str = "mse"
 
     def __str__(self) -> str:
         parts = ["noisy"] if self.task.startswith("noisy") else []
@@ -63,7 +63,7 @@ class Kind:
         parts += ["b grown"] if self.grown else [f"b {self.loops}"]
         parts += [f"T {self.window}"]
         parts += [f"{self.steps} steps"] if self.steps != TrainConfig.steps else []
-        parts += [f"{self.loss} loss"] if self.loss != TrainConfig.loss else []
+        parts += [f"{self.loss} loss"] if self.loss == "log" else []
         return ", ".join(parts)
 
 
@@ -76,7 +76,7 @@ def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
         kind = Kind(
             cfg["task"]["name"], cfg["model"]["n_layers"], cfg["model"]["n_loops"], train.get("loop_window", 0),
             train.get("loops", {}).get("kind", "constant") != "constant", train.get("steps", 0),
-            train.get("loss", TrainConfig.loss),
+            train.get("loss", "mse"),
         )  # fmt: skip
         seeds.setdefault(kind, []).append((train.get("seed", 0), data))
     return {
