@@ -100,7 +100,7 @@ TOKEN_TASKS: dict[str, TokenTask] = {
         lambda task, n: 2 * n, lambda task, n: n, _COPYING,
     ),
     "addition": TokenTask(
-        "add", "digits", {"length": 12, "base": 10, "numbers": 2},
+        "add", "digits", {"length": 12, "base": 2, "numbers": 2},
         _columns, lambda task: _numbers(max(task.base, task.numbers)),
         lambda task, n: n + 1, lambda task, n: n + 1,
         "constant depth suffices, by looking ahead for carries; passing them on takes a loop a digit",
