@@ -68,6 +68,7 @@ class Triples:
         return torch.stack([threes.mean(-1), threes.amax(-1)], -1)
 
     measures = ("loss", "error")
+    corruptions = ()
 
     @property
     def tensors(self):

@@ -57,7 +57,7 @@ def cache(
 
     checkpoint = load_checkpoint(ckpt or DEFAULT, pick_device(device))
     cfg = checkpoint.config.model
-    needed = 4 * prompts * cfg.n_points * (cfg.n_dims + 1 + 8 * cfg.d_model)  # the prompts, and a loop's activations
+    needed = prompts * (cfg.prompt_bytes + 16 * cfg.n_ctx * cfg.d_model)  # the prompts, and a loop's activations
     require(needed, f"cache of {checkpoint.label} with {prompts:,} prompts", "lower --prompts")
     held_out = checkpoint.held_out(prompts, seed)
     config = CacheConfig(
@@ -137,13 +137,19 @@ def attention(loops: Loops = None, *, common: Common) -> None:
 @with_common(prompts=64)
 def patch(
     corruption: Annotated[
-        str, typer.Option(help="What differs: label, weights (all labels), query, or noise.")
-    ] = "weights",
+        str | None,
+        typer.Option(
+            help="What differs: label, weights (all labels, the default), query, or noise; of tokens: token (one of "
+            "them, the default) or prompt."
+        ),
+    ] = None,
     sites: Annotated[
         str, typer.Option(help="z (the state), attn_z (heads), mlp_out, attn_out, resid_mid, q, …")
     ] = "z,attn_z",
     loops: Loops = None,
-    example: Annotated[int, typer.Option(help="With --corruption label: whose, from 0.")] = 0,
+    example: Annotated[
+        int | None, typer.Option(help="Which example's label or which token differs, from 0; default: 0, or any token.")
+    ] = None,
     noise_std: Annotated[float, typer.Option(help="With --corruption noise: its standard deviation.")] = 1.0,
     positions: Positions = None,
     estimate: Annotated[
@@ -153,7 +159,8 @@ def patch(
     common: Common,
 ) -> None:
     """Patch a clean run into a corrupted one, place by place."""
-    one_of(corruption, ("label", "weights", "query", "noise"), "corruption")
+    if corruption is not None:
+        one_of(corruption, ("label", "weights", "query", "noise", "token", "prompt"), "corruption")
     at_least(loops, 1, "loops")
     at_least(example, 0, "example")
     if corruption == "noise" and not noise_std > 0:
@@ -163,7 +170,7 @@ def patch(
         "noise_std": noise_std, "exact": not estimate,
         "positions": parse_positions(positions),
     }  # fmt: skip
-    show(*ask("patch", options, f"patch-{corruption}", common), common.png)
+    show(*ask("patch", options, f"patch-{corruption}" if corruption else "patch", common), common.png)
 
 
 @with_common(prompts=16)

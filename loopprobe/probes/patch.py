@@ -41,9 +41,10 @@ class PatchConfig:
     """The difference between the runs, and the places that are patched.
 
     Attributes:
-        corruption: ``label`` (of one example), ``weights`` (another task), ``query`` (another input) or ``noise``;
-            ``given`` where the corrupted prompts are given to ``run``.
-        example: the example whose label is corrupted, from 0.
+        corruption: ``label`` (of one example), ``weights`` (another task), ``query`` (another input) or ``noise``; of
+            tokens ``token`` or ``prompt``; ``given`` where the corrupted prompts are given to ``run``. None: the first
+            that the prompts have.
+        example: the example whose label is corrupted, or the token, from 0; None: the first example, or any token.
         noise_std: the standard deviation of the noise, in the units of y.
         sites: names of activations; ``z`` is the state after a loop, ``attn_z`` the output of a head.
         loops: iterations; None: as many as trained.
@@ -51,8 +52,8 @@ class PatchConfig:
         exact: whether to run the patches; otherwise attribution patching estimates them.
     """
 
-    corruption: Literal["label", "weights", "query", "noise", "given"] = "weights"
-    example: NonNegativeInt = 0
+    corruption: Literal["label", "weights", "query", "noise", "token", "prompt", "given"] | None = None
+    example: NonNegativeInt | None = None
     noise_std: NonNegativeFloat = 1.0
     sites: tuple[Site, ...] = ("z", "attn_z")
     loops: PositiveInt | None = None
@@ -86,7 +87,7 @@ def run(
         * ``{site}``, ``{site}_low``, ``{site}_high``: the effect: Σ moved · total / Σ total² over the prompts, moved
           being the change of the prediction by the patch and total the clean minus the corrupted prediction, so
           that 0 is the corrupted and 1 the clean run; 95 % bootstrap intervals, missing for a single prompt
-        * ``{site}_moved [..., example]``, in the units of y
+        * ``{site}_moved [..., example]``, in the units of y, or for tokens in those of logits
         * ``{site}_attribution``: the effect as attribution patching estimates it
 
         ``clean`` and ``corrupted [example]`` are the predictions; with a metric, all of these are its values. ``attrs``
@@ -98,11 +99,14 @@ def run(
     """
     if corrupted is not None:
         config = dataclasses.replace(config, corruption=GIVEN)
+    elif config.corruption is None:
+        config = dataclasses.replace(config, corruption=prompts.corruptions[0])  # type: ignore[arg-type]  # checked next
     check(subject, config, prompts)
     model = subject.model
     prompts = prompts.to(subject.device)
     n_loops = config.loops or model.sizes.n_loops
     other = _corrupted(subject, prompts, config) if corrupted is None else _fitting(prompts, corrupted)
+    prompts = prompts.against(other)
     runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), metric)
     tokens = list(range(runs.last + 1))
     if config.positions is not None:
@@ -126,11 +130,12 @@ def run(
 
 def check(subject: Subject, config: PatchConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the options do not fit the model or the prompts, before anything runs."""
-    points = prompts.n_answers
     if not config.sites:
         raise LoopprobeError("sites must not be empty: name at least one")
-    if config.example > points - 2 and (config.example or config.corruption == "label"):
-        raise LoopprobeError(f"example ({config.example}) must be from 0 to {points - 2}: the last point is the query")
+    if config.corruption not in (None, GIVEN, *prompts.corruptions):
+        raise LoopprobeError(
+            f"corruption ({config.corruption}) must be {' or '.join(prompts.corruptions)} for these prompts: choose one"
+        )
     if config.positions is not None:
         chosen_tokens(config.positions, prompts, last_token(subject, prompts))
     if config.corruption != GIVEN:
@@ -145,13 +150,14 @@ def _corrupted(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> P
     """
     if config.corruption == GIVEN:
         raise LoopprobeError(f"corruption {GIVEN!r} takes its prompts from run(…, corrupted=): give them")
-    if config.corruption == "weights" and not subject.is_of_task(prompts):
+    if (config.corruption or prompts.corruptions[0]) == "weights" and not subject.is_of_task(prompts):
         raise LoopprobeError(
             "corruption 'weights' gives the labels of another linear function, but these prompts do not say that they "
             "are of a linear task: give corrupted=, or choose label, query or noise"
         )
     generator = torch.Generator().manual_seed(CORRUPTED + prompts.origin.get("held_out_seed", 0))
-    return prompts.corrupted(config.corruption, generator, example=config.example, noise_std=config.noise_std)
+    kind = config.corruption or prompts.corruptions[0]
+    return prompts.corrupted(kind, generator, example=config.example, noise_std=config.noise_std)
 
 
 def _fitting(prompts: PromptBatch, corrupted: PromptBatch) -> PromptBatch:

@@ -112,8 +112,8 @@ def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> 
     loops = getattr(config, "loops", None) or model.n_loops
     runs = len(getattr(config, "n", ())) + 1
     further = sum(getattr(config, name, 0) for name in ("train_prompts", "fit_prompts"))  # those that are fitted on
-    prompts = (question.prompts + further) * (4 * model.n_points * (model.n_dims + 1) + 8 * RESAMPLES)
-    errors = loops * runs * (4 * question.prompts + 8 * model.n_points)
+    prompts = (question.prompts + further) * (model.prompt_bytes + 8 * RESAMPLES)
+    errors = loops * runs * (4 * question.prompts + 8 * model.most_answers)
     require(
         prompts + errors,
         f"{question.probe} of {checkpoint.label} with {question.prompts + further:,} prompts and {loops:,} loops",

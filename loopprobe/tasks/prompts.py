@@ -53,6 +53,7 @@ class Prompts:
     tokens_per_point: ClassVar[int] = TOKENS_PER_POINT
     read_at: ClassVar[slice] = INPUTS
     measures: ClassVar[tuple[str, ...]] = ("loss", "error")
+    corruptions: ClassVar[tuple[str, ...]] = ("weights", "label", "query", "noise")
 
     def __post_init__(self) -> None:
         if self.scale is None:
@@ -193,11 +194,13 @@ class Prompts:
         }
         return {name: group.float() for name, group in groups.items()}
 
-    def corrupted(self, kind: str, generator: torch.Generator, **options: Any) -> Prompts:
+    def corrupted(
+        self, kind: str, generator: torch.Generator, *, example: int | None = None, **options: Any
+    ) -> Prompts:
         """Return a copy of the prompts with one thing changed, see ``tasks.corruptions.corrupt``."""
         from loopprobe.tasks.corruptions import corrupt
 
-        return corrupt(self, kind, generator, **options)  # type: ignore[arg-type]
+        return corrupt(self, kind, generator, example=example or 0, **options)  # type: ignore[arg-type]
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:

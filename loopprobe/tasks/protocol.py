@@ -120,6 +120,10 @@ class PromptBatch(Protocol):
     def targets(self) -> Mapping[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0."""
 
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """The kinds of ``corrupted``; the first is the usual one."""
+
     def corrupted(self, kind: str, generator: Any, **options: Any) -> Self:
         """Return a copy of the prompts with one thing changed, see ``tasks.corruptions``.
 

@@ -42,6 +42,7 @@ class TokenPrompts:
     tokens_per_point: ClassVar[int] = 1
     output_size: ClassVar[None] = None
     measures: ClassVar[tuple[str, ...]] = ("loss", "error", "accuracy")
+    corruptions: ClassVar[tuple[str, ...]] = ("token", "prompt")
 
     def split(self, size: int) -> list[TokenPrompts]:
         """Split the prompts into batches of ``size``; the last batch may be smaller."""

@@ -87,10 +87,12 @@ def _description(data: xr.Dataset, site: str) -> str:
     """Describe the patches of a site as a title."""
     config = read_stamp(data).options
     what = {
-        "label": f"another label for example {config['example']}",
+        "label": f"another label for example {config['example'] or 0}",
         "weights": "labels of another task",
         "query": "another query",
         "noise": f"noise of {config['noise_std']:g} on the labels",
+        "token": "one token is another",
+        "prompt": "another prompt",
         "given": "prompts that were given",
     }[config["corruption"]]
     how = "patching" if config["exact"] else "attribution patching (an estimate) of"
