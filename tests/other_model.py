@@ -223,5 +223,8 @@ class OtherSubject:
     def is_of_task(self, prompts):
         return isinstance(prompts, Triples)
 
+    def loops_of(self, prompts):
+        return self.model.cfg.n_loops
+
     def optimum(self, prompts):
         return "unknown", torch.full_like(prompts.right, torch.nan)

@@ -201,6 +201,28 @@ def exit_(
     show(*ask("exit", {"loops": loops}, "exit", common), common.png)
 
 
+@with_common(prompts=256)
+def extrapolate(
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Lengths of the prompts, such as 4:32:4; default: up to twice the training's."),
+    ] = None,
+    loops: Annotated[int | None, typer.Option(help="The most loops; default: twice those of the longest.")] = None,
+    works: Annotated[float, typer.Option(help="Share of prompts right as a whole that solves a length.")] = 0.9,
+    *,
+    common: Common,
+) -> None:
+    """Map what a token model solves: length by loops, beyond the training."""
+    at_least(loops, 1, "loops")
+    if not 0 < works <= 1:
+        raise LoopprobeError(f"works ({works}) must be above 0 and at most 1: it is a share of the prompts")
+    options = {
+        "lengths": None if lengths is None else tuple(parse_numbers(lengths, "--lengths")),
+        "loops": loops, "works": works,
+    }  # fmt: skip
+    show(*ask("extrapolate", options, "extrapolate", common), common.png)
+
+
 @with_common(prompts=64)
 def recover(
     after: Annotated[
@@ -241,6 +263,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "patch": patch,
     "fixed-points": fixed_points,
     "exit": exit_,
+    "extrapolate": extrapolate,
     "recover": recover,
     "paths": paths,
 }

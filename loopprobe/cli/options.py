@@ -40,6 +40,9 @@ Png = Annotated[bool, typer.Option("--png", help="Also write the figure as PNG (
 
 ShiftedBy = Annotated[str | None, typer.Option(help="Draw the prompts otherwise: see `loopprobe shift --help`.")]
 Data = Annotated[str | None, typer.Option(help="Take the prompts from a table: CSV, parquet, or a name such as wine.")]
+Length = Annotated[
+    int | None, typer.Option(help="Token tasks: length of the prompts (bits, digits, …); default: as in training.")
+]
 Target = Annotated[str | None, typer.Option(help="With --data: the column that is the label.")]
 
 
@@ -105,12 +108,14 @@ class Common:
     shift: str | None
     data: str | None
     target: str | None
+    length: int | None
 
 
 _COMMON = {
     "ckpt": (Ckpt, None), "prompts": (Prompts, 1280), "seed": (Seed, 0), "out": (Out, None),
     "overwrite": (Overwrite, False), "png": (Png, False), "device": (Device, "auto"),
     "shift": (ShiftedBy, None), "data": (Data, None), "target": (Target, None),
+    "length": (Length, None),
 }  # fmt: skip
 
 
@@ -135,6 +140,7 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
             common = Common(**{name: values.pop(name) for name in _COMMON})
             at_least(common.prompts, 1, "prompts")
             at_least(common.seed, 0, "seed")
+            at_least(common.length, 1, "length")
             verb(common=common, **values)
 
         command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads

@@ -254,7 +254,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     variants = options if options and all(isinstance(value, dict) for value in options.values()) else {"": options}
     load, device = functools.cache(load_checkpoint), pick_device(common.device)
     tree = {"probe": probe, "checkpoints": tuple(common.ckpt or [DEFAULT])}
-    tree |= {field: getattr(common, field) for field in ("prompts", "seed", "shift", "data", "target")}
+    tree |= {field: getattr(common, field) for field in ("prompts", "seed", "shift", "data", "target", "length")}
     by_variant = [prepare(build(Question, tree | {"options": fields}), device, load) for fields in variants.values()]
     prepared = [p for of_checkpoint in zip(*by_variant, strict=True) for p in of_checkpoint]
     models = len(by_variant[0])

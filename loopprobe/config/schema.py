@@ -163,7 +163,7 @@ def require_vocabulary(model: ModelConfig, task: TaskConfig) -> None:
 
 def _parts(task: TaskConfig, model: ModelConfig) -> list[str]:
     parts = [task.short]
-    if model.n_layers > 1:
+    if model.n_layers > 1 or model.n_loops == 1:
         parts.append(f"L{model.n_layers}")
     if model.n_loops > 1:
         parts.append(f"b{model.n_loops}")

@@ -52,7 +52,7 @@ def run(
     model = subject.model
     device = subject.device
     prompts = prompts.to(device)
-    n_loops = config.loops or model.sizes.n_loops
+    n_loops = config.loops or subject.loops_of(prompts)
     size = max(1, min(chunk_size(device), chunk_size(device) * LAYERS_AT_ONCE // (n_loops * model.sizes.n_layers)))
     sums: dict[str, Tensor] = {}
     each: dict[str, list[Tensor]] = {}

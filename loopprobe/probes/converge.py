@@ -64,6 +64,7 @@ def run(
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
           task, named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
+        * ``accuracy [loop]``: the share of right answers, where answers can be right
         * with ``states``, everything that ``follow_states`` measures on that many prompts
 
     Raises:
@@ -74,11 +75,15 @@ def run(
     prompts = prompts.to(subject.device)
     n_prompts, n_points = prompts.n_prompts, prompts.n_answers
     errors = np.empty((config.loops, n_prompts), np.float32)
+    right: list[np.ndarray] = []  # [loop] a batch: how many answers are right
     by_point = np.zeros((config.loops, n_points))
     done = 0
     with torch.no_grad():
         for batch in progress(prompts.split(chunk_size(model.device))):
-            error = to_numpy(batch.errors(model(*batch.inputs, n_loops=config.loops, read_at=batch.read_at)))
+            outputs = model(*batch.inputs, n_loops=config.loops, read_at=batch.read_at)
+            error = to_numpy(batch.errors(outputs))
+            if (correct := batch.correct(outputs)) is not None:
+                right.append(to_numpy(correct.sum((1, 2))))
             errors[:, done : done + error.shape[1]] = error[..., -1]
             by_point += error.sum(axis=1, dtype=np.float64)
             done += error.shape[1]
@@ -100,6 +105,8 @@ def run(
     )
     for variable in data:
         data[variable].attrs["units"] = prompts.unit
+    if right:
+        data["accuracy"] = "loop", sum(right) / (n_prompts * n_points)
     if config.states:
         few = prompts[: config.states]
         followed = follow_states(

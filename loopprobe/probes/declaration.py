@@ -11,7 +11,7 @@ import xarray as xr
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import Capability, require
 from loopprobe.store.subject import Subject
-from loopprobe.tasks import PromptBatch, Prompts
+from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Probe:
         shown: how its datasets are shown.
         needs: what the model must be able to do.
         of_points: whether it asks about labelled points, as regression has them, and takes no other prompts.
+        of_tokens: whether it asks about lengths of a token task, and takes no other prompts.
         given: what can be given to ``run`` besides: prompts and functions, which no file can hold.
     """
 
@@ -62,6 +63,7 @@ class Probe:
     shown: Shown
     needs: frozenset[Capability] = frozenset()
     of_points: bool = False
+    of_tokens: bool = False
     given: tuple[str, ...] = ()
 
     def require(self, subject: Subject, prompts: PromptBatch, config: Any) -> None:
@@ -76,5 +78,10 @@ class Probe:
             raise LoopprobeError(
                 f"{self.name} asks about labelled points and these prompts are {type(prompts).__name__}: choose a "
                 "model of a regression task, or another probe"
+            )
+        if self.of_tokens and not isinstance(prompts, TokenPrompts):
+            raise LoopprobeError(
+                f"{self.name} asks about lengths of a token task and these prompts are {type(prompts).__name__}: "
+                "choose a model of a token task, or another probe"
             )
         self.check(subject, config, prompts)

@@ -87,7 +87,7 @@ def run(
     model = subject.model
     device = subject.device
     prompts = prompts.to(device)
-    n_loops = config.loops or model.sizes.n_loops
+    n_loops = config.loops or subject.loops_of(prompts)
     seed = prompts.origin.get("held_out_seed", 0) + 1
     training, fitted_on = training_prompts(subject, prompts, config.train_prompts, seed, training)
     size = chunk_size(device)

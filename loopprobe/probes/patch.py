@@ -104,7 +104,7 @@ def run(
     check(subject, config, prompts)
     model = subject.model
     prompts = prompts.to(subject.device)
-    n_loops = config.loops or model.sizes.n_loops
+    n_loops = config.loops or subject.loops_of(prompts)
     other = _corrupted(subject, prompts, config) if corrupted is None else _fitting(prompts, corrupted)
     prompts = prompts.against(other)
     runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), metric)

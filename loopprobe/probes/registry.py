@@ -12,6 +12,7 @@ from loopprobe.probes import (
     curves,
     decode,
     exit,
+    extrapolate,
     fixed_points,
     folds,
     lens,
@@ -26,8 +27,8 @@ from loopprobe.probes.declaration import Probe
 PROBES: dict[str, Probe] = {
     module.PROBE.name: module.PROBE
     for module in (
-        align, attention, attribute, compare, converge, curves, decode, exit, fixed_points, folds, lens, mask, patch,
-        paths, recover, shift,
+        align, attention, attribute, compare, converge, curves, decode, exit, extrapolate, fixed_points, folds, lens,
+        mask, patch, paths, recover, shift,
     )
 }  # fmt: skip
 

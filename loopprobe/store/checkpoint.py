@@ -140,6 +140,11 @@ class Checkpoint:
         """Check by their origin that prompts are from the model's task, or from a table of real data."""
         return is_of(prompts, self.config.task)
 
+    def loops_of(self, prompts: PromptBatch) -> int:
+        """Return the number of loops that the training gives such prompts: where it is their length, as many."""
+        by_length = isinstance(self.config, Config) and self.config.train.loops.kind == "length"
+        return int(prompts.origin.get("length", self.model.cfg.n_loops)) if by_length else self.model.cfg.n_loops
+
     def optimum(self, prompts: PromptBatch) -> tuple[str, Outputs]:
         """Return name and outputs of the best predictor of the task, see ``reference.baselines.optimal``."""
         return optimum(prompts, self.config.task)

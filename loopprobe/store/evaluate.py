@@ -44,9 +44,9 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
     Returns:
         Plain data, as config.json records it.
     """
-    trained = checkpoint.config.model.n_loops
-    loops = [trained] if far is None or trained == 1 else sorted({trained, far})
     prompts = checkpoint.held_out(n_prompts, seed)
+    trained = checkpoint.loops_of(prompts)
+    loops = [trained] if far is None or trained == 1 else sorted({trained, far})
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
     name, best = checkpoint.optimum(prompts)

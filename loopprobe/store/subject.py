@@ -73,5 +73,8 @@ class Subject(Protocol):
     def is_of_task(self, prompts: Any) -> bool:
         """Check by their origin that prompts are from the task."""
 
+    def loops_of(self, prompts: Any) -> int:
+        """Return the number of loops that the training gives such prompts, or would."""
+
     def optimum(self, prompts: Any) -> tuple[str, Outputs]:
         """Return name and outputs of the best predictor that knows the task; NaN where it is unknown."""

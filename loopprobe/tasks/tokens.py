@@ -49,9 +49,23 @@ def held_out_tokens(task: TaskConfig, n_prompts: int, length: int, seed: int = 0
     return dataclasses.replace(prompts, origin=origin)
 
 
+def longest_length(task: TaskConfig, n_ctx: int, most: int) -> int:
+    """Return the longest length, at most ``most``, that the task has and whose prompts fit into ``n_ctx`` tokens."""
+    assert task.tokens is not None
+    length = min(most, _limit(task) or most)
+    while length > 1 and task.tokens.n_tokens(task, length) > n_ctx:
+        length -= 1
+    return length
+
+
+def _limit(task: TaskConfig) -> int | None:
+    """The longest length that the task has a token for; None where any will do."""
+    return 2 * (task.length or 1) if task.name == "p_hop" else None
+
+
 def _require_length(task: TaskConfig, length: int) -> None:
     assert task.tokens is not None
-    most = 2 * (task.length or 1) if task.name == "p_hop" else None
+    most = _limit(task)
     if length < 1 or (most is not None and length > most):
         limit = f"from 1 to {most}" if most else "at least 1"
         raise LoopprobeError(f"length ({length} {task.tokens.counts}) must be {limit}: change it")

@@ -1,0 +1,33 @@
+"""Tables of the probes of token tasks."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from loopprobe.show.tables.common import titled
+from loopprobe.show.tables.common import with_ends as cell_with_ends
+
+
+def extrapolate_table(data: xr.Dataset) -> Table:
+    """Tabulate what is right at each length, with the loops of the training and with the best number."""
+    trained, works = int(data.attrs["trained_length"]), data.attrs["works"]
+    table = titled(f"{data.model.item()}: prompts that are right as a whole, by length ({data.attrs['counts']})")
+    fails, slope = int(data.attrs["fails_at"]), data.attrs["slope"]
+    ends = f"no number of loops reaches {works:.0%} at length {fails}" if fails else f"all lengths reach {works:.0%}"
+    rise = f"; {slope:.2f} loops more for each one longer" if np.isfinite(slope) else ""
+    table.caption = f"share of the prompts [95 % bootstrap interval]; trained up to length {trained}; {ends}{rise}"
+    for name in ("length", "loops as trained", "right", "best loops", "right", f"loops to {works:.0%}", "error, nats"):
+        table.add_column(name, justify="right")
+    for length in data.length.values:
+        here = data.sel(length=length)
+        rule = min(int(here.trained_loops), int(data.loop[-1]))
+        best = int(here.exact.argmax("loop")) + 1
+        needed = float(here.needed_loops)
+        table.add_row(
+            f"{length}", f"{int(here.trained_loops)}", cell_with_ends(here.sel(loop=rule), "exact"), f"{best}",
+            cell_with_ends(here.sel(loop=best), "exact"), "–" if np.isnan(needed) else f"{needed:.0f}",
+            f"{float(here.error.sel(loop=rule)):.3g}",
+        )  # fmt: skip
+    return table
