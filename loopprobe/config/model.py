@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -13,6 +13,10 @@ from loopprobe.errors import LoopprobeError
 
 TOKENS_PER_POINT = 2  # an input x, then its label y
 CONTEXT = 256  # the most tokens of a prompt where nothing says more
+if TYPE_CHECKING:
+    OfVectors = int  # code that asks for it has a model of vectors
+else:
+    OfVectors = PositiveInt | None
 
 
 @configuration
@@ -47,8 +51,8 @@ class ModelConfig:
     n_prelude_layers: NonNegativeInt = 0  # ordinary layers between the embedding and the loop
     n_coda_layers: NonNegativeInt = 0  # ordinary layers between the loop and the read-out
     loop_embedding: bool = False  # a learned vector for each loop, added to its input
-    n_dims: PositiveInt = None  # type: ignore[assignment]  # vectors: 10
-    n_points: PositiveInt = None  # type: ignore[assignment]  # vectors: 31
+    n_dims: OfVectors = None  # type: ignore[assignment]  # vectors: 10
+    n_points: OfVectors = None  # type: ignore[assignment]  # vectors: 31
 
     attn_only: ClassVar[bool] = False  # asked for by TransformerLens's ActivationCache
 
