@@ -28,11 +28,12 @@ from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.decoders import targets_of, with_ones
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.probes.networks import CONTROLS, network_scores
+from loopprobe.probes.results import results_dataset
 from loopprobe.probes.ridge import Ridge, States, with_one
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import float64_device, to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import Prompts, TokenPrompts
 from loopprobe.types import Progress
 
 VARIES = 1e-6  # the least variance of a target that is decoded
@@ -59,11 +60,11 @@ class DecodeConfig:
 
 def run(
     checkpoint: Checkpoint,
-    prompts: Prompts,
+    prompts: Prompts | TokenPrompts,
     config: DecodeConfig,
     progress: Progress = lambda steps: steps,
     *,
-    training: Prompts | None = None,
+    training: Prompts | TokenPrompts | None = None,
 ) -> xr.Dataset:
     """Decode the residual stream after every layer of every loop.
 
@@ -84,7 +85,8 @@ def run(
         * with ``network_loops``, the variables of ``network_scores``
         * for a looped model, the variables of ``causal_check``
 
-        ``attrs["fitted_on"]`` says on which prompts the decoders are trained.
+        ``attrs["fitted_on"]`` says on which prompts the decoders are trained. Of a token task it is the dataset of
+        ``results.results_dataset``, which takes no networks.
 
     Raises:
         LoopprobeError: the prompts have no example, further prompts are neither given nor known how to draw, or loops
@@ -95,6 +97,15 @@ def run(
     prompts = prompts.to(checkpoint.device)
     seed = prompts.origin.get("held_out_seed", 0) + 1
     fitting, fitted_on = training_prompts(checkpoint, prompts, config.train_prompts, seed, training)
+    if isinstance(prompts, TokenPrompts):
+        assert isinstance(fitting, TokenPrompts), "training prompts are of the same kind"
+        n_loops = config.loops or checkpoint.loops_of(prompts)
+        data = results_dataset(checkpoint, fitting, prompts, n_loops, config.ridge, progress)
+        data = data.assign_coords(model=checkpoint.label)
+        data.attrs |= {"trained_loops": model.cfg.n_loops, "fitted_on": fitted_on}
+        data.attrs["iteration"] = "loop" if model.cfg.n_loops > 1 else "layer"
+        return stamp(data, "decode", checkpoint, prompts, config)
+    assert isinstance(fitting, Prompts), "training prompts are of the same kind"
     places = Places(model, config)
     steps = places.iterations
     names = [name for name in targets_of(prompts[:1], steps) if name in targets_of(fitting[:1], steps)]
@@ -120,10 +131,10 @@ def run(
     return stamp(data, "decode", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: DecodeConfig, prompts: Prompts) -> None:
+def check(checkpoint: Checkpoint, config: DecodeConfig, prompts: Prompts | TokenPrompts) -> None:
     """Raise LoopprobeError where loops are asked of a model that is not looped, or the prompts have no example."""
     require_loops_or_layers(checkpoint, config.loops)
-    if (points := prompts.n_answers) < 2:
+    if isinstance(prompts, Prompts) and (points := prompts.n_answers) < 2:
         raise LoopprobeError(f"prompts of {points} point have no example to decode: give prompts of at least 2")
 
 
@@ -276,6 +287,5 @@ PROBE = Probe(
     check,
     Shown("decode:decode_figures", "algorithms:decode_table"),
     needs=frozenset({"weights"}),
-    of_points=True,
     given=("training",),
 )

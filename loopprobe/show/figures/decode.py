@@ -13,12 +13,40 @@ from loopprobe.show.figures.style import BLACK, DASHES, GREY, colours, curve, fi
 
 def decode_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     """Draw what ridge regression reads by iteration and token, what networks read, and the causal check."""
+    if "accuracy" in data:
+        return {"decode": _results(data)}
     figures = {"decode": _maps(data)}
     if "network_r2" in data:
         figures["decode-networks"] = _networks(data)
     if "slope" in data:
         figures["decode-causal"] = _causal(data)
     return figures
+
+
+def _results(data: xr.Dataset) -> go.Figure:
+    """Draw how well each result of a token task is read, one row per target: of the model, and of the controls."""
+    names, controls = data.target.values, data.control.values
+    words = {"none": "read", "shuffled": "results of other prompts", "untrained": "an untrained model"}
+    looped = data.attrs["iteration"] == "loop"
+    y = "loop" if looped else "layer"
+    iterations = data.isel(layer=-1) if looped else data.isel(loop=-1)
+    titles = [f"{name}: {words[control]}" for name in names for control in controls]
+    figure = make_subplots(
+        len(names), len(controls), subplot_titles=titles, shared_xaxes=True, shared_yaxes=True,
+        horizontal_spacing=0.03, vertical_spacing=0.35 / (len(names) + 1),
+    )  # fmt: skip
+    for row, name in enumerate(names, 1):
+        for col, control in enumerate(controls, 1):
+            values = iterations.accuracy.sel(target=name, control=control)
+            heat(figure, values, "position", y, row=row, col=col, template="%{z:.1%}")
+    figure.update_xaxes(title="token", row=len(names))
+    figure.update_yaxes(title=f"{y}s done" if looped else y, col=1)
+    finish(figure, f"{data.model.item()}: intermediate results, read by a linear classifier at every {y} and token")
+    bar = {"title": {"text": "share of prompts", "side": "right"}, "thickness": 14, "tickformat": ".0%"}
+    return figure.update_layout(
+        height=230 * len(names) + 160, hovermode="closest", margin={"t": 110},
+        coloraxis={"colorscale": "Viridis", "cmin": 0.0, "cmax": 1.0, "colorbar": bar},
+    )  # fmt: skip
 
 
 def _maps(data: xr.Dataset) -> go.Figure:

@@ -7,6 +7,7 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.show.tables.common import titled, with_ends
+from loopprobe.show.tables.tokens import results_table
 
 
 def align_table(data: xr.Dataset) -> Table:
@@ -51,6 +52,8 @@ def decode_table(data: xr.Dataset) -> Table:
 
     The query's token has a column of its own.
     """
+    if "accuracy" in data:
+        return results_table(data)
     iteration = data.attrs["iteration"]
     table = titled(f"{data.model.item()}: what the state holds")
     table.caption = (

@@ -31,3 +31,27 @@ def extrapolate_table(data: xr.Dataset) -> Table:
             f"{float(here.error.sel(loop=rule)):.3g}",
         )  # fmt: skip
     return table
+
+
+def results_table(data: xr.Dataset) -> Table:
+    """Tabulate how well each result is read at the query's token, and from which loop on, one row per target."""
+    iteration = data.attrs["iteration"]
+    table = titled(f"{data.model.item()}: intermediate results that a linear classifier reads")
+    table.caption = (
+        "share of prompts that the classifier was not fitted on, mean over the tokens that have the result; the last "
+        f"column: the {iteration} after which half of these tokens, and all, are read in 90 % of prompts"
+    )
+    names = ("target", "last", "shuffled", "untrained", "chance", "90 % at half / all tokens")
+    for name in names:
+        table.add_column(name, justify="left" if name == "target" else "right")
+    axis = "loop" if iteration == "loop" else "layer"
+    data = data.isel({"layer" if axis == "loop" else "loop": -1})
+    for name in data.target.values:
+        here = data.sel(target=name)
+        ends = [f"{float(here.accuracy.sel(control=one).isel({axis: -1}).mean()):.3f}" for one in data.control.values]
+        read = here.accuracy.sel(control="none").dropna("position", how="all") >= 0.9
+        share = read.mean("position").values
+        reached = [np.flatnonzero(share >= part) for part in (0.5, 1)]
+        first = [str(int(data[axis][after[0]])) if len(after) else "–" for after in reached]
+        table.add_row(str(name), *ends, f"{float(here.chance.mean()):.3f}", " / ".join(first))
+    return table

@@ -1,0 +1,150 @@
+"""Decoding of what a solver of a token task would hold: which result stands at which token, after which loop.
+
+A linear classifier (least squares to one-hot targets) reads every result at every place, on other prompts than it was
+fitted on. Its controls are the results of other prompts (Hewitt and Liang, arXiv 1909.03368), and the same classifiers
+on a model of the same configuration that was never trained: what they read is in the tokens, not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loopprobe.model.looped import LoopedTransformer
+from loopprobe.probes.ridge import Ridge, States, with_one
+from loopprobe.store.checkpoint import Checkpoint
+from loopprobe.store.evaluate import chunk_size
+from loopprobe.support.statistics import to_numpy
+from loopprobe.tasks import TokenPrompts
+from loopprobe.types import Progress
+
+CONTROLS = ("none", "shuffled", "untrained")
+
+
+def results_dataset(
+    checkpoint: Checkpoint, fitting: TokenPrompts, prompts: TokenPrompts, n_loops: int, ridge: float, progress: Progress
+) -> xr.Dataset:
+    """Read every result that the task names, after every layer of every loop.
+
+    Args:
+        checkpoint: the model.
+        fitting, prompts: those that classifiers are fitted on and those that they are scored on.
+        n_loops: iterations.
+        ridge: the penalty, relative to the mean variance of the states.
+        progress: wraps the batches.
+
+    Returns:
+        A dataset with dims ``control`` (none, shuffled, untrained), ``target``, ``loop`` (from 1), ``layer`` and
+        ``position``: ``accuracy``, the share of prompts whose result is read there, among those that have one; missing
+        where fewer than a tenth have. ``chance [target, position]`` is the share of the most frequent result.
+    """
+    targets = _targets(prompts)
+    classes = {name: int(max(values.max(), _targets(fitting)[name].max())) + 1 for name, values in targets.items()}
+    untrained = LoopedTransformer(checkpoint.model.cfg, torch.Generator().manual_seed(0)).to(checkpoint.device)
+    models = {"none": checkpoint.model, "untrained": untrained.eval()}
+    fits = {name: Ridge(ridge) for name in models}
+    size = chunk_size(checkpoint.device)
+    parts = [(batch, True) for batch in fitting.split(size)] + [(batch, False) for batch in prompts.split(size)]
+    maps: dict[str, dict[Any, Tensor]] = {}
+    right: dict[tuple[str, str], Tensor] = {}
+    count: dict[str, Tensor] = {}
+    for batch, is_fitted in progress(parts):
+        known = _targets(batch)
+        states = {name: _states(model, batch, n_loops) for name, model in models.items()}
+        if is_fitted:
+            _add(fits, states, known, classes)
+            continue
+        maps = maps or {name: fit.solve() for name, fit in fits.items()}
+        for name, values in known.items():
+            there = values >= 0
+            count[name] = count.get(name, torch.zeros(())) + there.sum(0).cpu()
+            for control, read in _read(maps, states, name):
+                hits = ((read == values) & there).sum(1).cpu()
+                right[control, name] = right.get((control, name), torch.zeros(())) + hits
+    return _dataset(checkpoint, targets, right, count, prompts.n_prompts, n_loops)
+
+
+def _answers(prompts: TokenPrompts) -> Int[Tensor, "batch pos"]:
+    """The right answers at the tokens where they stand, -1 before."""
+    return F.pad(prompts.answers, (prompts.n_tokens - prompts.n_answers, 0), value=-1)
+
+
+def _targets(prompts: TokenPrompts) -> dict[str, Int[Tensor, "batch pos"]]:
+    """The results by name, with the answers where no result is the same."""
+    results, answers = prompts.results(), _answers(prompts)
+    there = answers >= 0
+    known = any(torch.equal(values[there], answers[there]) for values in results.values())
+    return results if known else results | {"answer": answers}
+
+
+def _states(model: LoopedTransformer, batch: TokenPrompts, n_loops: int) -> States:
+    """The residual stream after every layer of every loop, layers fastest."""
+    _, cache = model.run_with_cache(*batch.inputs, n_loops=n_loops, names="resid_post")
+    layers = [cache.stack("resid_post", layer=layer) for layer in range(model.cfg.n_layers)]
+    return torch.stack(layers, dim=1).flatten(0, 1)
+
+
+def _add(fits: dict[str, Ridge], states: dict[str, States], known: dict[str, Tensor], classes: dict[str, int]) -> None:
+    """Add a batch to the classifiers; a prompt without a result at a token counts for none there."""
+    one_hot = {
+        name: (F.one_hot(values.clamp_min(0), classes[name]) * (values >= 0)[..., None]).double()[None]
+        for name, values in known.items()
+    }
+    for model, fit in fits.items():
+        wanted: dict[Hashable, Tensor] = {("none", name): target for name, target in one_hot.items()}
+        if model == "none":
+            wanted |= {("shuffled", name): target.roll(1, dims=1) for name, target in one_hot.items()}
+        fit.add(states[model], wanted)
+
+
+def _read(
+    maps: dict[str, dict[Any, Tensor]], states: dict[str, States], name: str
+) -> Iterator[tuple[str, Int[Tensor, "place batch pos"]]]:
+    """Yield what each control's classifier reads of a result."""
+    for control in CONTROLS:
+        model = "untrained" if control == "untrained" else "none"
+        of_map = maps[model]["shuffled" if control == "shuffled" else "none", name]
+        read = torch.einsum("tbpi,tpij->tbpj", with_one(states[model]), of_map)
+        yield control, read.argmax(-1)
+
+
+def _dataset(
+    checkpoint: Checkpoint,
+    targets: dict[str, Tensor],
+    right: dict[tuple[str, str], Tensor],
+    count: dict[str, Tensor],
+    n_prompts: int,
+    n_loops: int,
+) -> xr.Dataset:
+    names, n_layers = list(targets), checkpoint.model.cfg.n_layers
+    accuracy, chance = [], []
+    for name, values in targets.items():
+        enough = count[name] >= 0.1 * n_prompts
+        chance.append(torch.where(enough, _most_frequent(values), torch.nan))
+        of_name = [torch.where(enough, right[control, name] / count[name], torch.nan) for control in CONTROLS]
+        accuracy.append(torch.stack(of_name))
+    stacked: Float[Tensor, "target control place position"] = torch.stack(accuracy)
+    shaped = to_numpy(stacked.transpose(0, 1).unflatten(2, (n_loops, n_layers)))
+    return xr.Dataset(
+        {
+            "accuracy": (("control", "target", "loop", "layer", "position"), shaped),
+            "chance": (("target", "position"), to_numpy(torch.stack(chance))),
+        },
+        coords={
+            "control": list(CONTROLS), "target": names, "loop": np.arange(1, n_loops + 1),
+            "layer": np.arange(n_layers), "position": np.arange(shaped.shape[-1]),
+        },
+    )  # fmt: skip
+
+
+def _most_frequent(values: Int[Tensor, "batch pos"]) -> Float[Tensor, " pos"]:
+    """The share of the most frequent result at each token, among the prompts that have one."""
+    counts = F.one_hot(values.clamp_min(0), int(values.max()) + 1) * (values >= 0)[..., None]
+    return (counts.sum(0).amax(-1) / (values >= 0).sum(0)).float().cpu()
