@@ -91,6 +91,30 @@ def make_model(dtype=torch.float64, **fields):
     return model
 
 
+TOKEN_CFG = load_config(
+    overrides=[
+        "task.name=addition", "task.length=3", "model.d_model=8", "model.n_heads=2", "model.n_ctx=16",
+        "train.length=3", "train.loop_window=3", "train.batch_size=4", "train.steps=2", "train.device=cpu",
+    ]
+)  # fmt: skip
+
+
+def make_token_model(dtype=torch.float32, **fields):
+    """A tiny model of the tokens of binary addition, whose every parameter is random."""
+    generator = torch.Generator().manual_seed(0)
+    cfg = dataclasses.replace(TOKEN_CFG.model, **fields)
+    model = LoopedTransformer(cfg, generator).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return model
+
+
+@pytest.fixture
+def token_checkpoint():
+    return Checkpoint(TOKEN_CFG, make_token_model(), name="runs/tiny-add")
+
+
 @pytest.fixture
 def model():
     return make_model()

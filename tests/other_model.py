@@ -80,6 +80,9 @@ class Triples:
     def correct(self, outputs):
         return None
 
+    def ranks(self, outputs, final):
+        return None
+
     def against(self, corrupted):
         return self
 

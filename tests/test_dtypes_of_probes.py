@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CFG, make_model
+from conftest import TINY_CFG, TOKEN_CFG, make_model, make_token_model
 from torch.overrides import TorchFunctionMode
 
 from loopprobe.dynamics.limits import calibrate
@@ -37,8 +37,14 @@ RUN = [  # all but those that read a file of metrics, and tables
 HALF = (torch.float16, torch.bfloat16)
 
 
-def tiny(dtype):
+def tiny(dtype, name=""):
+    if name and PROBES[name].of_tokens:
+        return tokens(dtype)
     return Checkpoint(TINY_CFG, make_model(torch.float32).to(dtype), name="runs/tiny")
+
+
+def tokens(dtype):
+    return Checkpoint(TOKEN_CFG, make_token_model().to(dtype), name="runs/tiny-add")
 
 
 def asked(name, checkpoint, dtype=torch.float32, **options):

@@ -205,8 +205,9 @@ def exit_(
 def extrapolate(
     lengths: Annotated[
         str | None,
-        typer.Option(help="Lengths of the prompts, such as 4:32:4; default: up to twice the training's."),
+        typer.Option(help="Lengths of the prompts, such as 4:32:4; default: evenly spread."),
     ] = None,
+    reach: Annotated[float, typer.Option(help="Without --lengths: up to so many times the training's longest.")] = 2.0,
     loops: Annotated[int | None, typer.Option(help="The most loops; default: twice those of the longest.")] = None,
     works: Annotated[float, typer.Option(help="Share of prompts right as a whole that solves a length.")] = 0.9,
     *,
@@ -218,7 +219,7 @@ def extrapolate(
         raise LoopprobeError(f"works ({works}) must be above 0 and at most 1: it is a share of the prompts")
     options = {
         "lengths": None if lengths is None else tuple(parse_numbers(lengths, "--lengths")),
-        "loops": loops, "works": works,
+        "reach": reach, "loops": loops, "works": works,
     }  # fmt: skip
     show(*ask("extrapolate", options, "extrapolate", common), common.png)
 

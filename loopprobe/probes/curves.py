@@ -13,7 +13,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.store.checkpoint import METRICS, Checkpoint
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 
@@ -22,12 +22,15 @@ class CurvesConfig:
     """No options: the whole training is shown."""
 
 
-def run(checkpoint: Checkpoint, prompts: Prompts, config: CurvesConfig, progress: Progress | None = None) -> xr.Dataset:
+def run(
+    checkpoint: Checkpoint, prompts: PromptBatch, config: CurvesConfig, progress: Progress | None = None
+) -> xr.Dataset:
     """Read the rows of metrics.jsonl.
 
     Returns:
         A dataset over ``step``: ``loss`` (mean squared error over points and window, of the training prompts),
-        ``error`` (at the query, divided by the active dimensions), ``dims``, ``points``, ``loops`` and ``seconds``.
+        ``error`` (at the query, divided by the active dimensions), ``dims``, ``points``, ``loops`` and ``seconds``; of
+        a token task ``loss`` and ``error`` in nats, ``accuracy``, ``length``, ``loops`` and ``seconds``.
     """
     check(checkpoint, config, prompts)
     rows = _rows(checkpoint)
@@ -42,7 +45,7 @@ def run(checkpoint: Checkpoint, prompts: Prompts, config: CurvesConfig, progress
     return stamp(data, "curves", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: CurvesConfig, prompts: Prompts) -> None:
+def check(checkpoint: Checkpoint, config: CurvesConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the training is not recorded."""
     _rows(checkpoint)
 
@@ -61,5 +64,4 @@ PROBE = Probe(
     run,
     check,
     Shown(compare_figure="curves:curves_figure", compare_table="study:curves_table", panels=True, compared=True),
-    of_points=True,
 )

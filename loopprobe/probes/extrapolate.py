@@ -23,7 +23,7 @@ from loopprobe.tasks import TokenPrompts
 from loopprobe.tasks.tokens import longest_length
 from loopprobe.types import Progress
 
-SHOWN = 16  # lengths where none are chosen, up to twice the longest of the training
+SHOWN = 16  # lengths where none are chosen
 
 
 @configuration
@@ -31,12 +31,15 @@ class ExtrapolateConfig:
     """The lengths and loops of the map.
 
     Attributes:
-        lengths: those of the prompts; None: up to 16 of them, from 1 to twice the longest of the training.
-        loops: the most loops; None: twice as many as the longest of these lengths were trained with, or would be.
+        lengths: those of the prompts; None: up to 16 of them, from 1 to ``reach`` times the longest of the training.
+        reach: see ``lengths``.
+        loops: the most loops; None: twice as many as the longest of these lengths were trained with, or would be; one
+            where the model is not looped.
         works: the share of prompts that are right as a whole from which a length counts as solved.
     """
 
     lengths: tuple[PositiveInt, ...] | None = None
+    reach: float = Field(default=2.0, ge=1, le=64)
     loops: PositiveInt | None = None
     works: float = Field(default=0.9, gt=0, le=1)
 
@@ -53,8 +56,9 @@ def run(
         progress: wraps the lengths.
 
     Returns:
-        A dataset with dims ``length`` and ``loop`` (from 1):
+        A dataset with dims ``length``, ``loop`` (from 1) and ``example``:
 
+        * ``right [length, loop, example]``: 1 for a prompt whose answers are all right, else 0
         * ``exact``, ``exact_low``, ``exact_high [length, loop]``: the share of prompts whose answers are all right,
           with 95 % bootstrap intervals; ``accuracy [length, loop]``: of all answers; ``error [length, loop]``: their
           mean cross entropy in nats
@@ -71,7 +75,8 @@ def run(
     """
     check(subject, config, prompts)
     lengths = _lengths(config, prompts, subject)
-    loops = config.loops or 2 * max(subject.loops_of(_drawn(subject, prompts, length, 1)) for length in lengths)
+    longest = max(subject.loops_of(_drawn(subject, prompts, length, 1)) for length in lengths)
+    loops = config.loops or (1 if subject.model.sizes.n_loops == 1 else 2 * longest)
     measured = [_measured(subject, _drawn(subject, prompts, length), loops) for length in progress(lengths)]
     exact, accuracy, error = (np.stack(parts) for parts in zip(*measured, strict=True))  # [length, loop, prompt]
     share = exact.mean(-1)
@@ -79,6 +84,7 @@ def run(
     needed = np.where(solved, (share >= config.works).argmax(1) + 1.0, np.nan)
     data = xr.Dataset(
         {
+            "right": (("length", "loop", "example"), exact.astype(np.int8)),
             **with_ends("exact", ("length", "loop"), bootstrap_mean(exact)),
             "accuracy": (("length", "loop"), accuracy.mean(-1)),
             "error": (("length", "loop"), error.mean(-1)),
@@ -110,7 +116,7 @@ def _lengths(config: ExtrapolateConfig, prompts: TokenPrompts, subject: Subject)
         if not config.lengths:
             raise LoopprobeError("lengths is empty: name at least one, such as 4,8,16")
         return tuple(sorted(set(config.lengths)))
-    most = longest_length(prompts.task, subject.model.sizes.n_ctx, 2 * int(prompts.task.length or 1))
+    most = longest_length(prompts.task, subject.model.sizes.n_ctx, int(config.reach * (prompts.task.length or 1)))
     return tuple(sorted({round(length) for length in np.linspace(1, most, min(SHOWN, most))}))
 
 
@@ -146,6 +152,12 @@ PROBE = Probe(
     ExtrapolateConfig,
     run,
     check,
-    Shown("extrapolate:extrapolate_figures", "tokens:extrapolate_table"),
+    Shown(
+        "extrapolate:extrapolate_figures",
+        "tokens:extrapolate_table",
+        "extrapolate:extrapolate_models_figure",
+        "tokens:extrapolate_models_table",
+        "extrapolate:maps_figures",
+    ),
     of_tokens=True,
 )

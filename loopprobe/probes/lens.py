@@ -78,6 +78,9 @@ def run(
         * ``query_error``, ``query_to_final``, ``query_to_optimum`` without ``point``, with ``_low`` and ``_high``:
           at the query, with 95 % bootstrap intervals
 
+        Where answers are tokens, also ``accuracy`` (the share of right answers that are read) and ``rank`` (of the
+        model's final answer in what is read, from 0), with the dims of ``error``.
+
         ``attrs["fitted_on"]`` says on which prompts the tuned lens is fitted.
 
     Raises:
@@ -106,14 +109,18 @@ def run(
             maps = _maps(fits) if maps is None else maps
             read = _read(model, batch, n_loops, maps)
             optimal = next(targets).to(read)
-            measures = batch.errors(read), batch.distance(read, final), batch.distance(read, optimal)
+            measures = [batch.errors(read), batch.distance(read, final), batch.distance(read, optimal)]
+            if (right := batch.correct(read)) is not None and (rank := batch.ranks(read, final)) is not None:
+                measures += [right.to(read), rank]
             distances.append(np.stack([to_numpy(values) for values in measures]))
     every = np.concatenate(distances, axis=4)
     dims = ("lens", "loop", "site")
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    for measure, values in zip(("error", "to_final", "to_optimum"), every, strict=True):
+    for measure, values in zip(("error", "to_final", "to_optimum"), every[:3], strict=True):
         variables[measure] = ((*dims, "point"), values.mean(axis=3))
         variables |= with_ends(f"query_{measure}", dims, bootstrap_mean(values[..., -1]))
+    for measure, values in zip(("accuracy", "rank"), every[3:], strict=False):
+        variables[measure] = ((*dims, "point"), values.mean(axis=3))
     sublayers = [f"{layer} {what}" for layer in range(model.sizes.n_layers) for what in ("attention", "MLP")]
     data = xr.Dataset(
         variables,

@@ -43,7 +43,8 @@ def results_dataset(
     Returns:
         A dataset with dims ``control`` (none, shuffled, untrained), ``target``, ``loop`` (from 1), ``layer`` and
         ``position``: ``accuracy``, the share of prompts whose result is read there, among those that have one; missing
-        where fewer than a tenth have. ``chance [target, position]`` is the share of the most frequent result.
+        where fewer than a tenth have. ``right``, with ``example`` besides, is 1 where it is read, 0 where another is,
+        and -1 where there is none. ``chance [target, position]`` is the share of the most frequent result.
     """
     targets = _targets(prompts)
     classes = {name: int(max(values.max(), _targets(fitting)[name].max())) + 1 for name, values in targets.items()}
@@ -53,8 +54,7 @@ def results_dataset(
     size = chunk_size(checkpoint.device)
     parts = [(batch, True) for batch in fitting.split(size)] + [(batch, False) for batch in prompts.split(size)]
     maps: dict[str, dict[Any, Tensor]] = {}
-    right: dict[tuple[str, str], Tensor] = {}
-    count: dict[str, Tensor] = {}
+    right: dict[tuple[str, str], list[Tensor]] = {}  # [place, prompt, token] a batch
     for batch, is_fitted in progress(parts):
         known = _targets(batch)
         states = {name: _states(model, batch, n_loops) for name, model in models.items()}
@@ -63,12 +63,11 @@ def results_dataset(
             continue
         maps = maps or {name: fit.solve() for name, fit in fits.items()}
         for name, values in known.items():
-            there = values >= 0
-            count[name] = count.get(name, torch.zeros(())) + there.sum(0).cpu()
             for control, read in _read(maps, states, name):
-                hits = ((read == values) & there).sum(1).cpu()
-                right[control, name] = right.get((control, name), torch.zeros(())) + hits
-    return _dataset(checkpoint, targets, right, count, prompts.n_prompts, n_loops)
+                hits = torch.where(values >= 0, (read == values).to(torch.int8), -1)
+                right.setdefault((control, name), []).append(hits.cpu())
+    whole = {key: torch.cat(parts, dim=1) for key, parts in right.items()}
+    return _dataset(checkpoint, targets, whole, n_loops)
 
 
 def _answers(prompts: TokenPrompts) -> Int[Tensor, "batch pos"]:
@@ -116,30 +115,25 @@ def _read(
 
 
 def _dataset(
-    checkpoint: Checkpoint,
-    targets: dict[str, Tensor],
-    right: dict[tuple[str, str], Tensor],
-    count: dict[str, Tensor],
-    n_prompts: int,
-    n_loops: int,
+    checkpoint: Checkpoint, targets: dict[str, Tensor], right: dict[tuple[str, str], Tensor], n_loops: int
 ) -> xr.Dataset:
     names, n_layers = list(targets), checkpoint.model.cfg.n_layers
-    accuracy, chance = [], []
-    for name, values in targets.items():
-        enough = count[name] >= 0.1 * n_prompts
-        chance.append(torch.where(enough, _most_frequent(values), torch.nan))
-        of_name = [torch.where(enough, right[control, name] / count[name], torch.nan) for control in CONTROLS]
-        accuracy.append(torch.stack(of_name))
-    stacked: Float[Tensor, "target control place position"] = torch.stack(accuracy)
-    shaped = to_numpy(stacked.transpose(0, 1).unflatten(2, (n_loops, n_layers)))
+    stacked = torch.stack([torch.stack([right[control, name] for name in names]) for control in CONTROLS])
+    hits = to_numpy(stacked.permute(0, 1, 2, 4, 3).unflatten(2, (n_loops, n_layers)))
+    count = (hits >= 0).sum(-1)
+    enough = count >= 0.1 * hits.shape[-1]
+    accuracy = np.where(enough, (hits == 1).sum(-1) / count.clip(1), np.nan)
+    chance = np.stack([to_numpy(_most_frequent(values)) for values in targets.values()])
+    dims = ("control", "target", "loop", "layer", "position")
     return xr.Dataset(
         {
-            "accuracy": (("control", "target", "loop", "layer", "position"), shaped),
-            "chance": (("target", "position"), to_numpy(torch.stack(chance))),
+            "right": ((*dims, "example"), hits),
+            "accuracy": (dims, accuracy),
+            "chance": (("target", "position"), np.where(enough[0, :, 0, 0], chance, np.nan)),
         },
         coords={
             "control": list(CONTROLS), "target": names, "loop": np.arange(1, n_loops + 1),
-            "layer": np.arange(n_layers), "position": np.arange(shaped.shape[-1]),
+            "layer": np.arange(n_layers), "position": np.arange(hits.shape[-2]),
         },
     )  # fmt: skip
 

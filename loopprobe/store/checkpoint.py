@@ -84,7 +84,8 @@ class Checkpoint:
         ]
         return "\n".join([
             f"{self.label}: {self.config.task.name.replace('_', ' ')}, {layers}, b = {model.n_loops}, {window}",
-            f"error at the query {', '.join(errors) or 'not measured'}; {self.step:,} steps",
+            f"{'cross entropy' if self.config.task.tokens else 'error'} at the query "
+            f"{', '.join(errors) or 'not measured'}; {self.step:,} steps",
             f"weights {self.digest()}, {self.model.dtype} on {self.device}".replace("torch.", ""),
         ])  # fmt: skip
 

@@ -13,6 +13,7 @@ from loopprobe.model.protocol import LoopedModel
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.support.statistics import bootstrap_mean
 from loopprobe.tasks import PromptBatch
+from loopprobe.tasks.tokens import longest_length
 
 
 def chunk_size(device: torch.device) -> int:
@@ -34,6 +35,8 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
     """Measure the error at the query after the trained loop count, with its 95 % bootstrap interval.
 
     The result also holds the error of the best predictor that knows the task (``baselines.optimal``) on these prompts.
+    Of a token task it holds in ``right`` which share of prompts is right as a whole, and of answers, at the longest
+    length of the training, at 1.5 and at 2 times it, with the loops that the training gives such a length, or would.
 
     Args:
         checkpoint: the model.
@@ -50,7 +53,8 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     mean, low, high = bootstrap_mean(errors.cpu().numpy())
     name, best = checkpoint.optimum(prompts)
-    return {
+    tokens = {} if checkpoint.config.task.tokens is None else {"right": _right(checkpoint, n_prompts, seed)}
+    return tokens | {
         "measure": prompts.query_unit,
         "n_prompts": n_prompts,
         "seed": seed,
@@ -60,6 +64,28 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
         "error_high": high.tolist(),
         "optimum": {"name": name, "error": prompts.errors(best)[:, -1].mean().item()},
     }
+
+
+def _right(checkpoint: Checkpoint, n_prompts: int, seed: int) -> dict[str, list[float]]:
+    """Measure the share of right prompts and answers within and beyond the training's lengths."""
+    task = checkpoint.config.task
+    trained = task.length or 1
+    lengths = [longest_length(task, checkpoint.model.cfg.n_ctx, int(factor * trained)) for factor in (1, 1.5, 2)]
+    rows: dict[str, list[float]] = {name: [] for name in ("length", "loops", "exact", "low", "high", "accuracy")}
+    for length in dict.fromkeys(lengths):
+        prompts = checkpoint.held_out(n_prompts, seed, length=length)
+        loops = checkpoint.loops_of(prompts)
+        with torch.no_grad():
+            parts = [
+                batch.correct(checkpoint.model(*batch.inputs, n_loops=loops, keep_loops=1, read_at=batch.read_at)[0])
+                for batch in prompts.split(chunk_size(checkpoint.device))
+            ]
+        right = torch.cat(parts).cpu()
+        ends = bootstrap_mean(right.all(-1).float().numpy())
+        values = (length, loops, *(float(end) for end in ends), right.float().mean().item())
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+    return rows
 
 
 def prompts_after_training(config: Config) -> int:

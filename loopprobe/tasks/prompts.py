@@ -150,6 +150,9 @@ class Prompts:
     def correct(self, predictions: Float[Tensor, "*loop batch n_points"]) -> None:
         """Return None: a number is never quite right."""
 
+    def ranks(self, predictions: Any, final: Any) -> None:
+        """Return None: a number has no rank."""
+
     def against(self, corrupted: Prompts) -> Prompts:
         """Return these prompts: their answers are numbers, which need nothing to be compared with."""
         return self

@@ -99,6 +99,9 @@ class PromptBatch(Protocol):
     def correct(self, outputs: Outputs) -> Bool[Tensor, "*loop batch answer"] | None:
         """Return whether each answer is right; None where an answer is a number, which is never quite right."""
 
+    def ranks(self, outputs: Outputs, final: Outputs) -> Float[Tensor, "*loop batch answer"] | None:
+        """Return the rank in ``outputs`` of the answer that ``final`` gives, from 0; None where answers are numbers."""
+
     def distance(self, one: Outputs, other: Outputs) -> Float[Tensor, "*loop batch answer"]:
         """Return the distance between two outputs, in ``unit``."""
 

@@ -139,6 +139,13 @@ class TokenPrompts:
         """Return whether the answer with the largest logit is right."""
         return logits.argmax(-1) == self.answers.to(logits.device)
 
+    def ranks(
+        self, logits: Float[Tensor, "*loop batch answer vocab"], final: Float[Tensor, "batch answer vocab"]
+    ) -> Float[Tensor, "*loop batch answer"]:
+        """Return how many answers have a larger logit than the one that is largest in ``final``."""
+        chosen = final.argmax(-1).to(logits.device).expand(logits.shape[:-1])[..., None]
+        return (logits > logits.gather(-1, chosen)).sum(-1).float()
+
     def distance(
         self, one: Float[Tensor, "*loop batch answer vocab"], other: Float[Tensor, "*other batch answer vocab"]
     ) -> Float[Tensor, "*loop batch answer"]:

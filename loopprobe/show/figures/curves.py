@@ -9,6 +9,7 @@ import xarray as xr
 
 from loopprobe.show.figures.panels import By, draw, panels
 from loopprobe.show.figures.style import finish
+from loopprobe.show.tables.common import loss_unit
 from loopprobe.support.statistics import moving_mean
 
 
@@ -22,5 +23,5 @@ def curves_figure(datasets: Sequence[xr.Dataset], title: str = "training loss", 
     """
     figure = draw(panels(datasets, by), "step", lambda data: moving_mean(data.loss.values, data.step.values))
     figure.update_xaxes(title="training step")
-    figure.update_yaxes(title="training loss (squared error)", col=1)
+    figure.update_yaxes(title=f"training loss ({loss_unit(datasets)})", col=1)
     return finish(figure, title)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.show.figures.style import BASELINE_COLOURS, BLACK, GREY, curve, finish, heat
+from loopprobe.show.figures.style import BASELINE_COLOURS, BLACK, DASHES, GREY, curve, finish, heat
+from loopprobe.show.tables.tokens import Group, at_trained_loops, groups
 
 
 def extrapolate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
@@ -60,3 +63,86 @@ def extrapolate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     rise = f"; {slope:.2f} loops more for each one longer" if np.isfinite(slope) else ""
     finish(figure, f"{data.model.item()}: {ends}{rise}")
     return {"extrapolate": figure.update_layout(hovermode="closest")}
+
+
+def extrapolate_models_figure(
+    datasets: Sequence[xr.Dataset], title: str = "prompts that are right as a whole, by length"
+) -> go.Figure:
+    """Draw the share that is right with the loops of the training by length: a panel a task, a curve a kind of model.
+
+    A curve is the mean over seeds, its band their range.
+
+    Args:
+        datasets: datasets of the extrapolate probe, one per model.
+        title: the title of the figure.
+    """
+    by_task: dict[str, list[Group]] = {}
+    for group in groups(datasets):
+        by_task.setdefault(group.task, []).append(group)
+    cols = min(2, len(by_task))
+    rows = -(-len(by_task) // cols)
+    figure = make_subplots(
+        rows, cols, subplot_titles=list(by_task), shared_yaxes=True, horizontal_spacing=0.06,
+        vertical_spacing=0.3 / rows,
+    )  # fmt: skip
+    looks = {form: i for i, form in enumerate(dict.fromkeys(group.form for group in groups(datasets)))}
+    for i, (_, members) in enumerate(by_task.items()):
+        row, col = i // cols + 1, i % cols + 1
+        for group in members:
+            shares = np.stack([at_trained_loops(data).values for data in group.datasets])
+            look = looks[group.form]
+            curve(
+                figure, group.datasets[0].length, shares.mean(0), (shares.min(0), shares.max(0)),
+                colour=BLACK if look == 0 else BASELINE_COLOURS[look], dash=DASHES[look % len(DASHES)],
+                name=group.form, row=row, col=col, in_legend=group.form not in _seen_forms(figure),
+            )  # fmt: skip
+        attrs = members[0].datasets[0].attrs
+        figure.add_vline(x=attrs["trained_length"], line={"color": GREY, "width": 1, "dash": "dot"}, row=row, col=col)
+        figure.update_xaxes(title=f"length ({attrs['counts']}; dotted: longest of the training)", row=row, col=col)
+    figure.update_yaxes(range=[-0.02, 1.03], tickformat=".0%")
+    figure.update_yaxes(title="share of prompts", col=1)
+    finish(figure, title)
+    return figure.update_layout(height=300 * rows + 150)
+
+
+def maps_figures(
+    datasets: Sequence[xr.Dataset], title: str = "prompts that are right as a whole"
+) -> dict[str, go.Figure]:
+    """Draw the maps of length and loops of all looped models, one panel each; none where no model is looped.
+
+    Args:
+        datasets: datasets of the extrapolate probe, one per model.
+        title: the title of the figure.
+    """
+    looped = [data for data in datasets if data.sizes["loop"] > 1]
+    if not looped:
+        return {}
+    cols = min(3, len(looped))
+    rows = -(-len(looped) // cols)
+    figure = make_subplots(
+        rows, cols, subplot_titles=[data.model.item() for data in looped], horizontal_spacing=0.07,
+        vertical_spacing=0.3 / rows,
+    )  # fmt: skip
+    for i, data in enumerate(looped):
+        row, col = i // cols + 1, i % cols + 1
+        heat(figure, data.exact, "length", "loop", row=row, col=col, template="%{z:.1%}")
+        for beyond, dash in ((False, "solid"), (True, "dot")):
+            trained = data.attrs["trained_length"]
+            part = data.sel(length=data.length >= trained if beyond else data.length <= trained)
+            figure.add_scatter(
+                x=part.length.values, y=part.trained_loops.values, mode="lines", line={"color": BLACK, "dash": dash},
+                name="the same rule beyond" if beyond else "loops of the training", showlegend=i == 0, row=row, col=col,
+            )  # fmt: skip
+        figure.update_xaxes(title=f"length ({data.attrs['counts']})", row=row, col=col)
+    figure.update_yaxes(title="loops done", col=1)
+    finish(figure, f"{title}: share of prompts, by length and loops")
+    bar = {"thickness": 12, "tickformat": ".0%", "x": 1.02, "y": 0.35, "len": 0.6}
+    return {"maps": figure.update_layout(
+        height=290 * rows + 150, hovermode="closest",
+        coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar},
+    )}  # fmt: skip
+
+
+def _seen_forms(figure: go.Figure) -> set[str]:
+    """Return the names that the legend has already."""
+    return {trace.name for trace in figure.data if trace.showlegend}

@@ -20,7 +20,8 @@ def lens_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     Args:
         data: a dataset of the lens probe.
     """
-    return {"lens": _at_query(data), "lens-by-point": _by_point(data)}
+    ranks = {"lens-ranks": _ranks(data)} if "rank" in data else {}
+    return {"lens": _at_query(data), "lens-by-point": _by_point(data)} | ranks
 
 
 def _at_query(data: xr.Dataset) -> go.Figure:
@@ -75,6 +76,32 @@ def _by_point(data: xr.Dataset) -> go.Figure:
     bar = {"title": {"text": f"log10 {read_stamp(data).unit}", "side": "right"}, "thickness": 14}
     figure.update_layout(coloraxis={"colorscale": "Viridis_r", "colorbar": bar})
     finish(figure, f"{data.model.item()}: error of the answer read with the final norm, at every point")
+    return figure.update_layout(hovermode="closest", margin={"r": 90})
+
+
+def _ranks(data: xr.Dataset) -> go.Figure:
+    """Draw the mean rank of the final answer and the share of right ones, read with the final norm, by answer."""
+    last = data.sel(lens="final norm").isel(site=-1)
+    ordinary = data.sizes["loop"] == 1
+    if ordinary:
+        last = data.sel(lens="final norm").isel(loop=0).assign_coords(site=_site_names(data))
+    y = "site" if ordinary else "loop"
+    titles = ["mean rank of the final answer (0: the top)", "share of right answers"]
+    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.16)
+    for col, (name, template) in enumerate((("rank", "%{z:.2f}"), ("accuracy", "%{z:.1%}")), 1):
+        figure.add_heatmap(
+            x=last.point.values, y=last[y].values, z=last[name].transpose(y, "point").values, row=1, col=col,
+            coloraxis=f"coloraxis{col if col > 1 else ''}",
+            hovertemplate=f"{y} %{{y}}, answer %{{x}}: {template}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="answer, from the first")
+    figure.update_yaxes(title=None if ordinary else "loops done", col=1)
+    bar = {"thickness": 12, "len": 0.9}
+    figure.update_layout(
+        coloraxis={"colorscale": "Viridis_r", "cmin": 0, "colorbar": bar | {"x": 0.43}},
+        coloraxis2={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar | {"tickformat": ".0%"}},
+    )
+    finish(figure, f"{data.model.item()}: the answer read after every {y}, with the final norm")
     return figure.update_layout(hovermode="closest", margin={"r": 90})
 
 

@@ -74,3 +74,10 @@ def cell(data: xr.Dataset, names: Sequence[str], **where: Any) -> str:
 def with_ends(data: xr.Dataset, name: str) -> str:
     """Format a variable with its interval, whose ends are ``{name}_low`` and ``{name}_high``."""
     return interval(*(data[name + part] for part in ("", "_low", "_high")))
+
+
+def loss_unit(datasets: Sequence[xr.Dataset]) -> str:
+    """Return the unit of the training loss of these models in words; where they have several, those with "or"."""
+    losses = [(read_stamp(data).config["train"] or {}).get("loss") for data in datasets]
+    words = ["cross entropy, nats" if loss == "cross_entropy" else "squared error" for loss in losses]
+    return " or ".join(dict.fromkeys(words))

@@ -13,6 +13,7 @@ from loopprobe.config.schema import AnyConfig, Config, TaskConfig
 from loopprobe.show.tables.common import titled
 from loopprobe.training.sweep import Planned
 
+TOKENS = "token tasks"
 Recorded = tuple[str, AnyConfig, dict[str, Any]]  # the name, the configuration, and the whole content of config.json
 
 
@@ -21,11 +22,14 @@ def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
     kinds: dict[str, list[Recorded]] = {}
     for row in rows:
         kinds.setdefault(_kind(row[1]), []).append(row)
-    return [checkpoint_table(members, kind) for kind, members in sorted(kinds.items())]
+    tables = {True: token_table, False: checkpoint_table}
+    return [tables[kind == TOKENS](members, kind) for kind, members in sorted(kinds.items())]
 
 
 def _kind(cfg: AnyConfig) -> str:
     """Return the kind of a model as the title of its table."""
+    if cfg.task.tokens is not None:
+        return TOKENS
     if cfg.model.n_loops == 1:
         return "ordinary transformers"
     if cfg.task != TaskConfig():
@@ -53,6 +57,48 @@ def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Ta
         table.add_row(
             name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, at_b, far, best,
             f"{tree['step']:,}",
+        )  # fmt: skip
+    return table
+
+
+def token_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
+    """Tabulate the models of token tasks: what share of prompts is right as a whole, within and beyond the training.
+
+    Shares have 95 % bootstrap intervals. The loops beyond the training are those that its rule gives the length.
+    """
+    table = titled(title)
+    for name in (
+        "name",
+        "task",
+        "layers",
+        "b",
+        "length",
+        "right",
+        "at 1.5 times",
+        "at 2 times",
+        "error, nats",
+        "steps",
+    ):
+        table.add_column(name, justify="left" if name in ("name", "task") else "right")
+    for name, cfg, tree in rows:
+        evaluation = tree["evaluation"] or {}
+        right = evaluation.get("right", {})
+        lengths = right.get("length", [])
+        shares = {
+            length: f"{mean:.3g} [{low:.2g}, {high:.2g}]"
+            for length, mean, low, high in zip(
+                *(right.get(p, []) for p in ("length", "exact", "low", "high")), strict=True
+            )
+        }
+        beyond = [shares[length] for length in lengths[1:]]
+        by_length = isinstance(cfg, Config) and cfg.train.loops.kind == "length"
+        task = cfg.task.tokens
+        assert task is not None, "these rows are of token tasks"
+        errors = evaluation.get("error", [])
+        table.add_row(
+            name, _in_words(cfg.task), str(cfg.model.n_layers), "length" if by_length else str(cfg.model.n_loops),
+            f"{cfg.task.length} {task.counts}", shares.get(lengths[0], "–") if lengths else "–",
+            *(*beyond, "–", "–")[:2], f"{errors[0]:.2g}" if errors else "–", f"{tree['step']:,}",
         )  # fmt: skip
     return table
 
@@ -89,6 +135,12 @@ def checkpoint_summary(folder: Path, cfg: AnyConfig, tree: dict[str, Any]) -> st
             lines.append(
                 f"error after {loop} loop{'s' * (loop > 1)}: {mean:.4g} [{low:.4g}, {high:.4g}] "
                 f"({evaluation['measure']}, {evaluation['n_prompts']} held-out prompts)"
+            )
+        right = evaluation.get("right", {})
+        for length, loops, mean, low, high, accuracy in zip(*right.values(), strict=True):
+            lines.append(
+                f"right as a whole at length {length} after {loops} loop{'s' * (loops > 1)}: {mean:.4g} [{low:.4g}, "
+                f"{high:.4g}]; {accuracy:.4g} of the answers"
             )
         lines.append(f"trained for {tree['step']} steps in {tree['wall_time_s']:.0f} s")
     for field in dataclasses.fields(cfg):

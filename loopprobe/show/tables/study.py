@@ -12,7 +12,7 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import baselines_of, by_prompts, ignoring, loops_to_show
 from loopprobe.show.folds_rows import rows_of
-from loopprobe.show.tables.common import cell, error_table, interval, titled
+from loopprobe.show.tables.common import cell, error_table, interval, loss_unit, titled
 from loopprobe.support.statistics import moving_mean
 
 
@@ -209,7 +209,7 @@ def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
 def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Tabulate the smoothed training loss: one row per model, one column per fraction of its steps."""
     table = titled("training loss")
-    table.caption = "squared error of the training prompts, mean over points, window and the last 100 steps"
+    table.caption = f"{loss_unit(datasets)} of the training prompts, mean over answers, loops and the last 100 steps"
     for name in ("model", "steps", *(f"{percent} %" for percent in (10, 25, 50, 75, 100)), "seconds"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for data in datasets:

@@ -2,12 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.tables.common import titled
 from loopprobe.show.tables.common import with_ends as cell_with_ends
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models of a task that differ by their seed alone.
+
+    Attributes:
+        task: its name, in words.
+        form: how the model is built, in words.
+        datasets: of the seeds.
+    """
+
+    task: str
+    form: str
+    datasets: list[xr.Dataset]
+
+
+def groups(datasets: Sequence[xr.Dataset]) -> list[Group]:
+    """Group datasets by task and by how the model is built, in the order in which they come."""
+    found: dict[tuple[str, str], list[xr.Dataset]] = {}
+    for data in datasets:
+        config = read_stamp(data).config
+        layers, loops = config["model"]["n_layers"], config["model"]["n_loops"]
+        by_length = ((config["train"] or {}).get("loops") or {}).get("kind") == "length"
+        many = f"{layers} layer{'s' * (layers > 1)}"
+        form = many if loops == 1 else f"{many}, looped {'as often as it is long' if by_length else f'{loops} times'}"
+        found.setdefault((config["task"]["name"].replace("_", "-"), form), []).append(data)
+    return [Group(*key, members) for key, members in found.items()]
+
+
+def at_trained_loops(data: xr.Dataset) -> xr.DataArray:
+    """The share of prompts that are right with the loops of the training, by length."""
+    return data.exact.sel(loop=data.trained_loops.clip(max=int(data.loop[-1])))
+
+
+def extrapolate_models_table(datasets: Sequence[xr.Dataset]) -> Table:
+    """Tabulate what is right within and beyond the training, one row per model."""
+    table = titled("prompts that are right as a whole, with the loops of the training")
+    table.caption = (
+        "share of the prompts [95 % bootstrap interval] at the longest length of the training, and at the measured "
+        "lengths next to 1.5 and 2 times it"
+    )
+    for name in ("model", "trained to", "there", "at 1.5 times", "at 2 times", "unsolved from", "loops per length"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for data in datasets:
+        trained = int(data.attrs["trained_length"])
+        cells = []
+        for factor in (1, 1.5, 2):
+            here = data.sel(length=factor * trained, method="nearest")
+            rule = min(int(here.trained_loops), int(data.loop[-1]))
+            cells.append(f"{int(here.length)}: {cell_with_ends(here.sel(loop=rule), 'exact')}")
+        slope, fails = data.attrs["slope"], int(data.attrs["fails_at"])
+        looped = data.sizes["loop"] > 1 and np.isfinite(slope)
+        table.add_row(
+            data.model.item(), f"{trained} {data.attrs['counts']}", *cells, str(fails) if fails else "–",
+            f"{slope:.2f}" if looped else "–",
+        )  # fmt: skip
+    return table
 
 
 def extrapolate_table(data: xr.Dataset) -> Table:

@@ -7,11 +7,11 @@ models do not exist, it has no findings and is undecided.
 from collections.abc import Iterable
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.study.claims import algorithm, loss, study
+from loopprobe.study.claims import algorithm, loss, study, tokens
 from loopprobe.study.claims.evidence import QUESTIONS, Claim, Evidence, MissingQuestionError
 from loopprobe.study.verdicts import Finding, Verdict, conclude
 
-CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS)
+CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS)
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:

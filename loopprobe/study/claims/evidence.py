@@ -22,9 +22,10 @@ Claim = tuple[str, str, Callable[[Evidence], Iterator[Finding]]]
 R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge"
 R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
 R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE = "r8_classes", "r8_decode", "r8_folds", "r9_converge"
+R10_LENGTH, R11_LOOPS, R12_RESULTS = "r10_length", "r11_loops", "r12_results"
 QUESTIONS = (
     R1_COMPARE, R2_CONVERGE, R3_CONVERGE, R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES,
-    R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE,
+    R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS,
 )  # fmt: skip
 EQUAL = 1.25  # two errors are about equal within this factor
 MORE = 0.01  # one share is larger when it exceeds the other by a hundredth at least

@@ -1,0 +1,159 @@
+"""Claims about token tasks, sections R10 to R12: depth by looping, lengths beyond training, results loop by loop.
+
+R10 is of Saunshi et al. (arXiv 2502.17416), R11 of Fan et al. (arXiv 2409.15647), R12 asks what arXiv 2507.02199 asks
+of a language model: whether intermediate results follow one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from numpy import ndarray
+
+from loopprobe.probes.dataset import read_stamp
+from loopprobe.study.claims.evidence import R10_LENGTH, R11_LOOPS, R12_RESULTS, Claim, Evidence, answers
+from loopprobe.study.verdicts import Finding, Rule, above, below, bootstrap, decide, difference_of_means
+
+AS_GOOD = 0.05  # of all prompts: a share of right ones that is less lower counts as as good
+BETTER = 0.2  # … and one that is more higher as far better
+SOLVED = 0.9  # the share of right prompts from which a length counts as solved
+READ = 0.9  # the share of prompts from which a result counts as read
+LOOPED, DEEP, SHALLOW = "looped", "as deep", "one block"
+Seeds = Sequence[xr.Dataset]
+
+
+def _forms(evidence: Evidence, question: str) -> dict[str, dict[str, list[xr.Dataset]]]:
+    """Group the datasets of a question by task, and by whether the model is looped, as deep, or one block."""
+    found: dict[str, dict[str, list[xr.Dataset]]] = {}
+    for data in answers(evidence, question):
+        config = read_stamp(data).config
+        layers, loops = config["model"]["n_layers"], config["model"]["n_loops"]
+        form = LOOPED if loops > 1 else DEEP if layers > 1 else SHALLOW
+        found.setdefault(config["task"]["name"], {}).setdefault(form, []).append(data)
+    return found
+
+
+def _right(seeds: Seeds, factor: float = 1.0, loops: float = 1.0) -> Float[ndarray, "seed example"]:
+    """Which prompts are right as a whole.
+
+    Args:
+        seeds: datasets of the extrapolate probe.
+        factor: of the longest length of the training; the nearest length that was measured counts.
+        loops: of the loops that the training gives that length.
+    """
+    parts = []
+    for data in seeds:
+        here = data.sel(length=factor * data.attrs["trained_length"], method="nearest")
+        count = min(max(1, round(loops * int(here.trained_loops))), int(data.loop[-1]))
+        parts.append(here.right.sel(loop=count).values.astype(float))
+    return np.stack(parts)
+
+
+def _difference(what: str, one: ndarray, other: ndarray, rule: Rule) -> Finding:
+    return decide(what, *bootstrap(difference_of_means, one, other), rule)
+
+
+def _share(what: str, right: ndarray, rule: Rule) -> Finding:
+    return decide(what, *bootstrap(lambda values: values.mean(-1), right), rule)
+
+
+def r10_as_good(evidence: Evidence) -> Iterator[Finding]:
+    for task, forms in _forms(evidence, R10_LENGTH).items():
+        if {LOOPED, DEEP} <= forms.keys():
+            what = f"{task}: right prompts at the training's length, looped minus as many layers as loops"
+            yield _difference(what, _right(forms[LOOPED]), _right(forms[DEEP]), above(-AS_GOOD))
+
+
+def r10_better(evidence: Evidence) -> Iterator[Finding]:
+    for task, forms in _forms(evidence, R10_LENGTH).items():
+        if {LOOPED, SHALLOW} <= forms.keys():
+            what = f"{task}: right prompts at the training's length, looped minus one layer"
+            yield _difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), above(BETTER))
+
+
+def _by_length(evidence: Evidence) -> Iterator[tuple[str, Seeds]]:
+    """Yield the tasks whose loops are as many as the length, with the looped models of all seeds."""
+    for task, forms in _forms(evidence, R11_LOOPS).items():
+        seeds = forms.get(LOOPED, [])
+        if seeds and read_stamp(seeds[0]).config["train"]["loops"]["kind"] == "length":
+            yield task, seeds
+
+
+def r11_longer(evidence: Evidence) -> Iterator[Finding]:
+    for task, seeds in _by_length(evidence):
+        for factor in (1.5, 2.0):
+            yield _share(f"{task}: right prompts at {factor:g} times the length", _right(seeds, factor), above(SOLVED))
+
+
+def r11_needed(evidence: Evidence) -> Iterator[Finding]:
+    for task, seeds in _by_length(evidence):
+        what = f"{task}: right prompts at the training's length after half as many loops"
+        yield _share(what, _right(seeds, 1.0, 0.5), below(0.5))
+
+
+def r11_harmless(evidence: Evidence) -> Iterator[Finding]:
+    for task, seeds in _by_length(evidence):
+        what = f"{task}: right prompts at the training's length, twice the loops minus the loops"
+        yield _difference(what, _right(seeds, 1.0, 2.0), _right(seeds), above(-AS_GOOD))
+
+
+def r11_deep(evidence: Evidence) -> Iterator[Finding]:
+    for task, forms in _forms(evidence, R10_LENGTH).items():
+        if {LOOPED, DEEP} <= forms.keys() and task in dict(_by_length(evidence)):
+            what = f"{task}: right prompts at twice the length, as many layers as loops minus looped"
+            yield _difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(0))
+
+
+def _read(seeds: Seeds, target: str, loop: int, control: str = "none", position: int | None = None) -> ndarray:
+    """The share of tokens (or whether the one) at which a result is read, of each seed and prompt, [seed, example]."""
+    parts = []
+    for data in seeds:
+        hits = data.right.sel(target=target, control=control, loop=loop).isel(layer=-1)
+        hits = hits if position is None else hits.sel(position=[position])
+        there = hits.where(hits >= 0)
+        parts.append(there.mean("position").fillna(0).values)
+    return np.stack(parts)
+
+
+def r12_in_turn(evidence: Evidence) -> Iterator[Finding]:
+    hops = _forms(evidence, R12_RESULTS).get("p_hop", {}).get(LOOPED, [])
+    if hops:
+        names = [str(name) for name in hops[0].target.values if str(name).startswith("after hop")]
+        for name, following in pairwise(names):
+            shares = {one: [_read(hops, one, int(loop)).mean() for loop in hops[0].loop] for one in (name, following)}
+            first = next((int(hops[0].loop[i]) for i, share in enumerate(shares[name]) if share >= READ), None)
+            if first is not None:
+                what = f"p_hop: read {following} minus {name}, in the loop that first has {name} ({first})"
+                yield _difference(what, _read(hops, following, first), _read(hops, name, first), below(-BETTER / 2))
+    moves = _forms(evidence, R12_RESULTS).get("s5", {}).get(LOOPED, [])
+    if moves:
+        middle = int(moves[0].position[-1]) // 2
+        for loop, rule in ((middle, above(READ)), (middle - 2, below(0.5))):
+            what = f"s5: product of {middle} moves read at their token after {loop} loops"
+            yield _share(what, _read(moves, "product so far", loop, position=middle), rule)
+
+
+def r12_computed(evidence: Evidence) -> Iterator[Finding]:
+    for task, forms in _forms(evidence, R12_RESULTS).items():
+        seeds = forms.get(LOOPED, [])
+        for target in seeds[0].target.values if seeds else []:
+            last = int(seeds[0].loop[-1])
+            what = f"{task}: {target} read after the last loop, minus in a model that was never trained"
+            read, unread = (_read(seeds, str(target), last, control) for control in ("none", "untrained"))
+            yield _difference(what, read, unread, above(BETTER / 2))
+
+
+CLAIMS: tuple[Claim, ...] = (
+    ("R10", "a layer looped L times does algorithmic tasks as well as L layers", r10_as_good),
+    ("R10", "and far better than one layer", r10_better),
+    ("R11", "with as many loops as the length, longer prompts than in training are solved", r11_longer),
+    ("R11", "a length needs more than half as many loops", r11_needed),
+    ("R11", "more loops than the length do no harm", r11_harmless),
+    ("R11", "as many layers as loops are worse on longer prompts", r11_deep),
+    ("R12", "the results of an algorithm stand in the state one after the other", r12_in_turn),
+    ("R12", "they are computed: a model that was never trained does not hold them", r12_computed),
+)
