@@ -1,5 +1,6 @@
 """Tiny seeded models; no network; nothing is written outside a temporary folder."""
 
+import dataclasses
 import json
 import os
 import signal

@@ -59,7 +59,7 @@ def all_wide(data):
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
 @pytest.mark.parametrize("name", RUN)
 def test_probes_run_in_every_precision(name, dtype):
-    checkpoint = tiny(dtype)
+    checkpoint = tiny(dtype, name)
     if name == "paths" and dtype in HALF:
         with pytest.raises(LoopprobeError, match="limits of states cannot be told apart"):
             asked(name, checkpoint)
@@ -67,7 +67,7 @@ def test_probes_run_in_every_precision(name, dtype):
     for of_prompts in {torch.float32, dtype}:
         data = asked(name, checkpoint, of_prompts)
         assert all_wide(data)
-    near = asked(name, tiny(torch.float32))
+    near = asked(name, tiny(torch.float32, name))
     assert set(near.variables) == set(data.variables)
     for variable in {"mean", "error", "prediction", "clean"} & set(near.data_vars):
         np.testing.assert_allclose(data[variable].values, near[variable].values, atol=0.3, rtol=0.3)
