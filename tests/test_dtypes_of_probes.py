@@ -223,7 +223,8 @@ def test_the_simulated_device_refuses_float64_and_mixtures(device):
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_probes_run_on_a_device_without_float64(name, device, checkpoint):
+def test_probes_run_on_a_device_without_float64(name, device):
+    checkpoint = tiny(torch.float32, name)
     data = asked(name, on_device(checkpoint))
     expected = asked(name, checkpoint)
     for variable, values in expected.data_vars.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from loopprobe.errors import LoopprobeError
@@ -15,12 +16,19 @@ def study_folder() -> Path:
 
 
 def toml_files(folder: Path) -> list[Path]:
-    """Return the files of the saved questions in a folder, in the order of their names, without grid files.
+    """Return the files of the saved questions in a folder, in the order of their names and the numbers in them.
+
+    Grid files are left out.
 
     Raises:
         LoopprobeError: there are none.
     """
-    paths = [path for path in sorted(folder.glob("*.toml")) if not path.stem.endswith("_models")]
+    paths = [path for path in sorted(folder.glob("*.toml"), key=_in_order) if not path.stem.endswith("_models")]
     if not paths:
         raise LoopprobeError(f"{folder} holds no saved questions: give a folder with TOML files of them")
     return paths
+
+
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """The parts of a name, numbers by their size: r2 stands before r10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
