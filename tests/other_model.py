@@ -27,6 +27,7 @@ class Triples:
     unit = "absolute error"
     query_unit = "absolute error at the last three"
     step_unit = "absolute difference"
+    answer_unit = "the largest over the number of symbols"
     tokens_per_point = 3
     output_size = None
 
@@ -108,6 +109,9 @@ class Triples:
 
     def answer(self, outputs):
         return outputs[..., -1, 1]
+
+    def contrast(self, outputs):
+        return "the largest", self.answer(outputs)
 
     def baseline(self):
         return None

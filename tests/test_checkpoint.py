@@ -146,7 +146,7 @@ def test_compiled_models_and_missing_biases_are_read(tmp_path):
     weights = {f"_orig_mod.{name}": t for name, t in _golden_weights().items() if not name.endswith("ln_f.bias")}
     weights["_orig_mod._backbone.transformer.h.0.attn.bias"] = torch.ones(1, 1, 23, 23)
     torch.save(weights, tmp_path / "theirs.pt")
-    model = read_model(tmp_path / "theirs.pt", n_heads=4)
+    model = read_model(tmp_path / "theirs.pt", n_heads=4, n_loops=6)
     assert model.ln_final.bias.eq(0).all()
 
 
@@ -156,7 +156,7 @@ def test_transformer_lens_names_round_trip(tmp_path, model, prompts):
     assert tensors["blocks.1.attn.W_Q"].shape == (2, 16, 8)
     assert tensors["blocks.1.attn.W_O"].shape == (2, 8, 16)
     assert tensors["blocks.0.mlp.W_in"].shape == (16, 64)
-    back = read_model(tmp_path / "tl.safetensors", n_heads=2, n_loops=4)
+    back = read_model(tmp_path / "tl.safetensors")
     assert torch.equal(back(prompts.xs, prompts.ys), model(prompts.xs, prompts.ys))
     assert to_transformer_lens(back).keys() == tensors.keys()
 
@@ -169,9 +169,15 @@ class _Payload:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda w: w | {"_backbone.transformer.h.0.attn.rotary": torch.ones(3)}, "unexpected keys.*rotary"),
-        (lambda w: {k: v for k, v in w.items() if "h.1.mlp.c_fc.weight" not in k}, "lacks blocks.1.mlp.fc_in.weight"),
-        (lambda w: w | {"_read_out.weight": torch.ones(2, 32)}, r"read_out.weight is \(2, 32\), expected \(1, 32\)"),
+        (
+            lambda w: w | {"_backbone.transformer.h.0.attn.rotary": torch.ones(3)},
+            r"rotary is \(3,\) there and not expected",
+        ),
+        (
+            lambda w: {k: v for k, v in w.items() if "h.1.mlp.c_fc.weight" not in k},
+            r"blocks.1.mlp.fc_in.weight is missing there",
+        ),
+        (lambda w: w | {"_read_out.weight": torch.ones(2, 32)}, r"read_out.weight is \(2, 32\) there and \(1, 32\) in"),
         (lambda w: {"conv.weight": torch.ones(3)}, "no known layout.*conv.weight"),
         (lambda w: {"w": 3}, "no state dict of plain tensors"),
         (lambda w: {"model": _Payload()}, "neither safetensors nor a pickle of plain tensors"),
@@ -182,13 +188,13 @@ def test_foreign_files_that_do_not_fit_are_refused(tmp_path, capsys, change, mat
         tree = change(_golden_weights())
         pickle.dump(tree, file) if "model" in tree else torch.save(tree, file)
     with pytest.raises(LoopprobeError, match=match):
-        read_model(tmp_path / "theirs.pt", n_heads=4)
+        read_model(tmp_path / "theirs.pt", n_heads=4, n_loops=6)
     assert "executed" not in capsys.readouterr().out
 
 
 def test_wrong_heads_are_refused():
     with pytest.raises(LoopprobeError, match="divisible"):
-        read_model_of_golden(n_heads=5)
+        read_model_of_golden(n_heads=5, n_loops=6)
 
 
 def read_model_of_golden(**fields):

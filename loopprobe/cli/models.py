@@ -126,28 +126,40 @@ def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) 
 
 def import_(
     file: Annotated[Path, typer.Argument(help="Weights in nanoGPT's layout or TransformerLens's names.")],
-    n_heads: Annotated[int, typer.Option(help="Attention heads, which no weight tells.")],
-    n_loops: Annotated[int, typer.Option(help="Loops that it was trained with; 1 for an ordinary transformer.")],
+    n_heads: Annotated[int | None, typer.Option(help="Attention heads, which nanoGPT's weights do not tell.")] = None,
+    n_loops: Annotated[
+        int | None, typer.Option(help="Loops that it was trained with; 1 for an ordinary transformer.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; by default runs/ and the file's name.")] = None,
-    injection: Annotated[str, typer.Option(help="add, multiply or none.")] = "add",
-    task: Annotated[str, typer.Option(help="Task that it was trained on.")] = "linear_regression",
+    injection: Annotated[str | None, typer.Option(help="add, multiply or none; by default add.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Task that it was trained on: of tokens, parity, …; by default linear_regression."),
+    ] = None,
     n_points: Annotated[
         int | None, typer.Option(help="Points of a prompt; by default what fits its positions.")
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Other fields: model.act_fn=gelu, model.rotary_base=500, task.length=8, …"),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Import a model that was trained elsewhere."""
-    from loopprobe.config.schema import ForeignConfig, TaskConfig
-    from loopprobe.config.strict import build
-    from loopprobe.store.checkpoint import Checkpoint, save
+    """Import a model that was trained elsewhere.
+
+    A file that export wrote tells everything itself.
+    """
+    from loopprobe.config.sources import refuse_conflicts, with_overrides
+    from loopprobe.store.checkpoint import save
     from loopprobe.store.evaluate import evaluate
-    from loopprobe.store.foreign import read_model
+    from loopprobe.store.foreign import read_checkpoint
     from loopprobe.support.storage import claim_new, hold
 
-    points = {} if n_points is None else {"n_points": n_points}
-    model = read_model(file, n_heads=n_heads, n_loops=n_loops, injection=injection, **points)
-    cfg = ForeignConfig(model=model.cfg, task=build(TaskConfig, {"name": task}))
-    checkpoint = Checkpoint(cfg, model)
+    options = {"model.n_heads": n_heads, "model.n_loops": n_loops, "model.injection": injection, "task.name": task,
+               "model.n_points": n_points}  # fmt: skip
+    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    refuse_conflicts(overrides)
+    checkpoint = read_checkpoint(file, with_overrides({}, overrides))
     checkpoint.evaluation = evaluate(checkpoint, n_prompts=IMPORT_PROMPTS)
     folder = hold(claim_new(out or Path("runs") / file.stem, overwrite))
     save(checkpoint, folder)
@@ -196,14 +208,15 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Export weights under TransformerLens's names."""
-    from loopprobe.store.checkpoint import load
+    """Export weights under TransformerLens's names, with what import needs to know of the model and its task."""
+    from loopprobe.store.checkpoint import load_checkpoint
     from loopprobe.store.foreign import write_transformer_lens
 
     path = out or Path(f"{Path(name).name}.transformer-lens.safetensors")
     if path.exists() and not overwrite:
         raise LoopprobeError(f"{path} exists: give another --out or add --overwrite")
-    write_transformer_lens(load(name), path)
+    checkpoint = load_checkpoint(name)
+    write_transformer_lens(checkpoint.model, path, checkpoint.config.task)
     print(path)
 
 

@@ -29,9 +29,18 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
     tree = {} if preset is None else _read_preset(preset)
     if path is not None:
         tree = merge(tree, read_toml(path))
+    return make_config(with_overrides(tree, overrides), preset)
+
+
+def with_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A configuration tree with the values of ``section.key=value`` laid over it, later over earlier.
+
+    Raises:
+        LoopprobeError: an override is not of this form.
+    """
     for override in overrides:
         tree = merge(tree, nested(*_parse_override(override)))
-    return make_config(tree, preset)
+    return tree
 
 
 def make_config(tree: dict[str, Any], preset: str | None = None) -> Config:

@@ -5,9 +5,14 @@ linear; so is the injection of the next loop. What a head or an MLP wrote in loo
 direct path, through all later norms, to the read-out, and the contributions add up to the prediction exactly.
 (Direct logit attribution, Elhage et al. 2021, "A mathematical framework for transformer circuits"; here through
 the loops.) What a part does by way of later heads and MLPs is theirs in this account: for that, patch.
+
+Of tokens, what is split is a difference of logits: the right answer's minus that of the answer that the prompts compare
+it with (``TokenPrompts.against``), or, where they name none, minus the mean logit of all others.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +21,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.model.blocks import LayerNorm, RMSNorm
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.dataset import stamp
@@ -24,26 +30,27 @@ from loopprobe.probes.loops import LoopsConfig
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import at_least_single, bootstrap_ratio, double, to_numpy
-from loopprobe.tasks import Prompts
+from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
-
-NAMES = ("embed", "pos_embed", "result", "mlp_out", "ln_final_scale", "readout")
 
 
 def run(
-    checkpoint: Checkpoint, prompts: Prompts, config: LoopsConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint, prompts: PromptBatch, config: LoopsConfig, progress: Progress = lambda steps: steps
 ) -> xr.Dataset:
-    """Split the prediction at the query after the last loop.
+    """Split the prediction at the query after the last loop, or of tokens the difference of logits.
 
     Returns:
-        A dataset with dims ``loop`` (in which it was written, from 1), ``component`` (the injected input, the
-        positions, each head, each layer's attention offset, each MLP, the norm's offset) and ``example``:
+        A dataset with dims ``loop`` (in which it was written, from 1), ``component`` (what the model has of these: the
+        injected input, the positions, the loop embedding, each head, each layer's attention offset, each MLP, the
+        norm's offset, and the parts of the coda, which write in the last loop alone) and ``example``:
 
-        * ``contribution [loop, component, example]``, in the units of y; with ``initial [example]`` (the initial state)
-          and ``offset [example]`` (of the read-out) they sum to ``prediction [example]``
+        * ``contribution [loop, component, example]``, in the units of y or in logits; with ``initial [example]`` (the
+          initial state) and ``offset [example]`` (of the read-out) they sum to ``prediction [example]``
         * ``share``, ``low``, ``high [loop, component]``: Σ contribution · prediction / Σ prediction² over the
           prompts, with a 95 % bootstrap interval; the shares of all parts sum to 1
         * ``size [loop, component]``: root mean square of the contribution
+
+        The attribute ``answer`` says in words what is split, such as "the prediction".
 
     Raises:
         LoopprobeError: the prompts do not fit the model.
@@ -57,6 +64,9 @@ def run(
     contribution, initial, prediction = (
         to_numpy(double(torch.cat([part[i] for part in parts], dim=-1))) for i in range(3)
     )
+    with torch.no_grad():
+        unwritten = model.unembed(model.W_U.new_zeros(prompts.n_prompts, 1, model.cfg.d_model))
+        answer, offset = prompts.contrast(at_least_single(unwritten))
     share, low, high = bootstrap_ratio(contribution * prediction, prediction**2)
     dims = ("loop", "component")
     data = xr.Dataset(
@@ -67,72 +77,128 @@ def run(
             "high": (dims, high),
             "size": (dims, np.sqrt((contribution**2).mean(-1))),
             "initial": ("example", initial),
-            "offset": ("example", np.full(len(prediction), model.b_U.item())),
+            "offset": ("example", to_numpy(double(offset))),
             "prediction": ("example", prediction),
         },
         coords={"loop": np.arange(1, n_loops + 1), "component": components(model), "model": checkpoint.label},
-        attrs={"trained_loops": model.cfg.n_loops},
+        attrs={"trained_loops": model.cfg.n_loops, "answer": answer},
     )
     for name in ("contribution", "size", "initial", "offset", "prediction"):
-        data[name].attrs["units"] = "of y"
+        data[name].attrs["units"] = prompts.answer_unit
     return stamp(data, "attribute", checkpoint, prompts, config)
 
 
-def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: Prompts) -> None:
-    """Accept every checkpoint: every prediction can be split."""
+def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: PromptBatch) -> None:
+    """Accept every checkpoint and all prompts: every prediction can be split."""
 
 
 def components(model: LoopedTransformer) -> list[str]:
     """Name the parts that write towards the prediction in a loop, in the order of ``contribution``."""
-    in_layers = [
+    offset = ["norm offset"] if model.cfg.normalization_type == "LN" else []
+    coda = [*_names_in_layers(model.cfg.n_coda_layers, model.cfg.n_heads), *offset] if model.cfg.n_coda_layers else []
+    return [
+        "input",
+        *_added(model),
+        *_names_in_layers(model.cfg.n_layers, model.cfg.n_heads),
+        *offset,
+        *(f"coda {name}" for name in coda),
+    ]
+
+
+def _added(model: LoopedTransformer) -> dict[str, str]:
+    """The parts that are added to the input of a loop, and the short names of their hook points."""
+    added = {"positions": "pos_embed"} if model.cfg.positional_embedding_type == "standard" else {}
+    return added | ({"loop embedding": "loop_embed"} if model.cfg.loop_embedding else {})
+
+
+def _names_in_layers(n_layers: int, n_heads: int) -> list[str]:
+    return [
         what
-        for layer in range(model.cfg.n_layers)
+        for layer in range(n_layers)
         for what in (
-            *(f"head {layer}.{head}" for head in range(model.cfg.n_heads)),
+            *(f"head {layer}.{head}" for head in range(n_heads)),
             f"attention offset {layer}",
             f"MLP {layer}",
         )
     ]
-    return ["input", "positions", *in_layers, "norm offset"]
 
 
 def contributions(
-    model: LoopedTransformer, prompts: Prompts, n_loops: int
+    model: LoopedTransformer, prompts: PromptBatch, n_loops: int
 ) -> tuple[Float[Tensor, "loop component batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Compute the contributions of every loop and component and of the initial state, and the prediction they sum to.
 
-    Works back from the read-out: ``g`` is the direction of the state that is read, per prompt; through a norm with
-    scale s and gain w it is (w·g − mean(w·g)) / s on the residual stream, and the offset of the norm adds b·g.
+    Works back from the read-out, whose offset is left out: ``g`` is the direction of the state that is read, per
+    prompt; through a norm with scale s and gain w it is (w·g − mean(w·g)) / s on the residual stream, and the offset
+    of the norm adds b·g. A norm by the root mean square subtracts no mean and has no offset.
     """
-    _, cache = model.run_with_cache(prompts.xs, prompts.ys, n_loops, names=NAMES, positions=[prompts.query])
+    added, last = _added(model).values(), f"loops.{n_loops - 1}"
+    names = ["embed", *added, "result", "mlp_out", "ln_final_scale"]
+    for layer in range(model.cfg.n_coda_layers):
+        names += [f"{last}.coda.{layer}.attn.hook_result", f"{last}.coda.{layer}.hook_mlp_out"]
+    if model.cfg.n_coda_layers:
+        names.append(f"{last}.ln_coda.hook_scale")
+    outputs, cache = model.run_with_cache(
+        *prompts.inputs, n_loops=n_loops, read_at=prompts.read_at, names=names, positions=[prompts.query]
+    )
+    prediction, weights = _prediction(prompts, at_least_single(outputs[-1]))
     with torch.no_grad():
         e = at_least_single(cache["hook_embed"][:, 0])
-        g = at_least_single(model.W_U[:, 0]).expand_as(e)
-        gain, bias = (at_least_single(weight) for weight in (model.ln_final.w, model.ln_final.b))
+        g = weights @ at_least_single(model.W_U).T
+        coda: list[Tensor] = []
+        if model.cfg.n_coda_layers:
+            g, offset = _before_norm(model.ln_coda, cache[f"{last}.ln_coda.hook_scale"], g)
+            coda = [*_in_layers(model.coda, f"{last}.coda", cache, g), *offset]
         rows = []
         for loop in reversed(range(n_loops)):
-            offset = g @ bias
-            g = g * gain
-            g = (g - g.mean(-1, keepdim=True)) / at_least_single(cache[f"loops.{loop}.ln_final.hook_scale"][:, 0])
-            injected = torch.zeros_like(offset) if model.cfg.injection != "add" else einsum(e, g, "b d, b d -> b")
-            rows.append(torch.stack([injected, *_in_layers(model, cache, loop, g), offset]))
+            g, offset = _before_norm(model.ln_final, cache[f"loops.{loop}.ln_final.hook_scale"], g)
+            injected = g.new_zeros(len(g)) if model.cfg.injection != "add" else einsum(e, g, "b d, b d -> b")
+            parts = [einsum(at_least_single(cache[loop, name][:, 0]), g, "b d, b d -> b") for name in added]
+            in_layers = _in_layers(model.blocks, f"loops.{loop}.blocks", cache, g)
+            rows.append(torch.stack([injected, *parts, *in_layers, *offset, *coda]))
+            coda = [torch.zeros_like(part) for part in coda]
             if model.cfg.injection == "multiply":
                 g = g * e
         initial = einsum(model.initial_state(e), g, "b d, b d -> b")
-    return torch.stack(rows[::-1]), initial, cache[n_loops - 1, "readout"][:, -1]
+    return torch.stack(rows[::-1]), initial, prediction
 
 
-def _in_layers(model: LoopedTransformer, cache: LoopCache, loop: int, g: Tensor) -> list[Float[Tensor, " batch"]]:
-    """Contributions along g: the positions, then for each layer its heads, its attention's offset and its MLP."""
+def _prediction(
+    prompts: PromptBatch, outputs: Float[Tensor, "batch answer *value"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch value"]]:
+    """Return what is split, and its weights on the outputs at the query: it is linear, so they are its gradient."""
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        prediction = prompts.contrast(leaf)[1]
+        (weights,) = torch.autograd.grad(prediction.sum(), leaf)
+    return prediction.detach(), weights[:, -1].reshape(len(weights), -1)
 
-    def written(name: str, layer: int | None = None) -> Tensor:
-        return at_least_single(cache[(loop, name) if layer is None else (loop, name, layer)][:, 0])
 
-    parts = [einsum(written("pos_embed"), g, "b d, b d -> b")]
-    for layer, block in enumerate(model.blocks):
-        parts += list(einsum(written("result", layer), g, "b head d, b d -> head b"))
+def _before_norm(norm: LayerNorm | RMSNorm, scale: Tensor, g: Tensor) -> tuple[Tensor, list[Float[Tensor, " batch"]]]:
+    """Turn a direction behind a norm into that on the residual stream, and return what the norm's offset, if any, adds.
+
+    Args:
+        norm: the norm.
+        scale: what it divided by in the run, [batch, 1, 1].
+        g: the direction, [batch, d_model].
+    """
+    offset = [g @ at_least_single(norm.b)] if isinstance(norm, LayerNorm) else []
+    g = g * at_least_single(norm.w)
+    if isinstance(norm, LayerNorm):
+        g = g - g.mean(-1, keepdim=True)
+    return g / at_least_single(scale[:, 0]), offset
+
+
+def _in_layers(layers: Any, prefix: str, cache: LoopCache, g: Tensor) -> list[Float[Tensor, " batch"]]:
+    """Contributions along g of the blocks whose hook points begin with a prefix: heads, attention's offset and MLP."""
+    parts: list[Tensor] = []
+    for layer, block in enumerate(layers):
+        result, mlp = (
+            at_least_single(cache[f"{prefix}.{layer}.{point}"][:, 0]) for point in ("attn.hook_result", "hook_mlp_out")
+        )
+        parts += list(einsum(result, g, "b head d, b d -> head b"))
         parts.append(g @ at_least_single(block.attn.b_O))
-        parts.append(einsum(written("mlp_out", layer), g, "b d, b d -> b"))
+        parts.append(einsum(mlp, g, "b d, b d -> b"))
     return parts
 
 
@@ -143,5 +209,4 @@ PROBE = Probe(
     check,
     Shown("attribute:attribute_figures", "inside:attribute_table"),
     needs=frozenset({"weights"}),
-    of_points=True,
 )

@@ -115,3 +115,8 @@ def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
         if "baseline" in data.dims
         for name in data.baseline.values
     }
+
+
+def answer_of(data: xr.Dataset) -> str:
+    """Say in words what a dataset of the attribute probe splits; earlier ones did not, and split the prediction."""
+    return str(data.attrs.get("answer", "the prediction"))

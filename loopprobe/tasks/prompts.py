@@ -50,6 +50,7 @@ class Prompts:
     unit: ClassVar[str] = UNIT
     query_unit: ClassVar[str] = QUERY_UNIT
     step_unit: ClassVar[str] = STEP_UNIT
+    answer_unit: ClassVar[str] = "of y"
     tokens_per_point: ClassVar[int] = TOKENS_PER_POINT
     read_at: ClassVar[slice] = INPUTS
     measures: ClassVar[tuple[str, ...]] = ("loss", "error")
@@ -146,6 +147,10 @@ class Prompts:
     def answer(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch"]:
         """Return the prediction at the query."""
         return predictions[..., -1]
+
+    def contrast(self, predictions: Float[Tensor, "*loop batch n_points"]) -> tuple[str, Float[Tensor, "*loop batch"]]:
+        """Return ``answer``, which is linear, and what it is."""
+        return "the prediction", self.answer(predictions)
 
     def correct(self, predictions: Float[Tensor, "*loop batch n_points"]) -> None:
         """Return None: a number is never quite right."""

@@ -111,6 +111,16 @@ class PromptBatch(Protocol):
     def answer(self, outputs: Outputs) -> Float[Tensor, "*loop batch"]:
         """Return one differentiable number for each prompt: the answer at the query, which patching moves."""
 
+    @property
+    def answer_unit(self) -> str:
+        """The unit of ``answer`` and ``contrast``, in words."""
+
+    def contrast(self, outputs: Outputs) -> tuple[str, Float[Tensor, "*loop batch"]]:
+        """Return in words which linear function of the outputs at the query tells the answer, and its values.
+
+        It is ``answer`` where that is linear.
+        """
+
     def against(self, corrupted: Self) -> Self:
         """Return the same prompts, whose ``answer`` tells them from corrupted ones."""
 

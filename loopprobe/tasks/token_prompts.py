@@ -39,6 +39,7 @@ class TokenPrompts:
     unit: ClassVar[str] = "cross entropy, nats"
     query_unit: ClassVar[str] = "cross entropy at the query, nats"
     step_unit: ClassVar[str] = "KL divergence, nats"
+    answer_unit: ClassVar[str] = "logits"
     tokens_per_point: ClassVar[int] = 1
     output_size: ClassVar[None] = None
     measures: ClassVar[tuple[str, ...]] = ("loss", "error", "accuracy")
@@ -168,6 +169,20 @@ class TokenPrompts:
             return own - at_query.gather(-1, other[..., None]).squeeze(-1)
         is_right = F.one_hot(right, at_query.shape[-1]).bool()
         return own - at_query.masked_fill(is_right, -torch.inf).logsumexp(-1)
+
+    def contrast(self, logits: Float[Tensor, "*loop batch answer vocab"]) -> tuple[str, Float[Tensor, "*loop batch"]]:
+        """Return the logit difference at the query in words, and its values: a linear function of the logits.
+
+        It is ``answer`` where the right answers are compared with ``instead``. Otherwise, log odds being no linear
+        function, it is the right answer's logit minus the mean logit of all others.
+        """
+        if self.instead is not None:
+            return "the logit difference (right answer − another)", self.answer(logits)
+        at_query = logits[..., -1, :]
+        right = self.answers[:, -1].to(logits.device)
+        own = at_query.gather(-1, right.expand(at_query.shape[:-1])[..., None]).squeeze(-1)
+        others = (at_query.sum(-1) - own) / (at_query.shape[-1] - 1)
+        return "the logit difference (right answer − mean of all others)", own - others
 
     def against(self, corrupted: TokenPrompts) -> TokenPrompts:
         """Return the same prompts, whose ``answer`` is compared with that of corrupted ones where the two differ.

@@ -6,11 +6,12 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.show.arrange import answer_of
 from loopprobe.show.figures.style import DASHES, colours, curve, diverging, finish, heat
 
 
 def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
-    """Draw the share of the prediction that each part wrote in each loop: a heat map, and curves of the largest.
+    """Draw the share that each part wrote in each loop: a heat map, and curves of the largest.
 
     Args:
         data: a dataset of the attribute probe.
@@ -29,10 +30,13 @@ def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
             dash=DASHES[i % len(DASHES)],
         )  # fmt: skip
     figure.update_yaxes(title="loops done once it was written", col=1)
-    figure.update_yaxes(title="share of the prediction", zeroline=True, col=2)
+    figure.update_yaxes(title=f"share of {answer_of(data).partition(' (')[0]}", zeroline=True, col=2)
     figure.update_xaxes(title="loops done once it was written", col=2)
     figure.update_layout(coloraxis=diverging(data.share, "share", x=0.415))
-    finish(figure, f"{data.model.item()}: the prediction at the query, split along the direct path through the norms")
+    finish(
+        figure,
+        f"{data.model.item()}: {answer_of(data)} at the query, split along the direct path through the norms",
+    )
     return {"attribute": figure.update_layout(hovermode="closest", height=520)}
 
 
@@ -45,7 +49,7 @@ def _ordinary(data: xr.Dataset) -> go.Figure:
                  "thickness": 1, "width": 2},
         hovertemplate="%{x}: %{y:.3f}<extra></extra>",
     )  # fmt: skip
-    figure.update_yaxes(title="share of the prediction")
+    figure.update_yaxes(title=f"share of {answer_of(data).partition(' (')[0]}")
     figure.update_xaxes(tickfont={"size": 10})
-    finish(figure, f"{data.model.item()}: the prediction at the query, split by what wrote it (95 % intervals)")
+    finish(figure, f"{data.model.item()}: {answer_of(data)} at the query, split by what wrote it (95 % intervals)")
     return figure.update_layout(hovermode="closest", height=520)

@@ -11,7 +11,7 @@ from rich.table import Table
 from loopprobe.dynamics.limits import Limit
 from loopprobe.dynamics.solve import Status
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.arrange import loops_to_show
+from loopprobe.show.arrange import answer_of, loops_to_show
 from loopprobe.show.tables.common import interval, titled, with_ends
 from loopprobe.support.statistics import bootstrap_mean
 
@@ -39,12 +39,13 @@ def lens_table(data: xr.Dataset) -> Table:
 
 
 def attribute_table(data: xr.Dataset) -> Table:
-    """Tabulate the share of each part in the prediction at the query, one row per part.
+    """Tabulate the share of each part in the prediction, or in a logit difference, at the query, one row per part.
 
     The columns are the last loops, and all earlier loops together.
     """
-    table = titled(f"{data.model.item()}: the prediction at the query, split by what was written in each loop")
-    table.caption = "share of the prediction [95 % bootstrap interval]; with initial state and offset they sum to 1"
+    answer = answer_of(data)
+    table = titled(f"{data.model.item()}: {answer} at the query, split by what was written in each loop")
+    table.caption = f"share of {answer} [95 % bootstrap interval]; with initial state and offset they sum to 1"
     table.add_column("part")
     shown = [int(loop) for loop in data.loop.values[-3:]]
     for loop in reversed(shown):
