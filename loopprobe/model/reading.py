@@ -137,13 +137,14 @@ class Tokens:
 
     def moved(self, like: Tensor, tokens: Tensor) -> tuple[Int[Tensor, "batch pos"]]:
         """Move tokens to the device of a weight; LoopprobeError where one is not in the vocabulary."""
+        tokens = tokens.to(torch.int64)  # torch finds no extremes of unsigned ones
         if tokens.numel() and not torch.compiler.is_compiling():
             low, high = (int(end) for end in tokens.aminmax())
             if low < 0 or high >= self.n_inputs:
                 raise LoopprobeError(
                     f"token {low if low < 0 else high} is not in the vocabulary: choose from 0 to {self.n_inputs - 1}"
                 )
-        return (tokens.to(like.device, torch.int64),)
+        return (tokens.to(like.device),)
 
     def n_tokens(self, tokens: Tensor) -> int:
         """Count the tokens."""
