@@ -165,10 +165,8 @@ def at_tokens(read_at: slice | Sequence[int], first: int, n: int) -> slice | lis
     end = first + n
     if isinstance(read_at, slice):
         tokens = range(end)[read_at]
-        begin = next((token for token in tokens[:1] if token >= first), None)
-        if begin is None:
-            begin = first + (tokens.start - first) % tokens.step if tokens.step > 0 else end
-        return slice(begin - first, max(0, tokens.stop - first), tokens.step)
+        tokens = tokens[max(0, -((tokens.start - first) // tokens.step)) :]
+        return slice(max(0, tokens.start - first), max(0, tokens.stop - first), tokens.step)
     return [token - first for token in read_at if first <= token < end]
 
 
