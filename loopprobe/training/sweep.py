@@ -139,7 +139,7 @@ def _shapes(model: Planned) -> tuple[Any, ...]:
     """Return what models of one stack must have in common: their shapes, the shapes of their prompts, and the step."""
     cfg, train = model.config, model.config.train
     step = read_json(model.folder)[1]["step"] if model.status == "resume" else 0
-    bare = dataclasses.replace(cfg.model, n_loops=1, injection="add")
+    bare = dataclasses.replace(cfg.model, n_loops=cfg.model.n_loops if cfg.model.loop_embedding else 1, injection="add")
     return bare, train.steps, train.batch_size, train.points, train.precision, train.device, step
 
 
