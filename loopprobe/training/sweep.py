@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopprobe.config.schema import Config
-from loopprobe.config.sources import merge, nested, read_toml
-from loopprobe.config.strict import build
+from loopprobe.config.sources import make_config, merge, nested, read_toml
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.checkpoint import METRICS
 from loopprobe.store.checkpoint_file import CONFIG, STATE, read_json
@@ -93,7 +92,7 @@ def _config(point: dict[str, Any], notes: list[str]) -> Config:
     tree: dict[str, Any] = {}
     for key, value in point.items():
         tree = merge(tree, nested(key, value))
-    return build(Config, tree)
+    return make_config(tree)
 
 
 def plan(configs: Iterable[Config], out: Path) -> list[Planned]:
