@@ -126,6 +126,7 @@ class Tokens:
         tokens = _tensor("tokens", inputs[0])
         if tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise LoopprobeError(f"tokens have dtype {tokens.dtype}: give whole numbers, the numbers of tokens")
+        tokens = tokens.to(torch.int64)  # torch finds no extremes of unsigned ones
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.ndim != 2 or not tokens.shape[1]:
             raise LoopprobeError(f"tokens {tuple(tokens.shape)} must be [batch, pos], pos at least 1: reshape them")
@@ -137,7 +138,6 @@ class Tokens:
 
     def moved(self, like: Tensor, tokens: Tensor) -> tuple[Int[Tensor, "batch pos"]]:
         """Move tokens to the device of a weight; LoopprobeError where one is not in the vocabulary."""
-        tokens = tokens.to(torch.int64)  # torch finds no extremes of unsigned ones
         if tokens.numel() and not torch.compiler.is_compiling():
             low, high = (int(end) for end in tokens.aminmax())
             if low < 0 or high >= self.n_inputs:
