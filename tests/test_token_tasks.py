@@ -256,6 +256,9 @@ def test_targets_are_the_tokens_that_the_answer_depends_on():
         for tokens, group in zip(prompts.tokens, prompts.targets()[f"hop {hop}"], strict=True):
             place = find(named(prompts.names, tokens[2:]), 32, hop)
             assert group.nonzero().flatten().tolist() == ([place + 1] if place else [])
+    stays = prompts.tokens.clone()
+    stays[:, -1] = stays[:, -2]  # the first hop leads to the query itself, which is in no group
+    assert prompts.of(stays, prompts.answers).targets()["hop 1"].sum() == 0
     assert drawn(TaskConfig(name="parity")).targets().keys() == {"token before"}
 
 
