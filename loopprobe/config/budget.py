@@ -94,7 +94,8 @@ def n_parameters(cfg: ModelConfig) -> int:
     read += (width + 1) * (cfg.d_vocab_out or 1)
     positions = cfg.n_ctx * width if cfg.positional_embedding_type == "standard" else 0
     loops = cfg.n_loops * width if cfg.loop_embedding else 0
-    return layers * (attention + mlp + 2 * norm) + norm + read + positions + loops
+    finals = norm * (2 if cfg.n_coda_layers else 1)
+    return layers * (attention + mlp + 2 * norm) + finals + read + positions + loops
 
 
 def prompt_bytes(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int) -> int:

@@ -103,7 +103,8 @@ class Rotary(nn.Module):
             exponents = torch.arange(0, self.dim, 2, dtype=torch.float64, device=place) / self.dim
             angles = torch.arange(n, dtype=torch.float64, device=place)[:, None] * self.base**-exponents
             angles = torch.cat([angles, angles], -1)
-            self.tables[key] = torch.stack([angles.cos(), angles.sin()]).to(like)
+            with torch.inference_mode(False):  # later runs may need a gradient
+                self.tables[key] = torch.stack([angles.cos(), angles.sin()]).to(like.device, like.dtype)
         return self.tables[key]
 
 

@@ -126,6 +126,7 @@ class Tokens:
         tokens = _tensor("tokens", inputs[0])
         if tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise LoopprobeError(f"tokens have dtype {tokens.dtype}: give whole numbers, the numbers of tokens")
+        tokens = tokens.to(torch.int64)  # torch finds no extremes of unsigned ones
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.ndim != 2 or not tokens.shape[1]:
             raise LoopprobeError(f"tokens {tuple(tokens.shape)} must be [batch, pos], pos at least 1: reshape them")
@@ -143,7 +144,7 @@ class Tokens:
                 raise LoopprobeError(
                     f"token {low if low < 0 else high} is not in the vocabulary: choose from 0 to {self.n_inputs - 1}"
                 )
-        return (tokens.to(like.device, torch.int64),)
+        return (tokens.to(like.device),)
 
     def n_tokens(self, tokens: Tensor) -> int:
         """Count the tokens."""
@@ -164,10 +165,8 @@ def at_tokens(read_at: slice | Sequence[int], first: int, n: int) -> slice | lis
     end = first + n
     if isinstance(read_at, slice):
         tokens = range(end)[read_at]
-        begin = next((token for token in tokens[:1] if token >= first), None)
-        if begin is None:
-            begin = first + (tokens.start - first) % tokens.step if tokens.step > 0 else end
-        return slice(begin - first, max(0, tokens.stop - first), tokens.step)
+        tokens = tokens[max(0, -((tokens.start - first) // tokens.step)) :]
+        return slice(max(0, tokens.start - first), max(0, tokens.stop - first), tokens.step)
     return [token - first for token in read_at if first <= token < end]
 
 

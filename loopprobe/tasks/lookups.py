@@ -39,7 +39,7 @@ def draw_hops(task: TaskConfig, chance: Chance, length: int) -> TokenIds:
     return torch.cat([hops, torch.cat([integers(chance[:, :1], symbols), further], 1).cumsum(1) % symbols], 1)
 
 
-def _hops(tokens: TokenIds, n: int) -> list[Int[Tensor, "batch pos"]]:
+def _hops(tokens: TokenIds, n: int) -> list[Int[Tensor, "batch symbol"]]:
     """The place of each of n hops from each symbol, -1 where there is none; places count from the first symbol.
 
     A hop leads behind the last earlier place with the same symbol (Sanford et al., arXiv 2402.09268, definition 4.1).

@@ -95,6 +95,7 @@ class Stack(LoopedTransformer):
         # A generator for this alone leaves the state of torch's global generator unchanged.
         super().__init__(models[0].cfg, torch.Generator())
         self.models = list(models)  # a list: not registered as modules of the stack
+        self.late = [0] * len(self.models)  # the loop in which each begins its own
         for name, module in list(self.named_modules()):
             if (stacked := _STACKED.get(type(module))) is not None:
                 self.set_submodule(name, stacked([model.get_submodule(name) for model in models]))
@@ -107,7 +108,8 @@ class Stack(LoopedTransformer):
         return wanted.expand(-1, len(x) // len(self.models), -1, -1).reshape(x.shape)
 
     def loop_vector(self, x: Tensor, loop: int) -> Tensor:
-        wanted = self.W_loop[:, None, min(loop, self.cfg.n_loops - 1), None]
+        own = [min(max(loop - late, 0), self.cfg.n_loops - 1) for late in self.late]
+        wanted = torch.stack([vectors[i] for vectors, i in zip(self.W_loop, own, strict=True)])[:, None, None]
         return wanted.expand(-1, len(x) // len(self.models), x.shape[1], -1).reshape(x.shape)
 
     def initial_state(self, e: Tensor) -> Tensor:
@@ -140,6 +142,7 @@ class Stack(LoopedTransformer):
             For each model the result of ``run_loops(…, keep_loops=window, grad_loops=window)``, within rounding.
         """
         total, longest_window = max(n_loops), max(windows)
+        self.late = [total - count for count in n_loops]
         e = self.embed(*inputs)
         z = start = self.initial_state(e)
         outputs = []

@@ -138,8 +138,10 @@ def _shapes(model: Planned) -> tuple[Any, ...]:
     """Return what models of one stack must have in common: their shapes, the shapes of their prompts, and the step."""
     cfg, train = model.config, model.config.train
     step = read_json(model.folder)[1]["step"] if model.status == "resume" else 0
-    bare = dataclasses.replace(cfg.model, n_loops=1, injection="add")
-    return bare, train.steps, train.batch_size, train.points, train.precision, train.device, step
+    bare = dataclasses.asdict(cfg.model) | {"injection": None}
+    if not cfg.model.loop_embedding:
+        bare["n_loops"] = None
+    return tuple(bare.items()), train.steps, train.batch_size, train.points, train.precision, train.device, step
 
 
 def sweep(

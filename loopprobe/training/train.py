@@ -117,7 +117,8 @@ def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
             sizes = [run.sizes(step) for run in left]
             each = zip(left, sizes, strict=True)
             prompts = [draw(run.cfg, size, run.generator, run.device) for run, size in each]
-            alike = len({part.n_tokens for part in prompts}) == 1  # runs may have mastered different lengths
+            # runs may have mastered different lengths, or be of tasks that answer at other tokens
+            alike = len({(part.n_tokens, part.n_answers) for part in prompts}) == 1
             with trial.step(left[0].device) as as_one:
                 way = ways[as_one and alike and len(left) > 1]
                 results = way(prompts, step, [size["loops"] for size in sizes])
