@@ -36,7 +36,7 @@ def measure(size: int, repeats: int, device: str) -> dict[str, float]:
         runs = [start(cfg, Path(folder) / str(i)) for i, cfg in enumerate(configs)]
         stack, step = Stack([run.model for run in runs]), runs[0].train.steps - 1
         replay, replays = Replay(runs[0].device), {run: Replay(run.device) for run in runs}
-        prompts = [draw(run.cfg, step, run.generator, run.device) for run in runs]
+        prompts = [draw(run.cfg, run.sizes(step), run.generator, run.device) for run in runs]
         times: dict[str, list[float]] = {"stack": [], "alone": [], "one": [], "launched": []}
 
         def alone(count: int) -> None:

@@ -143,7 +143,7 @@ class Contestant:
                 train_step(self.model, self.optimizers, prompts, i, t, self.replay)
 
     def draw(self, i: int) -> Prompts:
-        return draw(self.cfg, i, self.generator, self.device)
+        return draw(self.cfg, self.cfg.train.sizes(i), self.generator, self.device)
 
     def train(self, steps: int) -> None:
         started = time.perf_counter()

@@ -72,7 +72,7 @@ def test_recorded_steps_are_those_launched_one_by_one(tmp_path, changed):
     ends = []
     for name, replay in (("recorded", Replay(torch.device("cuda"))), ("launched", Replay(torch.device("cpu")))):
         run = start(config(*changed), tmp_path / name)
-        drawn = (draw(run.cfg, step, run.generator, run.device) for step in range(40))
+        drawn = (draw(run.cfg, run.sizes(step), run.generator, run.device) for step in range(40))
         errors = [
             train_step(run.model, run.optimizers, part, step, run.train, replay) for step, part in enumerate(drawn)
         ]

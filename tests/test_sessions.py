@@ -18,7 +18,14 @@ def run(name, capsys):
 
 def test_every_session_is_in_percent_format_and_ends_in_a_finding():
     paths = sorted(SESSIONS.glob("*.py"))
-    assert [path.stem for path in paths] == ["algorithm", "attention", "cache_and_lens", "fixed_points", "patching"]
+    assert [path.stem for path in paths] == [
+        "algorithm",
+        "attention",
+        "cache_and_lens",
+        "fixed_points",
+        "patching",
+        "tokens",
+    ]
     for path in paths:
         cells = path.read_text().split("# %%")
         assert len(cells) > 8
@@ -87,3 +94,13 @@ def test_algorithm(capsys):
     assert abs(decoded.slope.sel(edit="prediction, at the query").isel(after=-1)) < 0.05
     assert found["edited"].slope < 0.3
     assert "none of the algorithms" in finding
+
+
+@pytest.mark.slow
+def test_tokens(capsys):
+    found, finding = run("tokens", capsys)
+    assert "as one would with a pencil" in finding
+    assert min(found["always"]) > 0.85 > max(found["once"])
+    assert all(one > two for one, two in zip(found["both"], found["always"], strict=True))
+    assert found["early"] < 0.2 < 0.95 < found["front"]
+    assert found["lengths"].attrs["fails_at"] > found["lengths"].attrs["trained_length"]

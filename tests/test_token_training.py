@@ -254,7 +254,7 @@ def test_names_of_configs_tell_task_loops_and_what_is_special():
         ],
     }  # fmt: skip
     assert {config(*overrides).name: overrides for overrides in names.values()} == names
-    assert load_config(preset="p_hop").name == "phop-b6-T6-1500steps"
+    assert load_config(preset="p_hop").name == "phop-b6-T6"
 
 
 @pytest.mark.parametrize("name", TOKEN_TASKS)
