@@ -21,7 +21,7 @@ from loopprobe.study.claims import CLAIMS
 from loopprobe.study.claims.evidence import QUESTIONS
 from loopprobe.study.report import write_report
 from loopprobe.study.saved import answer_saved, read_saved, saved_questions
-from loopprobe.support.cluster import Processes
+from loopprobe.support.cluster import Processes, threads_of
 
 PROBES = Path(__file__).parents[1] / "probes"
 SHAPE = [f"model.{key}={value}" for key, value in TINY.items() if key != "n_loops"] + ["train.dims=3", "train.points=6"]
@@ -133,7 +133,7 @@ def test_an_error_in_a_process_ends_the_others(questions, tmp_path):
 def test_workers(given, found):
     with pool_of(given, torch.device("cpu")) as pool:
         assert (pool and pool._max_workers) == (None if found == 1 else found)
-        assert pool is None or pool.threads == max(1, os.cpu_count() // found)
+        assert pool is None or pool.threads == threads_of(found)
 
 
 def test_bad_numbers_of_workers_get_one_line():
@@ -193,3 +193,9 @@ def test_the_page_works_in_a_browser(questions, tmp_path, scheme):
         browser.close()
     assert errors == []
     assert all(url.startswith("file:") for url in requests)
+
+
+def test_workers_share_the_threads_that_were_asked_for(monkeypatch):
+    for asked, workers, threads in (("1", 2, 1), ("8", 2, 4), ("", 1, os.cpu_count()), ("none", 1, os.cpu_count())):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert threads_of(workers) == threads

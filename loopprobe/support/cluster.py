@@ -87,6 +87,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
 
 
+def threads_of(workers: int) -> int:
+    """Return the threads of each of several workers: those of the machine, or of OMP_NUM_THREADS, divided among them.
+
+    Two threads on one free core wait for each other, and are ten times slower than one.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, (int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1) // workers)
+
+
 class Processes(ProcessPoolExecutor):
     """An executor of jobs in processes of this machine, each of which does one job after the other.
 
@@ -98,7 +107,7 @@ class Processes(ProcessPoolExecutor):
     def __init__(self, workers: int, *, device: str = "auto") -> None:
         # spawn: a forked child would inherit torch's thread pool in an unusable state
         super().__init__(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.threads = threads_of(workers)
         self.device = device
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -120,7 +129,7 @@ class FreshProcesses(Executor):
     """
 
     def __init__(self, workers: int) -> None:
-        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.threads = threads_of(workers)
         self._waiters = ThreadPoolExecutor(workers)
         self._pools: set[ProcessPoolExecutor] = set()
         self._ending = False
