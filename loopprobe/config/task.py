@@ -67,6 +67,11 @@ class TaskConfig:
                 )
             elif name == "noise_std" and self.tokens is None:
                 object.__setattr__(self, name, 0.0)
+        if self.name == "p_hop" and (self.symbols or 3) < 3:
+            raise LoopprobeError(
+                f"symbols ({self.symbols}) must be at least 3 for p_hop: no two neighbours are equal, and "
+                "two symbols would only alternate; raise it"
+            )
         if self.name == "addition" and (columns := int(self.base or 2) ** int(self.numbers or 2)) > _MOST_COLUMNS:
             raise LoopprobeError(
                 f"{self.numbers} numbers in base {self.base} have {columns:,} columns, the most are {_MOST_COLUMNS:,}: "

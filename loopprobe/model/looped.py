@@ -29,6 +29,7 @@ from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability
 from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens
+from loopprobe.model.selection import Numbers, resolve
 from loopprobe.model.weight_views import WeightViews
 
 
@@ -111,7 +112,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         keep_loops: int | None = None,
         grad_loops: int | None = None,
         stop_at_loop: int | None = None,
-        read_at: ReadAt = None,
+        read_at: Numbers = None,
         **options: Any,
     ) -> Float[Tensor, "loop batch answer *value"]:
         """Answer prompts after every loop.
@@ -125,8 +126,8 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             keep_loops: return the answers of the last ``keep_loops`` iterations only; None: of all.
             grad_loops: the last ``grad_loops`` iterations carry gradient, the earlier run without; None: all.
             stop_at_loop: return the state that enters this loop instead, [batch, pos, d_model].
-            read_at: the tokens whose states are read; None: all inputs x of a model of vectors, all tokens of the
-                other.
+            read_at: the tokens whose states are read: a number, several, a slice, negative ones from the end. None: all
+                inputs x of a model of vectors, all tokens of the other.
 
         Returns:
             Predictions [loop, batch, n_points] in the units of ys, or logits [loop, batch, pos, d_vocab_out].
@@ -138,6 +139,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         refuse_options(options)
         inputs, n_loops = self.with_loops(inputs, n_loops)
         inputs = self.prepare(*inputs)
+        read_at = resolve(read_at, self.n_tokens(*inputs), "position")
         n_loops = self.cfg.n_loops if n_loops is None else n_loops
         if stop_at_loop is not None:
             return self._state_before(inputs, stop_at_loop, n_loops)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loopprobe.config.schema import TaskConfig
 from loopprobe.support.statistics import at_least_single
-from loopprobe.tasks.token_rules import corrupted_tokens, results_of, solve_tokens, targets_of
+from loopprobe.tasks.token_rules import corrupted_tokens, length_of, results_of, solve_tokens, targets_of
 
 CERTAIN = 100.0  # logit of the right answer over all others, in the outputs of the best predictor
 
@@ -161,7 +161,7 @@ class TokenPrompts:
 
     def answer(self, logits: Float[Tensor, "*loop batch answer vocab"]) -> Float[Tensor, "*loop batch"]:
         """Return the logit difference at the query: the right answer's against ``instead``, or its log odds."""
-        at_query = logits[..., -1, :]
+        at_query = at_least_single(logits[..., -1, :])
         right = self.answers[:, -1].to(logits.device)
         own = at_query.gather(-1, right.expand(at_query.shape[:-1])[..., None]).squeeze(-1)
         if self.instead is not None:
@@ -178,7 +178,7 @@ class TokenPrompts:
         """
         if self.instead is not None:
             return "the logit difference (right answer − another)", self.answer(logits)
-        at_query = logits[..., -1, :]
+        at_query = at_least_single(logits[..., -1, :])
         right = self.answers[:, -1].to(logits.device)
         own = at_query.gather(-1, right.expand(at_query.shape[:-1])[..., None]).squeeze(-1)
         others = (at_query.sum(-1) - own) / (at_query.shape[-1] - 1)
@@ -230,7 +230,7 @@ class TokenPrompts:
         self, kind: str, generator: torch.Generator, *, example: int | None = None, **options: Any
     ) -> TokenPrompts:
         """Return a copy of the prompts with one thing changed, see ``tasks.token_rules.corrupted_tokens``."""
-        length = int(self.origin.get("length", self.task.length or 1))
+        length = int(self.origin.get("length") or length_of(self.task, self.n_tokens))
         tokens = corrupted_tokens(self.task, self.tokens, length, kind, generator, example)
         answers = solve_tokens(self.task, tokens)
         origin = self.origin | {"corruption": kind}

@@ -118,6 +118,22 @@ def targets_of(task: TaskConfig, tokens: TokenIds) -> dict[str, Bool[Tensor, "ba
     return {name: F.pad(places, (1, 0)) for name, places in found.items()}
 
 
+def length_of(task: TaskConfig, n_tokens: int) -> int:
+    """Return the length of prompts with so many tokens; the training's where their number does not depend on it.
+
+    Raises:
+        LoopprobeError: no prompts of the task have so many tokens.
+    """
+    assert task.tokens is not None
+    usual = task.length or 1
+    found: int | None = next(
+        (n for n in (usual, *range(1, n_tokens + 1)) if task.tokens.n_tokens(task, n) == n_tokens), None
+    )
+    if found is None:
+        raise LoopprobeError(f"no prompts of {task.name} have {n_tokens} tokens: give prompts as the task draws them")
+    return found
+
+
 def corrupted_tokens(
     task: TaskConfig, tokens: TokenIds, length: int, kind: str, generator: torch.Generator, example: int | None
 ) -> TokenIds:
