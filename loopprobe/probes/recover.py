@@ -67,10 +67,11 @@ def run(
     generator = torch.Generator().manual_seed(config.seed)
     system = LoopMap.of(model, prompts)
     shape = (len(config.sizes), len(tokens), config.loops + 1, n_prompts)
+    before = config.after or subject.loops_of(prompts)
     errors, moved, distances = (np.zeros(shape, np.float32) for _ in range(3))
     with torch.no_grad():
         z = system.initial
-        for _ in range(config.after or model.sizes.n_loops):
+        for _ in range(before):
             z = system.step(z)
         direction = torch.randn(z.shape, generator=generator).to(z)
         direction *= z.norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
@@ -110,7 +111,7 @@ def run(
             "after": np.arange(config.loops + 1),
             "model": subject.label,
         },
-        attrs={"trained_loops": model.sizes.n_loops, "pushed_after": config.after or model.sizes.n_loops},
+        attrs={"trained_loops": model.sizes.n_loops, "pushed_after": before},
     )
     return stamp(data, "recover", subject, prompts, config)
 

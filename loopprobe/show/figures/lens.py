@@ -11,6 +11,7 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import colours, curve, finish, heat
 
 MEASURES = {"error": "error", "to_final": "distance to the final answer", "to_optimum": "distance to the optimum"}
+LEAST = 1e-9  # the least error that a colour stands for: none at all has no logarithm
 TITLES = {"final norm": "read with the final norm", "no norm": "without norm", "tuned": "tuned: an affine map a site"}
 
 
@@ -62,7 +63,8 @@ def _by_point(data: xr.Dataset) -> go.Figure:
 
     A model with one loop has a single panel by site and point.
     """
-    logs = xr.apply_ufunc(np.log10, data.error.sel(lens="final norm")).assign_coords(site=_site_names(data))
+    errors = data.error.sel(lens="final norm").clip(LEAST)
+    logs = xr.apply_ufunc(np.log10, errors).assign_coords(site=_site_names(data))
     ordinary = data.sizes["loop"] == 1
     titles = ["at every site"] if ordinary else logs.site.values.tolist()
     figure = make_subplots(1, len(titles), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)

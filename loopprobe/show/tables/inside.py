@@ -247,7 +247,7 @@ def recover_table(data: xr.Dataset) -> Table:
         for token in data.position.values:
             moved = data.prediction_moved.sel(size=size, position=token).values
             above = np.nonzero(moved > moved.max() / 2)[0]
-            half = f"{above[-1] + 1}" if above[-1] < last else "–"
+            half = f"{above[-1] + 1}" if len(above) and above[-1] < last else "–"
             cells = (f"{moved[t]:.2g}" for t in shown)
             table.add_row(f"{size:g}", "all" if token == -1 else str(token), *cells, half)
     return table
