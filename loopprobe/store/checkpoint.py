@@ -29,7 +29,7 @@ from loopprobe.store.subject import PromptSpec
 from loopprobe.support.device_names import known_device
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic, write_json
-from loopprobe.tasks import PromptBatch, Prompts
+from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts
 from loopprobe.tasks.protocol import Outputs
 
 DEFAULT = "lr-b20-T10"
@@ -144,7 +144,7 @@ class Checkpoint:
     def loops_of(self, prompts: PromptBatch) -> int:
         """Return the number of loops that the training gives such prompts: where it is their length, as many."""
         by_length = isinstance(self.config, Config) and self.config.train.loops.kind == "length"
-        return int(prompts.origin.get("length", self.model.cfg.n_loops)) if by_length else self.model.cfg.n_loops
+        return prompts.length if by_length and isinstance(prompts, TokenPrompts) else self.model.cfg.n_loops
 
     def optimum(self, prompts: PromptBatch) -> tuple[str, Outputs]:
         """Return name and outputs of the best predictor of the task, see ``reference.baselines.optimal``."""

@@ -89,6 +89,11 @@ class TokenPrompts:
         return self.tokens.shape[1]
 
     @property
+    def length(self) -> int:
+        """The length in what the task counts, such as digits."""
+        return int(self.origin.get("length") or length_of(self.task, self.n_tokens))
+
+    @property
     def n_answers(self) -> int:
         """The number of answers, at the last tokens."""
         return self.answers.shape[1]
@@ -230,8 +235,7 @@ class TokenPrompts:
         self, kind: str, generator: torch.Generator, *, example: int | None = None, **options: Any
     ) -> TokenPrompts:
         """Return a copy of the prompts with one thing changed, see ``tasks.token_rules.corrupted_tokens``."""
-        length = int(self.origin.get("length") or length_of(self.task, self.n_tokens))
-        tokens = corrupted_tokens(self.task, self.tokens, length, kind, generator, example)
+        tokens = corrupted_tokens(self.task, self.tokens, self.length, kind, generator, example)
         answers = solve_tokens(self.task, tokens)
         origin = self.origin | {"corruption": kind}
         return dataclasses.replace(self, tokens=tokens, answers=answers, origin=origin, instead=None).to(

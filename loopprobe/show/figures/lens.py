@@ -73,7 +73,7 @@ def _by_point(data: xr.Dataset) -> go.Figure:
     else:
         for col, site in enumerate(titles, 1):
             heat(figure, logs.sel(site=site), "point", "loop", col=col, template="10^%{z:.2f}")
-    figure.update_xaxes(title="examples before it")
+    figure.update_xaxes(title="answer, from the first" if "rank" in data else "examples before it")
     figure.update_yaxes(title=None if ordinary else "loops done", col=1)
     bar = {"title": {"text": f"log10 {read_stamp(data).unit}", "side": "right"}, "thickness": 14}
     figure.update_layout(coloraxis={"colorscale": "Viridis_r", "colorbar": bar})
