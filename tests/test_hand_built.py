@@ -292,7 +292,15 @@ def test_what_a_probe_finds_is_drawn_and_tabled(make, name):
     assert all(made.row_count for made in [table(data), *tables_for([data])])
 
 
-@pytest.mark.parametrize("name", ["align", "attribute", "compare", "folds", "shift"])
+def test_what_wrote_the_answer_adds_up_to_it():
+    data = probe("attribute", copier(), 4)
+    written = data.contribution.sum(("loop", "component")) + data.initial + data.offset
+    close(written, data.prediction)
+    close(data.contribution.sel(component=["MLP 0", "attention offset 0"]), 0)
+    assert (data.contribution.sel(loop=4, component="head 0.0") > 18).all(), "the head that moves content"
+
+
+@pytest.mark.parametrize("name", ["align", "compare", "folds", "shift"])
 def test_probes_of_labelled_points_refuse_tokens(name):
     with pytest.raises(LoopprobeError, match="labelled points"):
         probe(name, copier(), 2)
