@@ -24,6 +24,7 @@ SPEEDRUN = [*(f"--recipe={recipe}" for recipe in SHOWN), "--to-the-end"]
 RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it runs on, and its arguments there
     "counts": {"cpu": []},
     "train_step": {"cpu": ["--budget", "300"], "cuda": ["--budget", "60"]},
+    "token_step": {"cpu": [], "cuda": []},
     "stack": {"cpu": [], "cuda": []},
     "speedrun": {"cpu": SPEEDRUN, "cuda": SPEEDRUN},
     "probes": {"cpu": []},

@@ -17,9 +17,10 @@ from common import table, write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from loopprobe.config.schema import Config
 from loopprobe.config.sources import load_config
 from loopprobe.model.looped import LoopedTransformer
-from loopprobe.probes import converge, lens, mask, patch
+from loopprobe.probes import converge, decode, extrapolate, lens, mask, patch
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.training.replay import Replay
 from loopprobe.training.steps import make_optimizers, train_step
@@ -60,19 +61,27 @@ def counted(work: Callable[[], Any]) -> dict[str, int]:
 
 
 def counts() -> dict[str, dict[str, int]]:
-    """All that is counted, on the default model before its training and on 8 prompts."""
-    cfg = load_config()
-    generator = torch.Generator().manual_seed(0)
-    model = LoopedTransformer(cfg.model, generator)
+    """All that is counted, on models before their training and on 8 prompts: the default model, and one of tokens."""
+    return _of_vectors() | _of_tokens()
+
+
+def _untrained(cfg: Config) -> tuple[Checkpoint, Any, Callable[[], None]]:
+    """A model before its training, its prompts, and a training step on them."""
+    model = LoopedTransformer(cfg.model, torch.Generator().manual_seed(0))
     checkpoint = Checkpoint(cfg, model, name="untrained")
-    prompts = checkpoint.held_out(N_PROMPTS)
-    assert cfg.train is not None
-    train, optimizers = cfg.train, make_optimizers(model, cfg.train)
+    prompts, optimizers = checkpoint.held_out(N_PROMPTS), make_optimizers(model, cfg.train)
 
     def step() -> None:
-        train_step(model, optimizers, prompts, train.steps - 1, train, Replay(torch.device("cpu")))
+        replay, loops = Replay(torch.device("cpu")), checkpoint.loops_of(prompts)
+        train_step(model, optimizers, prompts, cfg.train.steps - 1, cfg.train, replay, loops)
 
     step()  # makes the state of the optimizers
+    return checkpoint, prompts, step
+
+
+def _of_vectors() -> dict[str, dict[str, int]]:
+    checkpoint, prompts, step = _untrained(load_config())
+    model = checkpoint.model
 
     def forward(n_loops: int) -> Callable[[], Any]:
         return lambda: torch.no_grad()(model)(*prompts, n_loops)
@@ -96,12 +105,34 @@ def counts() -> dict[str, dict[str, int]]:
     return found
 
 
+def _of_tokens() -> dict[str, dict[str, int]]:
+    """Composition in S5: 12 moves, 12 loops."""
+    checkpoint, prompts, step = _untrained(load_config(preset="s5"))
+    model = checkpoint.model
+    found = {
+        "training step": counted(step),
+        "forward, 12 loops": counted(lambda: torch.no_grad()(model)(*prompts.inputs, 12, read_at=prompts.read_at)),
+        "mask, every n, 5 loops": counted(
+            lambda: mask.run(checkpoint, prompts, mask.MaskConfig(n=tuple(range(14)), loops=5))
+        ),
+        "lens": counted(lambda: lens.run(checkpoint, prompts, lens.LensConfig(train_prompts=N_PROMPTS))),
+        "patch, every token, 2 loops": counted(lambda: patch.run(checkpoint, prompts, patch.PatchConfig(loops=2))),
+        "decode": counted(lambda: decode.run(checkpoint, prompts, decode.DecodeConfig(train_prompts=N_PROMPTS))),
+        "extrapolate, 4 lengths, 24 loops": counted(
+            lambda: extrapolate.run(
+                checkpoint, prompts, extrapolate.ExtrapolateConfig(lengths=(6, 12, 18, 24), loops=24)
+            )
+        ),
+    }
+    return {f"S5: {name}": row for name, row in found.items()}
+
+
 def page(found: dict[str, Any]) -> str:
     """The counts as a table in Markdown."""
-    forward = found["counts"]["forward, 20 loops"]["flops"]
     rows = []
     for name, row in found["counts"].items():
-        ratio = f"{row['flops'] / forward:.2f}" if "flops" in row else "–"
+        one = "S5: forward, 12 loops" if name.startswith("S5: ") else "forward, 20 loops"
+        ratio = f"{row['flops'] / found['counts'][one]['flops']:.2f}" if "flops" in row else "–"
         rows.append(
             [name, ratio, *(f"{row[unit]:,}" if unit in row else "–" for unit in ("flops", "kernels", "bytes"))]
         )

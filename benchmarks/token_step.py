@@ -96,9 +96,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     args = parser.parse_args()
     device = pick_device(args.device)
-    found = {"step": measure(device, args.repeats), "provenance": provenance(device, torch.float32)}
+    found = {"machine": provenance(device, torch.float32), "step": measure(device, args.repeats)}
     print(page(found))
-    write(__file__, found)
+    write(__file__, found, device)
 
 
 if __name__ == "__main__":
