@@ -116,9 +116,11 @@ class Processes(ProcessPoolExecutor):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
         """Wait for the jobs; after an error or Ctrl-C, end the processes of this pool."""
-        if kind is not None:
-            _end(self)
-        return super().__exit__(kind, *rest)
+        ended = _end(self) if kind is not None else []
+        result = super().__exit__(kind, *rest)
+        for process in ended:
+            process.join(PATIENCE)
+        return result
 
 
 class FreshProcesses(Executor):
@@ -164,10 +166,12 @@ class FreshProcesses(Executor):
         self._waiters.shutdown(wait, cancel_futures=cancel_futures)
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """End the processes of a pool by SIGTERM, upon which a training saves its state."""
-    for process in list((pool._processes or {}).values()):
+def _end(pool: ProcessPoolExecutor) -> list[Any]:
+    """End the processes of a pool by SIGTERM, upon which a training saves its state, and return them."""
+    processes = list((pool._processes or {}).values())
+    for process in processes:
         process.terminate()
+    return processes
 
 
 def _start_worker() -> None:

@@ -21,6 +21,7 @@ from loopprobe.study.verdicts import Finding, Rule, above, below, bootstrap, dec
 AS_GOOD = 0.05  # of all prompts: a share of right ones that is less lower counts as as good
 BETTER = 0.2  # … and one that is more higher as far better
 SOLVED = 0.9  # the share of right prompts from which a length counts as solved
+IN_THE_TOKENS = 0.99  # the share from which a model that was never trained holds a result: nothing is left to compute
 READ = 0.9  # the share of prompts from which a result counts as read
 LOOPED, DEEP, SHALLOW = "looped", "as deep", "one block"
 Seeds = Sequence[xr.Dataset]
@@ -144,6 +145,8 @@ def r12_computed(evidence: Evidence) -> Iterator[Finding]:
             last = int(seeds[0].loop[-1])
             what = f"{task}: {target} read after the last loop, minus in a model that was never trained"
             read, unread = (_read(seeds, str(target), last, control) for control in ("none", "untrained"))
+            if unread.mean() > IN_THE_TOKENS:
+                continue
             yield _difference(what, read, unread, above(BETTER / 2))
 
 
@@ -155,5 +158,9 @@ CLAIMS: tuple[Claim, ...] = (
     ("R11", "more loops than the length do no harm", r11_harmless),
     ("R11", "as many layers as loops are worse on longer prompts", r11_deep),
     ("R12", "the results of an algorithm stand in the state one after the other", r12_in_turn),
-    ("R12", "they are computed: a model that was never trained does not hold them", r12_computed),
+    (
+        "R12",
+        "they are computed: an untrained model holds less, but for what stands in the tokens",
+        r12_computed,
+    ),
 )
