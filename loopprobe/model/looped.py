@@ -29,7 +29,7 @@ from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability
 from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens
-from loopprobe.model.selection import Numbers, resolve
+from loopprobe.model.selection import resolve
 from loopprobe.model.weight_views import WeightViews
 
 
@@ -112,7 +112,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         keep_loops: int | None = None,
         grad_loops: int | None = None,
         stop_at_loop: int | None = None,
-        read_at: Numbers = None,
+        read_at: Any = None,
         **options: Any,
     ) -> Float[Tensor, "loop batch answer *value"]:
         """Answer prompts after every loop.
