@@ -69,6 +69,7 @@ def test_schedules():
         (["train.dims.kind=step"], ["step schedule", "by"]),
         (["train.dims={kind='constant',hold=30}"], ["hold (30)", "linear schedules only", "drop it"]),
         (["steps"], ["steps", "section.key=value"]),
+        (["task.name=parity", "train=5"], ["train (5)", "must be a table"]),
     ],
 )
 def test_bad_values_get_one_line_with_value_rule_and_remedy(overrides, parts):

@@ -53,11 +53,11 @@ def make_config(tree: dict[str, Any], preset: str | None = None) -> Config:
     name = task.get("name") if isinstance(task, dict) else None
     if isinstance(name, str) and name in TOKEN_TASKS and isinstance(model, dict):
         tree = tree if preset is not None or name not in preset_names() else merge(_read_preset(name), tree)
-        facts = build(TaskConfig, tree["task"])
-        sizes = {"d_vocab": len(TOKEN_TASKS[name].inputs(facts)), "d_vocab_out": len(TOKEN_TASKS[name].outputs(facts))}
-        loops = tree.get("train", {}).get("loops")
+        task, train, tokens = build(TaskConfig, tree["task"]), tree.get("train"), TOKEN_TASKS[name]
+        sizes = {"d_vocab": len(tokens.inputs(task)), "d_vocab_out": len(tokens.outputs(task))}
+        loops = train.get("loops") if isinstance(train, dict) else None
         if isinstance(loops, dict) and loops.get("kind") == "length":
-            sizes["n_loops"] = facts.length
+            sizes["n_loops"] = task.length
         tree = tree | {"model": sizes | tree.get("model", {})}
     config: Config = build(Config, tree)
     return config

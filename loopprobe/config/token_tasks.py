@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Names = tuple[str, ...]
@@ -43,7 +43,7 @@ class TokenTask:
     n_symbols: Callable[[Any, int], int]
     n_answers: Callable[[Any, int], int]
     theory: str
-    least_loops: Callable[[int], int] | None = field(default=None)
+    least_loops: Callable[[int], int] | None = None
 
     def inputs(self, task: Any) -> Names:
         """The names of its tokens, in the order of their numbers; the last is the start of every prompt.
