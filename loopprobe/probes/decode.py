@@ -29,7 +29,7 @@ from loopprobe.probes.decoders import targets_of, with_ones
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.probes.networks import CONTROLS, network_scores
 from loopprobe.probes.results import results_dataset
-from loopprobe.probes.ridge import Ridge, States, with_one
+from loopprobe.probes.ridge import Ridge, States, states_after_layers, with_one
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import float64_device, to_numpy
@@ -160,9 +160,7 @@ class Places:
 
     def states(self, prompts: Prompts) -> States:
         """Run, and return the residual stream at every place, without the query's label."""
-        _, cache = self.model.run_with_cache(prompts.xs, prompts.ys, self.n_loops, names="resid_post")
-        layers = [cache.stack("resid_post", layer=layer)[:, :, :-1] for layer in range(self.n_layers)]
-        return torch.stack(layers, dim=1).flatten(0, 1)
+        return states_after_layers(self.model, prompts, self.n_loops)[:, :, :-1]
 
 
 class Decoders:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopprobe.model.looped import LoopedTransformer
-from loopprobe.probes.ridge import Ridge, States, with_one
+from loopprobe.probes.ridge import Ridge, States, states_after_layers, with_one
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import to_numpy
@@ -46,18 +46,21 @@ def results_dataset(
         where fewer than a tenth have. ``right``, with ``example`` besides, is 1 where it is read, 0 where another is,
         and -1 where there is none. ``chance [target, position]`` is the share of the most frequent result.
     """
-    targets = _targets(prompts)
-    classes = {name: int(max(values.max(), _targets(fitting)[name].max())) + 1 for name, values in targets.items()}
+    held, fitted = _held(prompts), _held(fitting)
+    targets = {name: held[name] for name in _names(held)}
+    classes = {name: int(max(values.max(), fitted[name].max())) + 1 for name, values in targets.items()}
     untrained = LoopedTransformer(checkpoint.model.cfg, torch.Generator().manual_seed(0)).to(checkpoint.device)
     models = {"none": checkpoint.model, "untrained": untrained.eval()}
     fits = {name: Ridge(ridge) for name in models}
     size = chunk_size(checkpoint.device)
-    parts = [(batch, True) for batch in fitting.split(size)] + [(batch, False) for batch in prompts.split(size)]
+    parts = [
+        *_batches(fitting, {name: fitted[name] for name in targets}, size, True),
+        *_batches(prompts, targets, size, False),
+    ]
     maps: dict[str, dict[Any, Tensor]] = {}
     right: dict[tuple[str, str], list[Tensor]] = {}  # [place, prompt, token] a batch
-    for batch, is_fitted in progress(parts):
-        known = _targets(batch)
-        states = {name: _states(model, batch, n_loops) for name, model in models.items()}
+    for batch, known, is_fitted in progress(parts):
+        states = {name: states_after_layers(model, batch, n_loops) for name, model in models.items()}
         if is_fitted:
             _add(fits, states, known, classes)
             continue
@@ -75,19 +78,24 @@ def _answers(prompts: TokenPrompts) -> Int[Tensor, "batch pos"]:
     return F.pad(prompts.answers, (prompts.n_tokens - prompts.n_answers, 0), value=-1)
 
 
-def _targets(prompts: TokenPrompts) -> dict[str, Int[Tensor, "batch pos"]]:
-    """The results by name, with the answers where no result is the same."""
-    results, answers = prompts.results(), _answers(prompts)
-    there = answers >= 0
-    known = any(torch.equal(values[there], answers[there]) for values in results.values())
-    return results if known else results | {"answer": answers}
+def _held(prompts: TokenPrompts) -> dict[str, Int[Tensor, "batch pos"]]:
+    """Everything that is asked for, by name: the results, and the answers."""
+    return prompts.results() | {"answer": _answers(prompts)}
 
 
-def _states(model: LoopedTransformer, batch: TokenPrompts, n_loops: int) -> States:
-    """The residual stream after every layer of every loop, layers fastest."""
-    _, cache = model.run_with_cache(*batch.inputs, n_loops=n_loops, names="resid_post")
-    layers = [cache.stack("resid_post", layer=layer) for layer in range(model.cfg.n_layers)]
-    return torch.stack(layers, dim=1).flatten(0, 1)
+def _names(held: dict[str, Int[Tensor, "batch pos"]]) -> list[str]:
+    """The names to read: that of the answers only where no result is the same at their tokens."""
+    results, there = [name for name in held if name != "answer"], held["answer"] >= 0
+    known = any(torch.equal(held[name][there], held["answer"][there]) for name in results)
+    return results if known else list(held)
+
+
+def _batches(
+    prompts: TokenPrompts, targets: dict[str, Tensor], size: int, is_fitted: bool
+) -> Iterator[tuple[TokenPrompts, dict[str, Tensor], bool]]:
+    """Split prompts and their results alike, and say with each batch whether classifiers are fitted on it."""
+    for i, batch in enumerate(prompts.split(size)):
+        yield batch, {name: values[i * size : (i + 1) * size] for name, values in targets.items()}, is_fitted
 
 
 def _add(fits: dict[str, Ridge], states: dict[str, States], known: dict[str, Tensor], classes: dict[str, int]) -> None:

@@ -10,7 +10,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.model.protocol import LoopedModel
 from loopprobe.support.statistics import double
+from loopprobe.tasks import PromptBatch
 
 States = Float[Tensor, "iteration batch pos d_model"]
 
@@ -21,6 +23,13 @@ FLOOR = 1e-12  # of the penalty, relative to the mean square: states that do not
 def with_one(states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch width"]:
     """Convert states to float64 and append the constant 1, whose weight is the offset of an affine map."""
     return F.pad(double(states), (0, 1), value=1.0)
+
+
+def states_after_layers(model: LoopedModel, prompts: PromptBatch, n_loops: int) -> States:
+    """Run, and return the residual stream at every token after every layer of every loop, layers fastest."""
+    _, cache = model.run_with_cache(*prompts.inputs, n_loops=n_loops, names="resid_post")
+    layers = [cache.stack("resid_post", layer=layer) for layer in range(model.sizes.n_layers)]
+    return torch.stack(layers, dim=1).flatten(0, 1)
 
 
 class Ridge:
