@@ -28,7 +28,7 @@ def test_the_last_batch_is_asked_for_the_same_results_as_all():
 def test_answers_that_are_a_result_are_read_once():
     data = probe(
         "decode",
-        untrained("task.name=s5", "task.length=3", "model.n_ctx=8", "train.loop_window=3"),
+        untrained("task.name=s5", "task.length=4", "model.n_ctx=8", "train.loop_window=4"),
         20,
         train_prompts=20,
     )

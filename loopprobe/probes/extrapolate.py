@@ -75,8 +75,8 @@ def run(
     """
     check(subject, config, prompts)
     lengths = _lengths(config, prompts, subject)
-    longest = max(subject.loops_of(_drawn(subject, prompts, length, 1)) for length in lengths)
-    loops = config.loops or (1 if subject.model.sizes.n_loops == 1 else 2 * longest)
+    trained = [subject.loops_of(_drawn(subject, prompts, length, 1)) for length in lengths]
+    loops = config.loops or (1 if subject.model.sizes.n_loops == 1 else 2 * max(trained))
     measured = [_measured(subject, _drawn(subject, prompts, length), loops) for length in progress(lengths)]
     exact, accuracy, error = (np.stack(parts) for parts in zip(*measured, strict=True))  # [length, loop, prompt]
     share = exact.mean(-1)
@@ -88,7 +88,7 @@ def run(
             **with_ends("exact", ("length", "loop"), bootstrap_mean(exact)),
             "accuracy": (("length", "loop"), accuracy.mean(-1)),
             "error": (("length", "loop"), error.mean(-1)),
-            "trained_loops": ("length", [subject.loops_of(_drawn(subject, prompts, n, 1)) for n in lengths]),
+            "trained_loops": ("length", trained),
             "best_loops": ("length", error.mean(-1).argmin(1) + 1),
             "needed_loops": ("length", needed),
         },

@@ -166,13 +166,10 @@ class TokenPrompts:
 
     def answer(self, logits: Float[Tensor, "*loop batch answer vocab"]) -> Float[Tensor, "*loop batch"]:
         """Return the logit difference at the query: the right answer's against ``instead``, or its log odds."""
-        at_query = at_least_single(logits[..., -1, :])
-        right = self.answers[:, -1].to(logits.device)
-        own = at_query.gather(-1, right.expand(at_query.shape[:-1])[..., None]).squeeze(-1)
+        at_query, own = self._at_query(logits, self.answers[:, -1])
         if self.instead is not None:
-            other = self.instead.to(logits.device).expand(at_query.shape[:-1])
-            return own - at_query.gather(-1, other[..., None]).squeeze(-1)
-        is_right = F.one_hot(right, at_query.shape[-1]).bool()
+            return own - self._at_query(logits, self.instead)[1]
+        is_right = F.one_hot(self.answers[:, -1].to(logits.device), at_query.shape[-1]).bool()
         return own - at_query.masked_fill(is_right, -torch.inf).logsumexp(-1)
 
     def contrast(self, logits: Float[Tensor, "*loop batch answer vocab"]) -> tuple[str, Float[Tensor, "*loop batch"]]:
@@ -183,11 +180,17 @@ class TokenPrompts:
         """
         if self.instead is not None:
             return "the logit difference (right answer − another)", self.answer(logits)
-        at_query = at_least_single(logits[..., -1, :])
-        right = self.answers[:, -1].to(logits.device)
-        own = at_query.gather(-1, right.expand(at_query.shape[:-1])[..., None]).squeeze(-1)
+        at_query, own = self._at_query(logits, self.answers[:, -1])
         others = (at_query.sum(-1) - own) / (at_query.shape[-1] - 1)
         return "the logit difference (right answer − mean of all others)", own - others
+
+    def _at_query(
+        self, logits: Float[Tensor, "*loop batch answer vocab"], chosen: Int[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "*loop batch vocab"], Float[Tensor, "*loop batch"]]:
+        """Return the logits at the query, at least in float32, and those of the chosen answers."""
+        at_query = at_least_single(logits[..., -1, :])
+        chosen = chosen.to(logits.device).expand(at_query.shape[:-1])
+        return at_query, at_query.gather(-1, chosen[..., None]).squeeze(-1)
 
     def against(self, corrupted: TokenPrompts) -> TokenPrompts:
         """Return the same prompts, whose ``answer`` is compared with that of corrupted ones where the two differ.
