@@ -187,6 +187,13 @@ def hold_ratio(
     return decide(what, *bootstrap(statistic, numerator, denominator), rule)
 
 
+def hold_difference(
+    what: str, one: Float[ndarray, "seed example"], other: Float[ndarray, "other_seed example"], rule: Rule
+) -> Finding:
+    """Hold the difference of two groups' means, of shares, against a rule."""
+    return decide(what, *bootstrap(difference_of_means, one, other), rule)
+
+
 def verdict_table(decided: Sequence[Verdict]) -> Table:
     """Tabulate the claims, one row each, with the number of findings of every status."""
     table = titled("claims of the study")

@@ -21,7 +21,7 @@ from loopprobe.study.verdicts import (
     below,
     bootstrap,
     decide,
-    difference_of_means,
+    hold_difference,
     hold_ratio,
 )
 
@@ -102,8 +102,8 @@ def r8_tables(evidence: Evidence) -> Iterator[Finding]:
     for table, looped in folds[True].items():
         if (ordinary := folds[False].get(table)) is not None:
             a, b = (d.right.sel(table=table).isel(point=-1).values[None].astype(float) for d in (looped, ordinary))
-            difference = bootstrap(difference_of_means, a, b)
-            yield decide(f"accuracy on {table}, left out of training: looped minus ordinary", *difference, above(-MORE))
+            what = f"accuracy on {table}, left out of training: looped minus ordinary"
+            yield hold_difference(what, a, b, above(-MORE))
 
 
 CLAIMS: tuple[Claim, ...] = (

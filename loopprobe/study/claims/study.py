@@ -40,7 +40,7 @@ from loopprobe.study.verdicts import (
     below,
     bootstrap,
     decide,
-    difference_of_means,
+    hold_difference,
     hold_ratio,
     ratio_of_means,
     ratio_of_spreads,
@@ -209,8 +209,7 @@ def r6_rests(evidence: Evidence) -> Iterator[Finding]:
         deeper = replace(kind, layers=2 * kind.layers)
         if deeper in by_kind and at_rest(by_kind[kind]).mean() <= 1 - MORE:  # nearly all leaves no room for more
             what = f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"
-            difference = bootstrap(difference_of_means, at_rest(by_kind[deeper]), at_rest(by_kind[kind]))
-            yield decide(what, *difference, above(MORE))
+            yield hold_difference(what, at_rest(by_kind[deeper]), at_rest(by_kind[kind]), above(MORE))
 
 
 def r6_every_seed(evidence: Evidence) -> Iterator[Finding]:

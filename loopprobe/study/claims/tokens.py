@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import R10_LENGTH, R11_LOOPS, R12_RESULTS, Claim, Evidence, answers
-from loopprobe.study.verdicts import Finding, Rule, above, below, bootstrap, decide, difference_of_means
+from loopprobe.study.verdicts import Finding, Rule, above, below, bootstrap, decide, hold_difference
 
 AS_GOOD = 0.05  # of all prompts: a share of right ones that is less lower counts as as good
 BETTER = 0.2  # … and one that is more higher as far better
@@ -54,10 +54,6 @@ def _right(seeds: Seeds, factor: float = 1.0, loops: float = 1.0) -> Float[ndarr
     return np.stack(parts)
 
 
-def _difference(what: str, one: ndarray, other: ndarray, rule: Rule) -> Finding:
-    return decide(what, *bootstrap(difference_of_means, one, other), rule)
-
-
 def _share(what: str, right: ndarray, rule: Rule) -> Finding:
     return decide(what, *bootstrap(lambda values: values.mean(-1), right), rule)
 
@@ -66,14 +62,14 @@ def r10_as_good(evidence: Evidence) -> Iterator[Finding]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, DEEP} <= forms.keys():
             what = f"{task}: right prompts at the training's length, looped minus as many layers as loops"
-            yield _difference(what, _right(forms[LOOPED]), _right(forms[DEEP]), above(-AS_GOOD))
+            yield hold_difference(what, _right(forms[LOOPED]), _right(forms[DEEP]), above(-AS_GOOD))
 
 
 def r10_better(evidence: Evidence) -> Iterator[Finding]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, SHALLOW} <= forms.keys():
             what = f"{task}: right prompts at the training's length, looped minus one layer"
-            yield _difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), above(BETTER))
+            yield hold_difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), above(BETTER))
 
 
 def _by_length(evidence: Evidence) -> Iterator[tuple[str, Seeds]]:
@@ -99,14 +95,14 @@ def r11_needed(evidence: Evidence) -> Iterator[Finding]:
 def r11_harmless(evidence: Evidence) -> Iterator[Finding]:
     for task, seeds in _by_length(evidence):
         what = f"{task}: right prompts at the training's length, twice the loops minus the loops"
-        yield _difference(what, _right(seeds, 1.0, 2.0), _right(seeds), above(-AS_GOOD))
+        yield hold_difference(what, _right(seeds, 1.0, 2.0), _right(seeds), above(-AS_GOOD))
 
 
 def r11_deep(evidence: Evidence) -> Iterator[Finding]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, DEEP} <= forms.keys() and task in dict(_by_length(evidence)):
             what = f"{task}: right prompts at twice the length, as many layers as loops minus looped"
-            yield _difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(0))
+            yield hold_difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(0))
 
 
 def _read(seeds: Seeds, target: str, loop: int, control: str = "none", position: int | None = None) -> ndarray:
@@ -129,7 +125,7 @@ def r12_in_turn(evidence: Evidence) -> Iterator[Finding]:
             first = next((int(hops[0].loop[i]) for i, share in enumerate(shares[name]) if share >= READ), None)
             if first is not None:
                 what = f"p_hop: read {following} minus {name}, in the loop that first has {name} ({first})"
-                yield _difference(what, _read(hops, following, first), _read(hops, name, first), below(-BETTER / 2))
+                yield hold_difference(what, _read(hops, following, first), _read(hops, name, first), below(-BETTER / 2))
     moves = _forms(evidence, R12_RESULTS).get("s5", {}).get(LOOPED, [])
     if moves:
         middle = int(moves[0].position[-1]) // 2
@@ -147,7 +143,7 @@ def r12_computed(evidence: Evidence) -> Iterator[Finding]:
             read, unread = (_read(seeds, str(target), last, control) for control in ("none", "untrained"))
             if unread.mean() > IN_THE_TOKENS:
                 continue
-            yield _difference(what, read, unread, above(BETTER / 2))
+            yield hold_difference(what, read, unread, above(BETTER / 2))
 
 
 CLAIMS: tuple[Claim, ...] = (
