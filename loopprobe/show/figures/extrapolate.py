@@ -23,23 +23,12 @@ def extrapolate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     titles = ["prompts that are right as a whole", "with the loops of the training, and with the best"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.16, column_widths=[0.58, 0.42])
     heat(figure, data.exact.assign_coords(length=data.length), "length", "loop", template="%{z:.1%}")
-    seen = data.sel(length=data.length <= trained)
-    beyond = data.sel(length=data.length >= trained) if (data.length > trained).any() else None
-    line = {"color": BLACK, "width": 2}
-    figure.add_scatter(
-        x=seen.length.values, y=seen.trained_loops.values, mode="lines+markers",
-        name="loops of the training, by length", line=line, marker={"size": 4}, row=1, col=1,
-    )  # fmt: skip
-    if beyond is not None:
-        figure.add_scatter(
-            x=beyond.length.values, y=beyond.trained_loops.values, mode="lines", name="the same rule beyond",
-            line=line | {"dash": "dot"}, row=1, col=1,
-        )  # fmt: skip
+    _trained_rule(figure, data)
     figure.add_scatter(
         x=data.length.values, y=data.needed_loops.values, mode="markers", name="fewest loops that do",
         marker={"size": 7, "symbol": "diamond-open", "color": BASELINE_COLOURS[1], "line": {"width": 2}}, row=1, col=1,
     )  # fmt: skip
-    at_rule = data.sel(loop=data.trained_loops.clip(max=int(data.loop[-1])))
+    at_rule = at_trained_loops(data)
     at_best = data.isel(loop=data.exact.argmax("loop"))
     for part, name, colour, dash in (
         (at_rule, "right with those loops", BLACK, "solid"),
@@ -89,7 +78,7 @@ def extrapolate_models_figure(
     for i, (_, members) in enumerate(by_task.items()):
         row, col = i // cols + 1, i % cols + 1
         for group in members:
-            shares = np.stack([at_trained_loops(data).values for data in group.datasets])
+            shares = np.stack([at_trained_loops(data).exact.values for data in group.datasets])
             look = looks[group.form]
             curve(
                 figure, group.datasets[0].length, shares.mean(0), (shares.min(0), shares.max(0)),
@@ -126,13 +115,7 @@ def maps_figures(
     for i, data in enumerate(looped):
         row, col = i // cols + 1, i % cols + 1
         heat(figure, data.exact, "length", "loop", row=row, col=col, template="%{z:.1%}")
-        for beyond, dash in ((False, "solid"), (True, "dot")):
-            trained = data.attrs["trained_length"]
-            part = data.sel(length=data.length >= trained if beyond else data.length <= trained)
-            figure.add_scatter(
-                x=part.length.values, y=part.trained_loops.values, mode="lines", line={"color": BLACK, "dash": dash},
-                name="the same rule beyond" if beyond else "loops of the training", showlegend=i == 0, row=row, col=col,
-            )  # fmt: skip
+        _trained_rule(figure, data, row=row, col=col, in_legend=i == 0)
         figure.update_xaxes(title=f"length ({data.attrs['counts']})", row=row, col=col)
     figure.update_yaxes(title="loops done", col=1)
     finish(figure, f"{title}: share of prompts, by length and loops")
@@ -141,6 +124,20 @@ def maps_figures(
         height=290 * rows + 150, hovermode="closest",
         coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar},
     )}  # fmt: skip
+
+
+def _trained_rule(figure: go.Figure, data: xr.Dataset, *, row: int = 1, col: int = 1, in_legend: bool = True) -> None:
+    """Draw the loops that the training gives a length, dotted where no training had such a length."""
+    trained = data.attrs["trained_length"]
+    for name, part, dash in (
+        ("loops of the training, by length", data.length <= trained, "solid"),
+        ("the same rule beyond", data.length >= trained, "dot"),
+    ):
+        there = data.sel(length=part)
+        figure.add_scatter(
+            x=there.length.values, y=there.trained_loops.values, mode="lines", name=name,
+            line={"color": BLACK, "width": 2, "dash": dash}, showlegend=in_legend, row=row, col=col,
+        )  # fmt: skip
 
 
 def _seen_forms(figure: go.Figure) -> set[str]:

@@ -42,9 +42,9 @@ def groups(datasets: Sequence[xr.Dataset]) -> list[Group]:
     return [Group(*key, members) for key, members in found.items()]
 
 
-def at_trained_loops(data: xr.Dataset) -> xr.DataArray:
-    """The share of prompts that are right with the loops of the training, by length."""
-    return data.exact.sel(loop=data.trained_loops.clip(max=int(data.loop[-1])))
+def at_trained_loops(data: xr.Dataset) -> xr.Dataset:
+    """What was measured with the loops of the training, by length; with the most loops where there were fewer."""
+    return data.sel(loop=data.trained_loops.clip(max=int(data.loop[-1])))
 
 
 def extrapolate_models_table(datasets: Sequence[xr.Dataset]) -> Table:
@@ -60,9 +60,8 @@ def extrapolate_models_table(datasets: Sequence[xr.Dataset]) -> Table:
         trained = int(data.attrs["trained_length"])
         cells = []
         for factor in (1, 1.5, 2):
-            here = data.sel(length=factor * trained, method="nearest")
-            rule = min(int(here.trained_loops), int(data.loop[-1]))
-            cells.append(f"{int(here.length)}: {cell_with_ends(here.sel(loop=rule), 'exact')}")
+            here = at_trained_loops(data).sel(length=factor * trained, method="nearest")
+            cells.append(f"{int(here.length)}: {cell_with_ends(here, 'exact')}")
         slope, fails = data.attrs["slope"], int(data.attrs["fails_at"])
         looped = data.sizes["loop"] > 1 and np.isfinite(slope)
         table.add_row(
@@ -83,14 +82,13 @@ def extrapolate_table(data: xr.Dataset) -> Table:
     for name in ("length", "loops as trained", "right", "best loops", "right", f"loops to {works:.0%}", "error, nats"):
         table.add_column(name, justify="right")
     for length in data.length.values:
-        here = data.sel(length=length)
-        rule = min(int(here.trained_loops), int(data.loop[-1]))
+        here, rule = (part.sel(length=length) for part in (data, at_trained_loops(data)))
         best = int(here.exact.argmax("loop")) + 1
         needed = float(here.needed_loops)
         table.add_row(
-            f"{length}", f"{int(here.trained_loops)}", cell_with_ends(here.sel(loop=rule), "exact"), f"{best}",
+            f"{length}", f"{int(here.trained_loops)}", cell_with_ends(rule, "exact"), f"{best}",
             cell_with_ends(here.sel(loop=best), "exact"), "–" if np.isnan(needed) else f"{needed:.0f}",
-            f"{float(here.error.sel(loop=rule)):.3g}",
+            f"{float(rule.error):.3g}",
         )  # fmt: skip
     return table
 
