@@ -28,8 +28,7 @@ from loopprobe.model.hook_points import LoopHooks, OnceHooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability
-from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens
-from loopprobe.model.selection import resolve
+from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens, read_places
 from loopprobe.model.weight_views import WeightViews
 
 
@@ -139,7 +138,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         refuse_options(options)
         inputs, n_loops = self.with_loops(inputs, n_loops)
         inputs = self.prepare(*inputs)
-        read_at = resolve(read_at, self.n_tokens(*inputs), "position")
+        read_at = read_places(read_at, self.n_tokens(*inputs))
         n_loops = self.cfg.n_loops if n_loops is None else n_loops
         if stop_at_loop is not None:
             return self._state_before(inputs, stop_at_loop, n_loops)
@@ -283,7 +282,10 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
                 z = block(z, block_hooks)
             z = self.ln_coda(z, hooks.ln_coda)
         read = at_tokens(self.reader.read_at if read_at is None else read_at, first, z.shape[1])
-        output: Tensor = hooks.hook_readout(self.unembed(z[:, read]))
+        states = z[:, read]
+        if isinstance(read, slice) and read.step == 1:
+            states = states.contiguous()  # so that torch adds the bias within the product
+        output: Tensor = hooks.hook_readout(self.unembed(states))
         return output
 
     def unembed(self, states: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*outputs"]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
+from loopprobe.model.selection import resolve
 from loopprobe.tasks.prompts import INPUTS, TOKENS_PER_POINT
 
 ReadAt = slice | Sequence[int] | None
@@ -158,6 +159,18 @@ class Tokens:
     def outputs(self, read: Float[Tensor, "*tokens d_vocab_out"]) -> Float[Tensor, "*tokens d_vocab_out"]:
         """Return the logits as they are."""
         return read
+
+
+def read_places(read_at: Any, n_tokens: int) -> ReadAt:
+    """Check the tokens to read, as people type them, and return them as ``at_tokens`` takes them.
+
+    A rising slice stays one: numbers would be copied to the device in every loop.
+
+    Raises:
+        LoopprobeError: a token that is not there, or none is chosen.
+    """
+    numbers = resolve(read_at, n_tokens, "position")
+    return read_at if isinstance(read_at, slice) and (read_at.step or 1) > 0 else numbers
 
 
 def at_tokens(read_at: slice | Sequence[int], first: int, n: int) -> slice | list[int]:
