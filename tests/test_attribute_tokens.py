@@ -167,3 +167,8 @@ def test_regression_is_named_as_before():
     assert "tiny: the prediction at the query, split" in present.table(data).title
     del data.attrs["answer"]  # as datasets were before there were tokens
     assert "tiny: the prediction at the query, split" in present.table(data).title
+
+
+def test_prompts_of_another_length_get_the_loops_of_their_length(token_checkpoint):
+    data = probe("attribute", token_checkpoint, token_checkpoint.held_out(3, length=2))
+    assert data.loop.values.tolist() == [1, 2]

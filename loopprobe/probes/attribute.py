@@ -59,7 +59,7 @@ def run(
     model = checkpoint.model
     device = checkpoint.device
     prompts = prompts.to(device)
-    n_loops = config.loops or model.cfg.n_loops
+    n_loops = config.loops or checkpoint.loops_of(prompts)
     parts = [contributions(model, batch, n_loops) for batch in progress(prompts.split(max(1, chunk_size(device) // 2)))]
     contribution, initial, prediction = (
         to_numpy(double(torch.cat([part[i] for part in parts], dim=-1))) for i in range(3)
