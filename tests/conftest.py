@@ -84,8 +84,13 @@ def unchecked():
 
 def make_model(dtype=torch.float64, **fields):
     """A tiny model whose every parameter, biases and gains included, is random."""
+    return random_model(ModelConfig(**(TINY | fields)), dtype)
+
+
+def random_model(cfg, dtype):
+    """A model whose every parameter, biases and gains included, is random."""
     generator = torch.Generator().manual_seed(0)
-    model = LoopedTransformer(ModelConfig(**(TINY | fields)), generator).to(dtype).eval()
+    model = LoopedTransformer(cfg, generator).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
@@ -102,13 +107,7 @@ TOKEN_CFG = load_config(
 
 def make_token_model(dtype=torch.float32, **fields):
     """A tiny model of the tokens of binary addition, whose every parameter is random."""
-    generator = torch.Generator().manual_seed(0)
-    cfg = dataclasses.replace(TOKEN_CFG.model, **fields)
-    model = LoopedTransformer(cfg, generator).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
-    return model
+    return random_model(dataclasses.replace(TOKEN_CFG.model, **fields), dtype)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import random_model
 
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
@@ -36,13 +37,8 @@ TOKENS = torch.tensor([[6, 0, 3, 3, 1], [6, 5, 2, 0, 4], [6, 1, 1, 1, 1]])
 
 def make(dtype=torch.float64, **fields):
     """A tiny model of tokens whose every parameter, biases and gains included, is random."""
-    generator = torch.Generator().manual_seed(0)
     sizes = {"d_model": 16, "n_heads": 2, "d_vocab": 7, "n_ctx": 9, "n_loops": 3} | fields
-    model = LoopedTransformer(ModelConfig(**sizes), generator).to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
-    return model
+    return random_model(ModelConfig(**sizes), dtype)
 
 
 def norm(part, x):
