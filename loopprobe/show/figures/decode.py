@@ -26,7 +26,7 @@ def decode_figures(data: xr.Dataset) -> dict[str, go.Figure]:
 def _results(data: xr.Dataset) -> go.Figure:
     """Draw how well each result of a token task is read, one row per target: of the model, and of the controls."""
     names, controls = data.target.values, data.control.values
-    words = {"none": "read", "shuffled": "results of other prompts", "untrained": "an untrained model"}
+    words = {"none": "read", "shuffled": "of other prompts", "untrained": "untrained model"}
     looped = data.attrs["iteration"] == "loop"
     y = "loop" if looped else "layer"
     iterations = data.isel(layer=-1) if looped else data.isel(loop=-1)

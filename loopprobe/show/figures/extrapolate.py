@@ -128,10 +128,10 @@ def maps_figures(
 
 def _trained_rule(figure: go.Figure, data: xr.Dataset, *, row: int = 1, col: int = 1, in_legend: bool = True) -> None:
     """Draw the loops that the training gives a length, dotted where no training had such a length."""
-    trained = data.attrs["trained_length"]
+    seen = data.length <= data.attrs["trained_length"]
     for name, part, dash in (
-        ("loops of the training, by length", data.length <= trained, "solid"),
-        ("the same rule beyond", data.length >= trained, "dot"),
+        ("loops of the training, by length", seen, "solid"),
+        ("the same rule beyond", data.length >= data.length[seen].max() if seen.any() else ~seen, "dot"),
     ):
         there = data.sel(length=part)
         figure.add_scatter(
