@@ -16,7 +16,7 @@ from transformer_lens.utilities import get_act_name
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.activation_cache import LoopActivationCache
 from loopprobe.model.cache_file import read_tensors, write_tensors
-from loopprobe.model.hook_points import LoopHookPoint, full_name, numbers_of, short_name, split_name
+from loopprobe.model.hook_points import LoopHookPoint, full_name, short_name, split_name
 from loopprobe.model.labels import Positions, at_positions, labelled, to_numpy, token_axis
 from loopprobe.model.selection import Names, Numbers, ranges, resolve, selector
 
@@ -105,8 +105,9 @@ class LoopCache(Mapping[str, Tensor]):
 
     def numbers(self, n_pos: int) -> int:
         """Count the numbers that it holds of each prompt of ``n_pos`` tokens, once it is filled."""
-        sizes = self.model.cfg, n_pos, len(self._places(n_pos)), n_pos // self.model.tokens_per_point
-        return sum(len(loops) * numbers_of(local, *sizes) for local, loops in self._loops.items())
+        sizes = n_pos, len(self._places(n_pos)), n_pos // self.model.tokens_per_point
+        numbers = self.model.hook_trees.layout.numbers_of
+        return sum(len(loops) * numbers(local, *sizes) for local, loops in self._loops.items())
 
     @property
     def loops(self) -> list[int]:
@@ -154,7 +155,7 @@ class LoopCache(Mapping[str, Tensor]):
     def _locals(self, name: str, layer: int | None = None, layer_type: str | None = None) -> list[str]:
         """The names within a loop that a short name, a name without its loop, or TransformerLens's shorthand means."""
         if layer is not None and layer < 0:
-            layer += self.model.cfg.n_layers
+            layer += self.model.sizes.n_layers
         named = [local for local in self._loops if name in (local, short_name(local))]
         if layer is not None:
             if named and all(split_name(local)[1] is None for local in named):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,12 @@ class LoopHookPoint(HookPoint):
 
     What a hook returns must have the shape, the dtype and the device of the activation. Where a gradient is computed,
     hooks are handed a copy, so that they may write into it.
+
+    Attributes:
+        call: while text is generated, the number of the call of the model, from 0; each runs the tokens that are new.
     """
+
+    call: int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clone() if self._forward_hooks and torch.is_grad_enabled() and x.requires_grad else x
@@ -243,3 +249,48 @@ class OnceHooks:
     def __init__(self, cfg: ModelConfig, point: MakePoint) -> None:
         self.prelude = [BlockHooks(cfg, point, f"prelude.{layer}.") for layer in range(cfg.n_prelude_layers)]
         self.hook_embed = point("hook_embed")  # [batch, pos, d_model]  the injected input e
+
+
+class HookLayout(Protocol):
+    """Which hook points a model has."""
+
+    @property
+    def n_loops(self) -> int:
+        """The loops as trained."""
+
+    def once(self, point: MakePoint) -> Any:
+        """Return an object that holds the points that are passed once a run."""
+
+    def in_loop(self, point: MakePoint) -> Any:
+        """Return an object that holds the points of one iteration, in the order in which they are passed."""
+
+    def numbers_of(self, local: str, n_pos: int, n_kept: int, n_points: int) -> int:
+        """Count the numbers of one prompt's activation, see the function ``numbers_of``."""
+
+
+@dataclass
+class ConfigLayout:
+    """The hook points of a LoopedTransformer.
+
+    Attributes:
+        cfg: of the model.
+    """
+
+    cfg: ModelConfig
+
+    @property
+    def n_loops(self) -> int:
+        """The loops as trained."""
+        return self.cfg.n_loops
+
+    def once(self, point: MakePoint) -> OnceHooks:
+        """Return the points that are passed once a run."""
+        return OnceHooks(self.cfg, point)
+
+    def in_loop(self, point: MakePoint) -> LoopHooks:
+        """Return the points of one iteration."""
+        return LoopHooks(self.cfg, point)
+
+    def numbers_of(self, local: str, n_pos: int, n_kept: int, n_points: int) -> int:
+        """Count the numbers of one prompt's activation."""
+        return numbers_of(local, self.cfg, n_pos, n_kept, n_points)

@@ -16,9 +16,8 @@ from typing import Any
 
 from transformer_lens.hook_points import HookPoint, LensHandle
 
-from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.hook_points import Direction, LoopHookPoint, LoopHooks, OnceHooks, full_name, split_name
+from loopprobe.model.hook_points import Direction, HookLayout, LoopHookPoint, LoopHooks, full_name, split_name
 
 KEPT_LOOPS = 1000  # at most so many loops keep the points that were made for them
 _order = itertools.count()
@@ -71,7 +70,7 @@ class Runs:
 class _Tree:
     """The points of one loop, or those outside the loop, in one thread: shared ones, but for those that are hooked."""
 
-    def __init__(self, loop: int | None, hooks: LoopHooks | OnceHooks, names: tuple[str, ...]) -> None:
+    def __init__(self, loop: int | None, hooks: Any, names: tuple[str, ...]) -> None:
         self.loop, self.hooks, self.names = loop, hooks, names
         self.points: dict[str, LoopHookPoint] = {}
         self.attached: dict[Attached, list[tuple[LoopHookPoint, LensHandle]]] = {}
@@ -132,16 +131,16 @@ class HookTrees(Mapping[str, HookPoint]):
     As a mapping it lists the points of the loops of the training, and of later loops whose points were asked for.
 
     Args:
-        cfg: of the model; it says which points there are, and how many loops were trained.
+        layout: of the model; it says which points there are, and how many loops were trained.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
-        self.cfg, self.n_loops = cfg, cfg.n_loops
+    def __init__(self, layout: HookLayout) -> None:
+        self.layout, self.n_loops = layout, layout.n_loops
         idle: dict[str, LoopHookPoint] = {}
         find = lambda local: idle.setdefault(local, LoopHookPoint())  # noqa: E731
-        self.idle = LoopHooks(cfg, find)
+        self.idle = layout.in_loop(find)
         self.local_names = tuple(idle)  # the names of one loop's points, in the order in which they are passed
-        self.idle_once = OnceHooks(cfg, find)
+        self.idle_once = layout.once(find)
         self.once_names = tuple(name for name in idle if name not in self.local_names)
         self._idle_points = idle
         self.shared: tuple[Attached, ...] = ()
@@ -173,8 +172,8 @@ class HookTrees(Mapping[str, HookPoint]):
     def _tree(self, loop: int | None) -> _Tree:
         find = self._idle_points.__getitem__
         if loop is None:
-            return _Tree(None, OnceHooks(self.cfg, find), self.once_names)
-        return _Tree(loop, LoopHooks(self.cfg, find), self.local_names)
+            return _Tree(None, self.layout.once(find), self.once_names)
+        return _Tree(loop, self.layout.in_loop(find), self.local_names)
 
     @contextmanager
     def run(self, n_loops: int) -> Iterator[None]:
@@ -272,7 +271,7 @@ class HookTrees(Mapping[str, HookPoint]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HookTrees:
         """A copy has the hooks that act in this thread, which then act in all threads of the copy."""
-        copied = HookTrees(self.cfg)
+        copied = HookTrees(self.layout)
         everything = [*self.shared, *self.thread.attached]
         for tree in self.thread.trees.values():
             known = {id(handle) for pairs in tree.attached.values() for _, handle in pairs}
@@ -284,14 +283,14 @@ class HookTrees(Mapping[str, HookPoint]):
         copied.busy = len(copied.shared)
         return copied
 
-    def __getstate__(self) -> dict[str, ModelConfig]:
+    def __getstate__(self) -> dict[str, HookLayout]:
         if self.shared or self.thread.attached or any(point.has_hooks() for point in self.made):
             raise LoopprobeError(
                 "a model with hooks attached cannot be saved: leave the `with` block, or call model.reset_hooks()"
             )
-        return {"cfg": self.cfg}
+        return {"layout": self.layout}
 
-    def __setstate__(self, state: dict[str, ModelConfig]) -> None:
+    def __setstate__(self, state: dict[str, HookLayout]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 

@@ -21,7 +21,7 @@ from loopprobe.config.budget import require
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
-from loopprobe.model.hook_points import Direction, LoopHookPoint, full_name, split_name
+from loopprobe.model.hook_points import ConfigLayout, Direction, HookLayout, LoopHookPoint, full_name, split_name
 from loopprobe.model.hook_trees import Attached, HookTrees, Loops
 from loopprobe.model.lens_options import one_of, refuse_options
 from loopprobe.model.protocol import Sizes
@@ -39,8 +39,13 @@ class LoopedRootModule(HookedRootModule):
     def setup(self) -> None:
         """Give the modules their names, and the model its hook points."""
         super().setup()
-        self.hook_trees = HookTrees(self.cfg)
+        self.hook_trees = HookTrees(self.layout)
         self.hook_dict = self.hook_trees
+
+    @property
+    def layout(self) -> HookLayout:
+        """Which hook points it has."""
+        return ConfigLayout(self.cfg)
 
     @property
     def loops(self) -> Loops:
@@ -150,7 +155,7 @@ class LoopedRootModule(HookedRootModule):
             return lambda loop, local: bool(name(full_name(loop, local)))
         wanted, _, wanted_local = split_name(name)
         if name in self.hook_trees:
-            if wanted is not None and wanted >= self.cfg.n_loops:
+            if wanted is not None and wanted >= self.hook_trees.n_loops:
                 self.hook_trees[name]  # from now on it is listed
             return lambda loop, local: (loop, local) == (wanted, wanted_local)
         if wanted is None and name in self.hook_trees.local_names:

@@ -73,6 +73,8 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             "causal": self.cfg.attention_dir != "causal",
             "past": self.cfg.attention_dir != "causal" or self.cfg.n_coda_layers > 0,
             "linear_readout": self.cfg.n_coda_layers > 0,
+            "generate": True,
+            "gate": True,
         }
         return frozenset(name for name in get_args(Capability) if not lost.get(name))
 

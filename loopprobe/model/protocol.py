@@ -22,6 +22,9 @@ Capability = Literal[
     "pattern",  # attn.hook_pattern exists
     "linear_readout",  # to_state and unembed exist: outputs are an affine map of the state of their token
     "forward_mode",  # step has a forward-mode derivative
+    "map",  # step takes a state, which is all that goes from loop to loop
+    "generate",  # the module generates text
+    "gate",  # a gate tells in every loop whether to stop
     "weights",  # the weights of a LoopedTransformer, under TransformerLens's names
 ]
 MEANS: dict[str, str] = {
@@ -30,6 +33,9 @@ MEANS: dict[str, str] = {
     "pattern": "hook points on attention patterns",
     "linear_readout": "a read-out of the residual stream",
     "forward_mode": "forward-mode derivatives of its loop",
+    "map": "a state that is all that goes from loop to loop",
+    "generate": "generation of text",
+    "gate": "a gate that tells when to stop",
     "weights": "the weights of a LoopedTransformer",
 }
 

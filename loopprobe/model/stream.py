@@ -55,7 +55,7 @@ class CacheConfig:
 
 def check_cache(model: LoopedRootModule, config: CacheConfig) -> None:
     """Raise LoopprobeError where a cache asks for what the model does not have."""
-    LoopCache.choose(model, 1, config.names, None, config.layers, config.positions, n_pos=model.cfg.n_ctx)
+    LoopCache.choose(model, 1, config.names, None, config.layers, config.positions, n_pos=model.sizes.n_ctx)
 
 
 def stream_cache(

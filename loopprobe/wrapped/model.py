@@ -1,0 +1,370 @@
+"""A looped module of somebody else as a LoopedModel: the module itself stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loopprobe.config.budget import require
+from loopprobe.errors import LoopprobeError
+from loopprobe.model.hook_points import hooked
+from loopprobe.model.hooked_root import LoopedRootModule
+from loopprobe.model.lens_options import refuse_options
+from loopprobe.model.protocol import Capability, Sizes
+from loopprobe.model.reading import ReadAt, at_tokens, read_places
+from loopprobe.wrapped.anatomy import Anatomy, Place, Side, place_of
+from loopprobe.wrapped.attention import ATTENTION, hooked_attention
+from loopprobe.wrapped.passes import Pass, Plan
+from loopprobe.wrapped.points import WrappedLayout
+from loopprobe.wrapped.precision import as_precise_as
+from loopprobe.wrapped.wiring import Wiring
+
+START_SEED = 0  # of the states that a loop starts from at random
+
+
+class WrappedModel(LoopedRootModule):
+    """A looped module with TransformerLens's hook names, one set of hook points for each loop; see ``wrap``.
+
+    Args:
+        module: the module, in eval mode.
+        anatomy: where its parts stand.
+        wiring: the order of their calls.
+        example: inputs of a call, of which other inputs are checked to be like.
+        supports: the capabilities that were found.
+
+    Attributes:
+        start_seed: the seed of the state that the loop starts from, where it starts at random.
+    """
+
+    tokens_per_point = 1
+
+    def __init__(
+        self,
+        module: nn.Module,
+        anatomy: Anatomy,
+        wiring: Wiring,
+        example: Sequence[Tensor],
+        supports: frozenset[Capability] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.module, self.anatomy, self.wiring = module, anatomy, wiring
+        self.example = tuple(part[:1] for part in example)
+        self.supports = supports
+        self.start_seed = START_SEED
+        self.setup()
+        self.train(module.training)
+
+    @property
+    def layout(self) -> WrappedLayout:
+        """Which hook points it has."""
+        anatomy, widths = self.anatomy, self.wiring.widths
+        width = widths[self.wiring.order[0], "in"]
+        state = (sum(widths[path, "out"][-1] for path in anatomy.state),)
+        in_loop: dict[str, tuple[int, ...]] = {"hook_z_pre": state} if anatomy.state else {}
+        further = {name: widths[place] for name, place in _placed(anatomy.points)}
+        opening = {name for name, (path, _) in _placed(anatomy.points) if path in self.wiring.opens}
+        in_loop |= {name: shape for name, shape in further.items() if name in opening}
+        for layer, path in enumerate(self.wiring.order):
+            inner = {local: widths[f"{path}.{at}".rstrip("."), side] for local, (at, side) in _placed(anatomy.sites)}
+            if anatomy.attention is not None:
+                head = (anatomy.n_heads, anatomy.d_head or width[-1] // anatomy.n_heads)
+                inner = {name: head for name in ATTENTION} | inner
+            in_loop |= {f"blocks.{layer}.{local}": shape for local, shape in {"hook_resid_pre": width, **inner}.items()}
+            in_loop[f"blocks.{layer}.hook_resid_post"] = widths[path, "out"]
+        in_loop |= {name: shape for name, shape in further.items() if name not in opening}
+        in_loop |= {"hook_z": state} if anatomy.state else {}
+        in_loop |= {f"coda.{i}.hook_resid_post": widths[path, "out"] for i, path in enumerate(anatomy.coda)}
+        in_loop["hook_readout"] = (self.n_outputs,)
+        return WrappedLayout(self.n_loops, {"hook_embed": widths[anatomy.prelude[-1], "out"]}, in_loop, anatomy.n_heads)
+
+    @property
+    def n_loops(self) -> int:
+        """The loops as trained."""
+        assert self.anatomy.n_loops is not None, "wrap() has set it"
+        return self.anatomy.n_loops
+
+    @property
+    def n_outputs(self) -> int:
+        """The numbers of one answer, such as the size of the vocabulary."""
+        head = None if self.anatomy.head is None else self.wiring.widths.get((self.anatomy.head, "out"))
+        return head[-1] if head else 1
+
+    @property
+    def sizes(self) -> Sizes:
+        """Layers of a loop, heads, the width of the state, loops as trained, and the most tokens."""
+        anatomy = self.anatomy
+        width = sum(self.wiring.widths[path, "out"][-1] for path in anatomy.state)
+        width = width or self.wiring.widths[self.wiring.order[-1], "out"][-1]
+        return Sizes(len(self.wiring.order), anatomy.n_heads, width, self.n_loops, anatomy.n_ctx)
+
+    # Running
+
+    def forward(
+        self,
+        *inputs: Any,
+        n_loops: int | None = None,
+        keep_loops: int | None = None,
+        grad_loops: int | None = None,
+        read_at: Any = None,
+        **options: Any,
+    ) -> Float[Tensor, "loop batch answer *value"]:
+        """Answer prompts after every loop: what the module would answer, were it stopped there.
+
+        The answers after the last loop are those of the module's own run; those after earlier loops are read by its own
+        coda, without running the loop again.
+
+        Args:
+            inputs: as the module takes them; after them n_loops may stand.
+            n_loops: iterations; None: as many as it was trained with.
+            keep_loops: return the answers of the last ``keep_loops`` iterations only; None: of all.
+            grad_loops: the last ``grad_loops`` iterations carry gradient; None: all.
+            read_at: the tokens whose answers are read: a number, several, a slice, negative from the end. None: all.
+
+        Raises:
+            LoopprobeError: inputs unlike the example, loop counts below 1, or more loops to keep than are run.
+        """
+        refuse_options(options)
+        inputs, n_loops = self.with_loops(inputs, n_loops)
+        inputs = self.prepare(*inputs)
+        read_at = read_places(read_at, self.n_tokens(*inputs))
+        n_loops = self.n_loops if n_loops is None else n_loops
+        self.check_loops(n_loops, keep_loops, grad_loops)
+        keep_loops = n_loops if keep_loops is None else keep_loops
+        self.require_memory(inputs, keep_loops)
+        outputs: list[Tensor] = []
+        with self.hook_trees.run(n_loops):
+            for output in self._answers(inputs, n_loops, keep_loops, grad_loops or n_loops, read_at):
+                if torch.is_grad_enabled():
+                    outputs.append(output)
+                    continue
+                if not outputs:  # one tensor for all
+                    outputs.append(output.new_empty(keep_loops, *output.shape))
+                    place = 0
+                outputs[0][place] = output
+                place += 1
+        return torch.stack(outputs) if torch.is_grad_enabled() else outputs[0]
+
+    def _answers(
+        self, inputs: tuple[Tensor, ...], n_loops: int, keep_loops: int, grad_loops: int, read_at: ReadAt
+    ) -> Iterator[Tensor]:
+        """Yield the answers after each of the last loops."""
+        first = n_loops - keep_loops
+        if "map" not in self.supports:
+            for loop in range(first, n_loops):
+                yield self._read(self._pass(n_loops=loop + 1, read_at=read_at), loop, read_at, *inputs)
+            return
+        if grad_loops < n_loops or self._needs_steps(n_loops):
+            e = self.embed(*inputs)
+            z = self.initial_state(e)
+            for loop in range(n_loops):
+                with nullcontext() if loop >= n_loops - grad_loops else torch.no_grad():
+                    z = self.step(z, e, loop)
+                if loop >= first:
+                    yield self.predict(z, e, loop, read_at=read_at)
+            return
+        early = callable(self.anatomy.start) or self._hooked(0, "hook_z_pre")
+        run = self._pass(
+            first=-1 if early else 0, skip=early, z=self.initial_state, n_loops=n_loops, read_at=read_at,
+            kept=frozenset(range(first, n_loops - 1)),
+        )  # fmt: skip
+        answer = self._read(run, n_loops - 1, read_at, *inputs)
+        assert run.e is not None
+        for loop in range(first, n_loops - 1):
+            yield self.predict(run.states.pop(loop), run.e, loop, read_at=read_at)
+        yield answer
+
+    def _needs_steps(self, n_loops: int) -> bool:
+        """Tell whether a hook changes a state that is written in several parts, so that no single pass can have it."""
+        several = len(self.anatomy.state) > 1
+        return several and any(self._hooked(t, name) for t in range(n_loops) for name in ("hook_z", "hook_z_pre"))
+
+    def _hooked(self, loop: int, name: str) -> bool:
+        return self.hook_trees.busy > 0 and hooked(getattr(self.hook_trees.at(loop), name))
+
+    def _pass(self, **wanted: Any) -> Pass:
+        plan = Plan(**wanted, hooked=self.hook_trees.busy > 0)
+        return Pass(self.module, self.anatomy, self.wiring, self.hook_trees, plan)
+
+    def _read(self, run: Pass, loop: int, read_at: ReadAt, *inputs: Any) -> Tensor:
+        """Run a pass to its end and return the answers that are asked for, their hooks passed."""
+        with hooked_attention(run):
+            answers = tensor_of(run.run(*inputs))
+        if self.anatomy.head is None and read_at is not None:
+            answers = answers[:, read_at]
+        run.plan.skip = False
+        return run.pass_point(loop, "hook_readout", answers)
+
+    def _stop(self, run: Pass, *inputs: Any) -> Pass:
+        with hooked_attention(run):
+            run.run(*inputs)
+        return run
+
+    # The loop as a map
+
+    def embed(self, *inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """The injected input e: what the prelude gives."""
+        e = self._stop(self._pass(stop="embed"), *inputs).e
+        assert e is not None
+        return e
+
+    def initial_state(self, e: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos width"]:
+        """z_0: the input, zeros or ones, or what ``start`` makes of the input and ``start_seed``."""
+        start = self.anatomy.start
+        if callable(start):
+            return start(self.module, e, self.start_seed)
+        return {"input": lambda x: x, "zeros": torch.zeros_like, "ones": torch.ones_like}[start](e)
+
+    def step(
+        self,
+        z: Float[Tensor, "batch pos width"],
+        e: Float[Tensor, "batch pos d_model"],
+        loop: int = 0,
+        past: Any = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        """One iteration, z_t → z_{t+1}; it passes the hooks of ``loop``."""
+        assert past is None, "a wrapped module does not step behind known keys"
+        run = self._pass(first=loop - 1, n_loops=loop + 1, skip=True, z=z, e=e, stop="state", kept=frozenset({loop}))
+        return self._stop(run, *self._like(e)).states[loop]
+
+    def predict(
+        self,
+        z: Float[Tensor, "batch pos width"],
+        e: Tensor | None = None,
+        loop: int = 0,
+        first: int = 0,
+        read_at: ReadAt = None,
+    ) -> Float[Tensor, "batch answer *value"]:
+        """Read the answers out of a state by the module's own coda and head.
+
+        Args:
+            z: the state.
+            e: the injected input; None: of the example, for a coda that does not see it.
+            loop: whose hooks are passed.
+            first: the token that z begins with, which is the first here.
+            read_at: the tokens that are read; None: all.
+        """
+        assert first == 0, "a wrapped module reads whole prompts"
+        read_at = None if read_at is None else at_tokens(read_at, 0, z.shape[1])
+        if e is None:
+            e = z.new_zeros(*z.shape[:2], self.wiring.widths[self.anatomy.prelude[-1], "out"][-1])
+        run = self._pass(first=loop, n_loops=loop + 1, skip=True, z=z, e=e, read_at=read_at)
+        return self._read(run, loop, read_at, *self._like(e))
+
+    def to_state(self, resid: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens width"]:
+        """The state that a residual stream would be, were its layer the last of the loop.
+
+        Of a state in several parts it is the part that is read; the others are zero.
+        """
+        if self.anatomy.norm is not None:
+            with as_precise_as(self.module):
+                resid = self.module.get_submodule(self.anatomy.norm)(resid)
+        others = self.sizes.d_model - resid.shape[-1]
+        return resid if not others else torch.cat([resid.new_zeros(*resid.shape[:-1], others), resid], -1)
+
+    def unembed(self, states: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens value"]:
+        """The answers of states by the head alone."""
+        assert self.anatomy.head is not None, "only with linear_readout"
+        head: nn.Module = self.module.get_submodule(self.anatomy.head)
+        width = self.wiring.widths[self.anatomy.head, "in"][-1]
+        with as_precise_as(self.module):
+            answers: Tensor = head(states[..., -width:])
+        return answers
+
+    def _like(self, e: Tensor) -> tuple[Tensor, ...]:
+        """Inputs as many and as long as e, which stands in the place of what they would be embedded as."""
+        return tuple(
+            _spread(part, e).to(e.device, e.dtype if part.is_floating_point() else part.dtype) for part in self.example
+        )
+
+    # Inputs
+
+    def prepare(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Inputs as the module takes them, on its device and in its precision.
+
+        Raises:
+            LoopprobeError: they are unlike the example, or there are more tokens than the module reads.
+        """
+        if len(inputs) != len(self.example):
+            raise LoopprobeError(f"the model reads {len(self.example)} inputs and {len(inputs)} are given: change that")
+        prepared = [self._prepared(part, like) for part, like in zip(inputs, self.example, strict=True)]
+        if (n_tokens := prepared[0].shape[1]) > self.anatomy.n_ctx:
+            raise LoopprobeError(
+                f"the prompt has {n_tokens} tokens but the model reads {self.anatomy.n_ctx}: shorten it"
+            )
+        return tuple(prepared)
+
+    def _prepared(self, values: Any, like: Tensor) -> Tensor:
+        try:
+            part = torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError):
+            raise LoopprobeError(f"inputs ({type(values).__name__}) must be tensors or arrays of numbers") from None
+        whole = not like.is_floating_point()
+        if whole and (part.is_floating_point() or part.is_complex()):
+            raise LoopprobeError(f"inputs have dtype {part.dtype}: give whole numbers, the numbers of tokens")
+        if whole and part.ndim == 1:
+            part = part[None]
+        if part.ndim != like.ndim or not part.shape[1] or part.shape[2:] != like.shape[2:]:
+            raise LoopprobeError(
+                f"inputs {tuple(part.shape)} must be like the example, [batch, pos{', ' * (like.ndim > 2)}"
+                f"{', '.join(map(str, like.shape[2:]))}], pos at least 1: reshape them"
+            )
+        vocabulary = self._vocabulary
+        if whole and vocabulary and part.numel():
+            low, high = (int(end) for end in part.aminmax())
+            if low < 0 or high >= vocabulary:
+                raise LoopprobeError(
+                    f"token {low if low < 0 else high} is not in the vocabulary: choose from 0 to {vocabulary - 1}"
+                )
+        if not whole and not bool(torch.isfinite(part).all()):
+            raise LoopprobeError("inputs hold values that are NaN or infinite: remove these prompts")
+        return part.to(self.device, like.dtype if whole else self.dtype)
+
+    @property
+    def _vocabulary(self) -> int | None:
+        """The number of tokens that the model knows; None where it is not told by an embedding at its start."""
+        first = self.module.get_submodule(self.anatomy.prelude[0])
+        found = next((part for part in first.modules() if isinstance(part, nn.Embedding)), None)
+        embeddings: Any = getattr(self.module, "get_input_embeddings", None)
+        found = embeddings() if found is None and embeddings is not None else found
+        return found.num_embeddings if isinstance(found, nn.Embedding) else None
+
+    def n_tokens(self, *inputs: Tensor) -> int:
+        """Count the positions of the state for inputs."""
+        return inputs[0].shape[1]
+
+    def require_memory(self, inputs: tuple[Tensor, ...], kept: int) -> None:
+        """Raise LoopprobeError where the memory cannot hold a run that keeps the answers of so many loops."""
+        n_prompts, n_tokens = inputs[0].shape[:2]
+        widest = max((width[-1] for width in self.wiring.widths.values() if width), default=1)
+        numbers = n_prompts * n_tokens * (4 * widest + self.sizes.d_model * kept)
+        what = f"a run of {n_prompts:,} prompts that keeps {kept:,} loops"
+        require(numbers * self.dtype.itemsize, what, "give fewer prompts or keep_loops", self.device)
+
+
+def _placed(places: Mapping[str, Place]) -> list[tuple[str, tuple[str, Side]]]:
+    return [(name, place_of(place)) for name, place in places.items()]
+
+
+def _spread(part: Tensor, e: Tensor) -> Tensor:
+    """Repeat the first prompt of an example until it has as many prompts and tokens as e."""
+    n_tokens = e.shape[1]
+    times = -(-n_tokens // part.shape[1])
+    long = part[:1].repeat(1, times, *[1] * (part.ndim - 2))[:, :n_tokens]
+    return long.expand(e.shape[0], *long.shape[1:])
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The answers in what a module returned: a tensor, the field ``logits``, or the first of several.
+
+    Raises:
+        LoopprobeError: there is none.
+    """
+    for candidate in (output, getattr(output, "logits", None), output[0] if isinstance(output, tuple | list) else None):
+        if isinstance(candidate, Tensor):
+            return candidate
+    raise LoopprobeError(f"the model returned a {type(output).__name__}: wrap one that returns a tensor or logits")
