@@ -76,6 +76,10 @@ class LoopedModel(Protocol):
         """Layers, heads, width, loops as trained, and the most tokens."""
 
     @property
+    def value_size(self) -> int:
+        """The numbers of one answer, such as the size of the vocabulary."""
+
+    @property
     def device(self) -> torch.device:
         """The device that it computes on."""
 
@@ -99,6 +103,7 @@ class LoopedModel(Protocol):
         self,
         *inputs: Any,
         n_loops: int | None = None,
+        keep_loops: int | None = None,
         read_at: Any = None,
         names: Any = None,
         loops: Any = None,

@@ -19,7 +19,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_looped
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -64,7 +64,7 @@ def run(
     model = subject.model
     prompts = prompts.to(subject.device)
     labels, used, errors, budget = _settings(config), [], [], []
-    for batch in progress(prompts.split(chunk_size(model.device))):
+    for batch in progress(batches(model, prompts, config.loops)):
         outputs, cache = model.run_with_cache(
             *batch.inputs, n_loops=config.loops, read_at=batch.read_at, names="hook_z", positions=[prompts.query]
         )
@@ -135,4 +135,5 @@ PROBE = Probe(
     run,
     check,
     Shown("longrun:exit_figures", "inside:exit_table"),
+    needs=frozenset({"map"}),
 )

@@ -79,7 +79,7 @@ class WrappedModel(LoopedRootModule):
         in_loop |= {name: shape for name, shape in further.items() if name not in opening}
         in_loop |= {"hook_z": state} if anatomy.state else {}
         in_loop |= {f"coda.{i}.hook_resid_post": widths[path, "out"] for i, path in enumerate(anatomy.coda)}
-        in_loop["hook_readout"] = (self.n_outputs,)
+        in_loop["hook_readout"] = (self.value_size,)
         return WrappedLayout(self.n_loops, {"hook_embed": widths[anatomy.prelude[-1], "out"]}, in_loop, anatomy.n_heads)
 
     @property
@@ -89,7 +89,7 @@ class WrappedModel(LoopedRootModule):
         return self.anatomy.n_loops
 
     @property
-    def n_outputs(self) -> int:
+    def value_size(self) -> int:
         """The numbers of one answer, such as the size of the vocabulary."""
         head = None if self.anatomy.head is None else self.wiring.widths.get((self.anatomy.head, "out"))
         return head[-1] if head else 1
