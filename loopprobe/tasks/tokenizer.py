@@ -51,7 +51,9 @@ def in_chat(tokenizer: Any, text: str) -> str:
         )
     except Exception as error:  # a template is a program of its own
         reason = " ".join(str(error).split())
-        raise LoopprobeError(f"the chat template does not take a message of the user ({reason}): leave out chat") from None
+        raise LoopprobeError(
+            f"the chat template does not take a message of the user ({reason}): leave out chat"
+        ) from None
 
 
 def require_template(tokenizer: Any) -> None:
