@@ -6,10 +6,11 @@ Who answers them is told in ``reference`` and ``model``.
 from loopprobe.tasks.prompts import Prompts, normal, uniform
 from loopprobe.tasks.protocol import PromptBatch
 from loopprobe.tasks.sampling import held_out, sample
+from loopprobe.tasks.text import TextPrompts
 from loopprobe.tasks.token_prompts import TokenPrompts
 from loopprobe.tasks.tokens import held_out_tokens, sample_tokens
 
 __all__ = [
-    "PromptBatch", "Prompts", "TokenPrompts", "held_out", "held_out_tokens", "normal", "sample", "sample_tokens",
-    "uniform",
+    "PromptBatch", "Prompts", "TextPrompts", "TokenPrompts", "held_out", "held_out_tokens", "normal", "sample",
+    "sample_tokens", "uniform",
 ]  # fmt: skip
