@@ -307,7 +307,7 @@ def test_what_is_told_wrongly_is_named(told, said):
 def test_inputs_that_do_not_fit_get_one_line(models):
     for name, inputs, said in (
         ("ouro", torch.zeros(2, 3), "dtype torch.float32: give whole numbers"),
-        ("ouro", torch.full((2, 3), 50), "token 50 is not in the vocabulary: choose from 0 to 49"),
+        ("ouro", torch.full((2, 3), 300), "token 300 is not in the vocabulary: choose from 0 to 299"),
         ("ouro", torch.zeros(2, 65, dtype=torch.int64), "65 tokens but the model reads 64"),
         ("own", torch.zeros(2, 3), "must be like the example"),
         ("own", torch.full((1, 2, 5), torch.nan), "NaN or infinite"),
