@@ -314,3 +314,15 @@ def test_inputs_that_do_not_fit_get_one_line(models):
     ):
         with pytest.raises(LoopprobeError, match=said):
             models[name](inputs)
+
+
+def test_a_hook_may_run_the_model_itself(models):
+    model, inputs = models["dory"], draw("dory")
+    answers = []
+
+    def read(z, hook):
+        answers.append(model.predict(z, model.embed(inputs), hook.loop()))
+
+    with model.hooks([("hook_z", read)]):
+        outputs = model(inputs, n_loops=3)
+    torch.testing.assert_close(torch.stack(answers), outputs, rtol=1e-5, atol=1e-5)

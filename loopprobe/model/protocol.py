@@ -24,7 +24,7 @@ Capability = Literal[
     "forward_mode",  # step has a forward-mode derivative
     "map",  # step takes a state, which is all that goes from loop to loop
     "generate",  # the module generates text
-    "gate",  # a gate tells in every loop whether to stop
+    "gate",  # hook_gate exists: the logit, in every loop and at every token, that it stops there
     "weights",  # the weights of a LoopedTransformer, under TransformerLens's names
 ]
 MEANS: dict[str, str] = {

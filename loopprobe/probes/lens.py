@@ -41,7 +41,7 @@ from loopprobe.probes.ridge import Ridge, with_one
 from loopprobe.store.evaluate import batches, chunk_size
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, double, to_numpy
-from loopprobe.tasks import PromptBatch
+from loopprobe.tasks import PromptBatch, TextPrompts
 from loopprobe.types import Progress
 
 
@@ -77,10 +77,10 @@ def run(
             task, which the prompts must be of.
 
     Returns:
-        A dataset with dims ``lens`` (final norm, no norm, tuned, the last only of answers with at most 4,096 values;
-        or coda alone), ``loop`` (iterations done, from 1), ``site`` (input of the block, then after the attention,
-        where that is a hook point, and after the MLP of each layer) and ``point``, in the unit of the prompts, means
-        over prompts:
+        A dataset with dims ``lens`` (final norm, no norm, tuned, the last only of answers with at most 4,096 values and
+        not of single texts; or coda alone), ``loop`` (iterations done, from 1), ``site`` (input of the block, then
+        after the attention, where that is a hook point, and after the MLP of each layer) and ``point``, in the unit of
+        the prompts, means over prompts:
 
         * ``error``: of the answer that is read; ``to_final``: its distance to the model's final answer, of the tuned
           lens on prompts that it was not fitted on; ``to_optimum``: to the attainable optimum,
@@ -107,6 +107,8 @@ def run(
     prompts = prompts.to(device)
     n_loops = config.loops or subject.loops_of(prompts)
     lenses = lenses_of(model)
+    if isinstance(prompts, TextPrompts) and training is None and not subject.is_of_task(prompts):
+        lenses = tuple(name for name in lenses if name != "tuned")  # single texts are no sample to fit on
     seed = prompts.origin.get("held_out_seed", 0) + 1
     at_once = n_loops * n_sites(model) if lenses == CODA else 1
     fits = [Ridge(config.ridge) for _ in range(n_loops)]

@@ -126,6 +126,29 @@ def _folder(name: str) -> Path:
     return Path(*filter(None, source_of(name))).resolve() if name.startswith(PREFIX) else find(name).resolve()
 
 
+def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]:
+    """Load one model and draw its prompts, for what is no probe.
+
+    Args:
+        fields: of a question, as far as they name a model and its prompts.
+        device: where the model is put.
+
+    Returns:
+        The subject, and the prompts.
+
+    Raises:
+        LoopprobeError: there is no such model, or the prompts do not fit it or the memory.
+    """
+    question = build(Question, {"probe": "cache"} | fields)
+    name = question.checkpoints[0]
+    checkpoint = load_checkpoint(name, device, **(_language_options(question) if name.startswith(PREFIX) else {}))
+    if isinstance(checkpoint, Checkpoint):
+        cfg = checkpoint.config.model
+        needed = question.prompts * (cfg.prompt_bytes + 16 * cfg.n_ctx * cfg.d_model)  # and a loop's activations
+        require(needed, f"cache of {checkpoint.label} with {question.prompts:,} prompts", "lower --prompts")
+    return checkpoint, checkpoint.draw(question.spec)
+
+
 def _language_options(question: Question) -> dict[str, Any]:
     return {"dtype": question.dtype, "trust_remote_code": question.trust_remote_code}
 

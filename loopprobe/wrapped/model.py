@@ -262,17 +262,17 @@ class WrappedModel(LoopedRootModule):
         """
         if self.anatomy.norm is not None:
             with as_precise_as(self.module):
-                resid = self.module.get_submodule(self.anatomy.norm)(resid)
+                resid = self.module.get_submodule(self.anatomy.norm).forward(resid)  # past the hooks of a pass
         others = self.sizes.d_model - resid.shape[-1]
         return resid if not others else torch.cat([resid.new_zeros(*resid.shape[:-1], others), resid], -1)
 
     def unembed(self, states: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens value"]:
         """The answers of states by the head alone."""
         assert self.anatomy.head is not None, "only with linear_readout"
-        head: nn.Module = self.module.get_submodule(self.anatomy.head)
+        head = self.module.get_submodule(self.anatomy.head)
         width = self.wiring.widths[self.anatomy.head, "in"][-1]
         with as_precise_as(self.module):
-            answers: Tensor = head(states[..., -width:])
+            answers: Tensor = head.forward(states[..., -width:])  # past the hooks of a pass that goes on
         return answers
 
     def _like(self, e: Tensor) -> tuple[Tensor, ...]:
