@@ -226,6 +226,15 @@ def test_the_space_of_an_answer_is_the_one_that_is_given(tmp_path):
     assert clean.answers.item() == plain(tokenizer, "of")[0] != plain(tokenizer, " of")[0]
 
 
+def test_an_answer_is_read_as_it_follows_the_text(tmp_path):
+    tokenizer = made.metaspace()
+    context, both = plain(tokenizer, "The capital €"), plain(tokenizer, "The capital €of")
+    clean, _ = from_jsonl(written(tmp_path, {"clean": "The capital €", "answer": "of"}), tokenizer)
+    assert [*clean.tokens[0].tolist(), clean.answers.item()] == [tokenizer.bos_token_id, *context, both[len(context)]]
+    assert clean.name(clean.answers.item()).startswith("'o")
+    assert clean.name(plain(tokenizer, "of")[0]) == "' of'", "alone it would begin a text"
+
+
 def test_chat_lines_have_their_answer_behind_the_template(tmp_path):
     tokenizer = made.byte_level()
     clean, corrupted = from_jsonl(written(tmp_path, *pairs()), tokenizer, chat=True)
