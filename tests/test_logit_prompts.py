@@ -111,6 +111,8 @@ def test_an_unknown_answer_has_no_error_until_the_model_answers():
     assert unknown.contrast(logits)[1].isnan().all()
     assert unknown.correct(logits) is None
     assert not unknown.knows_answers
+    with pytest.raises(LoopprobeError, match=r"answers at the query are unknown.*answered"):
+        unknown.against(known)
     for outputs in (logits, logits[-1]):
         answered = unknown.answered(outputs)
         assert torch.equal(answered.answers[:, -1], logits[-1, :, -1].argmax(-1))
@@ -119,7 +121,7 @@ def test_an_unknown_answer_has_no_error_until_the_model_answers():
         assert "model's own" in answered.origin["answers"]
 
 
-def test_answers_stand_where_they_are_read():
+def test_answers_stand_where_they_are_read(unchecked):
     tokens = torch.arange(10).reshape(1, 10)
     for read_at, query in ((slice(2, 9, 3), 8), ([0, 4, 7], 7), ((1, 2, 3), 3), (None, 9), (slice(-3, None), 9)):
         prompts = TextPrompts(tokens, torch.tensor([[4, 5, 6]]), read_at)

@@ -36,20 +36,21 @@ def refused(match, make, *args, **options):
 @CAUSAL
 def test_the_last_token_of_a_text_is_its_answer(make):
     tokenizer = make()
-    prompts = from_texts([sentence[:-1] for sentence in SENTENCES], tokenizer)
+    texts = [sentence[:-1] for sentence in SENTENCES]
+    prompts = from_texts(texts, tokenizer)
     assert isinstance(prompts, TextPrompts)
     assert isinstance(prompts, PromptBatch)
     begin = [] if make is made.bare else [tokenizer.bos_token_id]
-    for row, answer, sentence in zip(prompts.tokens, prompts.answers, SENTENCES, strict=True):
-        assert [*row.tolist(), answer.item()] == begin + plain(tokenizer, sentence[:-1]), "no end mark is the answer"
+    for row, answer, text in zip(prompts.tokens, prompts.answers, texts, strict=True):
+        assert [*row.tolist(), answer.item()] == begin + plain(tokenizer, text), "no end mark is the answer"
     assert prompts.n_tokens == 5 + len(begin)
     assert [prompts.name(token) for [token] in prompts.answers.tolist()] == [f"' {city}'" for city in CAPITALS.values()]
     assert (prompts.n_answers, prompts.query) == (1, prompts.n_tokens - 1)
-    every = from_texts(SENTENCES, tokenizer, read="all")
-    assert torch.equal(every.answers[:, :-1], every.tokens[:, 1:])
-    assert every.n_answers == every.n_tokens == prompts.n_tokens + 1
-    assert every.query == every.n_tokens - 1
-    cut = from_texts(SENTENCES, tokenizer, length=3)
+    every = from_texts(texts, tokenizer, read="all")
+    assert torch.equal(every.tokens, prompts.tokens)
+    assert torch.equal(every.answers, torch.cat([every.tokens[:, 1:], prompts.answers], 1))
+    assert (every.read_at, every.query) == (slice(0, every.n_tokens), prompts.query)
+    cut = from_texts(texts, tokenizer, length=3)
     assert torch.equal(cut.tokens, prompts.tokens[:, :3])
     assert torch.equal(cut.answers[:, 0], prompts.tokens[:, 3])
 
@@ -147,7 +148,7 @@ def test_a_masked_model_answers_at_the_mask():
         ("The", {"read": "some"}, r"'some'.*all or query"), ("The", {"chat": True, "masked": True}, "masked.*chat"),
     ],
 )  # fmt: skip
-def test_texts_that_do_not_go_together_are_refused(texts, options, match):
+def test_texts_that_do_not_go_together_are_refused(texts, options, match, unchecked):
     refused(match, from_texts, texts, made.byte_level(), **options)
 
 
@@ -225,6 +226,15 @@ def test_the_space_of_an_answer_is_the_one_that_is_given(tmp_path):
     assert clean.answers.item() == plain(tokenizer, "of")[0] != plain(tokenizer, " of")[0]
 
 
+def test_an_answer_is_read_as_it_follows_the_text(tmp_path):
+    tokenizer = made.metaspace()
+    context, both = plain(tokenizer, "The capital €"), plain(tokenizer, "The capital €of")
+    clean, _ = from_jsonl(written(tmp_path, {"clean": "The capital €", "answer": "of"}), tokenizer)
+    assert [*clean.tokens[0].tolist(), clean.answers.item()] == [tokenizer.bos_token_id, *context, both[len(context)]]
+    assert clean.name(clean.answers.item()).startswith("'o")
+    assert clean.name(plain(tokenizer, "of")[0]) == "' of'", "alone it would begin a text"
+
+
 def test_chat_lines_have_their_answer_behind_the_template(tmp_path):
     tokenizer = made.byte_level()
     clean, corrupted = from_jsonl(written(tmp_path, *pairs()), tokenizer, chat=True)
@@ -242,6 +252,8 @@ def test_masked_lines_have_their_answer_at_the_mask(tmp_path):
     assert torch.equal(corrupted.answers[:, 0], clean.instead)
     path = written(tmp_path, {"clean": "The capital is", "answer": "Rome"})
     refused("line 1: 'clean' has no mask", from_jsonl, path, tokenizer, masked=True)
+    path = written(tmp_path, {"clean": "The capital is [MASK]", "answer": " "})
+    refused("prompts.jsonl, line 1: 'answer' ' ' has no tokens", from_jsonl, path, tokenizer, masked=True)
 
 
 LINE = {"clean": QUESTIONS[0], "answer": " Paris"}
@@ -389,7 +401,7 @@ def test_only_what_is_needed_of_a_large_file_is_tokenised(tmp_path):
         ({"masked": True}, "no mask token"),
     ],
 )  # fmt: skip
-def test_windows_that_are_not_there_are_refused(options, match, tmp_path):
+def test_windows_that_are_not_there_are_refused(options, match, tmp_path, unchecked):
     path = numbered(tmp_path / "text.txt", 100)
     refused(match, from_file, path, made.byte_level(), **({"length": 8, "n_prompts": 2} | options))
 

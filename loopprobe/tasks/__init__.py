@@ -1,4 +1,4 @@
-"""Tasks: prompts whose right answer is known, labelled examples or tokens; their shifts, corruptions and real data.
+"""Tasks: prompts of labelled examples, tokens or text with their answers; their shifts, corruptions and real data.
 
 Who answers them is told in ``reference`` and ``model``.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from loopprobe.support.statistics import at_least_single
 
 UNKNOWN = -1  # stands for an answer that nobody knows
+Kind = TypeVar("Kind", bound="LogitPrompts")
 
 
 class LogitPrompts:
@@ -46,16 +47,16 @@ class LogitPrompts:
     measures: ClassVar[tuple[str, ...]] = ("loss", "error", "accuracy")
     corruptions: ClassVar[tuple[str, ...]] = ("token", "prompt")
 
-    def split(self, size: int) -> list[Self]:
+    def split(self: Kind, size: int) -> list[Kind]:
         """Split the prompts into batches of ``size``; the last batch may be smaller."""
         return [self[i : i + size] for i in range(0, self.n_prompts, size)]
 
-    def __getitem__(self, chosen: Any) -> Self:
+    def __getitem__(self: Kind, chosen: Any) -> Kind:
         """Select prompts by a slice, indices or a mask."""
         instead = None if self.instead is None else self.instead[chosen]
         return self._with(tokens=self.tokens[chosen], answers=self.answers[chosen], instead=instead)
 
-    def to(self, target: torch.device | str | torch.dtype) -> Self:
+    def to(self: Kind, target: torch.device | str | torch.dtype) -> Kind:
         """Copy the prompts to another device; a precision leaves whole numbers as they are."""
         if isinstance(target, torch.dtype):
             return self
@@ -67,7 +68,7 @@ class LogitPrompts:
         """What a training step needs of them: tokens and answers."""
         return self.tokens, self.answers
 
-    def of(self, *tensors: Tensor) -> Self:
+    def of(self: Kind, *tensors: Tensor) -> Kind:
         """Return prompts of the same kind with other ``tensors``."""
         tokens, answers = tensors
         return self._with(tokens=tokens, answers=answers, instead=None)
@@ -171,8 +172,8 @@ class LogitPrompts:
         at_query = at_least_single(logits[..., -1, :])
         return at_query, _chosen(at_query, chosen)
 
-    def _with(self, **fields: Any) -> Self:
-        changed: Self = dataclasses.replace(self, **fields)  # type: ignore[type-var]  # its subclasses are dataclasses
+    def _with(self: Kind, **fields: Any) -> Kind:
+        changed: Kind = dataclasses.replace(self, **fields)  # type: ignore[type-var]  # its subclasses are dataclasses
         return changed
 
 

@@ -107,7 +107,15 @@ class TextPrompts(LogitPrompts):
 
         It is the logit difference to ``instead`` where that is given, or else to the answers of the corrupted prompts
         where all of these are known and none is the right one. Otherwise it remains the log odds of the right answer.
+
+        Raises:
+            LoopprobeError: a right answer is unknown.
         """
+        if bool((self.answers[:, -1] == UNKNOWN).any()):
+            raise LoopprobeError(
+                "the answers at the query are unknown, and patching moves the right one: give the answers, or let the "
+                "model's own stand for them (TextPrompts.answered)"
+            )
         if self.instead is not None:
             return self
         own, other = self.answers[:, -1], corrupted.answers[:, -1].to(self.answers.device)

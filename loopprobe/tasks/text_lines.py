@@ -43,21 +43,30 @@ def from_jsonl(
     """
     reader = Reader(tokenizer, read, chat, masked)
     lines = _lines(Path(path))
-    first_number, first = lines[0]
+    first_number, fields = lines[0][0], lines[0][1].keys()
     for number, line in lines:
-        if differs := sorted(line.keys() ^ first.keys()):
+        if differs := sorted(line.keys() ^ fields):
             has, lacks = (number, first_number) if differs[0] in line else (first_number, number)
             raise LoopprobeError(
                 f"{path}, line {has} has {differs[0]!r} and line {lacks} has not: give all lines or none"
             )
     clean, corrupted, wrong = [], [], []
     firsts: dict[str, list[int]] = {}  # answers of several tokens
-    cut = "answer" not in first and not chat
+    cut = "answer" not in fields and not chat
     for number, line in lines:
         where = f"{path}, line {number}"
         row = reader.row(line["clean"], f"{where}: 'clean'", cut)
-        right, other = (_first(reader, line, name, number, firsts) for name in ("answer", "wrong"))
-        row = Row(row.tokens, row.answer if right is None else right, row.query)
+        first: dict[str, int] = {}
+        for name in ("answer", "wrong"):
+            if name not in line:
+                continue
+            ids = reader.answer(line[name], line["clean"])
+            if not ids:
+                raise LoopprobeError(f"{where}: {name!r} {line[name]!r} has no tokens: give a word")
+            if len(ids) > 1:
+                firsts[f"line {number}: {name} {line[name]!r}"] = ids
+            first[name] = ids[0]
+        row, other = Row(row.tokens, first.get("answer", row.answer), row.query), first.get("wrong")
         if other is not None:
             if row.answer == UNKNOWN:
                 raise LoopprobeError(f"{where} has 'wrong' and no 'answer', which is not known otherwise: give both")
@@ -90,18 +99,6 @@ def from_jsonl(
     if wrong:
         prompts = dataclasses.replace(prompts, instead=torch.tensor(wrong))
     return prompts, reader.prompts(corrupted, texts, origin | {"corruption": "given"}, remedy) if corrupted else None
-
-
-def _first(reader: Reader, line: dict[str, str], name: str, number: int, firsts: dict[str, list[int]]) -> int | None:
-    """Return the first token of an answer, and note where it has several; None where the line has none."""
-    if name not in line:
-        return None
-    tokens = reader.answer(line[name], line["clean"])
-    if not tokens:
-        raise LoopprobeError(f"line {number}: {name!r} {line[name]!r} has no tokens: give a word")
-    if len(tokens) > 1:
-        firsts[f"line {number}: {name} {line[name]!r}"] = tokens
-    return tokens[0]
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:

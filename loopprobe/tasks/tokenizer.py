@@ -90,8 +90,9 @@ def token_texts(tokenizer: Any) -> tuple[str, ...]:
     writes it: ``' France'``, ``'\\n'``. Bytes that are a part of a character are shown as such: ``'\\xe2\\x82'``. A
     special token stands without quotes: ``<s>``.
     """
-    tokens: Sequence[Any] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_ids)
+    n_tokens = max([len(tokenizer), *(1 + token for token in special)])  # some stand behind a gap
+    tokens: Sequence[Any] = tokenizer.convert_ids_to_tokens(list(range(n_tokens)))
     anchor = plain_ids(tokenizer, "a")[-1:]  # without a token before it, some tokenizers drop the space of a word
     decoded = tokenizer.batch_decode([[*anchor, i] for i in range(len(tokens))], clean_up_tokenization_spaces=False)
     before = tokenizer.batch_decode([anchor], clean_up_tokenization_spaces=False)[0]
