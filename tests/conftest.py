@@ -17,6 +17,7 @@ if os.environ.get("LOOPPROBE_CHECK_SHAPES"):
     jaxtyping.install_import_hook("loopprobe", "typecheck.check")
 
 # ruff: isort: split
+from loopprobe import cli
 from loopprobe.config.schema import ModelConfig, TaskConfig
 from loopprobe.config.sources import load_config
 from loopprobe.model.looped import LoopedTransformer
@@ -129,3 +130,17 @@ def checkpoint():
 def prompts():
     batch = held_out(TaskConfig(), 8, TINY["n_points"], TINY["n_dims"])
     return type(batch)(batch.xs.double(), batch.ys.double(), batch.origin)
+
+
+def run_command(monkeypatch, capsys, *arguments):
+    """The command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["loopprobe", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return lambda *arguments: run_command(monkeypatch, capsys, *arguments)

@@ -24,20 +24,6 @@ SETTINGS = [f"model.{key}={value}" for key, value in TINY.items()] + [
 ]
 
 
-def run(monkeypatch, capsys, *arguments):
-    """The command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["loopprobe", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    captured = capsys.readouterr()
-    return stopped.value.code, captured.out, captured.err
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    return lambda *arguments: run(monkeypatch, capsys, *arguments)
-
-
 @pytest.fixture
 def tiny():
     folder = Path("runs/tiny")

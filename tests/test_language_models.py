@@ -20,7 +20,7 @@ from loopprobe.store.inspection import inspect
 from loopprobe.store.subject import PromptSpec
 
 MAKERS = {"dory": dory, "hrm_text": hrm_text, "albert": albert}
-TEXTS = ("def step(model, z, e, note):", "def stop(model, z, e, note):")
+TEXTS = ("def step(model, z)", "def stop(model, z)")
 OPTIONS = {
     "mask": {"n": (0, 1, 3), "loops": 4},
     "converge": {"loops": 6, "states": 1, "far": 140},
@@ -98,7 +98,7 @@ def test_the_lens_reads_with_the_own_coda(subjects):
 def test_pairs_are_patched_between_their_own_texts(folders, tmp_path):
     lines = [
         {"clean": "def step(model, z, e", "corrupted": "def stop(model, z, e", "answer": ",", "wrong": ")"},
-        {"clean": "def read(model, z, e", "corrupted": "def made(model, z, e", "answer": ",", "wrong": ")"},
+        {"clean": "def step(model, e, z", "corrupted": "def stop(model, e, z", "answer": ",", "wrong": ")"},
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(line) for line in lines))
@@ -116,7 +116,7 @@ def test_pairs_are_patched_between_their_own_texts(folders, tmp_path):
         with edited(model, "z", replace(donor), loops=1, positions=[prompts.query]):
             patched = prompts.answer(model(*prepared.given["corrupted"].inputs, n_loops=2)[-1][:, [prompts.query]])
     np.testing.assert_allclose(
-        data.z_moved.sel(loop=2, position=prompts.query), patched - data.corrupted.values, atol=1e-4
+        data.z_moved.sel(loop=2, position=prompts.query), patched.numpy() - data.corrupted.values, atol=1e-4
     )
 
 
@@ -129,7 +129,9 @@ def test_windows_of_a_file_have_the_perplexity_of_the_module(subjects, tmp_path)
     logits = subject.model.module(*prompts.inputs).logits
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), prompts.answers.flatten())
     assert float(data.error_by_point.sel(loop=4).mean()) == pytest.approx(nats.item(), rel=1e-4)
-    tuned = probe("lens", subjects["hrm_text"], prompts, loops=2, train_prompts=8)
+    subject = subjects["hrm_text"]
+    prompts = subject.draw(PromptSpec(text_file=str(path), prompts=3, length=16))
+    tuned = probe("lens", subject, prompts, loops=2, train_prompts=8)
     assert "tuned" in tuned.lens.values
     assert "8 held-out prompts" in tuned.attrs["fitted_on"]
 

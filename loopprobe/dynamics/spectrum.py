@@ -24,7 +24,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.support.statistics import HALF, float64_device, to_numpy
 
-DENSE = 32  # the width of a prompt's state up to which the whole Jacobian is formed
+DENSE = 768  # the width of a prompt's state up to which the whole Jacobian is formed
+COLUMNS = 128  # of it that are computed at once
 TINY = 1e-300  # stands for zero in a logarithm
 
 
@@ -229,9 +230,12 @@ def _require(z: State, k: int = 1) -> int:
 
 
 def _jacobian(system: Map, z: State) -> Float[np.ndarray, "n n"]:
-    """Compute the whole Jacobian at the state of one prompt, column by column."""
-    basis = torch.eye(z.numel(), dtype=z.dtype, device=z.device)
-    return to_numpy(torch.stack([jvp(system, z, tangent.reshape(z.shape)).reshape(-1) for tangent in basis], dim=1))
+    """Compute the whole Jacobian at the state of one prompt, many columns at once, each at a copy of the state."""
+    rows = []
+    for tangents in torch.eye(z.numel(), dtype=z.dtype, device=z.device).split(COLUMNS):
+        copies = system.at(torch.zeros(len(tangents), dtype=torch.int64, device=z.device))
+        rows.append(jvp(copies, z.repeat(len(tangents), 1, 1), tangents.reshape(-1, *z.shape[1:])).flatten(1))
+    return to_numpy(torch.cat(rows).mT)
 
 
 def _operator(system: Map, z: State, seed: int) -> tuple[LinearOperator, Float[np.ndarray, " n"]]:

@@ -180,7 +180,7 @@ def shipped_language_models() -> dict[str, Path]:
 def source_of(name: str) -> tuple[str, str | None]:
     """Return the folder or the hub's name that ``hf:NAME`` or ``hf:NAME@REVISION`` means, and the revision."""
     text = name.removeprefix(PREFIX)
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return text, None
     if text in (shipped := shipped_language_models()):
         return str(shipped[text]), None
