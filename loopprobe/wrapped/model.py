@@ -19,10 +19,11 @@ from loopprobe.model.protocol import Capability, Sizes
 from loopprobe.model.reading import ReadAt, at_tokens, read_places
 from loopprobe.wrapped.anatomy import Anatomy, Place, Side, place_of
 from loopprobe.wrapped.attention import ATTENTION, hooked_attention
+from loopprobe.wrapped.generate import generate
 from loopprobe.wrapped.passes import Pass, Plan
 from loopprobe.wrapped.points import WrappedLayout
 from loopprobe.wrapped.precision import as_precise_as
-from loopprobe.wrapped.wiring import Wiring
+from loopprobe.wrapped.wiring import Wiring, tensor_of
 
 START_SEED = 0  # of the states that a loop starts from at random
 
@@ -183,11 +184,16 @@ class WrappedModel(LoopedRootModule):
         several = len(self.anatomy.state) > 1
         return several and any(self._hooked(t, name) for t in range(n_loops) for name in ("hook_z", "hook_z_pre"))
 
+    @property
+    def is_hooked(self) -> bool:
+        """Tell whether anybody listens."""
+        return self.hook_trees.busy > 0
+
     def _hooked(self, loop: int, name: str) -> bool:
-        return self.hook_trees.busy > 0 and hooked(getattr(self.hook_trees.at(loop), name))
+        return self.is_hooked and hooked(getattr(self.hook_trees.at(loop), name))
 
     def _pass(self, **wanted: Any) -> Pass:
-        plan = Plan(**wanted, hooked=self.hook_trees.busy > 0)
+        plan = Plan(**wanted, hooked=self.is_hooked)
         return Pass(self.module, self.anatomy, self.wiring, self.hook_trees, plan)
 
     def _read(self, run: Pass, loop: int, read_at: ReadAt, *inputs: Any) -> Tensor:
@@ -203,6 +209,32 @@ class WrappedModel(LoopedRootModule):
         with hooked_attention(run):
             run.run(*inputs)
         return run
+
+    def generate(self, tokens: Any, max_new_tokens: int = 20, n_loops: int | None = None, **options: Any) -> Any:
+        """Go on with prompts by the module's own ``generate``, with its key-value cache where it has one.
+
+        Hooks act in every call of the module, in which loops count from 0 again. ``hook.call`` tells calls apart: 0
+        runs the whole prompt, each later one the token that was written last, and positions are those of the call. What
+        an edit does to keys and values of a token stays in the cache. A module without a cache runs the whole text in
+        every call, and positions are those of the text. ``hook_readout``, of the last loop, is passed by the answers
+        that the module computes, which may be those of the last token alone. A state that starts at random is drawn by
+        the module itself.
+
+        Args:
+            tokens: prompts of one length [batch, pos].
+            max_new_tokens: how many tokens to write at most.
+            n_loops: iterations for each token; None: as many as trained.
+            options: of the module's own ``generate``, such as ``do_sample`` or ``use_cache=False``; of a module that
+                has none, ``do_sample``, ``temperature`` and ``generator``.
+
+        Returns:
+            Prompts and what was written [batch, pos + new], or what the module's own ``generate`` returns instead.
+
+        Raises:
+            LoopprobeError: the model writes no text, the text gets longer than it reads, or a hook sits where it cannot
+                act: on the state that the first loop starts from, or on a state in several parts.
+        """
+        return generate(self, tokens, max_new_tokens, n_loops, options)
 
     # The loop as a map
 
@@ -356,15 +388,3 @@ def _spread(part: Tensor, e: Tensor) -> Tensor:
     times = -(-n_tokens // part.shape[1])
     long = part[:1].repeat(1, times, *[1] * (part.ndim - 2))[:, :n_tokens]
     return long.expand(e.shape[0], *long.shape[1:])
-
-
-def tensor_of(output: Any) -> Tensor:
-    """The answers in what a module returned: a tensor, the field ``logits``, or the first of several.
-
-    Raises:
-        LoopprobeError: there is none.
-    """
-    for candidate in (output, getattr(output, "logits", None), output[0] if isinstance(output, tuple | list) else None):
-        if isinstance(candidate, Tensor):
-            return candidate
-    raise LoopprobeError(f"the model returned a {type(output).__name__}: wrap one that returns a tensor or logits")

@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import Capability
 from loopprobe.wrapped.anatomy import Anatomy, Place, SetLoops, Start, layers_of, path_of, place_of, trained_loops
-from loopprobe.wrapped.model import WrappedModel, tensor_of
+from loopprobe.wrapped.model import WrappedModel
 from loopprobe.wrapped.passes import Pass, Plan
-from loopprobe.wrapped.wiring import observe, watched
+from loopprobe.wrapped.wiring import observe, tensor_of, watched
 
 CHECKED_LOOPS = 3
 
@@ -221,13 +221,14 @@ def _supports(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> frozenset[Ca
         supports.add("pattern")
     if anatomy.gate is not None:
         supports.add("gate")
-    if hasattr(wrapped.module, "generate"):
-        supports.add("generate")
     with torch.no_grad():
         other = tuple(torch.cat([part[:, :-1], part[:, :1]], 1) for part in inputs)
         whole, changed = (wrapped(*some, n_loops=2, keep_loops=1)[0] for some in (inputs, other))
         if _off(changed[:, :-1], whole[:, :-1]) <= 1e-3:
             supports.add("causal")
+    tokens = len(inputs) == 1 and inputs[0].ndim == 2 and not inputs[0].is_floating_point()
+    if hasattr(wrapped.module, "generate") or (tokens and "causal" in supports and anatomy.head is not None):
+        supports.add("generate")
     if not anatomy.state:
         return frozenset(supports)
     supports.add("map")
