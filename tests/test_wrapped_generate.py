@@ -12,7 +12,7 @@ from loopprobe.model.masks import masked
 from loopprobe.wrapped.wiring import tensor_of
 from loopprobe.wrapped.wrap import wrap
 
-CACHED = ["dory", "hrm_text"]
+CACHED = ["dory", "hrm_text", "inkling"]
 N_NEW = 6
 
 
@@ -112,7 +112,8 @@ def test_logits_with_a_cache_are_those_of_whole_runs(name, n_loops, models):
             tokens, N_NEW, n_loops, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
     assert (written.sequences == expected).all()
-    torch.testing.assert_close(torch.stack(written.logits, 1), logits, rtol=1e-4, atol=1e-5)
+    off = 1e-3 if name == "inkling" else 1e-5  # its random layers enlarge what is rounded
+    torch.testing.assert_close(torch.stack(written.logits, 1), logits, rtol=1e-4, atol=off)
     assert lengths == [(0, 7), *((call, 1) for call in range(1, N_NEW))], "the prompt, then one token a call"
 
 

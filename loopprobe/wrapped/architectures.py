@@ -120,6 +120,27 @@ def dory(model: Any) -> Anatomy:
     )
 
 
+def inkling2_loop(model: Any) -> Anatomy:
+    """Inkling2Loop: passes over the middle of a stack, each from the same start, with messages of the pass before.
+
+    What goes from pass to pass is the residual stream of every block of layers, and no single tensor; so it has no map.
+    """
+    cfg = model.config
+    first, behind = cfg.loop_layer_index_start, cfg.loop_layer_index_end
+    common = _common(model)
+    if cfg.layer_types[first:behind].count("hybrid") == 0:  # heads of layers that see a window
+        common |= {"n_heads": cfg.swa_num_attention_heads, "d_head": cfg.swa_head_dim}
+    return Anatomy(
+        core=tuple(f"model.layers.{i}" for i in range(first, behind)),
+        prelude=("model.embed_tokens", *(f"model.layers.{i}" for i in range(first))),
+        coda=tuple(f"model.layers.{i}" for i in range(behind, cfg.num_hidden_layers)),
+        head="lm_head",
+        set_loops="config.loop_num_passes",
+        sites={"hook_attn_out": "post_attention_convolution", "hook_mlp_out": "post_mlp_convolution"},
+        **common,
+    )
+
+
 def albert(model: Any) -> Anatomy:
     """ALBERT: one group of layers, applied num_hidden_layers times; it sees both ways."""
     base = "" if type(model).__name__ == "AlbertModel" else "albert."
@@ -153,6 +174,7 @@ ARCHITECTURES: dict[str, Callable[[Any], Anatomy]] = {
     "RavenForCausalLM": huginn,
     "HrmTextForCausalLM": hrm_text,
     "DoryForCausalLM": dory,
+    "Inkling2LoopForCausalLM": inkling2_loop,
     "AlbertForMaskedLM": albert,
     "AlbertModel": albert,
 }

@@ -16,6 +16,7 @@ from loopprobe.model.hook_points import hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability, Sizes
+from loopprobe.model.protocol import require as require_support
 from loopprobe.model.reading import ReadAt, at_tokens, read_places
 from loopprobe.wrapped.anatomy import Anatomy, Place, Side, place_of
 from loopprobe.wrapped.attention import ATTENTION, hooked_attention
@@ -156,6 +157,8 @@ class WrappedModel(LoopedRootModule):
         """Yield the answers after each of the last loops."""
         first = n_loops - keep_loops
         if "map" not in self.supports:
+            if grad_loops < n_loops:
+                self._require_map("grad_loops")
             for loop in range(first, n_loops):
                 yield self._read(self._pass(n_loops=loop + 1, read_at=read_at), loop, read_at, *inputs)
             return
@@ -246,6 +249,7 @@ class WrappedModel(LoopedRootModule):
 
     def initial_state(self, e: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos width"]:
         """z_0: the input, zeros or ones, or what ``start`` makes of the input and ``start_seed``."""
+        self._require_map("initial_state")
         start = self.anatomy.start
         if callable(start):
             return start(self.module, e, self.start_seed)
@@ -260,6 +264,7 @@ class WrappedModel(LoopedRootModule):
     ) -> Float[Tensor, "batch pos width"]:
         """One iteration, z_t → z_{t+1}; it passes the hooks of ``loop``."""
         assert past is None, "a wrapped module does not step behind known keys"
+        self._require_map("step")
         run = self._pass(first=loop - 1, n_loops=loop + 1, skip=True, z=z, e=e, stop="state", kept=frozenset({loop}))
         return self._stop(run, *self._like(e)).states[loop]
 
@@ -281,6 +286,7 @@ class WrappedModel(LoopedRootModule):
             read_at: the tokens that are read; None: all.
         """
         assert first == 0, "a wrapped module reads whole prompts"
+        self._require_map("predict")
         read_at = None if read_at is None else at_tokens(read_at, 0, z.shape[1])
         if e is None:
             e = z.new_zeros(*z.shape[:2], self.wiring.widths[self.anatomy.prelude[-1], "out"][-1])
@@ -292,6 +298,7 @@ class WrappedModel(LoopedRootModule):
 
         Of a state in several parts it is the part that is read; the others are zero.
         """
+        self._require_map("to_state")
         if self.anatomy.norm is not None:
             with as_precise_as(self.module):
                 resid = self.module.get_submodule(self.anatomy.norm)(resid)
@@ -300,12 +307,17 @@ class WrappedModel(LoopedRootModule):
 
     def unembed(self, states: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens value"]:
         """The answers of states by the head alone."""
+        self._require_map("unembed")
         assert self.anatomy.head is not None, "only with linear_readout"
         head: nn.Module = self.module.get_submodule(self.anatomy.head)
         width = self.wiring.widths[self.anatomy.head, "in"][-1]
         with as_precise_as(self.module):
             answers: Tensor = head(states[..., -width:])
         return answers
+
+    def _require_map(self, what: str) -> None:
+        """Raise LoopprobeError where no tensor is all that goes from loop to loop."""
+        require_support(self, frozenset({"map"}), type(self.module).__name__, what)
 
     def _like(self, e: Tensor) -> tuple[Tensor, ...]:
         """Inputs as many and as long as e, which stands in the place of what they would be embedded as."""
