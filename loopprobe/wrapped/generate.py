@@ -104,10 +104,12 @@ def _defaults(model: WrappedModel, tokens: Tensor, keywords: dict[str, Any], tak
 
 
 def _has_cache(model: WrappedModel, keywords: dict[str, Any]) -> bool:
-    """Tell whether the module returns a key-value cache, by trying."""
+    """Tell whether the module writes into a key-value cache, by trying."""
     with suppress(Exception):  # whatever fails in code of others, such as remote code with another transformers
         output = model.module(*model.example, **{**keywords, "use_cache": True})
-        return any(getattr(output, name, None) is not None for name in ("cache", "past_key_values"))
+        caches = [getattr(output, name, None) for name in ("cache", "past_key_values")]
+        cache = next(one for one in caches if one is not None)
+        return not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0
     return False
 
 

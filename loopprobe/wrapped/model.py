@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from loopprobe.config.budget import require
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import hooked
+from loopprobe.model.hook_trees import HookTrees
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability, Sizes
@@ -60,6 +61,12 @@ class WrappedModel(LoopedRootModule):
         self.start_seed = START_SEED
         self.setup()
         self.train(module.training)
+
+    def setup(self) -> None:
+        """Make the hook points; the module's own parts get no names, which a bridge's points have."""
+        self.mod_dict = {name: part for name, part in self.named_modules() if name}
+        self.hook_trees = HookTrees(self.layout)
+        self.hook_dict = self.hook_trees
 
     @property
     def layout(self) -> WrappedLayout:
