@@ -89,6 +89,26 @@ def test_the_last_answers_are_those_of_the_bare_module(name, models):
     torch.testing.assert_close(model(inputs, read_at=[-1, 2])[-1], bare[:, [-1, 2]], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["AlbertModel", "AlbertForTokenClassification"])
+def test_albert_is_known_with_other_heads_and_with_none(kind):
+    import transformers
+
+    torch.manual_seed(0)
+    config = copy.deepcopy(BY_HAND["albert"].make().config)
+    module = getattr(transformers, kind)(config).eval()
+    model, tokens = wrapped("albert", module), draw("albert")
+    outputs = model(tokens, n_loops=3, read_at=[-1, 2])
+    for n in (1, 2, 3):
+        config.num_hidden_layers = n
+        bare = module(tokens)
+        bare = bare.logits if kind == "AlbertForTokenClassification" else bare.last_hidden_state
+        torch.testing.assert_close(outputs[n - 1], bare[:, [-1, 2]], rtol=1e-6, atol=1e-6)
+    assert model.supports >= {"map", "forward_mode", "pattern"}
+    config.num_hidden_groups = 2
+    with pytest.raises(LoopprobeError, match="this ALBERT has 2 groups of layers"):
+        wrapped("albert", module)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_an_edit_of_one_layer_in_one_loop_acts_there(name, models):
     model, inputs = models[name], draw(name)

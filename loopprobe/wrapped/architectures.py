@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loopprobe.errors import LoopprobeError
 from loopprobe.wrapped.anatomy import Anatomy
 
 NO_CACHE = {"use_cache": False}
@@ -142,7 +143,15 @@ def inkling2_loop(model: Any) -> Anatomy:
 
 
 def albert(model: Any) -> Anatomy:
-    """ALBERT: one group of layers, applied num_hidden_layers times; it sees both ways."""
+    """ALBERT: one group of layers, applied num_hidden_layers times; it sees both ways.
+
+    Raises:
+        LoopprobeError: the model has several groups, which run one after the other.
+    """
+    if (n_groups := model.config.num_hidden_groups) > 1:
+        raise LoopprobeError(
+            f"this ALBERT has {n_groups} groups of layers, each with a loop of its own: choose another"
+        )
     base = "" if type(model).__name__ == "AlbertModel" else "albert."
     group = f"{base}encoder.albert_layer_groups.0"
     layers = _layers(f"{group}.albert_layers", model.config.inner_group_num)
@@ -150,7 +159,7 @@ def albert(model: Any) -> Anatomy:
         core=layers,
         prelude=(f"{base}encoder.embedding_hidden_mapping_in",),
         state=layers[-1:],
-        head="predictions" if hasattr(model, "predictions") else None,
+        head=next((head for head in ("predictions", "classifier") if hasattr(model, head)), None),
         set_loops="config.num_hidden_layers",
         sites={"hook_resid_mid": "attention", "hook_mlp_out": "ffn_output"},
         **{**_common(model), "call": {}, "attention": "attention"},
@@ -176,6 +185,7 @@ ARCHITECTURES: dict[str, Callable[[Any], Anatomy]] = {
     "DoryForCausalLM": dory,
     "Inkling2LoopForCausalLM": inkling2_loop,
     "AlbertForMaskedLM": albert,
+    "AlbertForTokenClassification": albert,
     "AlbertModel": albert,
 }
 
