@@ -30,6 +30,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "probes": {"cpu": []},
     "memory": {"cpu": []},
     "cache": {"cpu": []},
+    "wrapped": {"cpu": []},
     "session": {"cpu": []},
     "baselines": {"cpu": []},
 }

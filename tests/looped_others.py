@@ -39,6 +39,27 @@ def dory():
     return DoryForCausalLM(config).eval()
 
 
+def inkling():
+    from transformers import Inkling2LoopForCausalLM
+    from transformers.models.inkling2_loop import Inkling2LoopTextConfig
+
+    torch.manual_seed(0)
+    config = Inkling2LoopTextConfig(
+        vocab_size=VOCABULARY, unpadded_vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=6,
+        num_attention_heads=HEADS, num_key_value_heads=2, head_dim=8, swa_num_attention_heads=HEADS,
+        swa_num_key_value_heads=2, swa_head_dim=8, sliding_window_size=16, d_rel=4, rel_extent=16,
+        layer_types=["hybrid_sliding", "hybrid"] * 3, max_position_embeddings=64, moe_intermediate_size=48,
+        n_routed_experts=4, num_experts_per_tok=2, n_layers_per_attn_res_block=2, loop_layer_index_start=2,
+        loop_layer_index_end=4, loop_num_passes=3, loop_gate_rank=8, initializer_range=0.2, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = Inkling2LoopForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith((".query", "static_weight")):  # zero as they come
+            nn.init.normal_(parameter, std=0.5)
+    return model
+
+
 def albert():
     from transformers import AlbertConfig, AlbertForMaskedLM
 
@@ -309,8 +330,34 @@ class OwnByHand:
         return model.out(z)
 
 
+class InklingByHand:
+    """No map: runs of the bare module, in which hooks count the calls of its layers."""
+
+    make = staticmethod(inkling)
+
+    def run(self, model, tokens, n_loops, edit):
+        """The streams [layer, batch, pos, d_model] of every loop, and the answers."""
+        config, calls, handles = model.config, [], []
+
+        def after(module, args, output):
+            loop, layer = divmod(len(calls), 2)
+            assert module is model.model.layers[2 + layer]
+            calls.append(output if edit is None else edit(loop, layer, output))
+            return calls[-1]
+
+        before, config.loop_num_passes = config.loop_num_passes, n_loops
+        try:
+            handles += [model.model.layers[i].register_forward_hook(after) for i in (2, 3)]
+            answers = model(tokens).logits
+        finally:
+            config.loop_num_passes = before
+            for handle in handles:
+                handle.remove()
+        return [torch.stack(calls[2 * loop :][:2]) for loop in range(n_loops)], answers
+
+
 BY_HAND = {"ouro": OuroByHand(), "hrm_text": HrmByHand(), "dory": DoryByHand(), "albert": AlbertByHand(),
-           "own": OwnByHand()}  # fmt: skip
+           "inkling": InklingByHand(), "own": OwnByHand()}  # fmt: skip
 
 
 def draw(name, n_prompts=3, n_tokens=7, seed=0):

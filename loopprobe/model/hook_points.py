@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -25,6 +26,7 @@ _NAME = re.compile(r"(?:loops\.(?P<loop>\d+)\.)?(?P<local>(?:blocks\.(?P<layer>\
 _AROUND = re.compile(r"(prelude|coda)\.(\d+)\.(.*)")  # layers around the loop
 
 
+@lru_cache(maxsize=2**14)  # a run asks for the names of its points again and again
 def split_name(name: str) -> tuple[int | None, int | None, str]:
     """Loop, layer and the name within the loop: ``loops.3.blocks.0.hook_resid_post`` → (3, 0, "blocks.0.hook_…")."""
     match = _NAME.fullmatch(name)
@@ -42,6 +44,7 @@ def full_name(loop: int | None, local: str) -> str:
     return local if loop is None else f"loops.{loop}.{local}"
 
 
+@lru_cache(maxsize=2**14)
 def short_name(name: str) -> str:
     """The name that selects and labels an activation: ``resid_post``, ``pattern``, ``z`` (the state), ``attn_z``."""
     _, _, local = split_name(name)
@@ -51,6 +54,7 @@ def short_name(name: str) -> str:
     return "_".join((*parents, last)) if last in ("z", "scale", "normalized") else last
 
 
+@lru_cache(maxsize=2**14)
 def dims(name: str) -> tuple[str, ...]:
     """The axes of an activation, the batch as ``example``; tokens are ``position``, of attention ``query``, ``key``.
 

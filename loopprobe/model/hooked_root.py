@@ -252,13 +252,13 @@ class LoopedRootModule(HookedRootModule):
         reading: dict[str, Any],
     ) -> Tensor:
         """Run, fill the cache and its ``grads``, and return the outputs."""
-        passed: dict[str, Tensor] = {}
+        passed: dict[str, list[Tensor]] = {}  # one that has no map passes a point again for the answers of every loop
 
         def watch(x: Tensor, hook: HookPoint) -> Tensor:
             # A view is a place of its own in the graph: two hook points in a row have different gradients.
             x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_(torch.is_grad_enabled())
             if x.requires_grad:
-                passed[str(hook.name)] = x
+                passed.setdefault(str(hook.name), []).append(x)
             return x
 
         with torch.enable_grad(), self.hooks(fwd_hooks=[(cache.holds, cache.record), (cache.holds, watch)]):
@@ -268,9 +268,10 @@ class LoopedRootModule(HookedRootModule):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise LoopprobeError(f"the loss has shape {shape}: return one number as a tensor, such as its sum")
         cache.grads = cache.like(list(passed))
-        grads = torch.autograd.grad(value, list(passed.values()), materialize_grads=True, allow_unused=True)
-        for name, grad in zip(passed, grads, strict=True):
-            cache.grads.keep(name, grad)
+        every = [x for times in passed.values() for x in times]
+        grads = iter(torch.autograd.grad(value, every, materialize_grads=True, allow_unused=True))
+        for name, times in passed.items():
+            cache.grads.keep(name, sum((next(grads) for _ in times[1:]), next(grads)))
         return outputs.detach()
 
     # What a model adds

@@ -22,7 +22,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import LoopHookPoint, dims, full_name, split_name
 from loopprobe.model.hooked_root import LoopedRootModule
-from loopprobe.model.protocol import LoopedModel
+from loopprobe.model.protocol import LoopedModel, require
 from loopprobe.model.selection import LoopChoice, Names, Numbers, as_numbers, resolve, selector
 from loopprobe.tasks import PromptBatch
 
@@ -189,8 +189,10 @@ def skipped(model: LoopedRootModule, loops: Numbers) -> Iterator[LoopedRootModul
         loops: the iterations, as in ``edited``.
 
     Raises:
-        LoopprobeError: nothing is chosen; at the end of the block, a loop was named that no run came to.
+        LoopprobeError: the model has no state, or nothing is chosen; at the end of the block, a loop was named that no
+            run came to.
     """
+    require(model, frozenset({"map"}), "the model", "skipped")
     choice = LoopChoice(loops)
     entered: list[Tensor] = []
 

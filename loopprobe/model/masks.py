@@ -15,7 +15,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.interventions import mean_activations
-from loopprobe.model.protocol import LoopedModel
+from loopprobe.model.protocol import LoopedModel, require
 from loopprobe.model.selection import LoopChoice, Numbers, selector
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.prompts import TOKENS_PER_POINT
@@ -91,11 +91,12 @@ def masked(
             from the end of each run. None for every loop.
 
     Raises:
-        LoopprobeError: n does not fit the prompt, or the batch does not divide into the blocks of n; at the end of the
-            block, a loop was named that no run came to.
+        LoopprobeError: the model has no state to mask, n does not fit the prompt, or the batch does not divide into the
+            blocks of n; at the end of the block, a loop was named that no run came to.
     """
     if isinstance(fill, str) and fill not in ("initial", "zero"):
         raise LoopprobeError(f"fill ({fill!r}) must be initial, zero or a tensor: for the mean give mean_states(…)")
+    require(model, frozenset({"map"}), "the model", "masked")
     kept = partial(kept_tokens, mode, n, unit=unit, invert=invert, tokens_per_point=model.tokens_per_point)
     kept(model.sizes.n_ctx)
     choice, initial = LoopChoice(loops), list[Tensor]()

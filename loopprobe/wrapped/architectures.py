@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loopprobe.errors import LoopprobeError
 from loopprobe.wrapped.anatomy import Anatomy
 
 NO_CACHE = {"use_cache": False}
@@ -122,8 +123,37 @@ def dory(model: Any) -> Anatomy:
     )
 
 
+def inkling2_loop(model: Any) -> Anatomy:
+    """Inkling2Loop: passes over the middle of a stack, each from the same start, with messages of the pass before.
+
+    What goes from pass to pass is the residual stream of every block of layers, and no single tensor; so it has no map.
+    """
+    cfg = model.config
+    first, behind = cfg.loop_layer_index_start, cfg.loop_layer_index_end
+    common = _common(model)
+    if cfg.layer_types[first:behind].count("hybrid") == 0:  # heads of layers that see a window
+        common |= {"n_heads": cfg.swa_num_attention_heads, "d_head": cfg.swa_head_dim}
+    return Anatomy(
+        core=tuple(f"model.layers.{i}" for i in range(first, behind)),
+        prelude=("model.embed_tokens", *(f"model.layers.{i}" for i in range(first))),
+        coda=tuple(f"model.layers.{i}" for i in range(behind, cfg.num_hidden_layers)),
+        head="lm_head",
+        set_loops="config.loop_num_passes",
+        sites={"hook_attn_out": "post_attention_convolution", "hook_mlp_out": "post_mlp_convolution"},
+        **common,
+    )
+
+
 def albert(model: Any) -> Anatomy:
-    """ALBERT: one group of layers, applied num_hidden_layers times; it sees both ways."""
+    """ALBERT: one group of layers, applied num_hidden_layers times; it sees both ways.
+
+    Raises:
+        LoopprobeError: the model has several groups, which run one after the other.
+    """
+    if (n_groups := model.config.num_hidden_groups) > 1:
+        raise LoopprobeError(
+            f"this ALBERT has {n_groups} groups of layers, each with a loop of its own: choose another"
+        )
     base = "" if type(model).__name__ == "AlbertModel" else "albert."
     group = f"{base}encoder.albert_layer_groups.0"
     layers = _layers(f"{group}.albert_layers", model.config.inner_group_num)
@@ -131,7 +161,7 @@ def albert(model: Any) -> Anatomy:
         core=layers,
         prelude=(f"{base}encoder.embedding_hidden_mapping_in",),
         state=layers[-1:],
-        head="predictions" if hasattr(model, "predictions") else None,
+        head=next((head for head in ("predictions", "classifier") if hasattr(model, head)), None),
         set_loops="config.num_hidden_layers",
         sites={"hook_resid_mid": "attention", "hook_mlp_out": "ffn_output"},
         **{**_common(model), "call": {}, "attention": "attention"},
@@ -161,7 +191,9 @@ ARCHITECTURES: dict[str, Callable[[Any], Anatomy]] = {
     "RavenForCausalLM": huginn,
     "HrmTextForCausalLM": hrm_text,
     "DoryForCausalLM": dory,
+    "Inkling2LoopForCausalLM": inkling2_loop,
     "AlbertForMaskedLM": albert,
+    "AlbertForTokenClassification": albert,
     "AlbertModel": albert,
 }
 

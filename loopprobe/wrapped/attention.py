@@ -68,17 +68,19 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     **unused: Any,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention step by step, of tensors [batch, head, pos, d_head]; each passes a hook point.
 
-    Keys and values that several heads share are repeated for each of them. Biases and dropout of attention are not
-    known here.
+    Keys and values that several heads share are repeated for each of them. A bias is added to the scores; sinks, one
+    more score for each query [batch, head, pos, 1], take weight from the pattern. There is no dropout.
 
     Raises:
-        LoopprobeError: the model hands it something besides, such as a bias.
+        LoopprobeError: the model hands it something besides, such as a cap on scores.
     """
-    if further := [name for name in ("softcap", "s_aux", "position_bias", "sinks") if unused.get(name) is not None]:
+    if further := [name for name in ("softcap", "s_aux") if unused.get(name) is not None]:
         raise LoopprobeError(f"attention with {further[0]} has no hook points yet: leave patterns, q, k, v and z out")
     run = ACTIVE.get()
     groups = query.shape[1] // key.shape[1]
@@ -88,13 +90,17 @@ def _attention(
         for name, x in zip(ATTENTION[:3], (query, key, value), strict=True)
     )
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[-2]]
     elif query.shape[2] > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         later = torch.full(scores.shape[-2:], -torch.inf, device=scores.device, dtype=scores.dtype)
         scores = scores + later.triu(1 + key.shape[2] - query.shape[2])
     scores = _pass(run, module, ATTENTION[3], scores)
-    pattern = _pass(run, module, ATTENTION[4], scores.softmax(-1, dtype=torch.float32).to(query.dtype))
+    logits = scores if sinks is None else torch.cat([scores, sinks], -1)
+    pattern = logits.softmax(-1, dtype=torch.float32)[..., : key.shape[2]].to(query.dtype)
+    pattern = _pass(run, module, ATTENTION[4], pattern)
     return _pass(run, module, ATTENTION[5], (pattern @ value).transpose(1, 2)).contiguous(), pattern
 
 

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from loopprobe.config.budget import require
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import hooked
+from loopprobe.model.hook_trees import HookTrees
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability, Sizes
+from loopprobe.model.protocol import require as require_support
 from loopprobe.model.reading import ReadAt, at_tokens, read_places
 from loopprobe.wrapped.anatomy import Anatomy, Place, Side, place_of
 from loopprobe.wrapped.attention import ATTENTION, hooked_attention
+from loopprobe.wrapped.generate import generate
 from loopprobe.wrapped.passes import Pass, Plan
 from loopprobe.wrapped.points import WrappedLayout
 from loopprobe.wrapped.precision import as_precise_as
-from loopprobe.wrapped.wiring import Wiring
+from loopprobe.wrapped.wiring import Wiring, tensor_of
 
 START_SEED = 0  # of the states that a loop starts from at random
 
@@ -58,6 +61,12 @@ class WrappedModel(LoopedRootModule):
         self.start_seed = START_SEED
         self.setup()
         self.train(module.training)
+
+    def setup(self) -> None:
+        """Make the hook points; the module's own parts get no names, which a bridge's points have."""
+        self.mod_dict = {name: part for name, part in self.named_modules() if name}
+        self.hook_trees = HookTrees(self.layout)
+        self.hook_dict = self.hook_trees
 
     @property
     def layout(self) -> WrappedLayout:
@@ -155,6 +164,8 @@ class WrappedModel(LoopedRootModule):
         """Yield the answers after each of the last loops."""
         first = n_loops - keep_loops
         if "map" not in self.supports:
+            if grad_loops < n_loops:
+                self._require_map("grad_loops")
             for loop in range(first, n_loops):
                 yield self._read(self._pass(n_loops=loop + 1, read_at=read_at), loop, read_at, *inputs)
             return
@@ -183,11 +194,16 @@ class WrappedModel(LoopedRootModule):
         several = len(self.anatomy.state) > 1
         return several and any(self._hooked(t, name) for t in range(n_loops) for name in ("hook_z", "hook_z_pre"))
 
+    @property
+    def is_hooked(self) -> bool:
+        """Tell whether anybody listens."""
+        return self.hook_trees.busy > 0
+
     def _hooked(self, loop: int, name: str) -> bool:
-        return self.hook_trees.busy > 0 and hooked(getattr(self.hook_trees.at(loop), name))
+        return self.is_hooked and hooked(getattr(self.hook_trees.at(loop), name))
 
     def _pass(self, **wanted: Any) -> Pass:
-        plan = Plan(**wanted, hooked=self.hook_trees.busy > 0)
+        plan = Plan(**wanted, hooked=self.is_hooked)
         return Pass(self.module, self.anatomy, self.wiring, self.hook_trees, plan)
 
     def _read(self, run: Pass, loop: int, read_at: ReadAt, *inputs: Any) -> Tensor:
@@ -204,6 +220,32 @@ class WrappedModel(LoopedRootModule):
             run.run(*inputs)
         return run
 
+    def generate(self, tokens: Any, max_new_tokens: int = 20, n_loops: int | None = None, **options: Any) -> Any:
+        """Go on with prompts by the module's own ``generate``, with its key-value cache where it has one.
+
+        Hooks act in every call of the module, in which loops count from 0 again. ``hook.call`` tells calls apart: 0
+        runs the whole prompt, each later one the token that was written last, and positions are those of the call. What
+        an edit does to keys and values of a token stays in the cache. A module without a cache runs the whole text in
+        every call, and positions are those of the text. ``hook_readout``, of the last loop, is passed by the answers
+        that the module computes, which may be those of the last token alone. A state that starts at random is drawn by
+        the module itself.
+
+        Args:
+            tokens: prompts of one length [batch, pos].
+            max_new_tokens: how many tokens to write at most.
+            n_loops: iterations for each token; None: as many as trained.
+            options: of the module's own ``generate``, such as ``do_sample`` or ``use_cache=False``; of a module that
+                has none, ``do_sample``, ``temperature`` and ``generator``.
+
+        Returns:
+            Prompts and what was written [batch, pos + new], or what the module's own ``generate`` returns instead.
+
+        Raises:
+            LoopprobeError: the model writes no text, the text gets longer than it reads, or a hook sits where it cannot
+                act: on the state that the first loop starts from, or on a state in several parts.
+        """
+        return generate(self, tokens, max_new_tokens, n_loops, options)
+
     # The loop as a map
 
     def embed(self, *inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
@@ -214,6 +256,7 @@ class WrappedModel(LoopedRootModule):
 
     def initial_state(self, e: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos width"]:
         """z_0: the input, zeros or ones, or what ``start`` makes of the input and ``start_seed``."""
+        self._require_map("initial_state")
         start = self.anatomy.start
         if callable(start):
             return start(self.module, e, self.start_seed)
@@ -228,6 +271,7 @@ class WrappedModel(LoopedRootModule):
     ) -> Float[Tensor, "batch pos width"]:
         """One iteration, z_t → z_{t+1}; it passes the hooks of ``loop``."""
         assert past is None, "a wrapped module does not step behind known keys"
+        self._require_map("step")
         run = self._pass(first=loop - 1, n_loops=loop + 1, skip=True, z=z, e=e, stop="state", kept=frozenset({loop}))
         return self._stop(run, *self._like(e)).states[loop]
 
@@ -249,6 +293,7 @@ class WrappedModel(LoopedRootModule):
             read_at: the tokens that are read; None: all.
         """
         assert first == 0, "a wrapped module reads whole prompts"
+        self._require_map("predict")
         read_at = None if read_at is None else at_tokens(read_at, 0, z.shape[1])
         if e is None:
             e = z.new_zeros(*z.shape[:2], self.wiring.widths[self.anatomy.prelude[-1], "out"][-1])
@@ -260,6 +305,7 @@ class WrappedModel(LoopedRootModule):
 
         Of a state in several parts it is the part that is read; the others are zero.
         """
+        self._require_map("to_state")
         if self.anatomy.norm is not None:
             with as_precise_as(self.module):
                 resid = self.module.get_submodule(self.anatomy.norm).forward(resid)  # past the hooks of a pass
@@ -268,12 +314,17 @@ class WrappedModel(LoopedRootModule):
 
     def unembed(self, states: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens value"]:
         """The answers of states by the head alone."""
+        self._require_map("unembed")
         assert self.anatomy.head is not None, "only with linear_readout"
         head = self.module.get_submodule(self.anatomy.head)
         width = self.wiring.widths[self.anatomy.head, "in"][-1]
         with as_precise_as(self.module):
             answers: Tensor = head.forward(states[..., -width:])  # past the hooks of a pass that goes on
         return answers
+
+    def _require_map(self, what: str) -> None:
+        """Raise LoopprobeError where no tensor is all that goes from loop to loop."""
+        require_support(self, frozenset({"map"}), type(self.module).__name__, what)
 
     def _like(self, e: Tensor) -> tuple[Tensor, ...]:
         """Inputs as many and as long as e, which stands in the place of what they would be embedded as."""
@@ -356,15 +407,3 @@ def _spread(part: Tensor, e: Tensor) -> Tensor:
     times = -(-n_tokens // part.shape[1])
     long = part[:1].repeat(1, times, *[1] * (part.ndim - 2))[:, :n_tokens]
     return long.expand(e.shape[0], *long.shape[1:])
-
-
-def tensor_of(output: Any) -> Tensor:
-    """The answers in what a module returned: a tensor, the field ``logits``, or the first of several.
-
-    Raises:
-        LoopprobeError: there is none.
-    """
-    for candidate in (output, getattr(output, "logits", None), output[0] if isinstance(output, tuple | list) else None):
-        if isinstance(candidate, Tensor):
-            return candidate
-    raise LoopprobeError(f"the model returned a {type(output).__name__}: wrap one that returns a tensor or logits")

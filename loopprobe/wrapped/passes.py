@@ -299,7 +299,8 @@ class Pass:
     def _replace(self, stack: ExitStack, part: nn.Module, path: str, when: Callable[[], bool]) -> None:
         """Let a layer hand on what it gets, at times."""
         computed, n_returned = part.forward, self.wiring.returns[path]
-        was = vars(part).get("forward")
+        own = vars(part)  # attributes of some modules, such as a bridge's, are set elsewhere
+        was = own.get("forward")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if ACTIVE.get() is not self or not when():
@@ -309,12 +310,12 @@ class Pass:
 
         def restore() -> None:
             if was is None:
-                del part.forward
+                del own["forward"]
             else:
-                part.forward = was
+                own["forward"] = was
 
         stack.callback(restore)
-        part.forward = forward
+        own["forward"] = forward
 
 
 _GETTERS: dict[str, attrgetter[Any]] = {}

@@ -138,3 +138,16 @@ def _calls(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor], n_loop
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the first tensor that a module is handed."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The answers in what a module returned: a tensor, the field ``logits`` or ``last_hidden_state``, or the first.
+
+    Raises:
+        LoopprobeError: there is none.
+    """
+    first = output[0] if isinstance(output, tuple | list) else None
+    for candidate in (output, *(getattr(output, name, None) for name in ("logits", "last_hidden_state")), first):
+        if isinstance(candidate, Tensor):
+            return candidate
+    raise LoopprobeError(f"the model returned a {type(output).__name__}: wrap one that returns a tensor or logits")

@@ -14,9 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import Capability
 from loopprobe.wrapped.anatomy import Anatomy, Place, SetLoops, Start, layers_of, path_of, place_of, trained_loops
-from loopprobe.wrapped.model import WrappedModel, tensor_of
+from loopprobe.wrapped.bridges import original_of, with_points_of
+from loopprobe.wrapped.model import WrappedModel
 from loopprobe.wrapped.passes import Pass, Plan
-from loopprobe.wrapped.wiring import observe, watched
+from loopprobe.wrapped.wiring import observe, tensor_of, watched
 
 CHECKED_LOOPS = 3
 
@@ -48,7 +49,8 @@ def wrap(
     are named by the paths of submodules (as in ``named_modules``) or given themselves.
 
     Args:
-        model: the module, in eval mode.
+        model: the module, in eval mode, or a TransformerBridge of TransformerLens, whose hook points in the core become
+            points of every loop under their names within a layer.
         core: the layers of a loop; a ModuleList stands for all of it.
         prelude: what runs once before; the output of the last is the injected input e [batch, pos, d_model].
         set_loops: the attribute that holds the loop count, such as ``"config.n_loops"``, or a function from a count to
@@ -76,6 +78,8 @@ def wrap(
     if isinstance(model, WrappedModel):
         return model
     from loopprobe.wrapped.architectures import anatomy_of
+
+    bridge, model = model, original_of(model) or model
 
     known = anatomy_of(model)
     told: dict[str, Any] = {
@@ -108,6 +112,8 @@ def wrap(
     if anatomy.n_loops is None:
         raise LoopprobeError("set_loops is a function, which does not tell how many loops were trained: tell n_loops=")
     _require_places(model, anatomy)
+    if bridge is not model:
+        anatomy = with_points_of(bridge, model, anatomy, inputs)
     return _checked(model, anatomy, inputs, may_search="start" not in told and known is None)
 
 
@@ -217,17 +223,18 @@ def _supports(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> frozenset[Ca
     """Try what the model can do."""
     supports: set[Capability] = set()
     anatomy = wrapped.anatomy
-    if anatomy.attention is not None:
+    if anatomy.attention is not None or "attn.hook_pattern" in anatomy.sites:
         supports.add("pattern")
     if anatomy.gate is not None:
         supports.add("gate")
-    if hasattr(wrapped.module, "generate"):
-        supports.add("generate")
     with torch.no_grad():
         other = tuple(torch.cat([part[:, :-1], part[:, :1]], 1) for part in inputs)
         whole, changed = (wrapped(*some, n_loops=2, keep_loops=1)[0] for some in (inputs, other))
         if _off(changed[:, :-1], whole[:, :-1]) <= 1e-3:
             supports.add("causal")
+    tokens = len(inputs) == 1 and inputs[0].ndim == 2 and not inputs[0].is_floating_point()
+    if hasattr(wrapped.module, "generate") or (tokens and "causal" in supports and anatomy.head is not None):
+        supports.add("generate")
     if not anatomy.state:
         return frozenset(supports)
     supports.add("map")
