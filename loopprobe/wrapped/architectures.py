@@ -39,8 +39,6 @@ def huginn(model: Any) -> Anatomy:
     Its state starts at random: the same for all prompts, drawn from ``start_seed``.
     """
     parts = model.transformer
-    attention = "attn" if getattr(parts.core_block[0].attn, "uses_interface", False) else None
-    common = _common(model)
     return Anatomy(
         core=_layers("transformer.core_block", len(parts.core_block)),
         prelude=("transformer.wte", *_layers("transformer.prelude", len(parts.prelude))),
@@ -52,7 +50,7 @@ def huginn(model: Any) -> Anatomy:
         sites={"hook_attn_out": "attn", "hook_resid_mid": ("norm_3", "in"), "hook_mlp_out": "mlp"},
         points={"hook_adapter": ("transformer.adapter", "in"), "hook_input": "transformer.adapter"},
         n_loops=int(model.config.mean_recurrence),
-        **{**common, "attention": attention},
+        **{**_common(model), "attention": "attn"},
     )
 
 

@@ -56,7 +56,8 @@ def wrap(
         set_loops: the attribute that holds the loop count, such as ``"config.n_loops"``, or a function from a count to
             keywords of the call, such as ``lambda n: {"num_steps": n}``.
         example: inputs of a call, a tensor or several [batch, pos, …], that the check runs; a few tokens suffice.
-        state: the module whose output the next loop reads, or several; None: the last layer of the core.
+        state: the module whose output the next loop reads, or several; None: the last layer of the core. False: no
+            tensor is all that goes from loop to loop, so that no state can be stepped on or masked.
         coda, head: layers that run once behind the loop, and what makes answers of their output.
         norm: the norm between the last layer and the state, where the state is its output.
         start: the state that the loop starts from: "input" (e), "zeros", "ones", or a function from the module, e and a
@@ -80,11 +81,10 @@ def wrap(
     from loopprobe.wrapped.architectures import anatomy_of
 
     bridge, model = model, original_of(model) or model
-
     known = anatomy_of(model)
     told: dict[str, Any] = {
         "core": layers_of(model, core, "core"), "prelude": layers_of(model, prelude, "prelude"), "set_loops": set_loops,
-        "state": layers_of(model, state, "state"), "coda": layers_of(model, coda, "coda"),
+        "state": layers_of(model, state or None, "state"), "coda": layers_of(model, coda, "coda"),
         "head": None if head is None else path_of(model, head, "head"),
         "norm": None if norm is None else path_of(model, norm, "norm"),
         "start": start, "n_loops": n_loops, "sites": sites, "points": points, "attention": attention,
@@ -98,7 +98,7 @@ def wrap(
                     f"{type(model).__name__} is no architecture that is known: tell {name}=, {meaning}"
                 )
         anatomy = Anatomy(**told)
-        if not anatomy.state:
+        if not anatomy.state and state is not False:
             anatomy = dataclasses.replace(anatomy, state=anatomy.core[-1:])
     else:
         anatomy = dataclasses.replace(known, **told)
@@ -155,11 +155,26 @@ def _checked(model: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...], *, 
         with torch.no_grad():
             wiring = observe(model, anatomy, inputs)
             _require_shapes(wiring.widths, anatomy)
-            wrapped = WrappedModel(model, anatomy, wiring, inputs, frozenset({"map"} if anatomy.state else set()))
+            able: frozenset[Capability] = frozenset({"map"} if anatomy.state else ())
+            wrapped = WrappedModel(model, anatomy, wiring, inputs, able)
+            if anatomy.attention is not None and not _attention_passes(wrapped, inputs):
+                anatomy = dataclasses.replace(anatomy, attention=None)
+                wrapped = WrappedModel(model, anatomy, wiring, inputs, able)
             found = _found(wrapped, inputs, may_search)
         return WrappedModel(model, found.anatomy, wiring, inputs, _supports(found, inputs))
     finally:
         model.train(mode)
+
+
+def _attention_passes(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> bool:
+    """Tell whether the attention of the core passes hook points: whether it uses transformers' interface."""
+    seen: list[int] = []
+    try:
+        with wrapped.hooks([("blocks.0.attn.hook_pattern", lambda x, hook: seen.append(hook.loop()))]):
+            wrapped(*inputs, n_loops=1, keep_loops=1)
+    except LoopprobeError:  # it has something that our attention does not know
+        return False
+    return bool(seen)
 
 
 def _require_shapes(widths: dict[tuple[str, str], tuple[int, ...]], anatomy: Anatomy) -> None:

@@ -56,7 +56,10 @@ def _at_query(data: xr.Dataset) -> go.Figure:
                     figure, answers[x], mean, (low, high), colour=colour, name=str(line), row=row, col=col,
                     in_legend=(row, col) == (1, 1) and not ordinary,
                 )  # fmt: skip
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    for row, measure in enumerate(measures, 1):
+        seen = data[f"query_{measure}"].where(data[f"query_{measure}"] > 0)
+        few = bool(seen.max() < 30 * seen.min())  # decades have too few lines for so short an axis
+        figure.update_yaxes(type="log", exponentformat="power", dtick="D2" if few else 1, row=row)
     for row, words in enumerate(measures.values(), 1):
         figure.update_yaxes(title=words, row=row, col=1)
     figure.update_xaxes(title=None if ordinary else "loops done", row=len(measures))

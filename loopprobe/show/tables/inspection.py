@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from loopprobe.show.tables.common import titled
@@ -15,12 +16,12 @@ def inspection_tables(found: Inspection) -> list[Table]:
     parts.caption = (
         f"b = {sizes.n_loops} loops of {sizes.n_layers} layer{'s' * (sizes.n_layers != 1)}, {sizes.n_heads} heads, a "
         f"state of {sizes.d_model:,}; a "
-        f"loop begins with {found.injection}"
+        f"loop begins with {escape(found.injection)}"
     )
     parts.add_column("part")
     parts.add_column("where it stands", overflow="fold")
     for role, what in found.parts:
-        parts.add_row(role, what)
+        parts.add_row(role, escape(what))
     points = titled("hook points, t the loop and l the layer")
     kept = ", ".join(f"{name} {_size(n)}" for name, n in found.bytes_of_loop.items())
     points.caption = f"shapes of one prompt of {found.n_tokens} tokens; keeping one loop of it takes: {kept}"
