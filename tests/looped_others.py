@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-VOCABULARY, WIDTH, HEADS = 50, 32, 4
+VOCABULARY, WIDTH, HEADS = 300, 32, 4
 
 
 def hrm_text():
@@ -188,6 +188,26 @@ class Own(nn.Module):
 
 def own():
     return Own().eval()
+
+
+def save(model, folder):
+    """Write a model of transformers with a tokenizer of its own into a folder, as models are published."""
+    from pathlib import Path
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", "[MASK]"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "[MASK]"}
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return folder
 
 
 # The same loops written out by hand: embed(model, tokens), start(model, e), read(model, z), step(model, z, e, note), in

@@ -370,10 +370,22 @@ def test_what_is_told_wrongly_is_named(told, said):
 def test_inputs_that_do_not_fit_get_one_line(models):
     for name, inputs, said in (
         ("ouro", torch.zeros(2, 3), "dtype torch.float32: give whole numbers"),
-        ("ouro", torch.full((2, 3), 50), "token 50 is not in the vocabulary: choose from 0 to 49"),
+        ("ouro", torch.full((2, 3), 300), "token 300 is not in the vocabulary: choose from 0 to 299"),
         ("ouro", torch.zeros(2, 65, dtype=torch.int64), "65 tokens but the model reads 64"),
         ("own", torch.zeros(2, 3), "must be like the example"),
         ("own", torch.full((1, 2, 5), torch.nan), "NaN or infinite"),
     ):
         with pytest.raises(LoopprobeError, match=said):
             models[name](inputs)
+
+
+def test_a_hook_may_run_the_model_itself(models):
+    model, inputs = models["dory"], draw("dory")
+    answers = []
+
+    def read(z, hook):
+        answers.append(model.predict(z, model.embed(inputs), hook.loop()))
+
+    with model.hooks([("hook_z", read)]):
+        outputs = model(inputs, n_loops=3)
+    torch.testing.assert_close(torch.stack(answers), outputs, rtol=1e-5, atol=1e-5)

@@ -9,13 +9,8 @@ import typer
 
 from loopprobe.cli.options import (
     Common,
-    Device,
     Loops,
-    Out,
-    Overwrite,
     Positions,
-    Prompts,
-    Seed,
     at_least,
     one_of,
     output_folder,
@@ -28,6 +23,7 @@ from loopprobe.cli.probes import ask, show
 from loopprobe.errors import LoopprobeError
 
 
+@with_common(prompts=64)
 def cache(
     names: Annotated[str, typer.Option(help="Activations, such as resid_post,pattern, or all.")] = "resid_post",
     loops: Annotated[
@@ -35,42 +31,35 @@ def cache(
     ] = "0:19",
     layers: Annotated[str | None, typer.Option(help="Layers to keep; default: all.")] = None,
     positions: Positions = None,
-    ckpt: Annotated[str | None, typer.Option(help="Checkpoint name or path.")] = None,
-    prompts: Prompts = 64,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
+    *,
+    common: Common,
 ) -> None:
     """Write activations to a file, loop by loop."""
     wanted, chosen = parse_numbers(loops, "--loops"), parse_positions(positions)
     choice = None if layers is None else tuple(parse_numbers(layers, "--layers"))
-    at_least(prompts, 1, "prompts")
-    at_least(seed, 0, "seed")
-    from loopprobe.config.budget import require
+    if common.png:
+        raise LoopprobeError("cache draws no figure: drop --png")
+    if len(common.ckpt or []) > 1:
+        raise LoopprobeError(f"cache takes one model and {len(common.ckpt or [])} are given: give one")
     from loopprobe.model.stream import CacheConfig, check_cache, stream_cache
     from loopprobe.probes.dataset import attributes
     from loopprobe.probes.loops import with_query
-    from loopprobe.store.checkpoint import DEFAULT, load_checkpoint
+    from loopprobe.probes.questions import drawn
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
 
-    checkpoint = load_checkpoint(ckpt or DEFAULT, pick_device(device))
-    cfg = checkpoint.config.model
-    needed = prompts * (cfg.prompt_bytes + 16 * cfg.n_ctx * cfg.d_model)  # the prompts, and a loop's activations
-    require(needed, f"cache of {checkpoint.label} with {prompts:,} prompts", "lower --prompts")
-    held_out = checkpoint.held_out(prompts, seed)
+    checkpoint, prompts = drawn(common.question(), pick_device(common.device))
     config = CacheConfig(
         loops=tuple(wanted),
         names=None if names == "all" else parse_words(names),
         layers=choice,
-        positions=None if chosen is None else tuple(with_query(chosen, held_out)),
+        positions=None if chosen is None else tuple(with_query(chosen, prompts)),
     )
     check_cache(checkpoint.model, config)
-    path = output_folder(f"cache-{checkpoint.label}", out, overwrite) / "cache.nc"
-    attrs = attributes("cache", checkpoint, held_out, config)
+    path = output_folder(f"cache-{checkpoint.label}", common.out, common.overwrite) / "cache.nc"
+    attrs = attributes("cache", checkpoint, prompts, config)
     try:
-        stream_cache(checkpoint.model, held_out, path, config, attrs=attrs, progress=track(f"cache {checkpoint.label}"))
+        stream_cache(checkpoint.model, prompts, path, config, attrs=attrs, progress=track(f"cache {checkpoint.label}"))
     except OSError as error:
         raise LoopprobeError(f"cannot write {path} ({error}): free the disk, or keep fewer loops or names") from None
     print(path)

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import Cpus, Device, Engine, Gpus, Overwrite, at_least, cluster_of
+from loopprobe.cli.options import (
+    Cpus,
+    Device,
+    Dtype,
+    Engine,
+    Gpus,
+    Overwrite,
+    TrustRemoteCode,
+    at_least,
+    cluster_of,
+)
 from loopprobe.errors import LoopprobeError
 
 IMPORT_PROMPTS = 64  # that an imported model is evaluated on: seconds, also for twelve layers
@@ -124,6 +134,28 @@ def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) 
     print(checkpoint_summary(folder, *read_json(folder)))
 
 
+def inspect_(
+    name: Annotated[str, typer.Argument(help="Checkpoint, or hf:NAME, hf:NAME@REVISION, hf:FOLDER.")],
+    tokens: Annotated[int, typer.Option(help="Length of the prompt that shapes and memory are told for.")] = 128,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Show what a model is made of: its loop, its hook points, and what probes can use."""
+    at_least(tokens, 1, "tokens")
+    from loopprobe.show.tables import diagram, inspection_tables, show_table
+    from loopprobe.store.checkpoint import load_checkpoint
+    from loopprobe.store.inspection import inspect
+    from loopprobe.support.device import pick_device
+    from loopprobe.wrapped.loading import PREFIX
+
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code} if name.startswith(PREFIX) else {}
+    found = inspect(load_checkpoint(name, pick_device(device), **options), tokens)
+    print(f"\n{diagram(found)}\n")
+    for table in inspection_tables(found):
+        show_table(table)
+
+
 def import_(
     file: Annotated[Path, typer.Argument(help="Weights in nanoGPT's layout or TransformerLens's names.")],
     n_heads: Annotated[int | None, typer.Option(help="Attention heads, which nanoGPT's weights do not tell.")] = None,
@@ -225,6 +257,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "list": list_,
     "show": show,
+    "inspect": inspect_,
     "import": import_,
     "evaluate": evaluate_,
     "export": export,

@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     from loopprobe.support.cluster import Processes, RayPool
 
 MOST_NUMBERS = 10_000  # that one option may name
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-Ckpt = Annotated[list[str] | None, typer.Option("--ckpt", help="Checkpoint name or path; repeat for several.")]
+Ckpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ckpt",
+        help="Checkpoint name or path; hf:NAME or hf:FOLDER of a language model. Repeat for several.",
+    ),
+]
 Prompts = Annotated[int, typer.Option(help="Held-out prompts.")]
 Seed = Annotated[int, typer.Option(help="Seed of the held-out prompts.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer prompts and options, as the questions say.")]
@@ -42,6 +49,24 @@ ShiftedBy = Annotated[str | None, typer.Option(help="Draw the prompts otherwise:
 Data = Annotated[str | None, typer.Option(help="Take the prompts from a table: CSV, parquet, or a name such as wine.")]
 Length = Annotated[
     int | None, typer.Option(help="Token tasks: length of the prompts (bits, digits, …); default: as in training.")
+]
+Text = Annotated[
+    list[str] | None,
+    typer.Option("--text", help="Language models: a text to read; its last token is the answer. Repeat for several."),
+]
+TextFile = Annotated[
+    str | None, typer.Option(help="Language models: a long text, read in windows of --length tokens (128).")
+]
+Pairs = Annotated[
+    str | None, typer.Option("--pairs", help="Language models: a JSONL file with clean, corrupted, answer, wrong.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Language models: put texts through the chat template.")]
+Read = Annotated[str, typer.Option(help="Language models: read the answer at the query (the last token), or all.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Language models: float32, bfloat16, …; default: float32 on a CPU, else as saved.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Language models: run code that comes with one. Read it first.")
 ]
 Target = Annotated[str | None, typer.Option(help="With --data: the column that is the label.")]
 
@@ -109,6 +134,20 @@ class Common:
     data: str | None
     target: str | None
     length: int | None
+    text: list[str] | None
+    text_file: str | None
+    text_pairs: str | None
+    chat: bool
+    read: str
+    dtype: str | None
+    trust_remote_code: bool
+
+    def question(self) -> dict[str, Any]:
+        """The fields of a question that these options set, the probe and its own options aside."""
+        named = {
+            name: getattr(self, name) for name in _COMMON if name not in ("ckpt", "out", "overwrite", "png", "device")
+        }
+        return named | {"text": tuple(self.text or ())} | ({"checkpoints": tuple(self.ckpt)} if self.ckpt else {})
 
 
 _COMMON = {
@@ -116,6 +155,8 @@ _COMMON = {
     "overwrite": (Overwrite, False), "png": (Png, False), "device": (Device, "auto"),
     "shift": (ShiftedBy, None), "data": (Data, None), "target": (Target, None),
     "length": (Length, None),
+    "text": (Text, None), "text_file": (TextFile, None), "text_pairs": (Pairs, None), "chat": (Chat, False),
+    "read": (Read, "query"), "dtype": (Dtype, None), "trust_remote_code": (TrustRemoteCode, False),
 }  # fmt: skip
 
 
@@ -141,6 +182,9 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
             at_least(common.prompts, 1, "prompts")
             at_least(common.seed, 0, "seed")
             at_least(common.length, 1, "length")
+            one_of(common.read, ("query", "all"), "read")
+            if common.dtype is not None:
+                one_of(common.dtype, DTYPES, "dtype")
             verb(common=common, **values)
 
         command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads

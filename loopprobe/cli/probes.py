@@ -244,7 +244,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     from loopprobe.probes.dataset import write_dataset
     from loopprobe.probes.questions import Question, answer, prepare
     from loopprobe.show.figures.style import require_png
-    from loopprobe.store.checkpoint import DEFAULT, load_checkpoint
+    from loopprobe.store.checkpoint import load_checkpoint
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
     from loopprobe.support.storage import discard_empty
@@ -253,8 +253,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
         require_png()
     variants = options if options and all(isinstance(value, dict) for value in options.values()) else {"": options}
     load, device = functools.cache(load_checkpoint), pick_device(common.device)
-    tree = {"probe": probe, "checkpoints": tuple(common.ckpt or [DEFAULT])}
-    tree |= {field: getattr(common, field) for field in ("prompts", "seed", "shift", "data", "target", "length")}
+    tree = {"probe": probe} | common.question()
     by_variant = [prepare(build(Question, tree | {"options": fields}), device, load) for fields in variants.values()]
     prepared = [p for of_checkpoint in zip(*by_variant, strict=True) for p in of_checkpoint]
     models = len(by_variant[0])

@@ -55,9 +55,15 @@ def leading_eigenvalues(system: Map, z: State, k: int = 10) -> Complex[Tensor, "
             finite.
     """
     _require(z, k)
-    if isinstance(system, LoopMap) and {"causal", "past"} <= system.model.supports:
+    if has_blocks(system):
+        assert isinstance(system, LoopMap), "has_blocks has said so"
         return _sorted(position_spectra(system, z).flatten(1))[:, :k]
     return arnoldi_eigenvalues(system, z, k)
+
+
+def has_blocks(system: Map) -> bool:
+    """Tell whether the Jacobian of a map has one block a token, which can be taken out of the loop."""
+    return isinstance(system, LoopMap) and {"causal", "past"} <= system.model.supports
 
 
 def arnoldi_eigenvalues(

@@ -170,6 +170,7 @@ class LoopedRootModule(HookedRootModule):
         self,
         *inputs: Any,
         n_loops: int | None = None,
+        keep_loops: int | None = None,
         read_at: Any = None,
         names: Names = None,
         loops: Numbers = None,
@@ -187,7 +188,7 @@ class LoopedRootModule(HookedRootModule):
         """Run and keep the activations that were asked for, and nothing else; with ``loss``, its gradients too.
 
         Args:
-            inputs, n_loops, read_at: as in ``forward``.
+            inputs, n_loops, keep_loops, read_at: as in ``forward``.
             names: None for all, short names (``"resid_post"``, or several), full names, or a predicate.
             loops: iterations to keep, from 0: a number, several, a slice; negative ones count from the end. None: all.
             layers, positions: layers and tokens to keep, alike (of the query, for scores and patterns); None: all.
@@ -200,7 +201,7 @@ class LoopedRootModule(HookedRootModule):
             names_filter, pos_slice: TransformerLens's names for ``names`` and ``positions``.
 
         Returns:
-            The outputs of every loop, and the LoopCache.
+            The outputs of the loops that are kept, and the LoopCache.
 
         Raises:
             LoopprobeError: a choice that matches nothing; a loss that is not one number; an option of TransformerLens
@@ -211,7 +212,8 @@ class LoopedRootModule(HookedRootModule):
         refuse_options(options)
         inputs, n_loops = self.with_loops(inputs, n_loops)
         inputs = self.prepare(*inputs)
-        reading = {} if read_at is None else {"read_at": read_at}
+        reading = {"read_at": read_at, "keep_loops": keep_loops}
+        reading = {name: value for name, value in reading.items() if value is not None}
         n_prompts, n_pos = len(inputs[0]), self.n_tokens(*inputs)
         if remove_batch_dim and n_prompts != 1:
             raise LoopprobeError(
@@ -220,8 +222,8 @@ class LoopedRootModule(HookedRootModule):
         if loss is not None and not detach:
             raise LoopprobeError("loss and detach=False exclude each other: drop one of them")
         n_loops = self.sizes.n_loops if n_loops is None else n_loops
-        self.check_loops(n_loops, n_loops, grad_loops)
-        self.require_memory(inputs, n_loops)
+        self.check_loops(n_loops, keep_loops, grad_loops)
+        self.require_memory(inputs, n_loops if keep_loops is None else keep_loops)
         cache = LoopCache.choose(
             self, n_loops, names, loops, layers, positions, n_pos=n_pos, device=device, detach=detach
         )
@@ -279,6 +281,11 @@ class LoopedRootModule(HookedRootModule):
         """Layers, heads, width, loops as trained, and the most tokens."""
         cfg = self.cfg
         return Sizes(cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.n_loops, cfg.n_ctx)
+
+    @property
+    def value_size(self) -> int:
+        """The numbers of one answer: the size of the vocabulary, or one."""
+        return self.cfg.d_vocab_out or 1
 
     @property
     def device(self) -> torch.device:

@@ -46,6 +46,8 @@ def labelled(
         arrays = [stacks[local] for local in layers.values()]
         axes = dims(first) if has_batch_dim else dims(first)[1:]
         axes = axes[: arrays[0].ndim - 1]
+        sizes = dict(zip(axes, arrays[0].shape[1:], strict=True))
+        axes = tuple(f"{axis}_{short}" if data.sizes.get(axis, sizes[axis]) != sizes[axis] else axis for axis in axes)
         if loops_of[first] == [None]:
             data[short] = axes, arrays[0][0]
             continue

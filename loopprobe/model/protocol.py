@@ -24,7 +24,7 @@ Capability = Literal[
     "forward_mode",  # step has a forward-mode derivative
     "map",  # step takes a state, which is all that goes from loop to loop
     "generate",  # the module generates text
-    "gate",  # a gate tells in every loop whether to stop
+    "gate",  # hook_gate exists: the logit, in every loop and at every token, that it stops there
     "weights",  # the weights of a LoopedTransformer, under TransformerLens's names
 ]
 MEANS: dict[str, str] = {
@@ -76,6 +76,10 @@ class LoopedModel(Protocol):
         """Layers, heads, width, loops as trained, and the most tokens."""
 
     @property
+    def value_size(self) -> int:
+        """The numbers of one answer, such as the size of the vocabulary."""
+
+    @property
     def device(self) -> torch.device:
         """The device that it computes on."""
 
@@ -99,6 +103,7 @@ class LoopedModel(Protocol):
         self,
         *inputs: Any,
         n_loops: int | None = None,
+        keep_loops: int | None = None,
         read_at: Any = None,
         names: Any = None,
         loops: Any = None,

@@ -58,7 +58,9 @@ def run(
     each: dict[str, list[Tensor]] = {}
     causal = "causal" in model.supports
     for batch in progress(prompts.split(size)):
-        _, cache = model.run_with_cache(*batch.inputs, n_loops=n_loops, names=["pattern", "resid_post"])
+        _, cache = model.run_with_cache(
+            *batch.inputs, n_loops=n_loops, keep_loops=1, read_at=[batch.query], names=["pattern", "resid_post"]
+        )
         layers = range(model.sizes.n_layers)
         patterns = torch.stack([cache.stack("pattern", layer) for layer in layers], 1)  # loop layer batch head q k
         patterns = at_least_single(patterns.transpose(2, 3))  # loop layer head batch query key

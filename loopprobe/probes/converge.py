@@ -10,11 +10,12 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import stamp
+from loopprobe.model.protocol import require
+from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_looped
 from loopprobe.probes.states import follow_states
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_mean, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -64,7 +65,8 @@ def run(
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
           task, named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
-        * ``accuracy [loop]``: the share of right answers, where answers can be right
+        * where answers can be right, ``accuracy [loop]``: their share; ``to_last``, with ``_low`` and ``_high
+          [loop]``: the distance of the answer at the query to that after the last loop, with 95 % bootstrap intervals
         * with ``states``, everything that ``follow_states`` measures on that many prompts
 
     Raises:
@@ -77,13 +79,16 @@ def run(
     errors = np.empty((config.loops, n_prompts), np.float32)
     right: list[np.ndarray] = []  # [loop] a batch: how many answers are right
     by_point = np.zeros((config.loops, n_points))
+    to_last = np.empty_like(errors)
     done = 0
     with torch.no_grad():
-        for batch in progress(prompts.split(chunk_size(model.device))):
+        for batch in progress(batches(model, prompts, config.loops)):
             outputs = model(*batch.inputs, n_loops=config.loops, read_at=batch.read_at)
             error = to_numpy(batch.errors(outputs))
             if (correct := batch.correct(outputs)) is not None:
                 right.append(to_numpy(correct.sum((1, 2))))
+                apart = batch.distance(outputs[:, :, -1:], outputs[-1:, :, -1:])
+                to_last[:, done : done + batch.n_prompts] = to_numpy(apart)[..., 0]
             errors[:, done : done + error.shape[1]] = error[..., -1]
             by_point += error.sum(axis=1, dtype=np.float64)
             done += error.shape[1]
@@ -107,6 +112,7 @@ def run(
         data[variable].attrs["units"] = prompts.unit
     if right:
         data["accuracy"] = "loop", sum(right) / (n_prompts * n_points)
+        data = data.assign(with_ends("to_last", ("loop",), bootstrap_mean(to_last)))
     if config.states:
         few = prompts[: config.states]
         followed = follow_states(
@@ -122,6 +128,7 @@ def check(subject: Subject, config: ConvergeConfig, prompts: PromptBatch) -> Non
     """Raise LoopprobeError where the loop count of the model cannot vary, or limits of its states cannot be told."""
     require_looped(subject)
     if config.states:
+        require(subject.model, frozenset({"map"}), subject.label, "converge with states")
         require_calibrated(subject.model.dtype)
 
 

@@ -2,7 +2,8 @@
 
 Rules of the field, each for several settings: stop when the state of the query's token moves less than a share of its
 norm (0.03 in recurrent-depth models, arXiv 2502.05171), when the prediction moves less than a tolerance, or when it has
-been the same for k loops. Compared with stopping all prompts after the same number of loops.
+been the same for k loops; and where a model has a gate, when the probability that it has stopped, 1 − ∏ (1 − λ_t),
+reaches a threshold (arXiv 2510.25741, section 3). Compared with stopping all prompts after the same number of loops.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_looped
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
-RULES = ("state step", "prediction step", "same answer")
+RULES = ("state step", "prediction step", "same answer", "gate")
 
 
 @configuration
@@ -38,6 +39,7 @@ class ExitConfig:
         prediction_steps: of the answer at the query, in the unit of steps of the prompts.
         repeats: for how many loops the answer is the same, within ``same``.
         same: in the same unit.
+        gates: the probability that the model's own gate has stopped; of models that have one.
     """
 
     loops: PositiveInt = 100
@@ -45,6 +47,7 @@ class ExitConfig:
     prediction_steps: tuple[PositiveFloat, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)
     repeats: tuple[PositiveInt, ...] = (1, 2, 3, 5, 8)
     same: PositiveFloat = 0.01
+    gates: tuple[PositiveFloat, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def run(
@@ -63,14 +66,18 @@ def run(
     check(subject, config, prompts)
     model = subject.model
     prompts = prompts.to(subject.device)
-    labels, used, errors, budget = _settings(config), [], [], []
-    for batch in progress(prompts.split(chunk_size(model.device))):
+    has_gate = "gate" in model.supports
+    labels, used, errors, budget = _settings(config, has_gate), [], [], []
+    names = ["hook_z", *(["hook_gate"] if has_gate else [])]
+    for batch in progress(batches(model, prompts, config.loops)):
         outputs, cache = model.run_with_cache(
-            *batch.inputs, n_loops=config.loops, read_at=batch.read_at, names="hook_z", positions=[prompts.query]
+            *batch.inputs, n_loops=config.loops, read_at=batch.read_at, names=names, positions=[prompts.query]
         )
         z, move = at_least_single(cache.stack("z")[:, :, 0]), batch.step(outputs[1:], outputs[:-1])[..., -1]
         error = batch.errors(outputs)[..., -1]
-        stops = [_first(holds, config.loops) for holds in _holding(config, z, move)]
+        held = _holding(config, z, move)
+        held += _gated(config, cache.stack("gate")[:, :, 0]) if has_gate else []
+        stops = [_first(holds, config.loops) for holds in held]
         used.append(torch.stack(stops).cpu())
         errors.append(torch.stack([error.gather(0, stop[None] - 1)[0] for stop in stops]).cpu())
         budget.append(error.cpu())
@@ -104,8 +111,9 @@ def check(subject: Subject, config: ExitConfig, prompts: PromptBatch) -> None:
         raise LoopprobeError(f"loops ({config.loops}) must be at least 2, with a setting of a rule: raise it")
 
 
-def _settings(config: ExitConfig) -> list[tuple[str, float | int]]:
-    groups = zip(RULES, (config.state_steps, config.prediction_steps, config.repeats), strict=True)
+def _settings(config: ExitConfig, has_gate: bool) -> list[tuple[str, float | int]]:
+    settings = (config.state_steps, config.prediction_steps, config.repeats, config.gates if has_gate else ())
+    groups = zip(RULES, settings, strict=True)
     return [(rule, setting) for rule, settings in groups for setting in settings]
 
 
@@ -124,6 +132,12 @@ def _holding(
     return [*held, *(runs >= k for k in config.repeats)]
 
 
+def _gated(config: ExitConfig, logits: Float[Tensor, "loop batch 1"]) -> list[Bool[Tensor, "loop batch"]]:
+    """Test after each loop whether the probability to have stopped has come to each threshold."""
+    goes_on = (1 - at_least_single(logits)[..., 0].sigmoid()).cumprod(0)
+    return [1 - goes_on >= threshold for threshold in config.gates]
+
+
 def _first(holds: Bool[Tensor, "loop batch"], most: int) -> Tensor:
     """Count the loops until the rule first holds, or all of them."""
     return torch.where(holds.any(0), holds.int().argmax(0) + 1, most)
@@ -135,4 +149,5 @@ PROBE = Probe(
     run,
     check,
     Shown("longrun:exit_figures", "inside:exit_table"),
+    needs=frozenset({"map"}),
 )

@@ -136,6 +136,7 @@ def _measured(
         for batch in prompts.split(chunk_size(subject.device)):
             outputs = subject.model(*batch.inputs, n_loops=loops, read_at=batch.read_at)
             right = batch.correct(outputs)
+            assert right is not None, "a task knows its answers"
             measures = right.all(-1).float(), right.float().mean(-1), batch.errors(outputs).mean(-1)
             parts.append(tuple(to_numpy(values) for values in measures))
     exact, accuracy, error = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))

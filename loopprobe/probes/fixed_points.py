@@ -15,6 +15,7 @@ from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, featur
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import Status, distinct, solve
 from loopprobe.dynamics.spectrum import (
+    has_blocks,
     leading_eigenvalues,
     leading_singular_values,
     lyapunov_exponents,
@@ -156,7 +157,7 @@ def check(subject: Subject, config: FixedPointsConfig, prompts: PromptBatch) -> 
 
 def _largest(system: LoopMap, z: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k eigenvalues of largest modulus at a state, and their tokens: -1 where tokens see later ones."""
-    if "causal" not in system.model.supports:
+    if not has_blocks(system):
         values = to_numpy(leading_eigenvalues(system, z, min(k, z[0].numel()))[0])
         return values, np.full(len(values), -1)
     spectra = position_spectra(system, z)[0]
@@ -180,5 +181,5 @@ PROBE = Probe(
     run,
     check,
     Shown("longrun:fixed_points_figures", "inside:fixed_points_table"),
-    needs=frozenset({"forward_mode"}),
+    needs=frozenset({"map", "forward_mode"}),
 )

@@ -3,7 +3,8 @@
 Three lenses read it. With the final norm, the lens is the model's read-out (the logit lens: nostalgebraist 2020;
 Belrose et al., arXiv 2303.08112, section 2). Without the norm, the read-out is applied to the residual stream as it is.
 The tuned lens is an affine map for each site and point, fitted on other prompts to the model's final answer (the tuned
-lens of the same paper, whose map here ends in the one number that is read).
+lens of the same paper, whose map here ends in the one number that is read). A model whose answers are read by layers
+of their own has one lens instead, this coda, put to the residual stream of every site (arXiv 2507.02199).
 """
 
 from __future__ import annotations
@@ -20,20 +21,28 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from loopprobe.config.strict import configuration
-from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.lens_reading import (
+    CODA,
+    SHOWN,
+    Reading,
+    Sites,
+    at_sites,
+    lenses_of,
+    n_sites,
+    read_sites,
+    settling,
+    sublayers,
+)
 from loopprobe.probes.loops import training_prompts
 from loopprobe.probes.ridge import Ridge, with_one
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import batches, chunk_size
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, bootstrap_mean, double, to_numpy
-from loopprobe.tasks import PromptBatch
+from loopprobe.tasks import PromptBatch, TextPrompts
 from loopprobe.types import Progress
-
-LENSES = ("final norm", "no norm", "tuned")
-Sites = Float[Tensor, "site batch point d_model"]
 
 
 @configuration
@@ -68,9 +77,10 @@ def run(
             task, which the prompts must be of.
 
     Returns:
-        A dataset with dims ``lens`` (final norm, no norm, tuned), ``loop`` (iterations done, from 1), ``site`` (input
-        of the block, then after the attention and after the MLP of each layer) and ``point``, in the
-        unit of the prompts, means over prompts:
+        A dataset with dims ``lens`` (final norm, no norm, tuned, the last only of answers with at most 4,096 values and
+        not of single texts; or coda alone), ``loop`` (iterations done, from 1), ``site`` (input of the block, then
+        after the attention, where that is a hook point, and after the MLP of each layer) and ``point``, in the unit of
+        the prompts, means over prompts:
 
         * ``error``: of the answer that is read; ``to_final``: its distance to the model's final answer, of the tuned
           lens on prompts that it was not fitted on; ``to_optimum``: to the attainable optimum,
@@ -79,7 +89,12 @@ def run(
           at the query, with 95 % bootstrap intervals
 
         Where answers are tokens, also ``accuracy`` (the share of right answers that are read) and ``rank`` (of the
-        model's final answer in what is read, from 0), with the dims of ``error``.
+        model's final answer in what is read, from 0), with the dims of ``error``; and with the first lens
+
+        * ``settled``, ``revisions [example]``, of the state: the loops until the best answer at the query is the final
+          one for good, and how often it changes
+        * ``top_answer``, ``top_probability [loop, site, shown, answer, top]``: the best answers in words and their
+          probabilities, of the first prompts
 
         ``attrs["fitted_on"]`` says on which prompts the tuned lens is fitted.
 
@@ -91,29 +106,36 @@ def run(
     device = subject.device
     prompts = prompts.to(device)
     n_loops = config.loops or subject.loops_of(prompts)
+    lenses = lenses_of(model)
+    if isinstance(prompts, TextPrompts) and training is None and not subject.is_of_task(prompts):
+        lenses = tuple(name for name in lenses if name != "tuned")  # single texts are no sample to fit on
     seed = prompts.origin.get("held_out_seed", 0) + 1
-    training, fitted_on = training_prompts(subject, prompts, config.train_prompts, seed, training)
-    size = chunk_size(device)
-    steps = [(part, batch) for part in (training, prompts) for batch in part.split(size)]
+    at_once = n_loops * n_sites(model) if lenses == CODA else 1
     fits = [Ridge(config.ridge) for _ in range(n_loops)]
+    steps = [(prompts, batch) for batch in batches(model, prompts, at_once, states=lenses == CODA)]
+    fitted_on = "nothing"
+    if "tuned" in lenses:
+        training, fitted_on = training_prompts(subject, prompts, config.train_prompts, seed, training)
+        steps = [(training, batch) for batch in batches(model, training)] + steps
     maps: Float[Tensor, "loop site point affine value"] | None = None
-    distances: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
+    measured: list[np.ndarray] = []  # [measure, lens, loop, site, batch, point] a chunk
+    answers: list[Tensor] = []  # [loop, batch]
     name, best = subject.optimum(prompts)
-    targets = iter(best.split(size))
+    done, shown = 0, None
     with torch.no_grad():
         for part, batch in progress(steps):
             final = at_least_single(model(*batch.inputs, n_loops=n_loops, keep_loops=1, read_at=batch.read_at)[0])
-            if part is training:
-                _at_sites(model, batch, n_loops, partial(_fit, fits, final))
+            if part is not prompts:
+                at_sites(model, batch, n_loops, partial(_fit, fits, final))
                 continue
-            maps = _maps(fits) if maps is None else maps
-            read = _read(model, batch, n_loops, maps)
-            optimal = next(targets).to(read)
-            measures = [batch.errors(read), batch.distance(read, final), batch.distance(read, optimal)]
-            if (right := batch.correct(read)) is not None and (rank := batch.ranks(read, final)) is not None:
-                measures += [right.to(read), rank]
-            distances.append(np.stack([to_numpy(values) for values in measures]))
-    every = np.concatenate(distances, axis=4)
+            maps = _maps(fits) if maps is None and "tuned" in lenses else maps
+            reading = Reading(batch, final, best[done : done + batch.n_prompts].to(final), SHOWN if not done else 0)
+            read_sites(model, batch, n_loops, maps, reading)
+            measured.append(np.stack([to_numpy(torch.stack(one, 1)) for one in zip(*reading.measures, strict=True)]))
+            answers.append(torch.stack(reading.answers))
+            shown = reading if not done else shown
+            done += batch.n_prompts
+    every = np.concatenate(measured, axis=4)
     dims = ("lens", "loop", "site")
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for measure, values in zip(("error", "to_final", "to_optimum"), every[:3], strict=True):
@@ -121,13 +143,15 @@ def run(
         variables |= with_ends(f"query_{measure}", dims, bootstrap_mean(values[..., -1]))
     for measure, values in zip(("accuracy", "rank"), every[3:], strict=False):
         variables[measure] = ((*dims, "point"), values.mean(axis=3))
-    sublayers = [f"{layer} {what}" for layer in range(model.sizes.n_layers) for what in ("attention", "MLP")]
+    if "rank" in variables:
+        assert shown is not None, "there is a prompt"
+        variables |= settling(torch.cat(answers, 1)) | shown.words()
     data = xr.Dataset(
         variables,
         coords={
-            "lens": list(LENSES),
+            "lens": list(lenses),
             "loop": np.arange(1, n_loops + 1),
-            "site": ["input", *sublayers],
+            "site": ["input", *(words for words, _ in sublayers(model))],
             "point": np.arange(every.shape[-1]),
             "model": subject.label,
         },
@@ -151,12 +175,12 @@ def layer_readings(model: LoopedModel, training: PromptBatch, ridge: float = 1e-
     fits = [Ridge(ridge)]
     with torch.no_grad():
         for batch in training.split(chunk_size(model.device)):
-            _at_sites(model, batch, 1, partial(_fit, fits, model(*batch.inputs, n_loops=1, read_at=batch.read_at)[0]))
+            at_sites(model, batch, 1, partial(_fit, fits, model(*batch.inputs, n_loops=1, read_at=batch.read_at)[0]))
     maps = _maps(fits)[0, 2::2, ..., 0]
 
     def read(batch: PromptBatch) -> Tensor:
         streams: list[Tensor] = []
-        _at_sites(model, batch, 1, lambda loop, sites: streams.append(sites[2::2]))
+        at_sites(model, batch, 1, lambda loop, sites: streams.append(sites[2::2]))
         return einsum(with_one(streams[0]), maps, "layer batch point d, layer point d -> layer batch point")
 
     return read
@@ -170,42 +194,12 @@ def _maps(fits: list[Ridge]) -> Float[Tensor, "loop site point affine value"]:
     return torch.stack([fit.solve()["answer"] for fit in fits])
 
 
-def _at_sites(model: LoopedModel, batch: PromptBatch, n_loops: int, use: Callable[[int, Sites], None]) -> None:
-    """Call ``use`` with the residual stream at all tokens that are read, loop by loop."""
-    sites: list[Tensor] = []
-
-    def note(x: Tensor, hook: LoopHookPoint) -> None:
-        sites.append(x[:, batch.read_at])
-        if len(sites) == 2 * model.sizes.n_layers + 1:
-            use(hook.loop(), torch.stack(sites))
-            sites.clear()
-
-    names = ["blocks.0.hook_resid_pre"]
-    names += [f"blocks.{i}.hook_resid_{part}" for i in range(model.sizes.n_layers) for part in ("mid", "post")]
-    with model.hooks(fwd_hooks=[(name, note) for name in names]):
-        model(*batch.inputs, n_loops=n_loops, keep_loops=1)
-
-
-def _read(
-    model: LoopedModel, batch: PromptBatch, n_loops: int, maps: Tensor
-) -> Float[Tensor, "lens loop site batch point ..."]:
-    read: list[Tensor] = []
-
-    def use(loop: int, sites: Sites) -> None:
-        plain = [at_least_single(model.unembed(x)) for x in (model.to_state(sites), sites)]
-        tuned = einsum(with_one(sites), maps[loop], "site batch point d, site point d v -> site batch point v")
-        read.append(torch.stack([*plain, tuned.reshape(plain[0].shape).to(plain[0])]))
-
-    _at_sites(model, batch, n_loops, use)
-    return torch.stack(read, dim=1)
-
-
 PROBE = Probe(
     "lens",
     LensConfig,
     run,
     check,
     Shown("lens:lens_figures", "inside:lens_table"),
-    needs=frozenset({"linear_readout"}),
+    needs=frozenset({"map"}),
     given=("training",),
 )

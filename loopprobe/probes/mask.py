@@ -26,7 +26,7 @@ from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import answer_tokens
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_mean, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -106,7 +106,7 @@ def _measured(
     model: LoopedModel, prompts: PromptBatch, config: MaskConfig, counts: list[int], progress: Progress
 ) -> tuple[Float[np.ndarray, "n loop example"], Float[np.ndarray, "n loop point"]]:
     """Run every mask, and return the errors at the query and the mean errors at every point."""
-    chunks = prompts.split(chunk_size(model.device))
+    chunks = batches(model, prompts, len(counts))
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
     keep = kept_tokens(
         config.mode, counts, prompts.n_tokens, unit=config.unit, invert=config.invert,
@@ -256,4 +256,5 @@ PROBE = Probe(
     run,
     check,
     Shown("mask:mask_figures", "study:mask_table", "mask:mask_models_figure", "study:mask_models_table", panels=True),
+    needs=frozenset({"map"}),
 )

@@ -215,4 +215,5 @@ PROBE = Probe(
     check,
     Shown("patch:patch_figures", "inside:patch_table"),
     given=("corrupted", "metric"),
+    needs=frozenset({"map"}),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -46,18 +46,23 @@ class PatchedRuns:
     ) -> None:
         self.model, self.n_loops, self.metric = model, n_loops, metric
         self.prompts, self.last = clean, last
+        reading: dict[str, Any] = {
+            "n_loops": n_loops,
+            "keep_loops": 1,
+            "read_at": [clean.query],
+        }  # the query's answer alone
         self.causal = {"causal", "past"} <= model.supports
         tokens = slice(0, last + 1)
         started = time.perf_counter()
         with torch.no_grad():
-            outputs = model(*clean.inputs, n_loops=n_loops, read_at=clean.read_at)
+            outputs = model(*clean.inputs, **reading)
             self.clean = self.measure(clean.answer(outputs[-1]))
         self.clean_pass = time.perf_counter() - started
         _, self.donor = model.run_with_cache(
-            *clean.inputs, n_loops=n_loops, names=[*sites, "embed"], positions=tokens
+            *clean.inputs, **reading, names=[*sites, "embed"], positions=tokens
         )  # fmt: skip
         outputs, self.base = model.run_with_cache(
-            *corrupted.inputs, n_loops=n_loops, read_at=clean.read_at, positions=tokens,
+            *corrupted.inputs, **reading, positions=tokens,
             names=[*sites, "z_pre", "embed", *(["k", "v"] if self.causal else [])],
             loss=lambda outputs: self.measure(clean.answer(outputs[-1])).sum(),
         )  # fmt: skip
@@ -140,7 +145,7 @@ class PatchedRuns:
                     for i in range(self.model.sizes.n_layers)
                 ] if first else None  # fmt: skip
                 z = self.model.step(z, e, now, past)
-        outputs = self.model.predict(z, e, self.n_loops - 1, first, self.prompts.read_at)
+        outputs = self.model.predict(z, e, self.n_loops - 1, first, [self.prompts.query])
         return self.prompts.answer(outputs.unflatten(0, (copies, n_prompts)))
 
     def estimated(self, site: Site, tokens: list[int]) -> Float[Tensor, "loop ... position batch"]:

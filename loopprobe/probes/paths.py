@@ -56,7 +56,9 @@ def run(
     if config.positions is not None:
         tokens = chosen_tokens(config.positions, prompts, prompts.n_tokens - 1)
     names = ["hook_z", "resid_post"]
-    _, cache = model.run_with_cache(*prompts.inputs, n_loops=config.loops, names=names, positions=tokens)
+    _, cache = model.run_with_cache(
+        *prompts.inputs, n_loops=config.loops, keep_loops=1, read_at=[prompts.query], names=names, positions=tokens
+    )
     z = double(cache.stack("z"))  # loop followed position d_model
     flat = z.flatten(0, 2)
     centred = flat - flat.mean(0)
@@ -98,4 +100,5 @@ PROBE = Probe(
     run,
     check,
     Shown("paths:paths_figures", "inside:paths_table"),
+    needs=frozenset({"map"}),
 )

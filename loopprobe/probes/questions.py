@@ -17,13 +17,16 @@ from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import unique_labels
 from loopprobe.probes.declaration import Probe
+from loopprobe.probes.patch import GIVEN
 from loopprobe.probes.registry import PROBES, find_probe
 from loopprobe.store.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
+from loopprobe.store.language import source_of
 from loopprobe.store.subject import PromptSpec, Subject
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.device import pick_device
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
+from loopprobe.wrapped.loading import PREFIX
 
 RESAMPLES = 2000  # of the bootstrap, whose counts take a number a prompt and resample
 
@@ -36,12 +39,16 @@ class Question(PromptSpec):
         probe: name of the probe.
         checkpoints: names or paths.
         options: fields of the probe's configuration; ``query`` among its ``positions`` is the query's token.
-        prompts, seed, shift, data, target: which prompts each model is run on, see ``PromptSpec``.
+        dtype: the precision of language models; None: float32 on a CPU, elsewhere that of their files.
+        trust_remote_code: whether code that comes with a language model may run.
+        prompts, seed, shift, data, target, …: which prompts each model is run on, see ``PromptSpec``.
     """
 
     probe: str
     checkpoints: tuple[str, ...] = (DEFAULT,)
     options: dict[str, Any] = Field(default_factory=dict)
+    dtype: str | None = None
+    trust_remote_code: bool = False
 
     @property
     def spec(self) -> PromptSpec:
@@ -73,7 +80,7 @@ def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:
 def prepare(
     question: Question,
     device: torch.device | str = "cpu",
-    load: Callable[[str, torch.device | str], Checkpoint] = load_checkpoint,
+    load: Callable[..., Any] = load_checkpoint,
 ) -> list[Prepared]:
     """Load and check everything that a question needs.
 
@@ -92,18 +99,58 @@ def prepare(
     probe, config = configured(question.probe, question.options)
     folders: dict[Path, str] = {}
     for name in question.checkpoints:
-        if (folder := find(name).resolve()) in folders:
+        if (folder := _folder(name)) in folders:
             raise LoopprobeError(f"checkpoint {name!r} is the same folder as {folders[folder]!r}: give it once")
         folders[folder] = name
     prepared = []
     labels = unique_labels(question.checkpoints)
     for name, label in zip(question.checkpoints, labels, strict=True):
-        checkpoint = dataclasses.replace(load(name, device), alias=label)
-        _require_memory(question, checkpoint, config)
-        prompts = checkpoint.draw(question.spec)
+        options = _language_options(question) if name.startswith(PREFIX) else {}
+        checkpoint = dataclasses.replace(load(name, device, **options), alias=label)
+        given: dict[str, Any] = {}
+        if isinstance(checkpoint, Checkpoint):
+            _require_memory(question, checkpoint, config)
+            prompts = checkpoint.draw(question.spec)
+        else:
+            prompts, corrupted = checkpoint.pairs(question.spec)
+            given = {"corrupted": corrupted} if corrupted is not None and "corrupted" in probe.given else {}
+        if given:
+            config = dataclasses.replace(config, corruption=GIVEN)
         probe.require(checkpoint, prompts, config)
-        prepared.append(Prepared(question.probe, checkpoint, config, prompts))
+        prepared.append(Prepared(question.probe, checkpoint, config, prompts, given))
     return prepared
+
+
+def _folder(name: str) -> Path:
+    """The folder of a checkpoint, or what stands for it of a language model."""
+    return Path(*filter(None, source_of(name))).resolve() if name.startswith(PREFIX) else find(name).resolve()
+
+
+def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]:
+    """Load one model and draw its prompts, for what is no probe.
+
+    Args:
+        fields: of a question, as far as they name a model and its prompts.
+        device: where the model is put.
+
+    Returns:
+        The subject, and the prompts.
+
+    Raises:
+        LoopprobeError: there is no such model, or the prompts do not fit it or the memory.
+    """
+    question = build(Question, {"probe": "cache"} | fields)
+    name = question.checkpoints[0]
+    checkpoint = load_checkpoint(name, device, **(_language_options(question) if name.startswith(PREFIX) else {}))
+    if isinstance(checkpoint, Checkpoint):
+        cfg = checkpoint.config.model
+        needed = question.prompts * (cfg.prompt_bytes + 16 * cfg.n_ctx * cfg.d_model)  # and a loop's activations
+        require(needed, f"cache of {checkpoint.label} with {question.prompts:,} prompts", "lower --prompts")
+    return checkpoint, checkpoint.draw(question.spec)
+
+
+def _language_options(question: Question) -> dict[str, Any]:
+    return {"dtype": question.dtype, "trust_remote_code": question.trust_remote_code}
 
 
 def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:

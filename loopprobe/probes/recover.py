@@ -131,4 +131,5 @@ PROBE = Probe(
     run,
     check,
     Shown("paths:recover_figures", "inside:recover_table"),
+    needs=frozenset({"map"}),
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loopprobe.dynamics.limits import Features, Limit, Thresholds, calibrate, classify, confusion, features, run_late
 from loopprobe.dynamics.maps import LoopMap, State
-from loopprobe.dynamics.spectrum import position_spectra
+from loopprobe.dynamics.spectrum import has_blocks, position_spectra
 from loopprobe.dynamics.trajectory import Moves, contraction_rate, decimal_places, follow, settled_after
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import to_numpy
@@ -164,7 +164,7 @@ def _rates(
 
 def _radii(system: LoopMap, z: State) -> Float[Tensor, "batch pos"]:
     """The spectral radius of each token's block; missing where a state is not finite, or a token sees later ones."""
-    if "causal" not in system.model.supports:
+    if not has_blocks(system):
         return torch.full(z.shape[:2], torch.nan)
     radii = position_spectra(system, torch.nan_to_num(z))[..., 0].abs()
     return radii.where(torch.isfinite(z).all(-1).to(radii.device), torch.nan)

@@ -24,13 +24,24 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.reference.baselines.optimal import is_of, optimum
 from loopprobe.store import draw
-from loopprobe.store.checkpoint_file import CONFIG, FORMAT, STATE, WEIGHTS, fit, read_json, read_tensors
+from loopprobe.store.checkpoint_file import (
+    CONFIG,
+    FORMAT,
+    STATE,
+    WEIGHTS,
+    fit,
+    read_json,
+    read_tensors,
+    shipped_folder,
+)
+from loopprobe.store.language import load_language_model
 from loopprobe.store.subject import PromptSpec
 from loopprobe.support.device_names import known_device
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic, write_json
 from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts
 from loopprobe.tasks.protocol import Outputs
+from loopprobe.wrapped.loading import PREFIX
 
 DEFAULT = "lr-b20-T10"
 METRICS = "metrics.jsonl"
@@ -151,13 +162,6 @@ class Checkpoint:
         return optimum(prompts, self.config.task)
 
 
-def shipped_folder() -> Path:
-    """Return the folder of the shipped checkpoints: in an installed wheel, or at the top of the clone."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "_checkpoints"
-    return installed if installed.is_dir() else package.parent / "checkpoints"
-
-
 def names() -> dict[str, Path]:
     """Return the folder of every checkpoint by its name; one in ./runs takes precedence over a shipped one."""
     folders = {}
@@ -184,19 +188,46 @@ def find(name: str | Path) -> Path:
     raise LoopprobeError(f"no checkpoint is called {str(name)[:100]!r}: {hint}")
 
 
-def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu") -> LoopedTransformer:
-    """Load a model by name or path, ready to run."""
-    return load_checkpoint(name, device).model
+def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", **options: Any) -> Any:
+    """Load a model by name or path, ready to run.
+
+    Args:
+        name: of a checkpoint; or ``hf:NAME``, ``hf:NAME@REVISION`` or ``hf:FOLDER`` of a looped language model.
+        device: where it is put.
+        options: of language models: ``n_loops``, ``dtype``, ``trust_remote_code``, ``device_map``.
+
+    Returns:
+        A LoopedTransformer, or the wrapped language model.
+
+    Raises:
+        LoopprobeError: see ``load_checkpoint``.
+    """
+    return load_checkpoint(name, device, **options).model
 
 
-def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a model with its configuration and history.
+def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cpu", **options: Any) -> Any:
+    """Load a model with its configuration and history, or a language model with its tokenizer.
+
+    Args:
+        name, device, options: as in ``load``.
+
+    Returns:
+        A Checkpoint, or a LanguageModel.
 
     Raises:
         LoopprobeError: the checkpoint is missing, damaged, too new or too large for the memory; its weights do not fit
-            its configuration or are not finite; or there is no such device.
+            its configuration or are not finite; or there is no such device. Of language models see
+            ``wrapped.loading.read_language_model``.
     """
     known_device(str(device))
+    if str(name).startswith(PREFIX):
+        return load_language_model(str(name), device, **options)
+    if options:
+        raise LoopprobeError(f"{next(iter(options))} is of language models and {name} is none: leave it out")
+    return _read_checkpoint(name, device)
+
+
+def _read_checkpoint(name: str | Path, device: str | torch.device) -> Checkpoint:
     folder = find(name)
     config, tree = read_json(folder)
     require_model(config.model)

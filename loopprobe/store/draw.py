@@ -25,6 +25,8 @@ def draw(config: AnyConfig, label: str, spec: PromptSpec) -> Drawn:
     """
     if spec.length is not None and config.task.tokens is None:
         raise LoopprobeError(f"length ({spec.length}) is of token tasks, and {label} has vectors: leave it out")
+    if spec.of_text:
+        raise LoopprobeError(f"{label} reads no text ({config.task.name}): give a language model, such as hf:NAME")
     if spec.data is None:
         return held_out(config, label, spec.prompts, spec.seed, spec.shift, spec.length)
     if spec.shift is not None:

@@ -15,10 +15,28 @@ from loopprobe.support.statistics import bootstrap_mean
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.tokens import longest_length
 
+TOKENS = 256  # of a prompt; fewer prompts run at once where they have more
+NUMBERS = 2**28  # of answers that are kept at once: 1 GB in float32
+
 
 def chunk_size(device: torch.device) -> int:
     """Return the number of prompts to run at once; on a CPU a larger batch leaves the cache and is half as fast."""
     return 64 if device.type == "cpu" else 4096
+
+
+def batches(model: LoopedModel, prompts: Any, loops_kept: int = 1, states: bool = False) -> list[Any]:
+    """Split prompts (a ``PromptBatch``) into batches that the processor likes and the memory holds.
+
+    Args:
+        model: the model that runs them.
+        prompts: the prompts.
+        loops_kept: how many loops' answers are kept of each batch at once.
+        states: whether the states of all these loops are kept too.
+    """
+    size = chunk_size(model.device)
+    size = min(size, size * TOKENS // max(prompts.n_tokens, TOKENS))
+    numbers = prompts.n_answers * model.value_size + (prompts.n_tokens * model.sizes.d_model if states else 0)
+    return list(prompts.split(max(1, min(size, NUMBERS // (loops_kept * numbers)))))
 
 
 def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
@@ -26,7 +44,7 @@ def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = 
     with torch.no_grad():
         chunks = [
             batch.errors(model(*batch.inputs, n_loops=n_loops, read_at=batch.read_at))[..., -1]
-            for batch in prompts.split(chunk_size(model.device))
+            for batch in batches(model, prompts, n_loops or model.sizes.n_loops)
         ]
     return torch.cat(chunks, dim=1)
 

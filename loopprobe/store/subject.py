@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import PositiveInt
@@ -22,7 +22,13 @@ class PromptSpec:
         shift: the name of a shift from the distribution of training, see ``tasks.shifts``.
         data: the name or path of a table that the prompts are drawn from instead, see ``tasks.tables``.
         target: the column of the table that is the label.
-        length: the length of prompts of a token task; None: the longest of the training.
+        length: the length of prompts of a token task, None: the longest of the training; of a language model the tokens
+            that are read of every text, None: all, or 128 of a text file.
+        text: the texts that a language model reads; the last token of each is the answer.
+        text_file: a long text that it reads in windows.
+        text_pairs: a JSONL file of clean texts, and where wanted corrupted ones, right and wrong answers.
+        chat: whether texts are put through the tokenizer's chat template.
+        read: whether the answer at the query alone is read, or that at every token; of a text file always at every one.
     """
 
     prompts: int = 1280
@@ -31,6 +37,16 @@ class PromptSpec:
     data: str | None = None
     target: str | None = None
     length: PositiveInt | None = None
+    text: tuple[str, ...] = ()
+    text_file: str | None = None
+    text_pairs: str | None = None
+    chat: bool = False
+    read: Literal["query", "all"] = "query"
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it names a text, which language models alone read."""
+        return bool(self.text or self.text_file or self.text_pairs)
 
 
 @runtime_checkable

@@ -46,6 +46,7 @@ class Anatomy:
         call: keywords of every call, such as ``{"use_cache": False}``.
         settings: attributes of the module, by their paths, and their values while it runs, or functions from the loop
             count to them.
+        injection: what a loop begins with, as a formula of z and e in words, where no comparison would show it.
         gate: the module that tells in every loop how likely it would stop there; None: there is none.
     """
 
@@ -66,6 +67,7 @@ class Anatomy:
     n_ctx: int = 1_000_000
     call: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    injection: str | None = None
     gate: str | None = None
 
 

@@ -28,7 +28,7 @@ def ouro(model: Any) -> Anatomy:
             "hook_resid_mid": ("post_attention_layernorm", "in"),
             "hook_mlp_out": "post_attention_layernorm_2",
         },
-        gate="model.early_exit_gate" if hasattr(model.model, "early_exit_gate") else None,
+        **_gate(model, "model.early_exit_gate"),
         **_common(model),
     )
 
@@ -50,7 +50,7 @@ def huginn(model: Any) -> Anatomy:
         set_loops=lambda n: {"num_steps": (0, n)},
         start=_random_state,
         sites={"hook_attn_out": "attn", "hook_resid_mid": ("norm_3", "in"), "hook_mlp_out": "mlp"},
-        points={"hook_input": "transformer.adapter"},
+        points={"hook_adapter": ("transformer.adapter", "in"), "hook_input": "transformer.adapter"},
         n_loops=int(model.config.mean_recurrence),
         **{**common, "attention": attention},
     )
@@ -86,6 +86,7 @@ def hrm_text(model: Any) -> Anatomy:
             "config.num_hidden_layers": lambda n: n * per_loop,  # of a key-value cache
         },
         start=_low_and_high,
+        injection="z_low + z_high",
         sites={
             "hook_attn_out": "self_attn",
             "hook_resid_mid": ("post_attention_layernorm", "in"),
@@ -112,6 +113,7 @@ def dory(model: Any) -> Anatomy:
         coda=tuple(f"model.layers.{i}" for i in coda),
         head="lm_head",
         set_loops="config.n_recurrent_loops",
+        injection="norm(z) + norm(e)",
         sites={
             "hook_attn_out": "post_attention_layernorm",
             "hook_resid_mid": ("pre_feedforward_layernorm", "in"),
@@ -164,6 +166,12 @@ def albert(model: Any) -> Anatomy:
         sites={"hook_resid_mid": "attention", "hook_mlp_out": "ffn_output"},
         **{**_common(model), "call": {}, "attention": "attention"},
     )
+
+
+def _gate(model: nn.Module, path: str) -> dict[str, Any]:
+    """The places of an exit gate, where the model has one."""
+    there = any(name == path for name, _ in model.named_modules())
+    return {"gate": path, "points": {"hook_gate": path}} if there else {}
 
 
 def _layers(path: str, n: int) -> tuple[str, ...]:

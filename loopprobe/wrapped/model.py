@@ -88,7 +88,7 @@ class WrappedModel(LoopedRootModule):
         in_loop |= {name: shape for name, shape in further.items() if name not in opening}
         in_loop |= {"hook_z": state} if anatomy.state else {}
         in_loop |= {f"coda.{i}.hook_resid_post": widths[path, "out"] for i, path in enumerate(anatomy.coda)}
-        in_loop["hook_readout"] = (self.n_outputs,)
+        in_loop["hook_readout"] = (self.value_size,)
         return WrappedLayout(self.n_loops, {"hook_embed": widths[anatomy.prelude[-1], "out"]}, in_loop, anatomy.n_heads)
 
     @property
@@ -98,7 +98,7 @@ class WrappedModel(LoopedRootModule):
         return self.anatomy.n_loops
 
     @property
-    def n_outputs(self) -> int:
+    def value_size(self) -> int:
         """The numbers of one answer, such as the size of the vocabulary."""
         head = None if self.anatomy.head is None else self.wiring.widths.get((self.anatomy.head, "out"))
         return head[-1] if head else 1
@@ -308,7 +308,7 @@ class WrappedModel(LoopedRootModule):
         self._require_map("to_state")
         if self.anatomy.norm is not None:
             with as_precise_as(self.module):
-                resid = self.module.get_submodule(self.anatomy.norm)(resid)
+                resid = self.module.get_submodule(self.anatomy.norm).forward(resid)  # past the hooks of a pass
         others = self.sizes.d_model - resid.shape[-1]
         return resid if not others else torch.cat([resid.new_zeros(*resid.shape[:-1], others), resid], -1)
 
@@ -316,10 +316,10 @@ class WrappedModel(LoopedRootModule):
         """The answers of states by the head alone."""
         self._require_map("unembed")
         assert self.anatomy.head is not None, "only with linear_readout"
-        head: nn.Module = self.module.get_submodule(self.anatomy.head)
+        head = self.module.get_submodule(self.anatomy.head)
         width = self.wiring.widths[self.anatomy.head, "in"][-1]
         with as_precise_as(self.module):
-            answers: Tensor = head(states[..., -width:])
+            answers: Tensor = head.forward(states[..., -width:])  # past the hooks of a pass that goes on
         return answers
 
     def _require_map(self, what: str) -> None:

@@ -89,6 +89,8 @@ class Pass:
 
     def begin(self, *_: Any) -> None:
         """Note that the module is called."""
+        if ACTIVE.get() is not self:
+            return
         self.calls += 1
         self._position, self._embedded = 0, False
         self._parts, self._counts = [None] * len(self.anatomy.state), [0] * len(self.anatomy.state)
@@ -271,6 +273,8 @@ class Pass:
         part = self.module.get_submodule(path)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if ACTIVE.get() is not self:  # a hook runs another pass of the module
+                return None
             if args and isinstance(args[0], Tensor):
                 return (act(args[0]), *args[1:]), kwargs
             key = next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
@@ -279,6 +283,8 @@ class Pass:
             return args, {**kwargs, key: act(kwargs[key])}
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if ACTIVE.get() is not self:
+                return None
             if isinstance(output, Tensor):
                 return act(output)
             return type(output)((act(output[0]), *output[1:]))
@@ -297,7 +303,7 @@ class Pass:
         was = own.get("forward")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not when():
+            if ACTIVE.get() is not self or not when():
                 return computed(*args, **kwargs)
             x = first_tensor(args, kwargs)
             return (x, *[None] * (n_returned - 1)) if n_returned else x

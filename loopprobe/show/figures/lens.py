@@ -12,7 +12,12 @@ from loopprobe.show.figures.style import colours, curve, finish, heat
 
 MEASURES = {"error": "error", "to_final": "distance to the final answer", "to_optimum": "distance to the optimum"}
 LEAST = 1e-9  # the least error that a colour stands for: none at all has no logarithm
-TITLES = {"final norm": "read with the final norm", "no norm": "without norm", "tuned": "tuned: an affine map a site"}
+TITLES = {
+    "final norm": "read with the final norm",
+    "no norm": "without norm",
+    "tuned": "tuned: an affine map a site",
+    "coda": "read by the model's own coda",
+}
 
 
 def lens_figures(data: xr.Dataset) -> dict[str, go.Figure]:
@@ -22,7 +27,8 @@ def lens_figures(data: xr.Dataset) -> dict[str, go.Figure]:
         data: a dataset of the lens probe.
     """
     ranks = {"lens-ranks": _ranks(data)} if "rank" in data else {}
-    return {"lens": _at_query(data), "lens-by-point": _by_point(data)} | ranks
+    words = {"lens-answers": answers_in_words(data)} if "top_answer" in data else {}
+    return {"lens": _at_query(data), "lens-by-point": _by_point(data)} | ranks | words
 
 
 def _at_query(data: xr.Dataset) -> go.Figure:
@@ -30,15 +36,16 @@ def _at_query(data: xr.Dataset) -> go.Figure:
 
     A panel has one curve per site over the loops. A model with one loop has one curve over the sites.
     """
-    titles = [TITLES[lens] for lens in data.lens.values] + [""] * (len(data.lens) * (len(MEASURES) - 1))
+    measures = {name: words for name, words in MEASURES.items() if data[f"query_{name}"].notnull().any()}
+    titles = [TITLES[lens] for lens in data.lens.values] + [""] * (len(data.lens) * (len(measures) - 1))
     figure = make_subplots(
-        len(MEASURES), len(data.lens), subplot_titles=titles, shared_yaxes="rows", shared_xaxes=True,
+        len(measures), len(data.lens), subplot_titles=titles, shared_yaxes="rows", shared_xaxes=True,
         horizontal_spacing=0.03, vertical_spacing=0.05,
     )  # fmt: skip
     ordinary = data.sizes["loop"] == 1
     x, lines = ("site", "loop") if ordinary else ("loop", "site")
     data = data.assign_coords(site=_site_names(data))
-    for row, measure in enumerate(MEASURES, 1):
+    for row, measure in enumerate(measures, 1):
         for col, lens in enumerate(data.lens.values, 1):
             for line, colour in zip(data[lines].values, colours(data.sizes[lines]), strict=True):
                 answers = data.sel({"lens": lens, lines: line})
@@ -50,20 +57,20 @@ def _at_query(data: xr.Dataset) -> go.Figure:
                     in_legend=(row, col) == (1, 1) and not ordinary,
                 )  # fmt: skip
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
-    for row, words in enumerate(MEASURES.values(), 1):
+    for row, words in enumerate(measures.values(), 1):
         figure.update_yaxes(title=words, row=row, col=1)
-    figure.update_xaxes(title=None if ordinary else "loops done", row=len(MEASURES))
+    figure.update_xaxes(title=None if ordinary else "loops done", row=len(measures))
     unit = read_stamp(data).unit.replace("error", "difference")
     finish(figure, f"{data.model.item()}: the answer at the query, read at every site ({unit})")
-    return figure.update_layout(height=820)
+    return figure.update_layout(height=100 + 240 * len(measures))
 
 
 def _by_point(data: xr.Dataset) -> go.Figure:
-    """Draw the error with the final norm in logarithmic colours, by loop and point, one panel per site.
+    """Draw the error with the first lens in logarithmic colours, by loop and point, one panel per site.
 
     A model with one loop has a single panel by site and point.
     """
-    errors = data.error.sel(lens="final norm").clip(LEAST)
+    errors = data.error.isel(lens=0).clip(LEAST)
     logs = xr.apply_ufunc(np.log10, errors).assign_coords(site=_site_names(data))
     ordinary = data.sizes["loop"] == 1
     titles = ["at every site"] if ordinary else logs.site.values.tolist()
@@ -77,16 +84,16 @@ def _by_point(data: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title=None if ordinary else "loops done", col=1)
     bar = {"title": {"text": f"log10 {read_stamp(data).unit}", "side": "right"}, "thickness": 14}
     figure.update_layout(coloraxis={"colorscale": "Viridis_r", "colorbar": bar})
-    finish(figure, f"{data.model.item()}: error of the answer read with the final norm, at every point")
+    finish(figure, f"{data.model.item()}: error of the answer {TITLES[data.lens.values[0]]}, at every point")
     return figure.update_layout(hovermode="closest", margin={"r": 90})
 
 
 def _ranks(data: xr.Dataset) -> go.Figure:
-    """Draw the mean rank of the final answer and the share of right ones, read with the final norm, by answer."""
-    last = data.sel(lens="final norm").isel(site=-1)
+    """Draw the mean rank of the final answer and the share of right ones, read with the first lens, by answer."""
+    last = data.isel(lens=0, site=-1)
     ordinary = data.sizes["loop"] == 1
     if ordinary:
-        last = data.sel(lens="final norm").isel(loop=0).assign_coords(site=_site_names(data))
+        last = data.isel(lens=0, loop=0).assign_coords(site=_site_names(data))
     y = "site" if ordinary else "loop"
     titles = ["mean rank of the final answer (0: the top)", "share of right answers"]
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.16)
@@ -103,8 +110,45 @@ def _ranks(data: xr.Dataset) -> go.Figure:
         coloraxis={"colorscale": "Viridis_r", "cmin": 0, "colorbar": bar | {"x": 0.43}},
         coloraxis2={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar | {"tickformat": ".0%"}},
     )
-    finish(figure, f"{data.model.item()}: the answer read after every {y}, with the final norm")
+    finish(figure, f"{data.model.item()}: the answer after every {y}, {TITLES[data.lens.values[0]]}")
     return figure.update_layout(hovermode="closest", margin={"r": 90})
+
+
+def answers_in_words(data: xr.Dataset) -> go.Figure:
+    """Draw the best answers of the first prompt in words, coloured by their probability.
+
+    Of several answers they are read from the state, after every loop at every answer; of one, at every site.
+
+    Args:
+        data: a dataset of the lens probe, whose prompts can name their answers.
+    """
+    one = data.isel(shown=0, top=0)
+    by_site = data.sizes["answer"] == 1 or data.sizes["loop"] == 1
+    part = one.isel(answer=-1) if by_site else one.isel(site=-1)
+    across = "site" if by_site else "answer"
+    words, likely = (part[name].transpose("loop", across) for name in ("top_answer", "top_probability"))
+    names = _site_names(data) if by_site else _read_texts(data)
+    figure = go.Figure(
+        go.Heatmap(
+            x=list(range(len(names))), y=[str(loop) for loop in data.loop.values], z=likely.values, text=words.values,
+            texttemplate="%{text}", colorscale="Blues", zmin=0, zmax=1, textfont={"size": 10},
+            colorbar={"title": {"text": "probability", "side": "right"}, "thickness": 14, "tickformat": ".0%"},
+            hovertemplate="loop %{y}, %{x}: %{text} %{z:.1%}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-40)
+    figure.update_yaxes(title="loops done", autorange="reversed", type="category")
+    what = "the best answer at the query, at every site" if by_site else "the best next token at every token"
+    finish(figure, f"{data.model.item()}: {what}, {TITLES[data.lens.values[0]]} (first prompt)")
+    size = max(620, 46 * len(names) + 180)
+    return figure.update_layout(hovermode="closest", width=size, height=180 + 30 * data.sizes["loop"])
+
+
+def _read_texts(data: xr.Dataset) -> list[str]:
+    """Return the texts of the tokens at which the shown answers are read, as far as all prompts share them."""
+    roles = read_stamp(data).tokens.split(", ")
+    n = data.sizes["answer"]
+    return roles[-n:] if len(roles) >= n else [str(i) for i in range(n)]
 
 
 def _site_names(data: xr.Dataset) -> list[str]:

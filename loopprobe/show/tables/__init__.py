@@ -14,6 +14,7 @@ from loopprobe.show.tables.inside import (
     paths_table,
     recover_table,
 )
+from loopprobe.show.tables.inspection import diagram, inspection_tables
 from loopprobe.show.tables.models import checkpoint_summary, checkpoint_table, checkpoint_tables, plan_table
 from loopprobe.show.tables.study import (
     compare_table,
@@ -40,9 +41,11 @@ __all__ = [
     "converge_table",
     "curves_table",
     "decode_table",
+    "diagram",
     "exit_table",
     "fixed_points_table",
     "folds_table",
+    "inspection_tables",
     "lens_table",
     "limits_models_table",
     "limits_table",

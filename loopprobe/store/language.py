@@ -1,0 +1,201 @@
+"""Language models as subjects of probes: a wrapped model, its tokenizer, and prompts from text."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loopprobe.errors import LoopprobeError
+from loopprobe.store.checkpoint_file import shipped_folder
+from loopprobe.store.subject import PromptSpec
+from loopprobe.tasks.protocol import Outputs
+from loopprobe.tasks.text import TextPrompts
+from loopprobe.tasks.text_lines import from_jsonl
+from loopprobe.tasks.text_sources import from_texts
+from loopprobe.tasks.text_windows import from_file
+from loopprobe.wrapped.loading import PREFIX, read_language_model
+from loopprobe.wrapped.model import WrappedModel
+
+SAMPLED = 4096  # numbers of each tensor that the digest of weights is made of
+WINDOW = 128  # tokens of a window of a text file, where no length is given
+
+
+@dataclass(repr=False)
+class LanguageModel:
+    """A looped language model, as ``load_checkpoint("hf:…")`` gives it.
+
+    Attributes:
+        model: the wrapped model, in eval mode.
+        tokenizer: its tokenizer.
+        name: the name that it was loaded by.
+        alias: the label to use where the last part of the name is not unique among the models shown.
+        files: the paths of the text files that prompts were drawn from, by their names.
+    """
+
+    model: WrappedModel
+    tokenizer: Any
+    name: str
+    alias: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name in figures and files: the alias, or the last part of ``name``."""
+        return self.alias or Path(self.name.removeprefix(PREFIX)).name
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.device
+
+    @property
+    def task_name(self) -> str:
+        """What the model was trained to do."""
+        return "next token" if self.is_causal else "masked token"
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token's state depends on no later token."""
+        return "causal" in self.model.supports
+
+    def __repr__(self) -> str:
+        """Describe the model in two lines."""
+        sizes = self.model.sizes
+        return (
+            f"{self.label}: {type(self.model.module).__name__}, {sizes.n_layers} layers in the loop, "
+            f"b = {sizes.n_loops}, state of {sizes.d_model}\n"
+            f"weights {self.digest}, {self.model.dtype} on {self.device}".replace("torch.", "")
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of a SHA-256 of 4,096 numbers of every tensor, which identify the weights."""
+        content = hashlib.sha256()
+        for name, tensor in sorted(self.model.module.state_dict().items()):
+            content.update(f"{name} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
+            content.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()[:16]
+
+    def identity(self) -> dict[str, Any]:
+        """Return a record of the model: its name, the digest of its weights and its sizes."""
+        sizes = self.model.sizes
+        model = {"architecture": type(self.model.module).__name__, "n_loops": sizes.n_loops, "n_layers": sizes.n_layers}
+        model |= {"d_model": sizes.d_model, "n_heads": sizes.n_heads, "start_seed": self.model.start_seed}
+        return {"name": self.name, "weights": self.digest, "config": {"model": model, "task": {"name": self.task_name}}}
+
+    def draw(self, spec: PromptSpec) -> TextPrompts:
+        """Make the prompts of a specification: of texts, of pairs in a JSONL file, or of windows of a text file.
+
+        Raises:
+            LoopprobeError: the specification names no text, several sources, or what only other tasks have.
+        """
+        return self.pairs(spec)[0]
+
+    def pairs(self, spec: PromptSpec) -> tuple[TextPrompts, TextPrompts | None]:
+        """Make the prompts of a specification, and the corrupted ones where it has them."""
+        sources = {"text": spec.text, "text_file": spec.text_file, "pairs": spec.text_pairs}
+        given = [name for name, value in sources.items() if value]
+        for name in ("shift", "data", "target"):
+            if getattr(spec, name) is not None:
+                raise LoopprobeError(f"{name} ({getattr(spec, name)}) is of regression tasks: leave it out")
+        if len(given) != 1:
+            raise LoopprobeError(
+                f"{self.label} reads text, and {'none' if not given else ' and '.join(given)} is given: give one of "
+                "--text, --text-file and --pairs"
+            )
+        masked = not self.is_causal
+        corrupted = None
+        if spec.text_file:
+            windows = (spec.text_file, self.tokenizer, spec.length or WINDOW, spec.prompts, spec.seed)
+            prompts = from_file(*windows, masked=masked)
+            self.files[Path(spec.text_file).name] = spec.text_file
+        elif spec.text_pairs:
+            if spec.length is not None:
+                raise LoopprobeError(
+                    f"length ({spec.length}) does not go with pairs, which are read whole: leave it out"
+                )
+            prompts, corrupted = from_jsonl(
+                spec.text_pairs, self.tokenizer, read=spec.read, chat=spec.chat, masked=masked
+            )
+        else:
+            options: dict[str, Any] = {"length": spec.length, "chat": spec.chat, "masked": masked}
+            prompts = from_texts(spec.text, self.tokenizer, read=spec.read, **options)
+        self._require(prompts)
+        prompts, corrupted = prompts.to(self.device), None if corrupted is None else corrupted.to(self.device)
+        if not prompts.knows_answers:
+            with torch.no_grad():
+                prompts = prompts.answered(self.model(*prompts.inputs, keep_loops=1, read_at=prompts.read_at))
+        return prompts, corrupted
+
+    def _require(self, prompts: TextPrompts) -> None:
+        if prompts.n_tokens > self.model.sizes.n_ctx:
+            raise LoopprobeError(
+                f"the prompts have {prompts.n_tokens} tokens and {self.label} reads {self.model.sizes.n_ctx}: cut them"
+            )
+        if prompts.answers.max() >= self.model.value_size:
+            raise LoopprobeError(
+                f"an answer is token {int(prompts.answers.max())} and {self.label} knows {self.model.value_size}: give "
+                "the tokenizer of the model"
+            )
+
+    def more_like(self, prompts: TextPrompts, n_prompts: int, seed: int) -> TextPrompts:
+        """Draw further windows of the text file that the prompts are of, from its other half, to fit on.
+
+        Raises:
+            LoopprobeError: the prompts are of no text file.
+        """
+        if not self.is_of_task(prompts):
+            raise LoopprobeError("further prompts come from a text file alone: give --text-file, or training=")
+        masked = not self.is_causal
+        path, length = self.files[prompts.origin["file"]], prompts.origin["length"]
+        windows = (path, self.tokenizer, length, n_prompts, seed)
+        return from_file(*windows, part="train", masked=masked).to(self.device)
+
+    def is_of_task(self, prompts: Any) -> bool:
+        """Check that prompts are windows of a text file."""
+        return isinstance(prompts, TextPrompts) and "length" in prompts.origin and prompts.origin["file"] in self.files
+
+    def loops_of(self, prompts: Any) -> int:
+        """Return the number of loops that the model runs."""
+        return self.model.sizes.n_loops
+
+    def optimum(self, prompts: TextPrompts) -> tuple[str, Outputs]:
+        """Return that the best predictor of text is unknown: NaN in the shape of outputs, without their memory."""
+        shape = (prompts.n_prompts, prompts.n_answers, self.model.value_size)
+        return "unknown", torch.full((1, 1, 1), torch.nan, device=self.device).expand(shape)
+
+
+def shipped_language_models() -> dict[str, Path]:
+    """Return the folders of the language models that ship with the package, by their names."""
+    return {path.parent.name: path.parent for path in sorted((shipped_folder() / "hub").glob("*/config.json"))}
+
+
+def source_of(name: str) -> tuple[str, str | None]:
+    """Return the folder or the hub's name that ``hf:NAME`` or ``hf:NAME@REVISION`` means, and the revision."""
+    text = name.removeprefix(PREFIX)
+    if Path(text).is_dir():
+        return text, None
+    if text in (shipped := shipped_language_models()):
+        return str(shipped[text]), None
+    source, _, revision = text.partition("@")
+    if not source:
+        raise LoopprobeError(f"{name!r} names no model: give hf:NAME, such as hf:ByteDance/Ouro-1.4B, or hf:FOLDER")
+    return source, revision or None
+
+
+def load_language_model(name: str, device: str | torch.device = "cpu", **options: Any) -> LanguageModel:
+    """Load a looped language model by ``hf:NAME``, see ``wrapped.loading.read_language_model`` for the options.
+
+    Raises:
+        LoopprobeError: see there.
+    """
+    source, revision = source_of(name)
+    model, tokenizer = read_language_model(source, revision=options.pop("revision", revision), device=device, **options)
+    return LanguageModel(model, tokenizer, name)
