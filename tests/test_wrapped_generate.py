@@ -250,7 +250,7 @@ def test_what_cannot_be_written_gets_one_line(models):
         ("dory", (draw("dory"), 58), "are 65 tokens but the model reads 64: lower max_new_tokens"),
         ("dory", (draw("dory"), 0), "max_new_tokens .0. must be a whole number and at least 1"),
         ("dory", (draw("dory"), 2, 0), "n_loops .0. must be a whole number"),
-        ("dory", (torch.full((1, 2), 50), 2), "token 50 is not in the vocabulary"),
+        ("dory", (torch.full((1, 2), VOCABULARY), 2), f"token {VOCABULARY} is not in the vocabulary"),
     ):
         with pytest.raises(LoopprobeError, match=said):
             models[name].generate(*arguments)
