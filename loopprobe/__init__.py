@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from loopprobe.tasks import Prompts, held_out, sample
     from loopprobe.tasks.corruptions import corrupt
     from loopprobe.training.train import train
+    from loopprobe.wrapped.wrap import wrap
 
 _HOME = {
     "LoopCache": "model.cache",
@@ -72,6 +73,7 @@ _HOME = {
     "held_out": "tasks",
     "sample": "tasks",
     "train": "training.train",
+    "wrap": "wrapped.wrap",
 }
 __all__ = [*_HOME, "__version__"]
 

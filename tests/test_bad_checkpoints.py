@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.store import checkpoint as cp
+from loopprobe.store import training_state
 
 
 def write(folder, dtype=torch.float32):
@@ -175,13 +176,13 @@ def _nan(tensors):
 def test_a_damaged_state_of_a_run_is_refused_in_one_line(tmp_path, damage):
     model = make_model(torch.float32)
     optimizer = torch.optim.AdamW(model.parameters())
-    cp.save_state(tmp_path, model, [optimizer], torch.Generator(), 3, 1.0, torch.zeros(0, 2))
-    assert cp.read_state(tmp_path, model, [optimizer], torch.Generator())[0] == 3
-    tensors = load_file(tmp_path / cp.STATE)
+    training_state.save_state(tmp_path, model, [optimizer], torch.Generator(), 3, 1.0, torch.zeros(0, 2))
+    assert training_state.read_state(tmp_path, model, [optimizer], torch.Generator())[0] == 3
+    tensors = load_file(tmp_path / training_state.STATE)
     damage(tensors)
-    save_file(tensors, tmp_path / cp.STATE, metadata={"step": "3", "seconds": "1.0"})
+    save_file(tensors, tmp_path / training_state.STATE, metadata={"step": "3", "seconds": "1.0"})
     with pytest.raises(LoopprobeError, match="damaged") as error:
-        cp.read_state(tmp_path, model, [optimizer], torch.Generator())
+        training_state.read_state(tmp_path, model, [optimizer], torch.Generator())
     assert "\n" not in str(error.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopprobe.cli.options import MOST_NUMBERS, parse_numbers, parse_positions
+from loopprobe.cli.parsing import MOST_NUMBERS, parse_numbers, parse_positions
 from loopprobe.errors import LoopprobeError
 
 FIXED = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -80,7 +80,7 @@ LIGHT = [
     (["patch", "--seed", "1", "--seed", "1"], "--seed is given 2 times"),
     (["fixed-points", "--method", "guess"], "method ('guess')"),
     (["cache", "--loops", "0:100000000000"], "numbers"),
-    (["cache", "--ckpt", "a", "--ckpt", "b"], "--ckpt is given 2 times"),
+    (["cache", "--ckpt", "a", "--ckpt", "b"], "cache takes one model and 2 are given"),
     (["train", "--preset", "fast", "--preset", "relu"], "--preset is given 2 times"),
     (["run", "no_such_question"], "no_such_question"),
     (["run", "r1_models"], "r1_models"),

@@ -7,18 +7,8 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import (
-    Common,
-    Loops,
-    Positions,
-    at_least,
-    one_of,
-    output_folder,
-    parse_numbers,
-    parse_positions,
-    parse_words,
-    with_common,
-)  # fmt: skip
+from loopprobe.cli.options import Common, Loops, Positions, output_folder, with_common
+from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_positions, parse_words
 from loopprobe.cli.probes import ask, show
 from loopprobe.errors import LoopprobeError
 

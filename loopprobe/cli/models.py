@@ -8,17 +8,8 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import (
-    Cpus,
-    Device,
-    Dtype,
-    Engine,
-    Gpus,
-    Overwrite,
-    TrustRemoteCode,
-    at_least,
-    cluster_of,
-)
+from loopprobe.cli.options import Cpus, Device, Dtype, Engine, Gpus, Overwrite, TrustRemoteCode, cluster_of
+from loopprobe.cli.parsing import at_least
 from loopprobe.errors import LoopprobeError
 
 IMPORT_PROMPTS = 64  # that an imported model is evaluated on: seconds, also for twelve layers

@@ -19,15 +19,12 @@ from loopprobe.cli.options import (
     Png,
     Quick,
     Workers,
-    at_least,
-    one_of,
     output_folder,
-    parse_numbers,
-    parse_words,
     pool_of,
     question_files,
     with_common,
 )
+from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_words
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.shipped import study_folder, toml_files
 

@@ -106,15 +106,13 @@ class LoopCache(Mapping[str, Tensor]):
     def numbers(self, n_pos: int) -> int:
         """Count the numbers that it holds of each prompt of ``n_pos`` tokens, once it is filled."""
         sizes = n_pos, len(self._places(n_pos)), n_pos // self.model.tokens_per_point
-        numbers = self.model.hook_trees.layout.numbers_of
-        return sum(len(loops) * numbers(local, *sizes) for local, loops in self._loops.items())
+        count = self.model.hook_trees.layout.numbers_of
+        return sum(len(loops) * count(local, *sizes) for local, loops in self._loops.items())
 
     @property
     def loops(self) -> list[int]:
         """The iterations that were kept, in order."""
         return sorted({loop for loops in self._loops.values() for loop in loops if loop is not None})
-
-    # As a mapping from full names, and in the shorthand of TransformerLens
 
     def __getitem__(self, key: Any) -> Any:
         """One activation, or that of several loops or layers stacked.

@@ -228,8 +228,8 @@ class LoopedRootModule(HookedRootModule):
             self, n_loops, names, loops, layers, positions, n_pos=n_pos, device=device, detach=detach
         )
         size = n_prompts * cache.numbers(n_pos) * self.dtype.itemsize * (1 if loss is None else 2)
-        what, where = "the cache", torch.device(device or self.device)
-        require(size, what, "keep fewer names, loops, positions or prompts", where)
+        remedy = "keep fewer names, loops, positions or prompts"
+        require(size, "the cache", remedy, torch.device(device or self.device))
         if not detach:
             with self.hooks(fwd_hooks=[(cache.holds, cache.record)]):
                 outputs = self(*inputs, n_loops=n_loops, grad_loops=grad_loops, **reading)
@@ -273,8 +273,6 @@ class LoopedRootModule(HookedRootModule):
         for name, times in passed.items():
             cache.grads.keep(name, sum((next(grads) for _ in times[1:]), next(grads)))
         return outputs.detach()
-
-    # What a model adds
 
     @property
     def sizes(self) -> Sizes:

@@ -12,11 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor
 
 from loopprobe.config.budget import require_model
 from loopprobe.config.schema import AnyConfig, Config
@@ -27,8 +24,8 @@ from loopprobe.store import draw
 from loopprobe.store.checkpoint_file import (
     CONFIG,
     FORMAT,
-    STATE,
     WEIGHTS,
+    contiguous,
     fit,
     read_json,
     read_tensors,
@@ -265,7 +262,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, weights: bool = True) -> None:
     parameter = next(model.parameters())
     if weights:
         with atomic(folder / WEIGHTS) as partial:
-            save_file(_contiguous(model.state_dict()), partial)
+            save_file(contiguous(model.state_dict()), partial)
     recorded = checkpoint.provenance or provenance(parameter.device, parameter.dtype)
     write_json(
         folder / CONFIG,
@@ -280,67 +277,6 @@ def save(checkpoint: Checkpoint, folder: Path, *, weights: bool = True) -> None:
     )
 
 
-# The state of a training run
-
-
-def save_state(
-    folder: Path,
-    model: LoopedTransformer,
-    optimizers: list[torch.optim.Optimizer],
-    generator: torch.Generator,
-    step: int,
-    seconds: float,
-    pending: Float[Tensor, "step measure"],
-    mastered: int | None = None,
-) -> None:
-    """Write all that the next training step and the next row of metrics depend on, completely or not at all."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {"generator": generator.get_state(), "pending": pending}
-    for i, optimizer in enumerate(optimizers):
-        for parameter, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{parameter}.{key}": value for key, value in values.items()}
-    with atomic(folder / STATE) as partial:
-        metadata = {"step": str(step), "seconds": str(seconds)}
-        metadata |= {} if mastered is None else {"mastered": str(mastered)}
-        save_file(_contiguous(tensors), partial, metadata=metadata)
-
-
-def read_state(
-    folder: Path,
-    model: LoopedTransformer,
-    optimizers: list[torch.optim.Optimizer],
-    generator: torch.Generator,
-) -> tuple[int, float, Float[Tensor, "step measure"], int | None] | None:
-    """Restore a saved state; return its step, its seconds, what is pending and the mastered length, or None."""
-    path = folder / STATE
-    if not path.exists():
-        return None
-    tensors = read_tensors(path)
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    fit(model, weights, path, f"it is not of the model in {CONFIG}")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        generator.set_state(tensors["generator"])
-        for i, optimizer in enumerate(optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                kind, *rest = name.split(".")
-                if kind == "optimizer" and int(rest[0]) == i:
-                    state.setdefault(int(rest[1]), {})[rest[2]] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        pending = tensors.get("pending", torch.empty(0, 2))  # earlier versions wrote it as a row
-        mastered = int(metadata["mastered"]) if "mastered" in metadata else None
-        return int(metadata["step"]), float(metadata["seconds"]), pending, mastered
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise LoopprobeError(f"{path} is damaged ({error!r}): train the model again with --overwrite") from None
-
-
-def remove_state(folder: Path) -> None:
-    """Delete the training state of a run that has ended."""
-    (folder / STATE).unlink(missing_ok=True)
-
-
 def _moved(model: LoopedTransformer, device: str | torch.device) -> LoopedTransformer:
     try:
         moved: LoopedTransformer = model.to(device)
@@ -348,7 +284,3 @@ def _moved(model: LoopedTransformer, device: str | torch.device) -> LoopedTransf
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LoopprobeError(f"device {str(device)!r} is not available here ({reason}): use cpu") from None
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -107,3 +107,8 @@ def fit(model: LoopedTransformer, tensors: dict[str, Tensor], path: Path, reason
             )
     model.to(functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values())))
     model.load_state_dict(tensors)
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of tensors on the CPU, as safetensors takes them."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Looped modules of others under the protocol of models: their loops made visible from outside, their text generated.
+"""Looped modules of others as models of the protocol: their loops made visible from outside, and text generated.
 
-Nothing of a wrapped module is rewritten. Where its parts stand is declared, for known architectures in one table each.
+Where the parts of a module stand is declared, for known architectures in one table each; no module is rewritten here.
 """

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import hooked
 from loopprobe.wrapped.passes import ACTIVE, Pass, find_point
+from loopprobe.wrapped.points import ATTENTION
 
 NAME = "loopprobe"  # of the attention among those that transformers knows
-ATTENTION = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z")
 
 
 @contextmanager

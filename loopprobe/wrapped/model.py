@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loopprobe.config.budget import require
-from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import hooked
 from loopprobe.model.hook_trees import HookTrees
 from loopprobe.model.hooked_root import LoopedRootModule
@@ -19,11 +18,12 @@ from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability, Sizes
 from loopprobe.model.protocol import require as require_support
 from loopprobe.model.reading import ReadAt, at_tokens, read_places
-from loopprobe.wrapped.anatomy import Anatomy, Place, Side, place_of
-from loopprobe.wrapped.attention import ATTENTION, hooked_attention
+from loopprobe.wrapped.anatomy import Anatomy
+from loopprobe.wrapped.attention import hooked_attention
 from loopprobe.wrapped.generate import generate
+from loopprobe.wrapped.inputs import like, prepared, require_answers
 from loopprobe.wrapped.passes import Pass, Plan
-from loopprobe.wrapped.points import WrappedLayout
+from loopprobe.wrapped.points import WrappedLayout, layout_of
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import Wiring, tensor_of
 
@@ -71,25 +71,7 @@ class WrappedModel(LoopedRootModule):
     @property
     def layout(self) -> WrappedLayout:
         """Which hook points it has."""
-        anatomy, widths = self.anatomy, self.wiring.widths
-        width = widths[self.wiring.order[0], "in"]
-        state = (sum(widths[path, "out"][-1] for path in anatomy.state),)
-        in_loop: dict[str, tuple[int, ...]] = {"hook_z_pre": state} if anatomy.state else {}
-        further = {name: widths[place] for name, place in _placed(anatomy.points)}
-        opening = {name for name, (path, _) in _placed(anatomy.points) if path in self.wiring.opens}
-        in_loop |= {name: shape for name, shape in further.items() if name in opening}
-        for layer, path in enumerate(self.wiring.order):
-            inner = {local: widths[f"{path}.{at}".rstrip("."), side] for local, (at, side) in _placed(anatomy.sites)}
-            if anatomy.attention is not None:
-                head = (anatomy.n_heads, anatomy.d_head or width[-1] // anatomy.n_heads)
-                inner = {name: head for name in ATTENTION} | inner
-            in_loop |= {f"blocks.{layer}.{local}": shape for local, shape in {"hook_resid_pre": width, **inner}.items()}
-            in_loop[f"blocks.{layer}.hook_resid_post"] = widths[path, "out"]
-        in_loop |= {name: shape for name, shape in further.items() if name not in opening}
-        in_loop |= {"hook_z": state} if anatomy.state else {}
-        in_loop |= {f"coda.{i}.hook_resid_post": widths[path, "out"] for i, path in enumerate(anatomy.coda)}
-        in_loop["hook_readout"] = (self.value_size,)
-        return WrappedLayout(self.n_loops, {"hook_embed": widths[anatomy.prelude[-1], "out"]}, in_loop, anatomy.n_heads)
+        return layout_of(self.anatomy, self.wiring, self.value_size)
 
     @property
     def n_loops(self) -> int:
@@ -110,8 +92,6 @@ class WrappedModel(LoopedRootModule):
         width = sum(self.wiring.widths[path, "out"][-1] for path in anatomy.state)
         width = width or self.wiring.widths[self.wiring.order[-1], "out"][-1]
         return Sizes(len(self.wiring.order), anatomy.n_heads, width, self.n_loops, anatomy.n_ctx)
-
-    # Running
 
     def forward(
         self,
@@ -145,6 +125,7 @@ class WrappedModel(LoopedRootModule):
         self.check_loops(n_loops, keep_loops, grad_loops)
         keep_loops = n_loops if keep_loops is None else keep_loops
         self.require_memory(inputs, keep_loops)
+        require_answers(inputs[0], keep_loops, read_at, self.value_size, self.device, self.dtype)
         outputs: list[Tensor] = []
         with self.hook_trees.run(n_loops):
             for output in self._answers(inputs, n_loops, keep_loops, grad_loops or n_loops, read_at):
@@ -273,7 +254,7 @@ class WrappedModel(LoopedRootModule):
         assert past is None, "a wrapped module does not step behind known keys"
         self._require_map("step")
         run = self._pass(first=loop - 1, n_loops=loop + 1, skip=True, z=z, e=e, stop="state", kept=frozenset({loop}))
-        return self._stop(run, *self._like(e)).states[loop]
+        return self._stop(run, *like(self.example, e)).states[loop]
 
     def predict(
         self,
@@ -298,7 +279,7 @@ class WrappedModel(LoopedRootModule):
         if e is None:
             e = z.new_zeros(*z.shape[:2], self.wiring.widths[self.anatomy.prelude[-1], "out"][-1])
         run = self._pass(first=loop, n_loops=loop + 1, skip=True, z=z, e=e, read_at=read_at)
-        return self._read(run, loop, read_at, *self._like(e))
+        return self._read(run, loop, read_at, *like(self.example, e))
 
     def to_state(self, resid: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens width"]:
         """The state that a residual stream would be, were its layer the last of the loop.
@@ -326,63 +307,13 @@ class WrappedModel(LoopedRootModule):
         """Raise LoopprobeError where no tensor is all that goes from loop to loop."""
         require_support(self, frozenset({"map"}), type(self.module).__name__, what)
 
-    def _like(self, e: Tensor) -> tuple[Tensor, ...]:
-        """Inputs as many and as long as e, which stands in the place of what they would be embedded as."""
-        return tuple(
-            _spread(part, e).to(e.device, e.dtype if part.is_floating_point() else part.dtype) for part in self.example
-        )
-
-    # Inputs
-
     def prepare(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Inputs as the module takes them, on its device and in its precision.
 
         Raises:
             LoopprobeError: they are unlike the example, or there are more tokens than the module reads.
         """
-        if len(inputs) != len(self.example):
-            raise LoopprobeError(f"the model reads {len(self.example)} inputs and {len(inputs)} are given: change that")
-        prepared = [self._prepared(part, like) for part, like in zip(inputs, self.example, strict=True)]
-        if (n_tokens := prepared[0].shape[1]) > self.anatomy.n_ctx:
-            raise LoopprobeError(
-                f"the prompt has {n_tokens} tokens but the model reads {self.anatomy.n_ctx}: shorten it"
-            )
-        return tuple(prepared)
-
-    def _prepared(self, values: Any, like: Tensor) -> Tensor:
-        try:
-            part = torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError):
-            raise LoopprobeError(f"inputs ({type(values).__name__}) must be tensors or arrays of numbers") from None
-        whole = not like.is_floating_point()
-        if whole and (part.is_floating_point() or part.is_complex()):
-            raise LoopprobeError(f"inputs have dtype {part.dtype}: give whole numbers, the numbers of tokens")
-        if whole and part.ndim == 1:
-            part = part[None]
-        if part.ndim != like.ndim or not part.shape[1] or part.shape[2:] != like.shape[2:]:
-            raise LoopprobeError(
-                f"inputs {tuple(part.shape)} must be like the example, [batch, pos{', ' * (like.ndim > 2)}"
-                f"{', '.join(map(str, like.shape[2:]))}], pos at least 1: reshape them"
-            )
-        vocabulary = self._vocabulary
-        if whole and vocabulary and part.numel():
-            low, high = (int(end) for end in part.aminmax())
-            if low < 0 or high >= vocabulary:
-                raise LoopprobeError(
-                    f"token {low if low < 0 else high} is not in the vocabulary: choose from 0 to {vocabulary - 1}"
-                )
-        if not whole and not bool(torch.isfinite(part).all()):
-            raise LoopprobeError("inputs hold values that are NaN or infinite: remove these prompts")
-        return part.to(self.device, like.dtype if whole else self.dtype)
-
-    @property
-    def _vocabulary(self) -> int | None:
-        """The number of tokens that the model knows; None where it is not told by an embedding at its start."""
-        first = self.module.get_submodule(self.anatomy.prelude[0])
-        found = next((part for part in first.modules() if isinstance(part, nn.Embedding)), None)
-        embeddings: Any = getattr(self.module, "get_input_embeddings", None)
-        found = embeddings() if found is None and embeddings is not None else found
-        return found.num_embeddings if isinstance(found, nn.Embedding) else None
+        return prepared(self.module, self.anatomy, self.example, inputs)
 
     def n_tokens(self, *inputs: Tensor) -> int:
         """Count the positions of the state for inputs."""
@@ -395,15 +326,3 @@ class WrappedModel(LoopedRootModule):
         numbers = n_prompts * n_tokens * (4 * widest + self.sizes.d_model * kept)
         what = f"a run of {n_prompts:,} prompts that keeps {kept:,} loops"
         require(numbers * self.dtype.itemsize, what, "give fewer prompts or keep_loops", self.device)
-
-
-def _placed(places: Mapping[str, Place]) -> list[tuple[str, tuple[str, Side]]]:
-    return [(name, place_of(place)) for name, place in places.items()]
-
-
-def _spread(part: Tensor, e: Tensor) -> Tensor:
-    """Repeat the first prompt of an example until it has as many prompts and tokens as e."""
-    n_tokens = e.shape[1]
-    times = -(-n_tokens // part.shape[1])
-    long = part[:1].repeat(1, times, *[1] * (part.ndim - 2))[:, :n_tokens]
-    return long.expand(e.shape[0], *long.shape[1:])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopprobe.model.hook_points import MakePoint, dims
+from loopprobe.wrapped.anatomy import Anatomy, Place, Side, place_of
+from loopprobe.wrapped.wiring import Wiring
 
 
 class Points:
@@ -18,6 +20,9 @@ class Points:
 
     def __len__(self) -> int:
         return len(vars(self))
+
+
+ATTENTION = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z")
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,32 @@ def _placed(names: Mapping[str, Any], point: MakePoint) -> Points:
             place = getattr(place, parent)
         setattr(place, last, point(name))
     return root
+
+
+def layout_of(anatomy: Anatomy, wiring: Wiring, value_size: int) -> WrappedLayout:
+    """Return which hook points a wrapped module has, whose answers have so many numbers."""
+    widths = wiring.widths
+    width = widths[wiring.order[0], "in"]
+    state = (sum(widths[path, "out"][-1] for path in anatomy.state),)
+    in_loop: dict[str, tuple[int, ...]] = {"hook_z_pre": state} if anatomy.state else {}
+    further = {name: widths[place] for name, place in _places(anatomy.points)}
+    opening = {name for name, (path, _) in _places(anatomy.points) if path in wiring.opens}
+    in_loop |= {name: shape for name, shape in further.items() if name in opening}
+    for layer, path in enumerate(wiring.order):
+        inner = {local: widths[f"{path}.{at}".rstrip("."), side] for local, (at, side) in _places(anatomy.sites)}
+        if anatomy.attention is not None:
+            head = (anatomy.n_heads, anatomy.d_head or width[-1] // anatomy.n_heads)
+            inner = {name: head for name in ATTENTION} | inner
+        in_loop |= {f"blocks.{layer}.{local}": shape for local, shape in {"hook_resid_pre": width, **inner}.items()}
+        in_loop[f"blocks.{layer}.hook_resid_post"] = widths[path, "out"]
+    in_loop |= {name: shape for name, shape in further.items() if name not in opening}
+    in_loop |= {"hook_z": state} if anatomy.state else {}
+    in_loop |= {f"coda.{i}.hook_resid_post": widths[path, "out"] for i, path in enumerate(anatomy.coda)}
+    in_loop["hook_readout"] = (value_size,)
+    return WrappedLayout(
+        anatomy.n_loops or 1, {"hook_embed": widths[anatomy.prelude[-1], "out"]}, in_loop, anatomy.n_heads
+    )
+
+
+def _places(places: Mapping[str, Place]) -> list[tuple[str, tuple[str, Side]]]:
+    return [(name, place_of(place)) for name, place in places.items()]
