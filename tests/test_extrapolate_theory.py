@@ -14,10 +14,14 @@ from loopprobe.store.checkpoint import Checkpoint
 ENOUGH = "enough, in theory"
 
 
+def tiny(task, *overrides):
+    small = ["model.d_model=8", "model.n_heads=2", "task.length=4", "train.loop_window=1", "train.length=4"]
+    cfg = load_config(overrides=[f"task.name={task}", *small, *overrides])
+    return Checkpoint(cfg, random_model(cfg.model, torch.float32), name=f"runs/{task}")
+
+
 def measured(task, lengths, *overrides):
-    tiny = ["model.d_model=8", "model.n_heads=2", "task.length=4", "train.loop_window=1", "train.length=4"]
-    cfg = load_config(overrides=[f"task.name={task}", *tiny, *overrides])
-    checkpoint = Checkpoint(cfg, random_model(cfg.model, torch.float32), name=f"runs/{task}")
+    checkpoint = tiny(task, *overrides)
     return probe("extrapolate", checkpoint, checkpoint.held_out(8), lengths=lengths)
 
 
@@ -52,6 +56,21 @@ def test_a_model_that_is_not_looped_has_no_line_of_loops_and_no_rise():
     data.attrs["slope"] = 0.0  # were it right
     assert ENOUGH not in drawn(data)[1]
     assert "loops more" not in in_words(data)
+
+
+def test_the_longest_length_of_the_training_is_always_measured():
+    checkpoint = tiny("parity", "task.length=16", "train.loop_window=1", "model.n_ctx=40")
+    lengths = probe("extrapolate", checkpoint, checkpoint.held_out(2)).length.values.tolist()
+    assert lengths[0] == 1
+    assert 16 in lengths
+    assert lengths[-1] == 32
+    assert len(lengths) == 17
+
+
+def test_a_rise_of_nothing_has_no_sign():
+    data = measured("s5", (1, 2))
+    data.attrs["slope"] = -1e-17
+    assert "; 0.00 loops more" in in_words(data)
 
 
 def test_the_rule_can_be_told_from_the_darkest_and_the_lightest_colour_of_a_map():

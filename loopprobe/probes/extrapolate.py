@@ -35,7 +35,7 @@ class ExtrapolateConfig:
     """The lengths and loops of the map.
 
     Attributes:
-        lengths: those of the prompts; None: up to 16 of them, from 1 to ``reach`` times the longest of the training.
+        lengths: those of the prompts; None: the longest of the training, and up to 16 from 1 to ``reach`` times it.
         reach: see ``lengths``.
         loops: the most loops; None: twice as many as the longest of these lengths were trained with, or would be; one
             where the model is not looped.
@@ -124,8 +124,9 @@ def _lengths(config: ExtrapolateConfig, prompts: TokenPrompts, subject: Subject)
         if not config.lengths:
             raise LoopprobeError("lengths is empty: name at least one, such as 4,8,16")
         return tuple(sorted(set(config.lengths)))
-    most = longest_length(prompts.task, subject.model.sizes.n_ctx, int(config.reach * (prompts.task.length or 1)))
-    return tuple(sorted({round(length) for length in np.linspace(1, most, min(SHOWN, most))}))
+    trained = prompts.task.length or 1
+    most = longest_length(prompts.task, subject.model.sizes.n_ctx, int(config.reach * trained))
+    return tuple(sorted({round(length) for length in np.linspace(1, most, min(SHOWN, most))} | {min(trained, most)}))
 
 
 def _drawn(subject: Subject, prompts: TokenPrompts, length: int, n_prompts: int | None = None) -> TokenPrompts:

@@ -110,7 +110,7 @@ def in_theory(data: xr.Dataset) -> str:
 def _slope(data: xr.Dataset) -> float | None:
     """The rise of the loops with the length; None where the model is not looped, or too few lengths are solved."""
     slope = float(data.attrs["slope"])
-    return slope if data.sizes["loop"] > 1 and np.isfinite(slope) else None
+    return round(slope, 2) + 0.0 if data.sizes["loop"] > 1 and np.isfinite(slope) else None  # no -0.00
 
 
 def results_table(data: xr.Dataset) -> Table:
