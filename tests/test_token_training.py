@@ -25,7 +25,11 @@ SMALL = [
     "model.d_model=16", "model.n_heads=2", "model.n_ctx=16", "train.batch_size=8", "train.device=cpu", "train.steps=20",
     "train.warmup_steps=5", "train.log_every=3", "train.checkpoint_every=7",
 ]  # fmt: skip
-COPY = ["task.name=copy", "task.length=5", "task.symbols=3", "model.n_loops=3", "train.loop_window=2"]
+COPY = [
+    "task.name=copy", "task.length=5", "task.symbols=3", "model.n_loops=3", "train.loop_window=2",
+    "model.positional_embedding_type=standard", "train.length.kind=constant", "train.loss_loops=2",  # not its preset's
+    "train.muon_lr=0.02", "train.adam_lr=3e-3",
+]  # fmt: skip
 CPU = torch.device("cpu")
 
 

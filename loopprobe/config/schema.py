@@ -48,6 +48,7 @@ class Config:
     train: TrainConfig = Field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        self._require_length()
         if self.train.loop_window > self.model.n_loops:
             raise LoopprobeError(
                 f"loop_window ({self.train.loop_window}) must be at most n_loops ({self.model.n_loops}): "
@@ -81,6 +82,19 @@ class Config:
                 f"train.loss ({loss}) must be {' or '.join(losses)} for task {self.task.name}: change it"
             )
         object.__setattr__(self, "train", dataclasses.replace(self.train, **resolved, loss=loss))
+
+    def _require_length(self) -> None:
+        """Raise LoopprobeError where what belongs to longer prompts, such as a preset's, is above the task's length."""
+        train, longest = self.train, self.task.length
+        if longest is None:
+            return
+        sizes = {"train.loop_window": train.loop_window if train.loops.kind == "length" else 0}
+        sizes |= {f"train.length.{part}": getattr(train.length, part, None) or 0 for part in ("start", "end")}
+        if above := {name: size for name, size in sizes.items() if size > longest}:
+            raise LoopprobeError(
+                f"{' and '.join(f'{name} ({size})' for name, size in above.items())} must be at most task.length "
+                f"({longest}): {' '.join(f'--set {name}={longest}' for name in above)}, or raise task.length"
+            )
 
     def _schedules(self) -> tuple[dict[str, tuple[int, str]], dict[str, Schedule]]:
         """The limit of every schedule that the task has, and whose it is; and the schedules where none are given."""

@@ -31,8 +31,9 @@ class TokenTask:
         symbols, outputs: the names of its tokens but the start, and of its answers, in the order of their numbers.
         n_symbols, n_answers: how many tokens but the start a prompt of a length has, and how many answers, which stand
             at the last tokens.
-        least_loops: the fewest loops of one layer that are known to suffice at a length; None where theory gives none.
-        theory: where that is shown, or what is known instead.
+        theory: what is known of the depth that the task needs, and where it is shown.
+        least_depth: the least depth, in layers one after the other, that is known to suffice at a length; None where
+            theory gives no number.
     """
 
     short: str
@@ -43,7 +44,7 @@ class TokenTask:
     n_symbols: Callable[[Any, int], int]
     n_answers: Callable[[Any, int], int]
     theory: str
-    least_loops: Callable[[int], int] | None = None
+    least_depth: Callable[[int], int] | None = None
 
     def inputs(self, task: Any) -> Names:
         """The names of its tokens, in the order of their numbers; the last is the start of every prompt.
@@ -63,7 +64,7 @@ def _numbers(n: int) -> Names:
 
 
 def _doubling(length: int) -> int:
-    """Loops after which 2^t things are joined: at least the length."""
+    """The depth t after which 2^t things are joined: at least the length."""
     return max(1, math.ceil(math.log2(length)))
 
 
@@ -136,7 +137,7 @@ TOKEN_TASKS: dict[str, TokenTask] = {
         "pointer", "steps", {"length": 4, "context": 8},
         lambda task: (*_numbers(task.context), ">"), lambda task: _numbers(task.context),
         lambda task, n: 2 * task.context + n, lambda task, n: n,
-        "a loop to bind each edge, then doubling (as p-hop, Sanford et al., arXiv 2402.09268)",
+        "depth 1 + log n suffices: edges are bound, then paths doubled (as p-hop, Sanford et al., arXiv 2402.09268)",
         lambda steps: 1 + _doubling(steps),
     ),
     "dyck": TokenTask(

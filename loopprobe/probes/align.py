@@ -101,7 +101,6 @@ def run(
     looped = checkpoint.config.model.n_loops > 1
     data = data.assign_coords(model=checkpoint.label)
     data.attrs |= {
-        "trained_loops": checkpoint.config.model.n_loops,
         "iteration": "loop" if looped else "layer",
         "fitted_on": fitted_on,
     }

@@ -180,7 +180,6 @@ def _dataset(
             "target": list(groups),
             "model": subject.label,
         },
-        attrs={"trained_loops": sizes.n_loops},
     )
     return stamp(data, "attention", subject, prompts, config)
 

@@ -81,7 +81,7 @@ def run(
             "prediction": ("example", prediction),
         },
         coords={"loop": np.arange(1, n_loops + 1), "component": components(model), "model": checkpoint.label},
-        attrs={"trained_loops": model.cfg.n_loops, "answer": answer},
+        attrs={"answer": answer},
     )
     for name in ("contribution", "size", "initial", "offset", "prediction"):
         data[name].attrs["units"] = prompts.answer_unit

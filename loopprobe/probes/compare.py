@@ -89,7 +89,6 @@ def run(
         coords=coords,
         attrs={
             "loops": config.loops or model.cfg.n_loops,
-            "trained_loops": model.cfg.n_loops,
             "optimum": name,
             "parameters": parameters,
         },

@@ -106,7 +106,7 @@ def run(
             "optimum_by_point": ("point", best_error.mean(0)),
         },
         coords={"loop": np.arange(1, config.loops + 1), "point": np.arange(n_points), "model": subject.label},
-        attrs={"trained_loops": model.sizes.n_loops, "optimum": name},
+        attrs={"optimum": name},
     )
     for variable in data:
         data[variable].attrs["units"] = prompts.unit

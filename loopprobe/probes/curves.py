@@ -40,7 +40,6 @@ def run(
     data = xr.Dataset(
         columns,
         coords={"step": [row["step"] for row in rows], "model": checkpoint.label},
-        attrs={"trained_loops": checkpoint.config.model.n_loops},
     )
     return stamp(data, "curves", checkpoint, prompts, config)
 

@@ -59,10 +59,12 @@ class Stamp:
 def stamp(data: xr.Dataset, probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> xr.Dataset:
     """Write into the attributes which probe made a dataset, of which model, on which prompts, how, and with what.
 
+    ``trained_loops`` are the loops that the training gives such prompts, or would.
+
     Structured attributes are JSON text, which every netCDF reader can show. The coordinate ``source`` repeats all
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
     """
-    data.attrs |= attributes(probe, subject, prompts, config)
+    data.attrs |= attributes(probe, subject, prompts, config) | {"trained_loops": subject.loops_of(prompts)}
     data.attrs["units"] = json.dumps([prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)])
     return data.assign_coords(source=json.dumps(data.attrs, default=_plain))
 

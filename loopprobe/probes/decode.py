@@ -102,8 +102,7 @@ def run(
         n_loops = config.loops or checkpoint.loops_of(prompts)
         data = results_dataset(checkpoint, fitting, prompts, n_loops, config.ridge, progress)
         data = data.assign_coords(model=checkpoint.label)
-        data.attrs |= {"trained_loops": model.cfg.n_loops, "fitted_on": fitted_on}
-        data.attrs["iteration"] = "loop" if model.cfg.n_loops > 1 else "layer"
+        data.attrs |= {"fitted_on": fitted_on, "iteration": "loop" if model.cfg.n_loops > 1 else "layer"}
         return stamp(data, "decode", checkpoint, prompts, config)
     assert isinstance(fitting, Prompts), "training prompts are of the same kind"
     places = Places(model, config)
@@ -117,8 +116,7 @@ def run(
     for batch in progress(prompts.split(size)):
         decoders.score(batch)
     data = decoders.dataset().assign_coords(model=checkpoint.label)
-    data.attrs |= {"trained_loops": model.cfg.n_loops, "iteration": "loop" if places.n_loops > 1 else "layer"}
-    data.attrs["fitted_on"] = fitted_on
+    data.attrs |= {"fitted_on": fitted_on, "iteration": "loop" if places.n_loops > 1 else "layer"}
     if config.network_loops:
         picked = [steps[i] for i in places.of_networks]
         gathered = {part: torch.cat(states, dim=1) for part, states in decoders.for_networks.items()}

@@ -99,7 +99,6 @@ def run(
             "loop": np.arange(1, config.loops + 1),
             "model": subject.label,
         },
-        attrs={"trained_loops": model.sizes.n_loops},
     )
     return stamp(data, "exit", subject, prompts, config)
 

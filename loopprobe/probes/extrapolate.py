@@ -6,12 +6,16 @@ map of length and loops shows whether it does, and whether the loops or the leng
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
 from pydantic import Field, PositiveInt
 
+from loopprobe.config.schema import TaskConfig
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
@@ -31,7 +35,7 @@ class ExtrapolateConfig:
     """The lengths and loops of the map.
 
     Attributes:
-        lengths: those of the prompts; None: up to 16 of them, from 1 to ``reach`` times the longest of the training.
+        lengths: those of the prompts; None: the longest of the training, and up to 16 from 1 to ``reach`` times it.
         reach: see ``lengths``.
         loops: the most loops; None: twice as many as the longest of these lengths were trained with, or would be; one
             where the model is not looped.
@@ -65,10 +69,12 @@ def run(
         * ``trained_loops [length]``: the loops of the training for this length, or what its rule would give
         * ``best_loops [length]``: the loops of the least error
         * ``needed_loops [length]``: the fewest loops after which the length is solved, missing where it never is
+        * ``enough_loops [length]``: the fewest whose layers make the depth that is known to suffice for some weights,
+          missing where theory gives no number
 
-        ``attrs`` hold ``trained_length``, ``fails_at`` (the first length that no number of loops solves; 0 where all
-        are solved) and ``slope``, the rise of ``needed_loops`` with the length over the solved lengths, by least
-        squares.
+        ``attrs`` hold ``theory``, what is known of the depth that the task needs, ``trained_length``, ``fails_at`` (the
+        first length that no number of loops solves; 0 where all are solved) and ``slope``, the rise of
+        ``needed_loops`` with the length over the solved lengths, by least squares.
 
     Raises:
         LoopprobeError: a length that the task or the model does not have.
@@ -91,6 +97,7 @@ def run(
             "trained_loops": ("length", trained),
             "best_loops": ("length", error.mean(-1).argmin(1) + 1),
             "needed_loops": ("length", needed),
+            "enough_loops": ("length", _enough(prompts.task, lengths, subject.model.sizes.n_layers)),
         },
         coords={"length": list(lengths), "loop": np.arange(1, loops + 1), "model": subject.label},
         attrs={
@@ -99,6 +106,7 @@ def run(
             "slope": _slope(np.array(lengths, float)[solved], needed[solved]),
             "works": config.works,
             "counts": prompts.task.tokens.counts if prompts.task.tokens else "",
+            "theory": prompts.task.tokens.theory if prompts.task.tokens else "",
         },
     )
     data["error"].attrs["units"] = prompts.unit
@@ -116,8 +124,9 @@ def _lengths(config: ExtrapolateConfig, prompts: TokenPrompts, subject: Subject)
         if not config.lengths:
             raise LoopprobeError("lengths is empty: name at least one, such as 4,8,16")
         return tuple(sorted(set(config.lengths)))
-    most = longest_length(prompts.task, subject.model.sizes.n_ctx, int(config.reach * (prompts.task.length or 1)))
-    return tuple(sorted({round(length) for length in np.linspace(1, most, min(SHOWN, most))}))
+    trained = prompts.task.length or 1
+    most = longest_length(prompts.task, subject.model.sizes.n_ctx, int(config.reach * trained))
+    return tuple(sorted({round(length) for length in np.linspace(1, most, min(SHOWN, most))} | {min(trained, most)}))
 
 
 def _drawn(subject: Subject, prompts: TokenPrompts, length: int, n_prompts: int | None = None) -> TokenPrompts:
@@ -141,6 +150,12 @@ def _measured(
             parts.append(tuple(to_numpy(values) for values in measures))
     exact, accuracy, error = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))
     return exact, accuracy, error
+
+
+def _enough(task: TaskConfig, lengths: Sequence[int], n_layers: int) -> Float[np.ndarray, " length"]:
+    """The fewest loops of so many layers that are as deep as theory says to be enough; NaN where it gives no number."""
+    depth = task.tokens.least_depth if task.tokens else None
+    return np.array([np.nan if depth is None else math.ceil(depth(length) / n_layers) for length in lengths])
 
 
 def _slope(lengths: Float[np.ndarray, " length"], loops: Float[np.ndarray, " length"]) -> float:

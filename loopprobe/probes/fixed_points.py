@@ -138,7 +138,7 @@ def run(
         "loop_error": (of_prompt, to_numpy(prompts.errors(read)[..., -1].mean(0))),
     }
     sentences = "; ".join(f"{one.name}: {one.value}" for one in Status)
-    data = xr.Dataset(variables, coords={"model": subject.label}, attrs={"trained_loops": system.model.sizes.n_loops})
+    data = xr.Dataset(variables, coords={"model": subject.label})
     data["status"].attrs["sentences"] = sentences
     return stamp(data, "fixed_points", subject, prompts, config)
 

@@ -155,8 +155,7 @@ def run(
             "point": np.arange(every.shape[-1]),
             "model": subject.label,
         },
-        attrs={"trained_loops": model.sizes.n_loops, "optimum": name}
-        | {"train_prompts_seed": seed, "fitted_on": fitted_on},
+        attrs={"optimum": name} | {"train_prompts_seed": seed, "fitted_on": fitted_on},
     )
     for variable in data:
         data[variable].attrs["units"] = prompts.unit

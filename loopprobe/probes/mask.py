@@ -46,7 +46,7 @@ class MaskConfig:
         fill: what replaces the state: its ``initial`` value, ``zero``, or its ``mean`` over the prompts in the
             clean run, loop by loop.
         once: mask once only, instead of before every loop.
-        at: with ``once``, after how many loops; None: after as many as the model was trained with.
+        at: with ``once``, after how many loops; None: after as many as the training gives such prompts.
     """
 
     mode: Literal["first", "last"] = "first"
@@ -90,11 +90,11 @@ def run(
     check(subject, config, prompts)
     full = prompts.n_tokens // (prompts.tokens_per_point if config.unit == "point" else 1)
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
-    errors, by_point = _measured(subject.model, prompts, config, counts, progress)
+    at = _mask_at(subject, config, prompts)
+    errors, by_point = _measured(subject.model, prompts, config, counts, at, progress)
     data = _labelled(errors, by_point, config)
     data = data.assign_coords(model=subject.label)
-    trained = subject.model.sizes.n_loops
-    data.attrs |= {"description": describe(config, prompts, trained), "full": full, "trained_loops": trained}
+    data.attrs |= {"description": describe(config, prompts, at), "full": full}
     if (baseline := prompts.baseline()) is not None:
         data.attrs["baseline"], data.attrs["zero_predictor"] = baseline
     for name in data:
@@ -103,7 +103,12 @@ def run(
 
 
 def _measured(
-    model: LoopedModel, prompts: PromptBatch, config: MaskConfig, counts: list[int], progress: Progress
+    model: LoopedModel,
+    prompts: PromptBatch,
+    config: MaskConfig,
+    counts: list[int],
+    at: int | None,
+    progress: Progress,
 ) -> tuple[Float[np.ndarray, "n loop example"], Float[np.ndarray, "n loop point"]]:
     """Run every mask, and return the errors at the query and the mean errors at every point."""
     chunks = batches(model, prompts, len(counts))
@@ -113,7 +118,6 @@ def _measured(
         tokens_per_point=prompts.tokens_per_point,
     )  # fmt: skip
     outputs_of = _from_where_they_differ if {"causal", "past"} <= model.supports else _one_by_one
-    at = _mask_at(config, model.sizes.n_loops)
     errors = np.empty((len(counts), config.loops, prompts.n_prompts), np.float32)
     by_point = np.zeros((len(counts), config.loops, prompts.n_answers))
     done = 0
@@ -212,20 +216,25 @@ def _step_and_past(model: LoopedModel, z: Tensor, e: Tensor, loop: int) -> tuple
 def check(subject: Subject, config: MaskConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where the mask does not fit the model or the prompts, before anything runs."""
     kept_tokens(config.mode, config.n, prompts.n_tokens, unit=config.unit, tokens_per_point=prompts.tokens_per_point)
-    at = _mask_at(config, subject.model.sizes.n_loops)
+    at = _mask_at(subject, config, prompts)
     if at is not None and at >= config.loops:
         raise LoopprobeError(f"the mask comes after {at} loops but only {config.loops} are run: raise --loops")
 
 
-def _mask_at(config: MaskConfig, trained: int) -> int | None:
+def _mask_at(subject: Subject, config: MaskConfig, prompts: PromptBatch) -> int | None:
     """Return the one loop (from 0) before which the state is masked; None for every loop."""
     if not config.once:
         return None
-    return trained if config.at is None else config.at
+    return subject.loops_of(prompts) if config.at is None else config.at
 
 
-def describe(config: MaskConfig, prompts: PromptBatch, trained: int) -> str:
-    """Describe a mask in words: which positions are kept and which are masked."""
+def describe(config: MaskConfig, prompts: PromptBatch, at: int | None) -> str:
+    """Describe a mask in words: which positions are kept and which are masked.
+
+    Args:
+        config, prompts: of the mask.
+        at: the one loop, from 0, before which it comes; None: before every loop.
+    """
     verb = "masking" if config.invert else "keeping"
     counts = ", ".join(map(str, config.n))
     if len(config.n) > 2 and config.n == tuple(range(config.n[0], config.n[-1] + 1)):
@@ -243,7 +252,6 @@ def describe(config: MaskConfig, prompts: PromptBatch, trained: int) -> str:
         "zero": "set to zero",
         "mean": "set to its mean over the prompts in the clean run",
     }[config.fill]
-    at = _mask_at(config, trained)
     when = "before every loop" if at is None else f"once, after {at} loops"
     masked = "it is" if config.invert else "the rest is"
     series = "" if one else f" (n = {counts})"

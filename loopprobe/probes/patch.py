@@ -200,7 +200,7 @@ def _dataset(
     data = xr.Dataset(
         variables,
         coords={"loop": np.arange(1, runs.n_loops + 1), "position": tokens, "model": subject.label},
-        attrs={"trained_loops": runs.model.sizes.n_loops, "query_token": prompts.query, "clean_pass": runs.clean_pass}
+        attrs={"query_token": prompts.query, "clean_pass": runs.clean_pass}
         | cost
         | {f"correlation_{site}": value for site, value in correlations.items()},
     )

@@ -78,7 +78,7 @@ def run(
             "layer_distance": (("layer", "other_layer"), to_numpy(apart.mean((-2, -1)))),
         },
         coords={"position": tokens, "loop": np.arange(1, config.loops + 1), "model": subject.label},
-        attrs={"trained_loops": model.sizes.n_loops, "types": ", ".join(limit.words for limit in Limit)},
+        attrs={"types": ", ".join(limit.words for limit in Limit)},
     )
     data = data.assign_coords(layer=np.arange(len(layers)), other_layer=np.arange(len(layers)))
     return stamp(data, "paths", subject, prompts, config)

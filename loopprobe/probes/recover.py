@@ -111,7 +111,7 @@ def run(
             "after": np.arange(config.loops + 1),
             "model": subject.label,
         },
-        attrs={"trained_loops": model.sizes.n_loops, "pushed_after": before},
+        attrs={"pushed_after": before},
     )
     return stamp(data, "recover", subject, prompts, config)
 

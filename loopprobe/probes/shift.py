@@ -85,7 +85,6 @@ def run(
             "point": np.arange(n_points),
             "model": checkpoint.label,
         },
-        attrs={"trained_loops": model.cfg.n_loops},
     )
     for variable in data:
         data[variable].attrs["units"] = prompts.unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.show.figures.style import BASELINE_COLOURS, BLACK, DASHES, GREY, curve, finish, heat
-from loopprobe.show.tables.tokens import Group, at_trained_loops, groups
+from loopprobe.show.tables.tokens import Group, at_trained_loops, groups, in_theory, in_words
 
 
 def extrapolate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
@@ -24,6 +25,7 @@ def extrapolate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.16, column_widths=[0.58, 0.42])
     heat(figure, data.exact.assign_coords(length=data.length), "length", "loop", template="%{z:.1%}")
     _trained_rule(figure, data)
+    _enough_loops(figure, data)
     figure.add_scatter(
         x=data.length.values, y=data.needed_loops.values, mode="markers", name="fewest loops that do",
         marker={"size": 7, "symbol": "diamond-open", "color": BASELINE_COLOURS[1], "line": {"width": 2}}, row=1, col=1,
@@ -46,12 +48,12 @@ def extrapolate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
         "colorscale": "Viridis", "cmin": 0, "cmax": 1,
         "colorbar": {"x": 0.5, "thickness": 12, "tickformat": ".0%", "len": 0.9},
     })  # fmt: skip
-    fails = int(data.attrs["fails_at"])
-    ends = f"no number of loops solves length {fails}" if fails else "all lengths are solved"
-    slope = data.attrs["slope"]
-    rise = f"; {slope:.2f} loops more for each one longer" if np.isfinite(slope) else ""
-    finish(figure, f"{data.model.item()}: {ends}{rise}")
-    return {"extrapolate": figure.update_layout(hovermode="closest")}
+    finish(figure, f"{data.model.item()}: {in_words(data)}")
+    figure.add_annotation(
+        text="<br>".join(textwrap.wrap(in_theory(data), 150)), x=0, y=0, xref="paper", yref="paper", xanchor="left",
+        yanchor="top", yshift=-62, align="left", showarrow=False, font={"size": 12, "color": GREY},
+    )  # fmt: skip
+    return {"extrapolate": figure.update_layout(hovermode="closest", margin_b=115)}
 
 
 def extrapolate_models_figure(
@@ -134,9 +136,24 @@ def _trained_rule(figure: go.Figure, data: xr.Dataset, *, row: int = 1, col: int
         ("the same rule beyond", data.length >= data.length[seen].max() if seen.any() else ~seen, "dot"),
     ):
         there = data.sel(length=part)
+        _cased(figure, there.length, there.trained_loops, name, BLACK, dash, row=row, col=col, in_legend=in_legend)
+
+
+def _enough_loops(figure: go.Figure, data: xr.Dataset) -> None:
+    """Draw the loops that theory says to be enough, where it gives a number and the model is looped."""
+    if data.sizes["loop"] > 1 and np.isfinite(data.enough_loops).all():
+        _cased(figure, data.length, data.enough_loops, "enough, in theory", BASELINE_COLOURS[3], "dash")
+
+
+def _cased(
+    figure: go.Figure, x: xr.DataArray, y: xr.DataArray, name: str, colour: str, dash: str,
+    *, row: int = 1, col: int = 1, in_legend: bool = True,
+) -> None:  # fmt: skip
+    """Draw a line with a white rim, which tells it from the darkest and the lightest colour of a map."""
+    rim = {"line": {"color": "white", "width": 5}, "showlegend": False, "hoverinfo": "skip"}
+    for look in (rim, {"line": {"color": colour, "width": 2, "dash": dash}, "showlegend": in_legend}):
         figure.add_scatter(
-            x=there.length.values, y=there.trained_loops.values, mode="lines", name=name,
-            line={"color": BLACK, "width": 2, "dash": dash}, showlegend=in_legend, row=row, col=col,
+            x=x.values, y=y.values, mode="lines", name=name, legendgroup=name, row=row, col=col, **look
         )  # fmt: skip
 
 

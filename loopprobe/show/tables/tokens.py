@@ -62,11 +62,10 @@ def extrapolate_models_table(datasets: Sequence[xr.Dataset]) -> Table:
         for factor in (1, 1.5, 2):
             here = at_trained_loops(data).sel(length=factor * trained, method="nearest")
             cells.append(f"{int(here.length)}: {cell_with_ends(here, 'exact')}")
-        slope, fails = data.attrs["slope"], int(data.attrs["fails_at"])
-        looped = data.sizes["loop"] > 1 and np.isfinite(slope)
+        slope, fails = _slope(data), int(data.attrs["fails_at"])
         table.add_row(
             data.model.item(), f"{trained} {data.attrs['counts']}", *cells, str(fails) if fails else "–",
-            f"{slope:.2f}" if looped else "–",
+            "–" if slope is None else f"{slope:.2f}",
         )  # fmt: skip
     return table
 
@@ -75,11 +74,13 @@ def extrapolate_table(data: xr.Dataset) -> Table:
     """Tabulate what is right at each length, with the loops of the training and with the best number."""
     trained, works = int(data.attrs["trained_length"]), data.attrs["works"]
     table = titled(f"{data.model.item()}: prompts that are right as a whole, by length ({data.attrs['counts']})")
-    fails, slope = int(data.attrs["fails_at"]), data.attrs["slope"]
-    ends = f"no number of loops reaches {works:.0%} at length {fails}" if fails else f"all lengths reach {works:.0%}"
-    rise = f"; {slope:.2f} loops more for each one longer" if np.isfinite(slope) else ""
-    table.caption = f"share of the prompts [95 % bootstrap interval]; trained up to length {trained}; {ends}{rise}"
-    for name in ("length", "loops as trained", "right", "best loops", "right", f"loops to {works:.0%}", "error, nats"):
+    table.caption = (
+        f"share of the prompts [95 % bootstrap interval]; trained up to length {trained}; {in_words(data)}. "
+        f"{in_theory(data)}"
+    )
+    names = ["length", "loops as trained", "right", "best loops", "right", f"loops to {works:.0%}", "error, nats"]
+    numbered = bool(np.isfinite(data.enough_loops).all())
+    for name in names + ["enough in theory"] * numbered:
         table.add_column(name, justify="right")
     for length in data.length.values:
         here, rule = (part.sel(length=length) for part in (data, at_trained_loops(data)))
@@ -88,9 +89,28 @@ def extrapolate_table(data: xr.Dataset) -> Table:
         table.add_row(
             f"{length}", f"{int(here.trained_loops)}", cell_with_ends(rule, "exact"), f"{best}",
             cell_with_ends(here.sel(loop=best), "exact"), "–" if np.isnan(needed) else f"{needed:.0f}",
-            f"{float(rule.error):.3g}",
+            f"{float(rule.error):.3g}", *[f"{float(here.enough_loops):.0f}"] * numbered,
         )  # fmt: skip
     return table
+
+
+def in_words(data: xr.Dataset) -> str:
+    """Say at which length a model ends, and how its loops rise with the length."""
+    works, fails, slope = data.attrs["works"], int(data.attrs["fails_at"]), _slope(data)
+    ends = f"no number of loops reaches {works:.0%} at length {fails}" if fails else f"all lengths reach {works:.0%}"
+    rise = "" if slope is None else f"; {slope:.2f} loops more for each one longer"
+    return ends + rise
+
+
+def in_theory(data: xr.Dataset) -> str:
+    """Say what is known of the depth that the task needs."""
+    return f"In theory, {data.attrs['theory']}."
+
+
+def _slope(data: xr.Dataset) -> float | None:
+    """The rise of the loops with the length; None where the model is not looped, or too few lengths are solved."""
+    slope = float(data.attrs["slope"])
+    return round(slope, 2) + 0.0 if data.sizes["loop"] > 1 and np.isfinite(slope) else None  # no -0.00
 
 
 def results_table(data: xr.Dataset) -> Table:
