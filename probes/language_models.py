@@ -20,10 +20,10 @@ from loopprobe.store.inspection import inspect
 from loopprobe.store.subject import PromptSpec
 
 NAME = "hf:raven-docs"
-subject = load_checkpoint(NAME, trust_remote_code=True)  # code that comes with a model runs only where you say so
-model, tokenizer = subject.model, subject.tokenizer
-print(subject)
-print(diagram(inspect(subject)))
+checkpoint = load_checkpoint(NAME, trust_remote_code=True)  # code that comes with a model runs only where you say so
+model, tokenizer = checkpoint.model, checkpoint.tokenizer
+print(checkpoint)
+print(diagram(inspect(checkpoint)))
 
 # %% [markdown]
 # ## What it would say after every loop
@@ -31,10 +31,10 @@ print(diagram(inspect(subject)))
 # The model's own coda reads the state after every loop, as if the loop had ended there.
 
 # %%
-prompts = subject.draw(
+prompts = checkpoint.draw(
     PromptSpec(text=("The function returns an array of the same shape as the input array.",), read="all")
 )
-read = probe("lens", subject, prompts, loops=8)
+read = probe("lens", checkpoint, prompts, loops=8)
 figures([read])["lens-answers"]
 
 # %%
@@ -55,8 +55,8 @@ print(
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "topics.txt")
     path.write_text("\n".join(pydoc_data.topics.topics[topic] for topic in sorted(pydoc_data.topics.topics)))
-    windows = subject.draw(PromptSpec(text_file=str(path), prompts=16, length=64))
-far = probe("converge", subject, windows, loops=16, states=0)
+    windows = checkpoint.draw(PromptSpec(text_file=str(path), prompts=16, length=64))
+far = probe("converge", checkpoint, windows, loops=16, states=0)
 for loop in (1, 2, 4, 8, 16):
     row = far.sel(loop=loop)
     nats = float(row.error_by_point.mean())
@@ -71,7 +71,7 @@ figure(far)
 # rest, circle, or slide?
 
 # %%
-paths = probe("paths", subject, prompts, loops=130, positions=tuple(range(prompts.n_tokens)))
+paths = probe("paths", checkpoint, prompts, loops=130, positions=tuple(range(prompts.n_tokens)))
 kinds = paths.attrs["types"].split(", ")
 counts = {kind: int((paths.layer_limit == i).sum()) for i, kind in enumerate(kinds)}
 print({kind: n for kind, n in counts.items() if n})
@@ -85,9 +85,9 @@ figure(paths)
 
 # %%
 pair = {"read": "query"}
-clean = subject.draw(PromptSpec(text=("The input array must have the same shape as the output array",), **pair))
-other = subject.draw(PromptSpec(text=("The input image must have the same shape as the output image",), **pair))
-patched = probe("patch", subject, clean, corrupted=other, sites=("z",), loops=6)
+clean = checkpoint.draw(PromptSpec(text=("The input array must have the same shape as the output array",), **pair))
+other = checkpoint.draw(PromptSpec(text=("The input image must have the same shape as the output image",), **pair))
+patched = probe("patch", checkpoint, clean, corrupted=other, sites=("z",), loops=6)
 best = patched.z.argmax(("loop", "position"))
 token = clean.roles[int(patched.position[best["position"]])]
 print(f"the state that brings most back: token {token}, after loop {int(patched.loop[best['loop']])}")
@@ -102,8 +102,8 @@ figure(patched)
 start = tokenizer("Returns the sum of the", return_tensors="pt").input_ids
 plain = model.generate(start, max_new_tokens=12)
 print("as it is:      ", tokenizer.decode(plain[0]))
-with edited(model, "mlp_out", lambda x, hook: torch.zeros_like(x), loops=0):
-    print("without the MLPs of the first loop:", tokenizer.decode(model.generate(start, max_new_tokens=12)[0]))
+with edited(model, "mlp_out", lambda x, hook: torch.zeros_like(x), loops=5):
+    print("without the MLPs of the sixth loop:", tokenizer.decode(model.generate(start, max_new_tokens=12)[0]))
 
 # %% [markdown]
 # ## Your own module

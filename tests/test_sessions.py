@@ -23,6 +23,7 @@ def test_every_session_is_in_percent_format_and_ends_in_a_finding():
         "attention",
         "cache_and_lens",
         "fixed_points",
+        "language_models",
         "patching",
         "tokens",
     ]

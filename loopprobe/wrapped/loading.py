@@ -68,8 +68,9 @@ def read_language_model(
         written = getattr(config, "transformers_version", None)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoopprobeError(
-            f"the code of {source} does not run with transformers {transformers.__version__} ({reason}): install "
-            f"{f'transformers=={written}, which it was saved with' if written else 'a version that it was written for'}"
+            f"the code of {source} does not run with transformers {transformers.__version__} ({reason})"
+            f"{f'; it was saved with {written}' if written else ''}: give a revision whose code does, hf:NAME@REVISION, "
+            "or another version of transformers"
         ) from None
     return model, tokenizer
 
