@@ -65,6 +65,7 @@ Dtype = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Language models: run code that comes with one. Read it first.")
 ]
+StartSeed = Annotated[int, typer.Option(help="Language models: seed of a state that the loop starts from at random.")]
 Target = Annotated[str | None, typer.Option(help="With --data: the column that is the label.")]
 
 
@@ -138,6 +139,7 @@ class Common:
     read: str
     dtype: str | None
     trust_remote_code: bool
+    start_seed: int
 
     def question(self) -> dict[str, Any]:
         """The fields of a question that these options set, the probe and its own options aside."""
@@ -154,6 +156,7 @@ _COMMON = {
     "length": (Length, None),
     "text": (Text, None), "text_file": (TextFile, None), "text_pairs": (Pairs, None), "chat": (Chat, False),
     "read": (Read, "query"), "dtype": (Dtype, None), "trust_remote_code": (TrustRemoteCode, False),
+    "start_seed": (StartSeed, 0),
 }  # fmt: skip
 
 
@@ -179,6 +182,7 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
             at_least(common.prompts, 1, "prompts")
             at_least(common.seed, 0, "seed")
             at_least(common.length, 1, "length")
+            at_least(common.start_seed, 0, "start_seed")
             one_of(common.read, ("query", "all"), "read")
             if common.dtype is not None:
                 one_of(common.dtype, DTYPES, "dtype")

@@ -18,7 +18,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.store.subject import Subject
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic
-from loopprobe.tasks import PromptBatch
+from loopprobe.tasks import PromptBatch, TextPrompts
 from loopprobe.tasks.prompts import QUERY_UNIT, STEP_UNIT, UNIT
 
 
@@ -36,6 +36,7 @@ class Stamp:
         provenance: versions, commit, device and precision.
         unit, query_unit, step_unit: of errors, of errors at the query, and of steps, see ``tasks.PromptBatch``.
         tokens: what each token is, in words, such as "x, y in turn".
+        texts: of prompts of text the place of every token, with its text where all prompts share it.
     """
 
     probe: str
@@ -49,6 +50,11 @@ class Stamp:
     query_unit: str
     step_unit: str
     tokens: str
+    texts: tuple[str, ...] = ()
+
+    def token(self, place: int) -> str:
+        """Return how the token of a place is called: by its text, or its number."""
+        return self.texts[place] if 0 <= place < len(self.texts) else str(place)
 
     @property
     def model(self) -> dict[str, Any]:
@@ -66,6 +72,8 @@ def stamp(data: xr.Dataset, probe: str, subject: Subject, prompts: PromptBatch, 
     """
     data.attrs |= attributes(probe, subject, prompts, config) | {"trained_loops": subject.loops_of(prompts)}
     data.attrs["units"] = json.dumps([prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)])
+    if isinstance(prompts, TextPrompts):
+        data.attrs["token_texts"] = json.dumps(prompts.roles)
     return data.assign_coords(source=json.dumps(data.attrs, default=_plain))
 
 
@@ -88,7 +96,8 @@ def read_stamp(data: xr.Dataset) -> Stamp:
         model["config"],
         json.loads(attrs["prompts"]),
         json.loads(attrs["provenance"]),
-        *units,
+        **dict(zip(("unit", "query_unit", "step_unit", "tokens"), units, strict=True)),
+        texts=tuple(json.loads(attrs.get("token_texts", "[]"))),
     )
 
 

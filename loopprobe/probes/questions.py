@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import xarray as xr
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from loopprobe.config.budget import require
 from loopprobe.config.strict import build, configuration
@@ -41,6 +41,7 @@ class Question(PromptSpec):
         options: fields of the probe's configuration; ``query`` among its ``positions`` is the query's token.
         dtype: the precision of language models; None: float32 on a CPU, elsewhere that of their files.
         trust_remote_code: whether code that comes with a language model may run.
+        start_seed: the seed of a state that a language model's loop starts from at random.
         prompts, seed, shift, data, target, …: which prompts each model is run on, see ``PromptSpec``.
     """
 
@@ -49,6 +50,7 @@ class Question(PromptSpec):
     options: dict[str, Any] = Field(default_factory=dict)
     dtype: str | None = None
     trust_remote_code: bool = False
+    start_seed: NonNegativeInt = 0
 
     @property
     def spec(self) -> PromptSpec:
@@ -103,7 +105,7 @@ def prepare(
             raise LoopprobeError(f"checkpoint {name!r} is the same folder as {folders[folder]!r}: give it once")
         folders[folder] = name
     prepared = []
-    labels = unique_labels(question.checkpoints)
+    labels = unique_labels([name.removeprefix(PREFIX) for name in question.checkpoints])
     for name, label in zip(question.checkpoints, labels, strict=True):
         options = _language_options(question) if name.startswith(PREFIX) else {}
         checkpoint = dataclasses.replace(load(name, device, **options), alias=label)
@@ -150,7 +152,7 @@ def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]
 
 
 def _language_options(question: Question) -> dict[str, Any]:
-    return {"dtype": question.dtype, "trust_remote_code": question.trust_remote_code}
+    return {name: getattr(question, name) for name in ("dtype", "trust_remote_code", "start_seed")}
 
 
 def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:

@@ -82,7 +82,12 @@ def _draw_model(shown: Shown, members: Sequence[xr.Dataset]) -> dict[str, go.Fig
     """Draw the figures of one model: of its dataset, or of the two modes of its mask."""
     if len(members) == 2:
         return {"mask": _drawing("mask_modes:mask_modes_figure")(*members)}
-    return _drawing(shown.figures)(members[0]) if shown.figures else {}
+    if not shown.figures:
+        return {}
+    from loopprobe.show.figures.style import name_tokens
+
+    texts = read_stamp(members[0]).texts
+    return {name: name_tokens(figure, texts) for name, figure in _drawing(shown.figures)(members[0]).items()}
 
 
 def figure(data: xr.Dataset | Sequence[xr.Dataset]) -> go.Figure:

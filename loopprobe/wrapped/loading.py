@@ -23,6 +23,7 @@ def read_language_model(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     n_loops: int | None = None,
+    start_seed: int = 0,
     trust_remote_code: bool = False,
     device_map: Any = None,
 ) -> tuple[WrappedModel, Any]:
@@ -34,6 +35,7 @@ def read_language_model(
         device: where the model is put, whole.
         dtype: its precision; None: float32 on a CPU, elsewhere that of the file.
         n_loops: the loops that it runs by default; None: as many as it was trained with.
+        start_seed: the seed of the state that the loop starts from, where it starts at random.
         trust_remote_code: whether code that comes with the model may run. Read it first.
         device_map: of accelerate, to spread the model over several devices instead.
 
@@ -69,9 +71,10 @@ def read_language_model(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoopprobeError(
             f"the code of {source} does not run with transformers {transformers.__version__} ({reason})"
-            f"{f'; it was saved with {written}' if written else ''}: give a revision whose code does, hf:NAME@REVISION, "
-            "or another version of transformers"
+            f"{f'; it was saved with {written}' if written else ''}: give a revision whose code does, "
+            "hf:NAME@REVISION, or another version of transformers"
         ) from None
+    model.start_seed = start_seed
     return model, tokenizer
 
 

@@ -131,13 +131,13 @@ def answers_in_words(data: xr.Dataset) -> go.Figure:
     across = "site" if by_site else "answer"
     words, likely = (part[name].transpose("loop", across) for name in ("top_answer", "top_probability"))
     names = _site_names(data) if by_site else _read_texts(data)
-    figure = go.Figure(
-        go.Heatmap(
-            x=list(range(len(names))), y=[str(loop) for loop in data.loop.values], z=likely.values, text=words.values,
-            texttemplate="%{text}", colorscale="Blues", zmin=0, zmax=1, textfont={"size": 10},
-            colorbar={"title": {"text": "probability", "side": "right"}, "thickness": 14, "tickformat": ".0%"},
-            hovertemplate="loop %{y}, %{x}: %{text} %{z:.1%}<extra></extra>",
-        )
+    said = np.char.replace(words.values.astype(str), "<", "&lt;")
+    bar = {"title": {"text": "probability", "side": "right"}, "thickness": 14, "tickformat": ".0%"}
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=list(range(len(names))), y=[str(loop) for loop in data.loop.values], z=likely.values, text=said,
+        texttemplate="%{text}", textfont={"size": 10}, colorscale="Blues", zmin=0, zmax=1, colorbar=bar,
+        hovertemplate="loop %{y}, %{x}: %{text} %{z:.1%}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-40)
     figure.update_yaxes(title="loops done", autorange="reversed", type="category")
@@ -149,9 +149,8 @@ def answers_in_words(data: xr.Dataset) -> go.Figure:
 
 def _read_texts(data: xr.Dataset) -> list[str]:
     """Return the texts of the tokens at which the shown answers are read, as far as all prompts share them."""
-    roles = read_stamp(data).tokens.split(", ")
-    n = data.sizes["answer"]
-    return roles[-n:] if len(roles) >= n else [str(i) for i in range(n)]
+    texts, n = read_stamp(data).texts, data.sizes["answer"]
+    return [text.replace("<", "&lt;") for text in texts[-n:]] if len(texts) >= n else [str(i) for i in range(n)]
 
 
 def _site_names(data: xr.Dataset) -> list[str]:

@@ -57,12 +57,12 @@ def paths_figures(data: xr.Dataset) -> dict[str, go.Figure]:
 
 def _in_space(data: xr.Dataset) -> go.Figure:
     figure = go.Figure()
-    tokens = data.position.values
+    tokens, told = data.position.values, read_stamp(data)
     for prompt in range(data.sizes["followed"]):
         for token in tokens:
             x, y, z = data.path.isel(followed=prompt).sel(position=token).transpose("component", "loop").values
             figure.add_scatter3d(
-                x=x, y=y, z=z, mode="lines+markers", name=f"token {token}", visible=prompt == 0,
+                x=x, y=y, z=z, mode="lines+markers", name=f"token {told.token(int(token))}", visible=prompt == 0,
                 line={"color": "#999999", "width": 1},
                 marker={"size": 2.5, "color": data.loop.values, "colorscale": "Viridis",
                         "showscale": bool(token == tokens[0]), "cmin": 1, "cmax": 60,
@@ -79,13 +79,14 @@ def _in_space(data: xr.Dataset) -> go.Figure:
 
 def _in_plane(data: xr.Dataset) -> go.Figure:
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
-    tokens = data.position.values
+    tokens, told = data.position.values, read_stamp(data)
     for prompt in range(data.sizes["followed"]):
         for token, colour in zip(tokens, colours(len(tokens)), strict=True):
             parts = data.path.isel(followed=prompt).sel(position=token).transpose("component", "loop").values
             for col, (i, j) in enumerate(((0, 1), (1, 2)), 1):
                 figure.add_scatter(
-                    x=parts[i], y=parts[j], mode="lines+markers", name=f"token {token}", legendgroup=f"token {token}",
+                    x=parts[i], y=parts[j], mode="lines+markers", name=f"token {told.token(int(token))}",
+                    legendgroup=f"token {token}",
                     showlegend=col == 1, visible=prompt == 0, line={"color": colour, "width": 1}, marker={"size": 3},
                     customdata=data.loop.values, row=1, col=col,
                     hovertemplate=f"token {token}, loop %{{customdata}}<extra></extra>",

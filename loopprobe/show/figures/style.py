@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,43 @@ def heat(
         x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis="coloraxis",
         row=row, col=col, hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",
     )  # fmt: skip
+
+
+def name_tokens(figure: go.Figure, texts: Sequence[str]) -> go.Figure:
+    """Write the texts of tokens beside the axes that count them, which have a title that begins with "token".
+
+    Of several panels in a grid only those at the left and at the bottom have room for words.
+    """
+    if not texts:
+        return figure
+    most = max(1, -(-len(texts) // 40))  # as many as can be read
+    places = list(range(0, len(texts), most))
+    words = [texts[place].replace("<", "&lt;") for place in places]
+    across = [axis for axis in figure.select_xaxes() if (axis.title.text or "").startswith("token")]
+    down = [axis for axis in figure.select_yaxes() if (axis.title.text or "").startswith("token")]
+    for axis in (*across, *down):
+        axis.update(tickmode="array", tickvals=places, ticktext=words, title=axis.title.text.partition(" (")[0])
+    bottoms = {axis.plotly_name: _side(figure, axis) for axis in across}
+    for axis in across:
+        axis.update(tickangle=-60)
+        if bottoms[axis.plotly_name] > min(bottoms.values()):
+            axis.update(showticklabels=False, title=None)
+    if down:
+        for axis in figure.select_yaxes():
+            if not axis.title.text and any(axis.domain == named.domain for named in down):
+                axis.update(showticklabels=False)
+    for slider in figure.layout.sliders:
+        slider.update(pad={"t": 110})
+        figure.update_layout(margin={"b": 150}, height=(figure.layout.height or 500) + 90)
+    title = figure.layout.title.text or ""
+    return figure.update_layout(title={"text": re.sub(r" \(tokens:.*\)", "", title, flags=re.S)})
+
+
+def _side(figure: go.Figure, axis: Any) -> float:
+    """The height at which a horizontal axis stands, between 0 and 1."""
+    number = (axis.anchor or "y").removeprefix("y")
+    domain = figure.layout[f"yaxis{number}"].domain
+    return float(domain[0]) if domain else 0.0
 
 
 def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:

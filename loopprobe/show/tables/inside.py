@@ -98,6 +98,7 @@ def patch_table(data: xr.Dataset, most: int = 8) -> Table:
         for flat in np.argsort(-np.abs(values.values), axis=None)[:most]:
             where = dict(zip(values.dims, np.unravel_index(flat, values.shape), strict=True))
             labels = {axis: str(values[axis].values[i]) for axis, i in where.items()}
+            labels["position"] = read_stamp(data).token(int(labels["position"]))
             row = data.isel(where)
             effect = with_ends(row, site) if config["exact"] else "–"
             places = (labels.get(axis, "–") for axis in ("loop", "layer", "head", "position"))
@@ -249,7 +250,7 @@ def recover_table(data: xr.Dataset) -> Table:
             above = np.nonzero(moved > moved.max() / 2)[0]
             half = f"{above[-1] + 1}" if len(above) and above[-1] < last else "–"
             cells = (f"{moved[t]:.2g}" for t in shown)
-            table.add_row(f"{size:g}", "all" if token == -1 else str(token), *cells, half)
+            table.add_row(f"{size:g}", "all" if token == -1 else read_stamp(data).token(int(token)), *cells, half)
     return table
 
 
