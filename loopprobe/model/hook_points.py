@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -255,6 +255,7 @@ class OnceHooks:
         self.hook_embed = point("hook_embed")  # [batch, pos, d_model]  the injected input e
 
 
+@runtime_checkable
 class HookLayout(Protocol):
     """Which hook points a model has."""
 
