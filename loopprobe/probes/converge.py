@@ -18,7 +18,7 @@ from loopprobe.probes.states import follow_states
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_mean, to_numpy
-from loopprobe.tasks import PromptBatch
+from loopprobe.tasks import PromptBatch, TextPrompts
 from loopprobe.types import Progress
 
 
@@ -66,7 +66,8 @@ def run(
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
           task, named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
         * where answers can be right, ``accuracy [loop]``: their share; ``to_last``, with ``_low`` and ``_high
-          [loop]``: the distance of the answer at the query to that after the last loop, with 95 % bootstrap intervals
+          [loop]``: the distance of the answer at the query to that after the last loop, with 95 % bootstrap intervals;
+          of text also ``perplexity [loop]``: the exponential of the mean error over all answers that are read
         * with ``states``, everything that ``follow_states`` measures on that many prompts
 
     Raises:
@@ -113,6 +114,8 @@ def run(
     if right:
         data["accuracy"] = "loop", sum(right) / (n_prompts * n_points)
         data = data.assign(with_ends("to_last", ("loop",), bootstrap_mean(to_last)))
+    if isinstance(prompts, TextPrompts):
+        data["perplexity"] = "loop", np.exp(by_point.sum(1) / (n_prompts * n_points))
     if config.states:
         few = prompts[: config.states]
         followed = follow_states(

@@ -17,14 +17,39 @@ from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, tr
 def states_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     """Draw how states and predictions move over the loops, and where they go.
 
-    There is no figure where no states were followed.
+    Of answers that can be right there is one figure more. There is none of the others where no states were followed.
 
     Args:
         data: a dataset of the converge probe.
     """
+    answers = {"converge-answers": _answers(data)} if "to_last" in data else {}
     if "relative_step" not in data:
-        return {}
-    return {"converge-moves": _moves(data), "converge-limits": _limits(data)}
+        return answers
+    return answers | {"converge-moves": _moves(data), "converge-limits": _limits(data)}
+
+
+def _answers(data: xr.Dataset) -> go.Figure:
+    """Draw the distance of the answers to those after the last loop, and the share of right ones, or perplexity."""
+    text = "perplexity" in data
+    titles = [
+        "from the answer after the last loop, at the query",
+        "perplexity, all tokens read" if text else "share of right answers",
+    ]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
+    before = data.isel(loop=slice(0, -1))  # after the last it is none, which no logarithm shows
+    before = before.isel(loop=(before.to_last > 0).values)
+    low = before.to_last_low.clip(min=float(before.to_last.min()) / 10 if before.sizes["loop"] else None)
+    ends = low, before.to_last_high
+    curve(figure, before.loop, before.to_last, ends, colour=BLACK, name="mean", in_legend=False)
+    values = data.perplexity if text else data.accuracy
+    curve(figure, data.loop, values, colour=BLACK, name="all answers", col=2, in_legend=False)
+    figure.update_xaxes(title="loops done", type="log" if data.sizes["loop"] > 50 else "linear")
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1, title=read_stamp(data).step_unit, col=1)
+    if not text:
+        figure.update_yaxes(range=[0, 1.02], tickformat=".0%", col=2)
+    for col in (1, 2):
+        trained_line(figure, int(data.attrs["trained_loops"]), col=col, log=data.sizes["loop"] > 50)
+    return finish(figure, f"{data.model.item()}: when the answers are there")
 
 
 def _moves(data: xr.Dataset) -> go.Figure:

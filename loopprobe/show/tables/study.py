@@ -106,10 +106,16 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
     table = error_table("error against the number of loops", datasets)
     for loop in shown:
         table.add_column(f"{loop} loops", justify="right")
-    table.add_column("optimum", justify="right")
+    of_text = any("perplexity" in data for data in datasets)
+    table.add_column("perplexity of all tokens" if of_text else "optimum", justify="right")
     for data in datasets:
         cells = [interval(*(data[part].sel(loop=t) for part in ("mean", "low", "high"))) for t in shown]
-        table.add_row(data.model.item(), *cells, f"{float(data.optimum.mean()):.3g}, {data.attrs['optimum']}")
+        best = f"{float(data.optimum.mean()):.3g}, {data.attrs['optimum']}"
+        if of_text:
+            best = (
+                ", ".join(f"{float(data.perplexity.sel(loop=t)):.4g}" for t in shown) if "perplexity" in data else "–"
+            )
+        table.add_row(data.model.item(), *cells, best)
     return table
 
 
