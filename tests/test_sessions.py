@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 SESSIONS = Path(__file__).parents[1] / "probes"
 
@@ -105,3 +106,14 @@ def test_tokens(capsys):
     assert all(one > two for one, two in zip(found["both"], found["always"], strict=True))
     assert found["early"] < 0.2 < 0.95 < found["front"]
     assert found["lengths"].attrs["fails_at"] > found["lengths"].attrs["trained_length"]
+
+
+@pytest.mark.slow
+def test_language_models(capsys):
+    found, finding = run("language_models", capsys)
+    far, needed = found["far"], found["needed"]
+    assert (far.to_last.sel(loop=slice(needed, None)) < 0.01).all(), "it stays there"
+    assert found["rest"] > 0.9
+    assert not torch.equal(found["plain"], found["changed"]), "a loop that is changed changes what is written"
+    assert found["answers"].shape == (20, 2, 9, 50)
+    assert f"after {needed} of 16 loops" in finding
