@@ -132,7 +132,7 @@ def run(
             reading = Reading(batch, final, best[done : done + batch.n_prompts].to(final), SHOWN if not done else 0)
             read_sites(model, batch, n_loops, maps, reading)
             measured.append(np.stack([to_numpy(torch.stack(one, 1)) for one in zip(*reading.measures, strict=True)]))
-            answers.append(torch.stack(reading.answers))
+            answers += [torch.stack(reading.answers)] if reading.answers else []
             shown = reading if not done else shown
             done += batch.n_prompts
     every = np.concatenate(measured, axis=4)

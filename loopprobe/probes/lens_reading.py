@@ -20,6 +20,7 @@ from loopprobe.tasks import PromptBatch
 
 LENSES = ("final norm", "no norm", "tuned")
 CODA = ("coda",)  # where layers stand between the state and the answer
+AT_ONCE = 2**26  # numbers of answers that are measured in one go
 TUNED_MOST = 4096  # values of an answer up to which a map to them is fitted
 SHOWN, SHOWN_POINTS, TOP = 4, 64, 5  # prompts, answers and best answers that the dataset holds in words
 Sites = Float[Tensor, "site batch point d_model"]
@@ -72,23 +73,33 @@ class Reading:
 
     def loop(self, groups: Iterable[Float[Tensor, "lens site batch point ..."]]) -> None:
         """Measure one loop, whose sites come in groups."""
-        parts: list[list[Tensor]] = []
-        tops: list[tuple[Tensor, Tensor]] = []
+        parts = [self._measured(read[:, None]) for read in groups]
+        self.measures.append(
+            [torch.cat(same, 2)[:, 0] for same in zip(*(measures for measures, _ in parts), strict=True)]
+        )
+        tops = [top for _, top in parts if top is not None]
+        self._note([tuple(torch.cat(same, 1) for same in zip(*tops, strict=True))] if tops else [])
+
+    def loops(self, read: Float[Tensor, "lens loop site batch point ..."]) -> None:
+        """Measure all loops."""
+        measures, top = self._measured(read)
+        self.measures += [list(one) for one in zip(*(measure.unbind(1) for measure in measures), strict=True)]
+        self._note([] if top is None else [top])
+
+    def _measured(self, read: Tensor) -> tuple[list[Tensor], tuple[Tensor, Tensor, Tensor] | None]:
+        """The measures [lens, loop, site, batch, point]; and where answers can be right, those of the first lens."""
         batch = self.batch
-        for read in groups:
-            one = [batch.errors(read), batch.distance(read, self.final), batch.distance(read, self.optimal)]
-            if (right := batch.correct(read)) is not None and (rank := batch.ranks(read, self.final)) is not None:
-                one += [right.to(read), rank]
-                shown = read[0, :, : self.n_shown, -SHOWN_POINTS:].softmax(-1)
-                tops.append(tuple(shown.topk(min(TOP, shown.shape[-1]))))  # type: ignore[arg-type]
-                best = read[0, -1, :, -1].argmax(-1)
-            parts.append(one)
-        self.measures.append([torch.cat(same, 1) for same in zip(*parts, strict=True)])
-        if tops:
-            self.answers.append(best.cpu())
-            self.top.append((torch.cat([t for t, _ in tops]), torch.cat([t for _, t in tops])))
-        else:
-            self.answers.append(torch.empty(0))
+        measures = [batch.errors(read), batch.distance(read, self.final), batch.distance(read, self.optimal)]
+        if (right := batch.correct(read)) is None or (rank := batch.ranks(read, self.final)) is None:
+            return measures, None
+        likely, best = read[0, :, :, : self.n_shown, -SHOWN_POINTS:].softmax(-1).topk(min(TOP, read.shape[-1]))
+        return [*measures, right.to(read), rank], (likely, best, read[0, :, :, :, -1].argmax(-1))
+
+    def _note(self, tops: list[Any]) -> None:
+        """Keep the best answers of loops: probabilities, numbers, and the best at the query, by loop and site."""
+        for likely, best, at_query in tops:
+            self.top += list(zip(likely, best, strict=True))
+            self.answers += [answers[-1].cpu() for answers in at_query]
 
     def words(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """Return the best answers in words, and their probabilities, where the prompts can name them."""
@@ -140,13 +151,21 @@ def read_sites(model: LoopedModel, batch: PromptBatch, n_loops: int, maps: Tenso
             reading.loop(at_least_single(model.predict(z, e, loop, read_at=batch.read_at))[None, None] for z in states)
         return
 
+    several = len(sublayers(model)) + 1 if model.value_size <= TUNED_MOST else 1
+    waiting: list[Tensor] = []  # of small vocabularies, so that all loops are measured in one go
+    size = len(LENSES) * n_loops * n_sites(model) * batch.n_prompts * batch.n_answers * model.value_size
+
     def use(loop: int, sites: Sites) -> None:
-        groups = (
-            [slice(0, len(sites))] if model.value_size <= TUNED_MOST else [slice(i, i + 1) for i in range(len(sites))]
-        )
-        reading.loop(_linear(model, sites[some], None if maps is None else maps[loop, some]) for some in groups)
+        groups = [slice(i, i + several) for i in range(0, len(sites), several)]
+        read = (_linear(model, sites[some], None if maps is None else maps[loop, some]) for some in groups)
+        if size <= AT_ONCE:
+            waiting.extend(read)
+        else:
+            reading.loop(read)
 
     at_sites(model, batch, n_loops, use)
+    if waiting:
+        reading.loops(torch.stack(waiting, 1))
 
 
 def _linear(model: LoopedModel, sites: Sites, maps: Tensor | None) -> Float[Tensor, "lens site batch point ..."]:
