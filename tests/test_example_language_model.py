@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+import string
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FOLDER = Path(__file__).parents[1] / "examples" / "language_model"
 
@@ -25,6 +27,7 @@ def load_module(name):
 
 raven = load_module("modeling_raven")
 SIZES = {"n_embd": 32, "n_heads": 4, "intermediate_size": 48, "vocab_size": 40, "block_size": 64, "mean_recurrence": 3}
+WORDS = [a + b for a in "aeiou bcdfg hjklm npqrs tvwxy".replace(" ", "") for b in string.ascii_lowercase]
 TOKENS = torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
@@ -252,3 +255,35 @@ def test_the_corpus_keeps_sentences_and_leaves_code():
         "The values are added in the order in which they come, see numpy.sum.",
         "Numbers that are added, one after the other, from the left.",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method:DeprecationWarning")  # torch.compile, when imported
+@pytest.mark.usefixtures("modules_in_tmp_path")
+def test_corpus_tokenizer_and_weights_become_a_folder_that_is_evaluated(tmp_path, monkeypatch, capsys):
+    train, work, folder = load_module("train"), tmp_path / "work", tmp_path / "folder"
+    texts = [f"The sum of {w} values is returned here.\n\n    The {w} values come first, then others." for w in WORDS]
+    monkeypatch.setattr(train, "sources", lambda: [("torch", text) for text in [*texts, *texts]])
+    monkeypatch.setattr(train, "PACKAGES", ["torch"])
+    train.prepare(work)
+    held_out = [json.loads(line)["text"] for line in (work / "held_out.jsonl").read_text().splitlines()]
+    kept = [json.loads(line)["text"] for line in (work / "train.jsonl").read_text().splitlines()]
+    assert len(held_out) == len(texts) // 50
+    assert len({*held_out, *kept}) == len(held_out) + len(kept) == len(texts)  # what came twice is there once
+    assert json.loads((work / "corpus.json").read_text())["packages"]["torch"]["version"] == torch.__version__
+
+    train.train(work, minutes=0)
+    train.export(work, folder)
+    capsys.readouterr()
+    train.evaluate(folder, n_windows=2)
+    table = capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert tokenizer.decode(tokenizer(held_out[0])["input_ids"]) == held_out[0]
+    stream = tokenizer("".join(f"<|endoftext|>{text}" for text in held_out), return_tensors="pt")["input_ids"][0]
+    rows = torch.stack([stream[:129], stream[128:257]])
+    torch.manual_seed(0)
+    losses = torch.nn.functional.cross_entropy(model(rows[:, :-1], num_steps=3).logits.mT, rows[:, 1:])
+    n_bytes = len("".join(tokenizer.batch_decode(rows[:, 1:])).replace("<|endoftext|>", "!"))
+    bits = 256 * losses.item() / math.log(2) / n_bytes
+    row = next(line for line in table.splitlines() if line.startswith("| 3 |"))
+    assert [float(cell) for cell in row.split("|")[2:4]] == pytest.approx([losses.exp().item(), bits], rel=1e-3)

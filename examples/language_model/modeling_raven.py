@@ -262,10 +262,13 @@ class RavenForCausalLM(RavenPreTrainedModel, GenerationMixin):
         latent_states = x.clone().detach()
         for block_idx, block in enumerate(self.transformer.coda, start=1):
             x = block(x, freqs_cis, -block_idx, mask, past_key_values)
-        logits = self.lm_head(self.transformer.ln_f(x)).float()
-
-        loss = None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        logits, loss = self.predict(x, labels)
         return CausalLMOutputRecurrentLatents(loss, logits, past_key_values, latent_states=latent_states)
+
+    def predict(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The logits that the coda's output gives, and their cross entropy to the labels."""
+        logits = self.lm_head(self.transformer.ln_f(x)).float()
+        return logits, None if labels is None else nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
     def iterate_forward(
         self, input_embeds, input_states, freqs_cis, block_idx, mask, past_key_values=None, num_steps=None

@@ -14,6 +14,7 @@ import math
 import os
 import pydoc_data.topics
 import re
+import shutil
 import sysconfig
 import time
 import warnings
@@ -27,7 +28,7 @@ import typer
 from modeling_raven import RavenConfig, RavenForCausalLM
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 # fmt: off
@@ -39,7 +40,7 @@ PACKAGES = [
 # fmt: on
 FOLDERS = {"scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub", "transformer-lens": "transformer_lens"}
 END = "<|endoftext|>"
-LENGTH = 192  # tokens of a training window
+LENGTH = 128  # tokens of a training window
 SIZES = {
     "n_embd": 192,
     "n_heads": 4,
@@ -56,6 +57,29 @@ SIZES = {
 }
 ROLE = re.compile(r":[\w:]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`")
 SENTENCES = re.compile(r"[A-Z`\"(*].*[.:!?)]")
+CARD = """---
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags: [custom_code, recurrent-depth]
+---
+# raven-docs
+
+A recurrent-depth language model (arXiv 2502.05171) of 2.6 million parameters, trained for {step} steps on documentation
+of Python packages. It has the names and the call signature of tomg-group-umd/huginn-0125; `num_steps` is the number of
+loops. It is for looking into loops, not for use of what it says. It was made by `examples/language_model` of loopprobe.
+
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+Every text of the training began with `<|endoftext|>`. Weights are stored in float16 and load in float32.
+`held_out.jsonl` holds the 2 % of the texts that it never saw, `corpus.json` the record of all of them. The texts are
+docstrings, and belong to the authors of these packages, under their licences:
+
+| package | version | licence | bytes of prose |
+|---|---|---|---|
+{rows}
+"""
 app = typer.Typer(add_completion=False)
 
 
@@ -122,13 +146,14 @@ def prepare(work: Path) -> None:
     parts = {"held_out": documents[:n_held_out], "train": documents[n_held_out:]}  # the lowest hashes: 2 %
     for name, texts in parts.items():
         (work / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    about = {name: importlib.metadata.metadata(name) for name in PACKAGES}
-    packages = {"python": {"version": sysconfig.get_python_version(), "licence": "PSF-2.0", "bytes": sizes["python"]}}
-    for name, data in about.items():
-        licence = data["License-Expression"] or next(
-            (c.split(" :: ")[-1] for c in data.get_all("Classifier", []) if c.startswith("License")), data["License"]
-        )
-        packages[name] = {"version": data["Version"], "licence": licence, "bytes": sizes.get(name, 0)}
+    packages = {"python": {"version": sysconfig.get_python_version(), "licence": "PSF-2.0"}}
+    for name in PACKAGES:
+        data = importlib.metadata.metadata(name)
+        classifiers = [line.split(" :: ")[-1] for line in data.get_all("Classifier", []) if line.startswith("License")]
+        licence = data["License-Expression"] or " ".join(classifiers) or data["License"]
+        packages[name] = {"version": data["Version"], "licence": licence}
+    for name, about in packages.items():
+        about["bytes"] = sizes.get(name, 0)
     record = {
         "documents": {name: len(texts) for name, texts in parts.items()},
         "bytes": sum(sizes.values()),
@@ -145,7 +170,9 @@ def prepare(work: Path) -> None:
         vocab_size=SIZES["vocab_size"], special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(parts["train"], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END, model_max_length=1024)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END, model_max_length=1024
+    )
     tokenizer.save_pretrained(work / "tokenizer")
     end = tokenizer.eos_token_id
     tokens = [token for ids in bpe.encode_batch(parts["train"]) for token in (end, *ids.ids)]
@@ -156,11 +183,14 @@ def prepare(work: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- training
 
 
-def attention(module, query, key, value, mask, **kwargs):
-    """Causal attention; in single precision where a gradient is needed, whose kernel on a CPU is the faster one."""
-    dtype = torch.float32 if torch.is_grad_enabled() else query.dtype
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    z = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+def attention(module, query, key, value, mask, scaling, **kwargs):
+    """Causal attention; written out where a gradient is needed, which is faster on a CPU once it is compiled."""
+    if torch.is_grad_enabled():
+        later = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).triu(1)
+        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(later, float("-inf"))
+        z = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    else:
+        z = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     return z.transpose(1, 2), None
 
 
@@ -214,7 +244,7 @@ def train(
     minutes: float = 82.0,
     rate: float = 1e-2,
     adam_rate: float = 5e-3,
-    batch_size: int = 12,
+    batch_size: int = 18,
     save_every: float = 6.0,
 ) -> None:
     """Train for so many MINUTES on one thread, or go on where the last checkpoint of WORK ends.
@@ -226,13 +256,14 @@ def train(
     AttentionInterface.register("training", attention)
     AttentionMaskInterface.register("training", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # autocast keeps gains in float32
-    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     tokens = torch.from_numpy(np.load(work / "train.npy").astype(np.int64))
-    held_out = windows(tokenizer, work / "held_out.jsonl")[:32]
+    held_out = windows(tokenizer, work / "held_out.jsonl")[:48]
     torch.manual_seed(0)
     model = RavenForCausalLM(RavenConfig(**SIZES, attn_implementation="training")).train()
     for block in [*model.transformer.prelude, *model.transformer.core_block, *model.transformer.coda]:
         block.compile()
+    model.predict = torch.compile(model.predict)
     run = Run(work / "run.pt", model, optimizers(model, rate, adam_rate))
     full_rates = [optim.param_groups[0]["lr"] for optim in run.optims]
     if run.file.exists():
@@ -291,16 +322,19 @@ def export(work: Path, folder: Path) -> None:
     weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}  # tied
     halves = {name: w if name == "freqs_cis" else w.half() for name, w in weights.items()}
     save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(work / "tokenizer").save_pretrained(folder)
-    for name in ("held_out.jsonl", "corpus.json"):
-        (folder / name).write_bytes((work / name).read_bytes())
+    for file in (*(work / "tokenizer").iterdir(), work / "held_out.jsonl", work / "corpus.json"):
+        shutil.copy(file, folder)
+    packages = json.loads((work / "corpus.json").read_text())["packages"]
+    rows = "\n".join(f"| {name} | {p['version']} | {p['licence']} | {p['bytes']:,} |" for name, p in packages.items())
+    (folder / "README.md").write_text(CARD.format(rows=rows, **{key: saved[key] for key in ("step", "seconds")}))
     print(f"{folder}: {saved['step']} steps in {saved['seconds'] / 60:.1f} minutes")
 
 
 def windows(tokenizer: PreTrainedTokenizerFast, file: Path) -> torch.Tensor:
     """Held-out text in windows of ``LENGTH`` tokens and the next one, ``[window, LENGTH + 1]``."""
     texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
-    stream = torch.tensor([token for ids in tokenizer(texts)["input_ids"] for token in (tokenizer.eos_token_id, *ids)])
+    end, ids = tokenizer.eos_token_id, tokenizer(texts, verbose=False)["input_ids"]
+    stream = torch.tensor([token for text in ids for token in (end, *text)])
     return stream.unfold(0, LENGTH + 1, LENGTH)
 
 
@@ -319,15 +353,13 @@ def evaluate(folder: Path, n_windows: int = 160) -> None:
     """Print the perplexity of the held-out text of FOLDER by number of loops, per token and in bits per byte."""
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     rows = windows(tokenizer, folder / "held_out.jsonl")[:n_windows]
     ends = int((rows[:, 1:] == tokenizer.eos_token_id).sum())  # the end of a text counts as one byte
     n_bytes = ends + sum(len(text.encode()) for text in tokenizer.batch_decode(rows[:, 1:], skip_special_tokens=True))
     n_tokens = rows[:, 1:].numel()
-    print(
-        f"{n_tokens} tokens, {n_bytes / n_tokens:.2f} bytes a token\n\n| loops | perplexity per token | bits per byte |"
-    )
-    print("|---|---|---|")
+    print(f"{n_tokens} tokens, {n_bytes / n_tokens:.2f} bytes a token", end="\n\n")
+    print("| loops | perplexity per token | bits per byte |\n|---|---|---|")
     for n_loops in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64):
         value = perplexity(model, rows, n_loops)
         print(f"| {n_loops} | {value:.2f} | {math.log2(value) * n_tokens / n_bytes:.3f} |", flush=True)
