@@ -25,6 +25,7 @@ def load_module(name):
     return sys.modules[name]
 
 
+corpus = load_module("corpus")
 raven = load_module("modeling_raven")
 SIZES = {"n_embd": 32, "n_heads": 4, "intermediate_size": 48, "vocab_size": 40, "block_size": 64, "mean_recurrence": 3}
 WORDS = [a + b for a in "aeiou bcdfg hjklm npqrs tvwxy".replace(" ", "") for b in string.ascii_lowercase]
@@ -250,7 +251,7 @@ def test_the_corpus_keeps_sentences_and_leaves_code():
 
     >>> total([1, 2]) gives what one expects of it, namely three.
     """
-    assert list(load_module("train").prose(text)) == [
+    assert list(corpus.prose(text)) == [
         "Return the sum of a set of values.",
         "The values are added in the order in which they come, see numpy.sum.",
         "Numbers that are added, one after the other, from the left.",
@@ -262,9 +263,9 @@ def test_the_corpus_keeps_sentences_and_leaves_code():
 def test_corpus_tokenizer_and_weights_become_a_folder_that_is_evaluated(tmp_path, monkeypatch, capsys):
     train, work, folder = load_module("train"), tmp_path / "work", tmp_path / "folder"
     texts = [f"The sum of {w} values is returned here.\n\n    The {w} values come first, then others." for w in WORDS]
-    monkeypatch.setattr(train, "sources", lambda: [("torch", text) for text in [*texts, *texts]])
-    monkeypatch.setattr(train, "PACKAGES", ["torch"])
-    train.prepare(work)
+    monkeypatch.setattr(corpus, "sources", lambda: [("torch", text) for text in [*texts, *texts]])
+    monkeypatch.setattr(corpus, "PACKAGES", ["torch"])
+    corpus.prepare(work)
     held_out = [json.loads(line)["text"] for line in (work / "held_out.jsonl").read_text().splitlines()]
     kept = [json.loads(line)["text"] for line in (work / "train.jsonl").read_text().splitlines()]
     assert len(held_out) == len(texts) // 50
