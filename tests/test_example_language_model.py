@@ -288,3 +288,15 @@ def test_corpus_tokenizer_and_weights_become_a_folder_that_is_evaluated(tmp_path
     bits = 256 * losses.item() / math.log(2) / n_bytes
     row = next(line for line in table.splitlines() if line.startswith("| 3 |"))
     assert [float(cell) for cell in row.split("|")[2:4]] == pytest.approx([losses.exp().item(), bits], rel=1e-3)
+
+
+@pytest.mark.usefixtures("modules_in_tmp_path")
+def test_the_weights_that_ship_read_text_that_they_never_saw_and_better_in_a_loop():
+    train, folder = load_module("train"), FOLDER.parents[1] / "checkpoints" / "hub" / "raven-docs"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert (folder / "modeling_raven.py").read_text() == (FOLDER / "modeling_raven.py").read_text()
+    rows = train.windows(tokenizer, folder / "held_out.jsonl")[:8]
+    once, thrice, often = (train.perplexity(model, rows, n) for n in (1, 3, 32))
+    assert 1.05 * thrice < once < 60
+    assert often == pytest.approx(thrice, rel=0.02)

@@ -200,7 +200,8 @@ def export(work: Path, folder: Path) -> None:
     weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}  # tied
     halves = {name: w if name == "freqs_cis" else w.half() for name, w in weights.items()}
     save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
-    for file in (*(work / "tokenizer").iterdir(), work / "held_out.jsonl", work / "corpus.json"):
+    records = (work / name for name in ("held_out.jsonl", "corpus.json", "metrics.jsonl"))
+    for file in (*(work / "tokenizer").iterdir(), *records):
         shutil.copy(file, folder)
     packages = json.loads((work / "corpus.json").read_text())["packages"]
     rows = "\n".join(f"| {name} | {p['version']} | {p['licence']} | {p['bytes']:,} |" for name, p in packages.items())
