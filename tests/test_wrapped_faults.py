@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import loopprobe
+from loopprobe.errors import LoopprobeError
 
 WIDTH, TOKENS = 16, 20
 Several = namedtuple("Several", "hidden weights")
@@ -157,3 +158,116 @@ def test_a_hook_may_call_the_module_itself():
         hooked = model(tokens)
     assert torch.equal(hooked, right)
     assert torch.equal(seen[0], right[-1, :1])
+
+
+class Masked(Looped):
+    """A mask is an input of its own."""
+
+    def forward(self, tokens, mask):
+        e = self.embed(tokens)
+        z = torch.zeros_like(e)
+        for _ in range(self.n_loops):
+            x = z + e
+            for layer in self.layers:
+                x = layer(mask, x)
+            z = self.norm(x)
+        return self.out(z)
+
+
+class Padded(Looped):
+    """Tokens that are 0 are padding, which is forgotten at the end."""
+
+    def forward(self, tokens):
+        return super().forward(tokens) * (tokens != 0)[..., None]
+
+
+@pytest.mark.parametrize("ones", [True, False])
+def test_a_loop_that_reads_a_mask_besides_has_no_state_alone(ones):
+    module, tokens = Masked(), draw()
+    mask = torch.ones(tokens.shape) if ones else torch.rand(tokens.shape)
+    example = (tokens[:1], mask[:1])
+    with pytest.raises(LoopprobeError, match="a loop reads more of the inputs than the injected input"):
+        wrapped(module, example=example)
+    model = wrapped(module, example=example, state=False, norm=None)
+    mask[1, 4:], mask[2, 2:] = 0, 0
+    answers = model(tokens, mask, n_loops=3)
+    for n in (1, 2, 3):
+        module.n_loops = n
+        assert torch.equal(answers[n - 1], module(tokens, mask))
+
+
+def test_a_coda_that_reads_padding_besides_is_named():
+    with pytest.raises(LoopprobeError, match="the coda reads more of the inputs than the injected input"):
+        wrapped(Padded(), example=torch.arange(1, 7)[None])
+
+
+WRONG = [
+    ({"example": "words"}, "example (str) must be a tensor"),
+    ({"example": [[1, 2, TOKENS]]}, "does not run as it is told to (index out of range"),
+    ({"set_loops": lambda n: {"stps": n}, "n_loops": 3}, "unexpected keyword argument 'stps'"),
+    ({"set_loops": "embed"}, "must hold a loop count"),
+    ({"n_loops": 0}, "n_loops (0) must be a whole number and at least 1"),
+    ({"start": "zero"}, "start ('zero') must be input, zeros, ones or a function"),
+    ({"start": lambda module, e, seed: e[..., :3]}, "check example=, set_loops=, start="),
+    ({"sites": {"hook_x": ("mix", "in", "out")}}, "must be a path, or a path and in or out"),
+    ({"head": "norm"}, f"gives {WIDTH} numbers a token and the model answers {TOKENS}"),
+    ({"norm": "layers.0.norm"}, "of what the last layer gives is not the state (norm)"),
+]
+
+
+@pytest.mark.parametrize(("told", "said"), WRONG)
+def test_what_is_told_wrongly_is_one_line(told, said):
+    module = Looped()
+    with pytest.raises(LoopprobeError) as error:
+        wrapped(module, **told)
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert is_bare(module)
+    assert module.n_loops == 3
+
+
+def test_what_is_no_module_is_not_wrapped():
+    with pytest.raises(LoopprobeError, match=r"model \(int\) must be a torch.nn.Module"):
+        loopprobe.wrap(3)
+
+
+class One(Looped):
+    """One number a token, without an axis of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(WIDTH, 1)
+
+    def forward(self, tokens):
+        return {"logits": super().forward(tokens)[..., 0]}
+
+
+def test_answers_may_be_one_number_a_token_and_stand_in_a_dict():
+    module, tokens = One(), draw()
+    answers = wrapped(module)(tokens, read_at=[1, 3])
+    assert answers.shape == (3, 3, 2)
+    torch.testing.assert_close(answers[-1], module(tokens)["logits"][:, [1, 3]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": "bfloat16"}, {"trust_remote_code": True}, {"start_seed": 1}],
+    ids=lambda given: next(iter(given)),
+)
+def test_options_of_language_models_do_not_go_with_a_checkpoint(options):
+    from loopprobe.probes.questions import Question, prepare
+
+    with pytest.raises(LoopprobeError, match=f"{next(iter(options))} is of language models and lr-b20-T10 is none"):
+        prepare(Question(probe="mask", checkpoints=("lr-b20-T10",), prompts=4, **options))
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_damaged_folder_is_named_in_one_line(broken, tmp_path):
+    import looped_others
+
+    folder = looped_others.save(looped_others.dory(), tmp_path)
+    content = (folder / broken).read_bytes()
+    (folder / broken).write_bytes(content[: len(content) // 2])
+    with pytest.raises(LoopprobeError, match="cannot be read") as error:
+        loopprobe.load(f"hf:{folder}")
+    assert len(str(error.value).splitlines()) == 1

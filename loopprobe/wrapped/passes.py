@@ -6,15 +6,13 @@ it ended. So any state can be stepped on, or read by the module's own coda.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from threading import Lock, RLock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,51 +21,15 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import hooked
 from loopprobe.model.hook_trees import HookTrees
 from loopprobe.wrapped.anatomy import Anatomy, loop_count, place_of
+from loopprobe.wrapped.plan import Plan, lock_of
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import Wiring, given_tensor, returned_tensor, with_tensor
 
 ACTIVE: ContextVar[Pass | None] = ContextVar("pass", default=None)  # the pass that goes on, for attention functions
 
 
-_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()  # a pass changes its module while it lasts
-_LOCKING = Lock()
-
-
-def _lock_of(module: nn.Module) -> RLock:
-    """Return the lock of a module, in which one thread at a time runs passes."""
-    with _LOCKING:
-        return _LOCKS.setdefault(module, RLock())
-
-
 class _Stop(BaseException):
     """Ends a pass where nothing more is wanted; nothing in between may catch it."""
-
-
-@dataclass
-class Plan:
-    """What is wanted of a pass.
-
-    Attributes:
-        first: the number of its first loop.
-        n_loops: the number of the loop behind its last.
-        skip: whether the first loop is left out, ``z`` standing where it ended.
-        z: a state, or a function from e to one.
-        e: the injected input that stands for that of the inputs; None: it is computed.
-        stop: "embed" once the injected input is known, "state" once the last state is, or None: run to the end.
-        kept: the loops whose states are kept.
-        read_at: the tokens whose states go into the head; None: all.
-        hooked: whether anybody listens.
-    """
-
-    first: int = 0
-    n_loops: int = 1
-    skip: bool = False
-    z: Tensor | Callable[[Tensor], Tensor] | None = None
-    e: Tensor | None = None
-    stop: str | None = None
-    kept: frozenset[int] = frozenset()
-    read_at: slice | Sequence[int] | None = None
-    hooked: bool = False
 
 
 @dataclass
@@ -220,7 +182,7 @@ class Pass:
         """Call the module; what it returns, or None where the pass stopped before."""
         count = self.plan.n_loops - self.plan.first
         with (
-            _lock_of(self.module),
+            lock_of(self.module),
             self.wired(),
             as_precise_as(self.module),
             loop_count(self.module, self.anatomy, count) as further,
