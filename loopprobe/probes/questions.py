@@ -107,7 +107,7 @@ def prepare(
     prepared = []
     labels = unique_labels([name.removeprefix(PREFIX) for name in question.checkpoints])
     for name, label in zip(question.checkpoints, labels, strict=True):
-        options = _language_options(question) if name.startswith(PREFIX) else {}
+        options = _language_options(question, name)
         checkpoint = dataclasses.replace(load(name, device, **options), alias=label)
         given: dict[str, Any] = {}
         if isinstance(checkpoint, Checkpoint):
@@ -143,7 +143,7 @@ def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]
     """
     question = build(Question, {"probe": "cache"} | fields)
     name = question.checkpoints[0]
-    checkpoint = load_checkpoint(name, device, **(_language_options(question) if name.startswith(PREFIX) else {}))
+    checkpoint = load_checkpoint(name, device, **_language_options(question, name))
     if isinstance(checkpoint, Checkpoint):
         cfg = checkpoint.config.model
         needed = question.prompts * (cfg.prompt_bytes + 16 * cfg.n_ctx * cfg.d_model)  # and a loop's activations
@@ -151,8 +151,10 @@ def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]
     return checkpoint, checkpoint.draw(question.spec)
 
 
-def _language_options(question: Question) -> dict[str, Any]:
-    return {name: getattr(question, name) for name in ("dtype", "trust_remote_code", "start_seed")}
+def _language_options(question: Question, checkpoint: str) -> dict[str, Any]:
+    """The options of language models; of other checkpoints those that are set, which loading refuses."""
+    options = {name: getattr(question, name) for name in ("dtype", "trust_remote_code", "start_seed")}
+    return options if checkpoint.startswith(PREFIX) else {name: value for name, value in options.items() if value}
 
 
 def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:

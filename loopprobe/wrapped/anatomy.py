@@ -140,7 +140,13 @@ def trained_loops(module: nn.Module, set_loops: SetLoops) -> int | None:
     if callable(set_loops):
         return None
     owner, name = _owner(module, set_loops)
-    return int(getattr(owner, name))
+    value = getattr(owner, name)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise LoopprobeError(
+            f"set_loops ({set_loops!r}) holds a {type(value).__name__} and must hold a loop count: name another"
+        ) from None
 
 
 def _owner(module: nn.Module, path: str) -> tuple[Any, str]:

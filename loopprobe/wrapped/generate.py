@@ -20,7 +20,8 @@ from loopprobe.model.hook_points import hooked
 from loopprobe.model.protocol import require
 from loopprobe.wrapped.anatomy import loop_count
 from loopprobe.wrapped.attention import hooked_attention
-from loopprobe.wrapped.passes import Pass, Plan
+from loopprobe.wrapped.passes import Pass
+from loopprobe.wrapped.plan import Plan
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import tensor_of
 

@@ -97,7 +97,9 @@ def _asked(source: str | Path, read: Any) -> Any:
                 "--trust-remote-code"
             ) from None
         raise LoopprobeError(f"{source} cannot be read ({_line(error)}): check the name or the folder") from None
-    except (OSError, ImportError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of transformers, safetensors, tokenizers, and code that comes with a model
         raise LoopprobeError(
             f"{source} cannot be read ({_line(error)}): check the name, the folder or the network"
         ) from None

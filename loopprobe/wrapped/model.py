@@ -22,7 +22,8 @@ from loopprobe.wrapped.anatomy import Anatomy
 from loopprobe.wrapped.attention import hooked_attention
 from loopprobe.wrapped.generate import generate
 from loopprobe.wrapped.inputs import like, prepared, require_answers
-from loopprobe.wrapped.passes import Pass, Plan
+from loopprobe.wrapped.passes import Pass
+from loopprobe.wrapped.plan import Plan
 from loopprobe.wrapped.points import WrappedLayout, layout_of
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import Wiring, tensor_of

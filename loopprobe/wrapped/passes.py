@@ -6,7 +6,7 @@ it ended. So any state can be stepped on, or read by the module's own coda.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,41 +21,15 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import hooked
 from loopprobe.model.hook_trees import HookTrees
 from loopprobe.wrapped.anatomy import Anatomy, loop_count, place_of
+from loopprobe.wrapped.plan import Plan, lock_of
 from loopprobe.wrapped.precision import as_precise_as
-from loopprobe.wrapped.wiring import Wiring, first_tensor
+from loopprobe.wrapped.wiring import Wiring, given_tensor, returned_tensor, with_tensor
 
 ACTIVE: ContextVar[Pass | None] = ContextVar("pass", default=None)  # the pass that goes on, for attention functions
 
 
 class _Stop(BaseException):
     """Ends a pass where nothing more is wanted; nothing in between may catch it."""
-
-
-@dataclass
-class Plan:
-    """What is wanted of a pass.
-
-    Attributes:
-        first: the number of its first loop.
-        n_loops: the number of the loop behind its last.
-        skip: whether the first loop is left out, ``z`` standing where it ended.
-        z: a state, or a function from e to one.
-        e: the injected input that stands for that of the inputs; None: it is computed.
-        stop: "embed" once the injected input is known, "state" once the last state is, or None: run to the end.
-        kept: the loops whose states are kept.
-        read_at: the tokens whose states go into the head; None: all.
-        hooked: whether anybody listens.
-    """
-
-    first: int = 0
-    n_loops: int = 1
-    skip: bool = False
-    z: Tensor | Callable[[Tensor], Tensor] | None = None
-    e: Tensor | None = None
-    stop: str | None = None
-    kept: frozenset[int] = frozenset()
-    read_at: slice | Sequence[int] | None = None
-    hooked: bool = False
 
 
 @dataclass
@@ -81,6 +55,7 @@ class Pass:
     _hooks: dict[int | None, Any] = field(default_factory=dict)  # the hook points of the loops of this pass
     _position: int = 0  # layers that this call has entered
     _embedded: bool = False
+    _ended: bool = False  # whether the state of the last loop is whole
     _parts: list[Tensor | None] = field(default_factory=list)  # of the state of the loop that goes on
     _start: Tensor | None = None
     _counts: list[int] = field(default_factory=list)  # how often the loop that goes on has called each of their modules
@@ -92,7 +67,7 @@ class Pass:
         if ACTIVE.get() is not self:
             return
         self.calls += 1
-        self._position, self._embedded = 0, False
+        self._position, self._embedded, self._ended = 0, False, False
         self._parts, self._counts = [None] * len(self.anatomy.state), [0] * len(self.anatomy.state)
 
     def upcoming(self) -> int:
@@ -130,7 +105,11 @@ class Pass:
         if not hooked(point):
             return x
         point.call = self.calls
-        value: Tensor = point(x)
+        token = ACTIVE.set(None)  # a hook may call the module itself
+        try:
+            value: Tensor = point(x)
+        finally:
+            ACTIVE.reset(token)
         return value
 
     # The parts
@@ -159,13 +138,15 @@ class Pass:
 
     def wrote(self, part: int, x: Tensor) -> Tensor:
         """A module of the state has returned; with the last of the loop the state is whole."""
+        if not self._embedded or self._ended:  # such as a norm that the prelude and the coda share with the loop
+            return x
         self._counts[part] += 1
         if self._counts[part] < self.wiring.state_calls[part]:
             return x
         loop, last = self.current(), len(self._parts) - 1
         if self.plan.skip and loop == self.plan.first:
             if part == last:
-                self._counts = [0] * (last + 1)
+                self._counts, self._ended = [0] * (last + 1), loop + 1 == self.plan.n_loops
             sizes = [self.wiring.widths[path, "out"][-1] for path in self.anatomy.state]
             return self._given().split(sizes, -1)[part]
         self._parts[part] = x
@@ -178,7 +159,8 @@ class Pass:
         self._counts = [0] * (last + 1)
         if loop + 1 == self.plan.n_loops and self.plan.stop == "state":
             raise _Stop
-        if loop + 1 < self.plan.n_loops:
+        self._ended = loop + 1 == self.plan.n_loops
+        if not self._ended:
             z = self.pass_point(loop + 1, "hook_z_pre", z)
         return z[..., -x.shape[-1] :]
 
@@ -199,7 +181,12 @@ class Pass:
     def run(self, *inputs: Any, **keywords: Any) -> Any:
         """Call the module; what it returns, or None where the pass stopped before."""
         count = self.plan.n_loops - self.plan.first
-        with self.wired(), as_precise_as(self.module), loop_count(self.module, self.anatomy, count) as further:
+        with (
+            lock_of(self.module),
+            self.wired(),
+            as_precise_as(self.module),
+            loop_count(self.module, self.anatomy, count) as further,
+        ):
             try:
                 return self.module(*inputs, **further, **keywords)
             except _Stop:
@@ -229,7 +216,7 @@ class Pass:
                 self._on(stack, self.anatomy.head, "in", lambda x: x[:, self.plan.read_at])
             if self.plan.e is not None:
                 for path in self.wiring.passes_on:
-                    self._replace(stack, get(path), path, lambda: True)
+                    self._replace(stack, get(path), path, lambda: not self._embedded)
             if self.plan.hooked:
                 for inner in self.module.modules():
                     if getattr(inner, "gradient_checkpointing", False):  # runs layers again when no loop is known
@@ -253,7 +240,7 @@ class Pass:
             self._replace(stack, layer, path, lambda: self.leaves_out)
         if not self.plan.hooked:
             return
-        entered: list[int] = []  # a layer is left as the one that was entered
+        entered: list[int] = []  # the layer that goes on; none while others share a module with it
 
         def note(x: Tensor) -> Tensor:
             entered[:] = [self.layer()]
@@ -263,31 +250,32 @@ class Pass:
         for local, place in self.anatomy.sites.items():
             inner, side = place_of(place)
             self._on(stack, f"{path}.{inner}".rstrip("."), side, partial(self._inside, entered, local))
-        self._on(stack, path, "out", lambda x: self.left(entered[0], x))
+        self._on(stack, path, "out", lambda x: self.left(entered.pop(), x))
 
     def _inside(self, entered: list[int], local: str, x: Tensor) -> Tensor:
-        return self.pass_point(self.current(), f"blocks.{entered[0]}.{local}", x)
+        return self.pass_point(self.current(), f"blocks.{entered[0]}.{local}", x) if entered else x
 
     def _on(self, stack: ExitStack, path: str, side: str, act: Callable[[Tensor], Tensor]) -> None:
-        """Let ``act`` decide what a module is handed, or what it returns, as its first tensor."""
-        part = self.module.get_submodule(path)
+        """Let ``act`` decide what a module is handed, or what it returns, as its hidden state."""
+        part, taken = self.module.get_submodule(path), self.wiring.takes.get(path)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if ACTIVE.get() is not self:  # a hook runs another pass of the module
                 return None
-            if args and isinstance(args[0], Tensor):
-                return (act(args[0]), *args[1:]), kwargs
-            key = next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
+            key = given_tensor(args, kwargs, taken)
             if key is None:
                 raise LoopprobeError(f"{path} is handed no tensor in this call: name another place")
+            if isinstance(key, int):
+                return (*args[:key], act(args[key]), *args[key + 1 :]), kwargs
             return args, {**kwargs, key: act(kwargs[key])}
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if ACTIVE.get() is not self:
                 return None
-            if isinstance(output, Tensor):
-                return act(output)
-            return type(output)((act(output[0]), *output[1:]))
+            x = returned_tensor(output)
+            if x is None:
+                raise LoopprobeError(f"{path} returns no tensor in this call: name another place")
+            return with_tensor(output, act(x))
 
         handle = (
             part.register_forward_pre_hook(before, with_kwargs=True)
@@ -298,15 +286,15 @@ class Pass:
 
     def _replace(self, stack: ExitStack, part: nn.Module, path: str, when: Callable[[], bool]) -> None:
         """Let a layer hand on what it gets, at times."""
-        computed, n_returned = part.forward, self.wiring.returns[path]
+        computed, empty, taken = part.forward, self.wiring.returns[path], self.wiring.takes.get(path)
         own = vars(part)  # attributes of some modules, such as a bridge's, are set elsewhere
         was = own.get("forward")
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if ACTIVE.get() is not self or not when():
                 return computed(*args, **kwargs)
-            x = first_tensor(args, kwargs)
-            return (x, *[None] * (n_returned - 1)) if n_returned else x
+            key = given_tensor(args, kwargs, taken)
+            return with_tensor(empty, args[key] if isinstance(key, int) else kwargs[str(key)])
 
         def restore() -> None:
             if was is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ class Wiring:
         order: the paths of the layers in the order of a loop; one that a loop passes several times stands as often.
         state_calls: how often a loop calls each module of the state.
         opens: the paths whose call stands before the first layer of its loop.
-        returns: of each layer the number of things that it returns, 0 for a tensor alone.
+        returns: of each layer what it returns, with nothing in it: None for a tensor alone.
+        takes: of each part the place or the keyword under which it is handed its hidden state.
         widths: the shapes of activations behind the axes of prompts and tokens, by the paths and sides of places.
         passes_on: the layers before the loop that map a hidden state to one of its shape, and so can be left out.
     """
@@ -30,7 +32,8 @@ class Wiring:
     order: tuple[str, ...]
     state_calls: tuple[int, ...]
     opens: frozenset[str]
-    returns: dict[str, int]
+    returns: dict[str, Any]
+    takes: dict[str, int | str]
     widths: dict[tuple[str, str], tuple[int, ...]]
     passes_on: frozenset[str]
 
@@ -40,7 +43,8 @@ class _Call:
     path: str
     shape_in: tuple[int, ...] | None
     shape_out: tuple[int, ...] | None
-    n_returned: int
+    returned: Any
+    taken: int | str | None
 
 
 def observe(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor]) -> Wiring:
@@ -81,7 +85,8 @@ def observe(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor]) -> Wi
     if anatomy.prelude[-1] not in [call.path for call in three[:first_core]]:
         raise LoopprobeError(f"the prelude ({anatomy.prelude[-1]}) is not called before the core: name what is")
     opens = {call.path for call in three[:first_core]} - {*anatomy.prelude}
-    returns = {call.path: call.n_returned for call in three}
+    returns = {call.path: call.returned for call in three}
+    takes = {call.path: call.taken for call in three if call.taken is not None}
     widths: dict[tuple[str, str], tuple[int, ...]] = {}
     for call in three:
         for side, shape in (("in", call.shape_in), ("out", call.shape_out)):
@@ -90,7 +95,7 @@ def observe(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor]) -> Wi
     passes_on = {
         call.path for call in three if call.path in anatomy.prelude and call.shape_in == call.shape_out is not None
     }
-    return Wiring(order, tuple(calls), frozenset(opens), returns, widths, frozenset(passes_on))
+    return Wiring(order, tuple(calls), frozenset(opens), returns, takes, widths, frozenset(passes_on))
 
 
 def watched(anatomy: Anatomy) -> tuple[str, ...]:
@@ -108,18 +113,17 @@ def _calls(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor], n_loop
     calls: list[_Call] = []
 
     def noting(path: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        begun: list[tuple[int, Any]] = []
+        begun: list[int] = []
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            given = first_tensor(args, kwargs)
-            begun.append((len(calls), None if given is None else tuple(given.shape)))
-            calls.append(_Call(path, None, None, 0))
+            begun.append(len(calls))
+            calls.append(_Call(path, None, None, None, None))
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            place, shape_in = begun.pop()
-            value = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple | list) else None
-            shape = tuple(value.shape) if isinstance(value, Tensor) else None
-            calls[place] = _Call(path, shape_in, shape, len(output) if isinstance(output, tuple | list) else 0)
+            value = returned_tensor(output)
+            taken, given = _hidden_state(args, kwargs, value)
+            shape_in, shape = (None if one is None else tuple(one.shape) for one in (given, value))
+            calls[begun.pop()] = _Call(path, shape_in, shape, _emptied(output), taken)
 
         return before, after
 
@@ -135,9 +139,64 @@ def _calls(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor], n_loop
     return calls
 
 
-def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the first tensor that a module is handed."""
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+def _hidden_state(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], returned: Tensor | None
+) -> tuple[int | str | None, Tensor | None]:
+    """Find the hidden state among what a module is handed: the first tensor of the shape that it returns.
+
+    Where none has it, it is the first of floating-point numbers, or the first at all; masks and positions may come
+    before.
+    """
+    handed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    tensors = {key: value for key, value in handed if isinstance(value, Tensor)}
+    like = [key for key, value in tensors.items() if returned is not None and value.shape == returned.shape]
+    floating = [key for key, value in tensors.items() if value.is_floating_point()]
+    key = next(iter((*(key for key in like if key in floating), *floating, *tensors)), None)
+    return key, None if key is None else tensors[key]
+
+
+def given_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], taken: int | str | None) -> int | str | None:
+    """Return the place or the keyword of the hidden state in this call: as observed, or the first tensor."""
+    if isinstance(taken, int) and taken < len(args) and isinstance(args[taken], Tensor):
+        return taken
+    if isinstance(kwargs.get(str(taken)), Tensor):
+        return taken
+    handed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return next((key for key, value in handed if isinstance(value, Tensor)), None)
+
+
+def returned_tensor(output: Any) -> Tensor | None:
+    """Return the hidden state in what a layer returned: the tensor, or the first entry of several."""
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list):
+        output = output[0] if output else None
+    return output if isinstance(output, Tensor) else None
+
+
+def with_tensor(output: Any, x: Tensor) -> Any:
+    """Return what a layer returned with another hidden state in it."""
+    if output is None or isinstance(output, Tensor):
+        return x
+    if isinstance(output, Mapping):
+        copied: Any = copy(output)
+        copied[next(iter(output))] = x
+        return copied
+    values = (x, *output[1:])
+    return output._make(values) if hasattr(output, "_make") else type(output)(values)
+
+
+def _emptied(output: Any) -> Any:
+    """What a layer returned, of which only the form is kept."""
+    if isinstance(output, Mapping):
+        empty: Any = copy(output)
+        for key in output:
+            empty[key] = None
+        return empty
+    if isinstance(output, tuple | list):
+        nothing = [None] * len(output)
+        return output._make(nothing) if hasattr(output, "_make") else type(output)(nothing)
+    return None
 
 
 def tensor_of(output: Any) -> Tensor:
@@ -146,8 +205,9 @@ def tensor_of(output: Any) -> Tensor:
     Raises:
         LoopprobeError: there is none.
     """
-    first = output[0] if isinstance(output, tuple | list) else None
-    for candidate in (output, *(getattr(output, name, None) for name in ("logits", "last_hidden_state")), first):
+    names = ("logits", "last_hidden_state")
+    fields = [output.get(name) if isinstance(output, Mapping) else getattr(output, name, None) for name in names]
+    for candidate in (output, *fields, returned_tensor(output)):
         if isinstance(candidate, Tensor):
             return candidate
     raise LoopprobeError(f"the model returned a {type(output).__name__}: wrap one that returns a tensor or logits")

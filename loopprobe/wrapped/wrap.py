@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.protocol import Capability
-from loopprobe.wrapped.anatomy import Anatomy, Place, SetLoops, Start, layers_of, path_of, place_of, trained_loops
+from loopprobe.wrapped.anatomy import Anatomy, Place, SetLoops, Start, layers_of, path_of, trained_loops
 from loopprobe.wrapped.bridges import original_of, with_points_of
+from loopprobe.wrapped.checks import STARTS, checked
 from loopprobe.wrapped.model import WrappedModel
-from loopprobe.wrapped.passes import Pass, Plan
-from loopprobe.wrapped.wiring import observe, tensor_of, watched
-
-CHECKED_LOOPS = 3
+from loopprobe.wrapped.wiring import watched
 
 
 def wrap(
@@ -78,6 +73,8 @@ def wrap(
     """
     if isinstance(model, WrappedModel):
         return model
+    if not isinstance(model, nn.Module):
+        raise LoopprobeError(f"model ({type(model).__name__}) must be a torch.nn.Module: load it first")
     from loopprobe.wrapped.architectures import anatomy_of
 
     bridge, model = model, original_of(model) or model
@@ -111,10 +108,23 @@ def wrap(
         anatomy = dataclasses.replace(anatomy, n_loops=trained_loops(model, anatomy.set_loops))
     if anatomy.n_loops is None:
         raise LoopprobeError("set_loops is a function, which does not tell how many loops were trained: tell n_loops=")
+    if not callable(anatomy.start) and anatomy.start not in STARTS:
+        raise LoopprobeError(f"start ({anatomy.start!r}) must be {', '.join(STARTS)} or a function: change it")
     _require_places(model, anatomy)
     if bridge is not model:
         anatomy = with_points_of(bridge, model, anatomy, inputs)
-    return _checked(model, anatomy, inputs, may_search="start" not in told and known is None)
+    try:
+        return checked(model, anatomy, inputs, may_search="start" not in told and known is None)
+    except LoopprobeError:
+        raise
+    except Exception as error:
+        if known is not None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LoopprobeError(
+            f"{type(model).__name__} does not run as it is told to ({reason}): check example=, set_loops=, start= and "
+            "call="
+        ) from error
 
 
 _ASKED = {
@@ -125,9 +135,14 @@ _ASKED = {
 
 
 def _example(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
-    several = example if isinstance(example, tuple | list) and isinstance(example[0], Tensor) else (example,)
+    several = (
+        example if isinstance(example, tuple | list) and any(isinstance(x, Tensor) for x in example) else [example]
+    )
     weight = next(model.parameters())
-    inputs = [torch.as_tensor(part).to(weight.device) for part in several]
+    try:
+        inputs = [torch.as_tensor(part).to(weight.device) for part in several]
+    except (TypeError, ValueError, RuntimeError):
+        raise LoopprobeError(f"example ({type(example).__name__}) must be a tensor or several: change it") from None
     inputs = [part.to(weight.dtype) if part.is_floating_point() else part for part in inputs]
     if any(part.ndim < 2 or part.shape[1] < 2 for part in inputs):
         raise LoopprobeError(
@@ -137,136 +152,11 @@ def _example(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
 
 
 def _require_places(model: nn.Module, anatomy: Anatomy) -> None:
+    for place in [*anatomy.sites.values(), *anatomy.points.values()]:
+        if not isinstance(place, str) and (len(place) != 2 or place[1] not in ("in", "out")):
+            raise LoopprobeError(f"the place {place!r} must be a path, or a path and in or out: change it")
     for path in watched(anatomy):
         path_of(model, path, "a place")
-    for place in [*anatomy.sites.values(), *anatomy.points.values()]:
-        if place_of(place)[1] not in ("in", "out"):
-            raise LoopprobeError(f"the side of {place!r} must be in or out: change it")
     if anatomy.attention is not None:
         for layer in anatomy.core:
             path_of(model, f"{layer}.{anatomy.attention}", "attention")
-
-
-def _checked(model: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...], *, may_search: bool) -> WrappedModel:
-    """Compare single steps and readings with runs of the module, and tell what it supports."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            wiring = observe(model, anatomy, inputs)
-            _require_shapes(wiring.widths, anatomy)
-            able: frozenset[Capability] = frozenset({"map"} if anatomy.state else ())
-            wrapped = WrappedModel(model, anatomy, wiring, inputs, able)
-            if anatomy.attention is not None and not _attention_passes(wrapped, inputs):
-                anatomy = dataclasses.replace(anatomy, attention=None)
-                wrapped = WrappedModel(model, anatomy, wiring, inputs, able)
-            found = _found(wrapped, inputs, may_search)
-        return WrappedModel(model, found.anatomy, wiring, inputs, _supports(found, inputs))
-    finally:
-        model.train(mode)
-
-
-def _attention_passes(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> bool:
-    """Tell whether the attention of the core passes hook points: whether it uses transformers' interface."""
-    seen: list[int] = []
-    try:
-        with wrapped.hooks([("blocks.0.attn.hook_pattern", lambda x, hook: seen.append(hook.loop()))]):
-            wrapped(*inputs, n_loops=1, keep_loops=1)
-    except LoopprobeError:  # it has something that our attention does not know
-        return False
-    return bool(seen)
-
-
-def _require_shapes(widths: dict[tuple[str, str], tuple[int, ...]], anatomy: Anatomy) -> None:
-    for path in (anatomy.prelude[-1], *anatomy.core, *anatomy.state):
-        if len(widths.get((path, "out"), ())) != 1:
-            raise LoopprobeError(f"{path} must return a tensor [batch, pos, d_model]: name another module")
-
-
-def _found(wrapped: WrappedModel, inputs: tuple[Tensor, ...], may_search: bool) -> WrappedModel:
-    """The model with the state at its start found.
-
-    Raises:
-        LoopprobeError: a step from a state is not what the module does from there, or a state is read otherwise than by
-            the module.
-    """
-    anatomy = wrapped.anatomy
-    if not anatomy.state:
-        return wrapped
-    n = CHECKED_LOOPS
-    early = callable(anatomy.start)
-    plan = Plan(-1 if early else 0, n, skip=early, z=wrapped.initial_state, kept=frozenset(range(n)))
-    run = Pass(wrapped.module, anatomy, wrapped.wiring, wrapped.hook_trees, plan)
-    answers = tensor_of(run.run(*inputs))
-    e, states = run.e, run.states
-    assert e is not None, "the prelude has been seen before the core"
-    for loop in range(1, n):
-        off = _off(wrapped.step(states[loop - 1], e, loop), states[loop])
-        if off > 1e-3:
-            raise LoopprobeError(
-                f"a step from the state ({', '.join(anatomy.state)}) after loop {loop - 1} differs from the run by "
-                f"{off:.1g} of its size: the state stands elsewhere, or more goes on to the next loop; name all of it"
-            )
-    off = _off(wrapped.predict(states[n - 1], e, n - 1), answers)
-    if off > 1e-3:
-        raise LoopprobeError(
-            f"the answer read from the state ({anatomy.state[-1]}) differs from the run's by {off:.1g} of its size: "
-            "the coda reads something else; name what it reads as the last of state="
-        )
-    names: list[Any] = ["input", "zeros", "ones"] if may_search else [anatomy.start]
-    for start in names:
-        if start == "input" and wrapped.sizes.d_model != e.shape[-1]:
-            continue
-        wrapped.anatomy = dataclasses.replace(anatomy, start=start)
-        if _off(wrapped.step(wrapped.initial_state(e), e, 0), states[0]) <= 1e-3:
-            return wrapped
-    tried = " or ".join(str(name) for name in names)
-    raise LoopprobeError(
-        f"the loop does not start from {tried if may_search else 'what start= says'}: tell start=, a function from the "
-        "module, the injected input and a seed to the state"
-    )
-
-
-def _off(one: Tensor, other: Tensor) -> float:
-    """The largest difference, relative to the root mean square; infinite where one is not finite."""
-    size = other.float().square().mean().sqrt().clamp_min(1e-12)
-    off = ((one.float() - other.float()).abs().amax() / size).item()
-    return off if off == off else float("inf")
-
-
-def _supports(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> frozenset[Capability]:
-    """Try what the model can do."""
-    supports: set[Capability] = set()
-    anatomy = wrapped.anatomy
-    if anatomy.attention is not None or "attn.hook_pattern" in anatomy.sites:
-        supports.add("pattern")
-    if anatomy.gate is not None:
-        supports.add("gate")
-    with torch.no_grad():
-        other = tuple(torch.cat([part[:, :-1], part[:, :1]], 1) for part in inputs)
-        whole, changed = (wrapped(*some, n_loops=2, keep_loops=1)[0] for some in (inputs, other))
-        if _off(changed[:, :-1], whole[:, :-1]) <= 1e-3:
-            supports.add("causal")
-    tokens = len(inputs) == 1 and inputs[0].ndim == 2 and not inputs[0].is_floating_point()
-    if hasattr(wrapped.module, "generate") or (tokens and "causal" in supports and anatomy.head is not None):
-        supports.add("generate")
-    if not anatomy.state:
-        return frozenset(supports)
-    supports.add("map")
-    with torch.no_grad():
-        e = wrapped.embed(*wrapped.prepare(*inputs))
-        z = wrapped.initial_state(e)
-        if anatomy.head is not None:
-            state = wrapped.to_state(
-                torch.randn(z.shape[:2] + e.shape[2:], generator=torch.Generator().manual_seed(0)).to(z)
-            )
-            if _off(wrapped.unembed(state), wrapped.predict(state, e)) <= 1e-3:
-                supports.add("linear_readout")
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.func.jvp(lambda at: wrapped.step(at, e), (z,), (torch.ones_like(z),))
-        supports.add("forward_mode")
-    except (RuntimeError, NotImplementedError):
-        pass
-    return frozenset(supports)
