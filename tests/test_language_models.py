@@ -204,3 +204,14 @@ def test_loops_and_precision_are_chosen(folders):
     model = load(f"hf:{folders['dory']}", n_loops=7, dtype="bfloat16")
     assert (model.sizes.n_loops, model.dtype) == (7, torch.bfloat16)
     assert model(torch.ones(1, 4, dtype=torch.int64)).shape == (7, 1, 4, 300)
+
+
+def test_a_saved_question_is_asked_of_a_language_model(folders, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ['section = "own"', 'title = "own"', 'asks = "what?"', 'probe = "exit"']
+    lines += [f'checkpoints = ["hf:{folders["dory"]}"]', f'text = ["{TEXTS[0]}"]', "[options]", "loops = 4"]
+    (tmp_path / "own.toml").write_text("\n".join(lines))
+    code, out, err = command("run", "own.toml", "--workers", 1)
+    assert code == 0, err
+    assert "left out" not in out + err
+    assert list(tmp_path.rglob("*.nc"))

@@ -29,6 +29,7 @@ from loopprobe.study.shipped import study_folder, toml_files
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.storage import claim_shared
 from loopprobe.types import Progress
+from loopprobe.wrapped.loading import PREFIX
 
 
 @configuration
@@ -129,7 +130,11 @@ def answer_saved(
     missing: dict[str, tuple[str, ...]] = {}
     for name, one in saved.items():
         question = one.question(quick)
-        available = tuple(model for model in question.checkpoints if model in known or Path(model).is_dir())
+        available = tuple(
+            model
+            for model in question.checkpoints
+            if model in known or model.startswith(PREFIX) or Path(model).is_dir()
+        )
         missing[name] = tuple(model for model in question.checkpoints if model not in available)
         prepared = prepare(dataclasses.replace(question, checkpoints=available), device, load)
         asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
