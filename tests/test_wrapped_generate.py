@@ -1,5 +1,7 @@
 """Text from wrapped modules, with their caches and under edits, against whole runs of them."""
 
+import threading
+
 import pytest
 import torch
 from looped_others import VOCABULARY, WIDTH, draw, wrapped
@@ -258,3 +260,25 @@ def test_what_cannot_be_written_gets_one_line(models):
         models["own"].generate(draw("dory"), 2, top_k=3)
     with pytest.raises(LoopprobeError, match="generate needs generation of text, which AlbertForMaskedLM has not"):
         wrapped("albert").generate(draw("albert"), 2)
+
+
+def test_threads_write_one_after_the_other():
+    module = OwnText().eval()
+    told = {"core": "mix", "state": "norm", "prelude": "wte", "head": "head", "set_loops": "n_loops"}
+    model = wrap(module, **told, example=draw("own_text"))
+    tokens, wrong = draw("own_text"), []
+    right = {n: model.generate(tokens, max_new_tokens=N_NEW, n_loops=n) for n in (1, 4, 9)}
+
+    def work(n):
+        for _ in range(6):
+            with model.hooks([("hook_z", lambda z, hook: None)]):  # so that the module is wired
+                if not torch.equal(model.generate(tokens, max_new_tokens=N_NEW, n_loops=n), right[n]):
+                    wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in right]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert module.n_loops == 3

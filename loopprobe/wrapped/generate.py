@@ -21,7 +21,7 @@ from loopprobe.model.protocol import require
 from loopprobe.wrapped.anatomy import loop_count
 from loopprobe.wrapped.attention import hooked_attention
 from loopprobe.wrapped.passes import Pass
-from loopprobe.wrapped.plan import Plan
+from loopprobe.wrapped.plan import Plan, lock_of
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import tensor_of
 
@@ -43,6 +43,7 @@ def generate(
     _require_hooks_that_act(model, n_loops)
     run = Pass(module, model.anatomy, model.wiring, model.hook_trees, Plan(n_loops=n_loops, hooked=model.is_hooked))
     with ExitStack() as stack:
+        stack.enter_context(lock_of(module))
         stack.enter_context(torch.no_grad())
         stack.enter_context(as_precise_as(module))
         keywords = dict(stack.enter_context(loop_count(module, model.anatomy, n_loops)))
