@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,8 @@ class Probe:
     of_tokens: bool = False
     given: tuple[str, ...] = ()
 
-    def require(self, subject: Subject, prompts: PromptBatch, config: Any) -> None:
-        """Check everything before anything runs.
+    def require(self, subject: Subject, prompts: PromptBatch, config: Any, given: Collection[str] = ()) -> None:
+        """Check everything before anything runs, but for options where something is ``given``: ``run`` checks them.
 
         Raises:
             LoopprobeError: the model lacks what the probe needs, the prompts are of another kind, or they and the
@@ -84,4 +84,5 @@ class Probe:
                 f"{self.name} asks about lengths of a token task and these prompts are {type(prompts).__name__}: "
                 "choose a model of a token task, or another probe"
             )
-        self.check(subject, config, prompts)
+        if not given:
+            self.check(subject, config, prompts)

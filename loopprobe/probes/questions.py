@@ -17,7 +17,6 @@ from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import unique_labels
 from loopprobe.probes.declaration import Probe
-from loopprobe.probes.patch import GIVEN
 from loopprobe.probes.registry import PROBES, find_probe
 from loopprobe.store.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
 from loopprobe.store.language import source_of
@@ -116,9 +115,7 @@ def prepare(
         else:
             prompts, corrupted = checkpoint.pairs(question.spec)
             given = {"corrupted": corrupted} if corrupted is not None and "corrupted" in probe.given else {}
-        if given:
-            config = dataclasses.replace(config, corruption=GIVEN)
-        probe.require(checkpoint, prompts, config)
+        probe.require(checkpoint, prompts, config, given)
         prepared.append(Prepared(question.probe, checkpoint, config, prompts, given))
     return prepared
 

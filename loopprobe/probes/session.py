@@ -33,7 +33,6 @@ def probe(name: str, checkpoint: Subject, prompts: PromptBatch | int = 256, **op
     given = {key: options.pop(key) for key in find_probe(name).given if key in options}
     chosen, config = configured(name, options)
     batch = checkpoint.draw(PromptSpec(prompts=prompts)) if isinstance(prompts, int) else prompts
-    if not given:  # else the probe checks what it is given, when it runs
-        chosen.require(checkpoint, batch, config)
+    chosen.require(checkpoint, batch, config, given)
     [data] = answer([Prepared(name, checkpoint, config, batch, given)], track)
     return data
