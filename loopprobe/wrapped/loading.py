@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from loopprobe.errors import LoopprobeError
+from loopprobe.types import PRECISIONS
 from loopprobe.wrapped.architectures import ARCHITECTURES
 from loopprobe.wrapped.model import WrappedModel
 from loopprobe.wrapped.wrap import wrap
 
 PREFIX = "hf:"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def read_language_model(
@@ -81,9 +81,10 @@ def read_language_model(
 def _dtype(given: str | torch.dtype) -> torch.dtype:
     if isinstance(given, torch.dtype):
         return given
-    if given not in DTYPES:
-        raise LoopprobeError(f"dtype ({given!r}) must be {', '.join(DTYPES)}: choose one")
-    return DTYPES[given]
+    if given not in PRECISIONS:
+        raise LoopprobeError(f"dtype ({given!r}) must be {', '.join(PRECISIONS)}: choose one")
+    dtype: torch.dtype = getattr(torch, given)
+    return dtype
 
 
 def _asked(source: str | Path, read: Any) -> Any:

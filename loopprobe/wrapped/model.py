@@ -194,7 +194,6 @@ class WrappedModel(LoopedRootModule):
             answers = tensor_of(run.run(*inputs))
         if self.anatomy.head is None and read_at is not None:
             answers = answers[:, read_at]
-        run.plan.skip = False
         return run.pass_point(loop, "hook_readout", answers)
 
     def _stop(self, run: Pass, *inputs: Any) -> Pass:

@@ -25,6 +25,7 @@ from loopprobe.wrapped.plan import Plan, lock_of
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import Wiring, given_tensor, returned_tensor, with_tensor
 
+BEHIND = ("coda", "hook_readout")  # what stands behind the loop is passed when the loop itself is left out
 ACTIVE: ContextVar[Pass | None] = ContextVar("pass", default=None)  # the pass that goes on, for attention functions
 
 
@@ -54,6 +55,7 @@ class Pass:
     calls: int = -1
     _hooks: dict[int | None, Any] = field(default_factory=dict)  # the hook points of the loops of this pass
     _position: int = 0  # layers that this call has entered
+    _inside: dict[str, int] = field(default_factory=dict)  # the layers that go on, by their paths
     _embedded: bool = False
     _ended: bool = False  # whether the state of the last loop is whole
     _parts: list[Tensor | None] = field(default_factory=list)  # of the state of the loop that goes on
@@ -68,6 +70,7 @@ class Pass:
             return
         self.calls += 1
         self._position, self._embedded, self._ended = 0, False, False
+        self._inside.clear()
         self._parts, self._counts = [None] * len(self.anatomy.state), [0] * len(self.anatomy.state)
 
     def upcoming(self) -> int:
@@ -97,7 +100,8 @@ class Pass:
 
     def pass_point(self, loop: int | None, name: str, x: Tensor) -> Tensor:
         """Hand an activation to the hooks of its point, and return what stands in its place."""
-        if not self.plan.hooked or (self.plan.skip and loop == self.plan.first and not name.startswith("coda")):
+        left_out = self.plan.skip and loop == self.plan.first and not name.startswith(BEHIND)
+        if not self.plan.hooked or left_out:
             return x
         if loop not in self._hooks:
             self._hooks[loop] = self.trees.at(loop)
@@ -114,14 +118,20 @@ class Pass:
 
     # The parts
 
-    def entered(self, x: Tensor) -> Tensor:
+    def entered(self, path: str, x: Tensor) -> Tensor:
         """A layer of the core is entered."""
         self._position += 1
+        self._inside[path] = self.layer()
         return self.pass_point(self.current(), f"blocks.{self.layer()}.hook_resid_pre", x)
 
-    def left(self, layer: int, x: Tensor) -> Tensor:
+    def within(self, path: str, local: str, x: Tensor) -> Tensor:
+        """A place within a layer is passed; of a module that others share only while the layer goes on."""
+        layer = self._inside.get(path)
+        return x if layer is None else self.pass_point(self.current(), f"blocks.{layer}.{local}", x)
+
+    def left(self, path: str, x: Tensor) -> Tensor:
         """A layer of the core is left."""
-        return self.pass_point(self.current(), f"blocks.{layer}.hook_resid_post", x)
+        return self.pass_point(self.current(), f"blocks.{self._inside.pop(path)}.hook_resid_post", x)
 
     def embedded(self, x: Tensor) -> Tensor:
         """The prelude has given the injected input."""
@@ -201,7 +211,7 @@ class Pass:
             stack.callback(ACTIVE.reset, token)
             stack.callback(self.module.register_forward_pre_hook(self.begin).remove)
             for path in dict.fromkeys(self.wiring.order):
-                self._on(stack, path, "in", self.entered)
+                self._on(stack, path, "in", partial(self.entered, path))
             for name, path, side in self._points():
                 self._on(stack, path, side, self._passing(name, path))
             for path in dict.fromkeys(self.wiring.order):
@@ -240,20 +250,10 @@ class Pass:
             self._replace(stack, layer, path, lambda: self.leaves_out)
         if not self.plan.hooked:
             return
-        entered: list[int] = []  # the layer that goes on; none while others share a module with it
-
-        def note(x: Tensor) -> Tensor:
-            entered[:] = [self.layer()]
-            return x
-
-        self._on(stack, path, "in", note)
         for local, place in self.anatomy.sites.items():
             inner, side = place_of(place)
-            self._on(stack, f"{path}.{inner}".rstrip("."), side, partial(self._inside, entered, local))
-        self._on(stack, path, "out", lambda x: self.left(entered.pop(), x))
-
-    def _inside(self, entered: list[int], local: str, x: Tensor) -> Tensor:
-        return self.pass_point(self.current(), f"blocks.{entered[0]}.{local}", x) if entered else x
+            self._on(stack, f"{path}.{inner}".rstrip("."), side, partial(self.within, path, local))
+        self._on(stack, path, "out", partial(self.left, path))
 
     def _on(self, stack: ExitStack, path: str, side: str, act: Callable[[Tensor], Tensor]) -> None:
         """Let ``act`` decide what a module is handed, or what it returns, as its hidden state."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.wrapped.anatomy import Anatomy, Place, SetLoops, Start, layers_of, path_of, trained_loops
+from loopprobe.wrapped.architectures import anatomy_of
 from loopprobe.wrapped.bridges import original_of, with_points_of
 from loopprobe.wrapped.checks import STARTS, checked
 from loopprobe.wrapped.model import WrappedModel
@@ -75,8 +76,6 @@ def wrap(
         return model
     if not isinstance(model, nn.Module):
         raise LoopprobeError(f"model ({type(model).__name__}) must be a torch.nn.Module: load it first")
-    from loopprobe.wrapped.architectures import anatomy_of
-
     bridge, model = model, original_of(model) or model
     known = anatomy_of(model)
     told: dict[str, Any] = {
