@@ -5,3 +5,5 @@ from typing import Any, Literal
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]  # wraps the steps of long work, to show how far it is
 Positions = tuple[int | Literal["query"], ...]  # tokens, from the end where negative; or that of the query
+
+PRECISIONS = ("float32", "bfloat16", "float16", "float64")  # of a model, by torch's names

@@ -18,13 +18,13 @@ from typer.core import TyperCommand
 from loopprobe.cli.parsing import at_least, one_of
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.shipped import study_folder, toml_files
+from loopprobe.types import PRECISIONS
 
 if TYPE_CHECKING:
     import torch
 
     from loopprobe.support.cluster import Processes, RayPool
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 Ckpt = Annotated[
     list[str] | None,
@@ -185,7 +185,7 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
             at_least(common.start_seed, 0, "start_seed")
             one_of(common.read, ("query", "all"), "read")
             if common.dtype is not None:
-                one_of(common.dtype, DTYPES, "dtype")
+                one_of(common.dtype, PRECISIONS, "dtype")
             verb(common=common, **values)
 
         command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -57,12 +58,11 @@ def leading_eigenvalues(system: Map, z: State, k: int = 10) -> Complex[Tensor, "
     """
     _require(z, k)
     if has_blocks(system):
-        assert isinstance(system, LoopMap), "has_blocks has said so"
         return _sorted(position_spectra(system, z).flatten(1))[:, :k]
     return arnoldi_eigenvalues(system, z, k)
 
 
-def has_blocks(system: Map) -> bool:
+def has_blocks(system: Map) -> TypeGuard[LoopMap]:
     """Tell whether the Jacobian of a map has one block a token, which can be taken out of the loop."""
     return isinstance(system, LoopMap) and {"causal", "past"} <= system.model.supports
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from loopprobe.model.hook_points import dims, split_name
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.model.protocol import MEANS, Sizes
+from loopprobe.wrapped.anatomy import place_of
 from loopprobe.wrapped.model import WrappedModel
 
 INJECTIONS = {"none": "z", "add": "z + e", "multiply": "z · e"}
@@ -157,16 +158,11 @@ def injection_of(model: WrappedModel) -> str:
         x = cache[f"loops.1.{name}"]
         for words, value in candidates.items():
             if value.shape == x.shape and torch.allclose(x, value, rtol=1e-3, atol=1e-5):
-                through = "" if name == "blocks.0.hook_resid_pre" else f" through {_path(model, name)}"
-                return words + through
+                through = place_of(model.anatomy.points[name])[0] if name in model.anatomy.points else ""
+                return f"{words} through {through}" if through else words
     return model.anatomy.injection or "f(z, e)"
 
 
 def _opens(model: WrappedModel, place: Any) -> bool:
-    path, side = (place, "out") if isinstance(place, str) else place
+    path, side = place_of(place)
     return path in model.wiring.opens and side == "in"
-
-
-def _path(model: WrappedModel, name: str) -> str:
-    place = model.anatomy.points[name]
-    return place if isinstance(place, str) else place[0]
