@@ -215,3 +215,17 @@ def test_a_saved_question_is_asked_of_a_language_model(folders, command, tmp_pat
     assert code == 0, err
     assert "left out" not in out + err
     assert list(tmp_path.rglob("*.nc"))
+
+
+def test_axes_of_tokens_carry_their_texts_where_prompts_share_them(subjects):
+    def ticks(*texts):
+        data = probe("patch", subjects["dory"], subjects["dory"].draw(PromptSpec(text=texts)), loops=1, sites=("z",))
+        axis = figures([data])["patch-z"].layout.xaxis
+        return axis.ticktext, axis.title.text
+
+    texts, title = ticks("def step(model, z)", "def stop(model, z)")
+    assert title == "token"
+    assert texts[0].startswith("0 '")
+    shared = [text for text in texts if " " in text]
+    assert 0 < len(shared) < len(texts), "one token differs, and stands as its number"
+    assert ticks("0123456", "7890123")[0] is None

@@ -21,6 +21,7 @@ from loopprobe.probes.dataset import writing
 BLACK, GREY = "#000000", "#777777"
 BASELINE_COLOURS = qualitative.Safe  # for things without order; colour-blind readers can tell them apart
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
+SHOWN_TEXTS = 24  # of tokens, which can be read beside one axis
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -113,9 +114,9 @@ def name_tokens(figure: go.Figure, texts: Sequence[str]) -> go.Figure:
 
     Of several panels in a grid only those at the left and at the bottom have room for words.
     """
-    if not texts:
+    if all(text == str(place) for place, text in enumerate(texts)):  # prompts that share no token
         return figure
-    most = max(1, -(-len(texts) // 40))  # as many as can be read
+    most = max(1, -(-len(texts) // SHOWN_TEXTS))
     places = list(range(0, len(texts), most))
     words = [texts[place].replace("<", "&lt;") for place in places]
     across = [axis for axis in figure.select_xaxes() if (axis.title.text or "").startswith("token")]
