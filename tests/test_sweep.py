@@ -37,6 +37,14 @@ def test_a_grid_is_the_product_of_its_axes(tmp_path):
     assert set(notes) == {"window 4 is above 2 loops: it is 2"}
 
 
+def test_a_grid_may_start_from_a_preset(tmp_path):
+    path = tmp_path / "g.toml"
+    path.write_text('[[grid]]\npreset = "reference"\n"model.n_loops" = [10, 20]\n"train.steps" = 30\n')
+    configs, _ = read_grid(path)
+    assert [c.name for c in configs] == ["lr-b10-T10-grown-adam-30steps", "lr-b20-T10-grown-adam-30steps"]
+    assert {(c.train.adam_lr, c.train.grad_clip, c.model.initializer_range) for c in configs} == {(1e-4, 0.0, 0.02)}
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in Path(__file__).parents[1].glob("probes/*_models.toml")))
 def test_the_grids_of_the_study_are_valid(name, tmp_path):
     configs, _ = read_grid(Path(__file__).parents[1] / "probes" / name)
@@ -57,6 +65,7 @@ def test_the_grids_hold_every_model_that_a_saved_question_asks_for():
     [
         ("[[grid]]\n'model.n_lops' = 3", "n_lops"),
         ("grid = 3", "hold"),
+        ("[[grid]]\npreset = 'referense'", "unknown preset"),
         ("[model]\nn_loops = 3", "must hold"),
         ("[[", "TOML"),
     ],

@@ -135,6 +135,8 @@ class Config:
                 parts.append(f"{end}{name}")
         if self.train.loss == "log":
             parts.append("log")
+        if self.train.optimizer != TrainConfig.optimizer:
+            parts.append(self.train.optimizer)
         if self.train.steps != TrainConfig.steps:
             parts.append(f"{self.train.steps}steps")
         if self.train.seed:

@@ -26,7 +26,7 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
     Raises:
         LoopprobeError: an unknown preset, file, key or value.
     """
-    tree = {} if preset is None else _read_preset(preset)
+    tree = {} if preset is None else read_preset(preset)
     if path is not None:
         tree = merge(tree, read_toml(path))
     return make_config(with_overrides(tree, overrides), preset)
@@ -52,7 +52,7 @@ def make_config(tree: dict[str, Any], preset: str | None = None) -> Config:
     task, model = tree.get("task"), tree.get("model", {})
     name = task.get("name") if isinstance(task, dict) else None
     if isinstance(name, str) and name in TOKEN_TASKS and isinstance(model, dict):
-        tree = tree if preset is not None or name not in preset_names() else merge(_read_preset(name), tree)
+        tree = tree if preset is not None or name not in preset_names() else merge(read_preset(name), tree)
         task, train, tokens = build(TaskConfig, tree["task"]), tree.get("train"), TOKEN_TASKS[name]
         sizes = {"d_vocab": len(tokens.inputs(task)), "d_vocab_out": len(tokens.outputs(task))}
         loops = train.get("loops") if isinstance(train, dict) else None
@@ -63,7 +63,12 @@ def make_config(tree: dict[str, Any], preset: str | None = None) -> Config:
     return config
 
 
-def _read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: str) -> dict[str, Any]:
+    """The configuration tree of a preset.
+
+    Raises:
+        LoopprobeError: there is no preset of this name.
+    """
     if name not in preset_names():
         raise LoopprobeError(f"unknown preset {name!r}: choose one of {', '.join(preset_names())}")
     return tomllib.loads((resources.files("loopprobe.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))

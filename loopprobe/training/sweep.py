@@ -6,6 +6,8 @@ models of a table are the product of its axes:
     [[grid]]
     "model.n_loops" = [5, 10, 20]
     "train.loop_window" = [10, 20]
+
+A table may start from a preset by ``preset = "reference"``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopprobe.config.schema import Config
-from loopprobe.config.sources import make_config, merge, nested, read_toml
+from loopprobe.config.sources import make_config, merge, nested, read_preset, read_toml
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.checkpoint import METRICS
 from loopprobe.store.checkpoint_file import CONFIG, STATE, read_json
@@ -89,10 +91,11 @@ def _config(point: dict[str, Any], notes: list[str]) -> Config:
         if loops > 1:
             notes.append(f"window {window} is above {loops} loops: it is {loops}")
         point = point | {"train.loop_window": loops}
-    tree: dict[str, Any] = {}
+    preset = point.pop("preset", None)
+    tree: dict[str, Any] = {} if preset is None else read_preset(preset)
     for key, value in point.items():
         tree = merge(tree, nested(key, value))
-    return make_config(tree)
+    return make_config(tree, preset)
 
 
 def plan(configs: Iterable[Config], out: Path) -> list[Planned]:
