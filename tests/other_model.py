@@ -26,6 +26,7 @@ class Triples:
 
     unit = "absolute error"
     query_unit = "absolute error at the last three"
+    failure_level = 0.1
     step_unit = "absolute difference"
     answer_unit = "the largest over the number of symbols"
     tokens_per_point = 3

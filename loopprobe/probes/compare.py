@@ -13,12 +13,12 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from loopprobe.config.strict import configuration
-from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.reference.baselines import BASELINES, check_baselines
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
-from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
+from loopprobe.support.statistics import at_least_single, share_interval, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
 
@@ -104,14 +104,11 @@ def check(checkpoint: Checkpoint, config: CompareConfig, prompts: Prompts) -> No
 
 
 def _by_point(prefix: str, prompts: Prompts, answers: Tensor, signs: bool) -> Variables:
-    """Mean error at every point with its interval, and accuracy where labels are signs."""
+    """Errors at every point, summarised, and accuracy where labels are signs."""
     errors = to_numpy(prompts.errors(answers))
-    names = [prefix + part for part in ("mean", "low", "high")]
-    variables: Variables = {
-        name: (("point",), value) for name, value in zip(names, bootstrap_mean(errors.T), strict=True)
-    }
+    variables: Variables = error_summary(("point",), errors.T, prompts.failure_level, prefix)
     if signs:
-        variables |= with_ends(f"{prefix}accuracy", ("point",), bootstrap_mean(_right(prompts, answers).T))
+        variables |= with_ends(f"{prefix}accuracy", ("point",), share_interval(_right(prompts, answers).T))
     return variables
 
 

@@ -11,13 +11,13 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.limits import WINDOW, require_calibrated
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import require
-from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import bootstrap_mean, to_numpy
+from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.tasks import PromptBatch, TextPrompts
 from loopprobe.types import Progress
 
@@ -61,12 +61,12 @@ def run(
         examples before it):
 
         * ``error [loop, example]``: the error at the query
-        * ``mean``, ``low``, ``high [loop]``: its mean with a 95 % bootstrap interval
+        * ``median``, ``failures [loop]`` with ``_low`` and ``_high``, and ``mean [loop]``: see ``error_summary``
         * ``error_by_point [loop, point]``: means at every point
         * ``optimum [example]``, ``optimum_by_point [point]``: the error of the best predictor that knows the
           task, named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
         * where answers can be right, ``accuracy [loop]``: their share; ``to_last``, with ``_low`` and ``_high
-          [loop]``: the distance of the answer at the query to that after the last loop, with 95 % bootstrap intervals;
+          [loop]``: the median distance of the answer at the query to that after the last loop, with its 95 % interval;
           of text also ``perplexity [loop]``: the exponential of the mean error over all answers that are read
         * with ``states``, everything that ``follow_states`` measures on that many prompts
 
@@ -95,13 +95,10 @@ def run(
             done += error.shape[1]
     name, best = subject.optimum(prompts)
     best_error = to_numpy(prompts.errors(best))
-    mean, low, high = bootstrap_mean(errors)
     data = xr.Dataset(
         {
             "error": (("loop", "example"), errors),
-            "mean": ("loop", mean),
-            "low": ("loop", low),
-            "high": ("loop", high),
+            **error_summary(("loop",), errors, prompts.failure_level),
             "error_by_point": (("loop", "point"), by_point / n_prompts),
             "optimum": ("example", best_error[:, -1]),
             "optimum_by_point": ("point", best_error.mean(0)),
@@ -113,7 +110,7 @@ def run(
         data[variable].attrs["units"] = prompts.unit
     if right:
         data["accuracy"] = "loop", sum(right) / (n_prompts * n_points)
-        data = data.assign(with_ends("to_last", ("loop",), bootstrap_mean(to_last)))
+        data = data.assign(with_ends("to_last", ("loop",), median_interval(to_last)))
     if isinstance(prompts, TextPrompts):
         data["perplexity"] = "loop", np.exp(by_point.sum(1) / (n_prompts * n_points))
     if config.states:
@@ -145,7 +142,7 @@ PROBE = Probe(
         "inside:limits_table",
         "converge:converge_figure",
         "study:converge_table",
-        "states:limits_figures",
+        "converge:further_figures",
         "inside:limits_models_table",
         panels=True,
         compared=True,

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.subject import Subject
 from loopprobe.support.provenance import provenance
+from loopprobe.support.statistics import summarise_errors
 from loopprobe.support.storage import atomic
 from loopprobe.tasks import PromptBatch, TextPrompts
 from loopprobe.tasks.prompts import QUERY_UNIT, STEP_UNIT, UNIT
@@ -71,6 +73,7 @@ def stamp(data: xr.Dataset, probe: str, subject: Subject, prompts: PromptBatch, 
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
     """
     data.attrs |= attributes(probe, subject, prompts, config) | {"trained_loops": subject.loops_of(prompts)}
+    data.attrs["failure_level"] = prompts.failure_level
     data.attrs["units"] = json.dumps([prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)])
     if isinstance(prompts, TextPrompts):
         data.attrs["token_texts"] = json.dumps(prompts.roles)
@@ -177,6 +180,23 @@ def with_ends(
 ) -> dict[str, tuple[tuple[str, ...], ndarray]]:
     """An estimate and the ends of its interval as variables ``{name}``, ``{name}_low`` and ``{name}_high``."""
     return {name + part: (dims, values) for part, values in zip(("", "_low", "_high"), estimates, strict=True)}
+
+
+def error_summary(
+    dims: tuple[str, ...], errors: Float[ndarray, "... example"], level: float, prefix: str = ""
+) -> dict[str, tuple[tuple[str, ...], ndarray]]:
+    """Summarise errors over their last axis, the prompts, as variables; see ``statistics.summarise_errors``.
+
+    Args:
+        dims: the names of the other axes.
+        errors: the errors.
+        level: the error above which a prompt counts as failed (``PromptBatch.failure_level``).
+        prefix: what the names begin with.
+
+    Returns:
+        Variables with these dims: ``median`` and ``failures``, each with ``_low`` and ``_high``, and ``mean``.
+    """
+    return {prefix + name: (dims, values) for name, values in summarise_errors(errors, level).items()}
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.dataset import error_summary, stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_looped
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
+from loopprobe.support.statistics import at_least_single, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -59,8 +59,9 @@ def run(
         A dataset with dims ``rule_setting``, ``loop`` (from 1) and ``example``:
 
         * ``loops_used [rule_setting, example]``, ``error [rule_setting, example]`` (at the query)
-        * ``mean_loops``, ``mean``, ``low``, ``high [rule_setting]``: means, with the error's 95 % bootstrap interval
-        * ``by_budget``, ``by_budget_low``, ``by_budget_high [loop]``: the error when all prompts stop after that loop
+        * ``mean_loops [rule_setting]``; ``median``, ``failures [rule_setting]`` with ``_low`` and ``_high``, and
+          ``mean [rule_setting]`` of the error: see ``error_summary``
+        * ``budget_median [loop]`` …: the same when all prompts stop after that loop
         * coordinates ``rule`` and ``setting [rule_setting]``
     """
     check(subject, config, prompts)
@@ -82,16 +83,13 @@ def run(
         errors.append(torch.stack([error.gather(0, stop[None] - 1)[0] for stop in stops]).cpu())
         budget.append(error.cpu())
     loops_used, error_made, by_budget = (to_numpy(torch.cat(parts, -1)) for parts in (used, errors, budget))
-    mean, low, high = bootstrap_mean(error_made)
     data = xr.Dataset(
         {
             "loops_used": (("rule_setting", "example"), loops_used),
             "error": (("rule_setting", "example"), error_made),
             "mean_loops": ("rule_setting", loops_used.mean(1)),
-            "mean": ("rule_setting", mean),
-            "low": ("rule_setting", low),
-            "high": ("rule_setting", high),
-            **with_ends("by_budget", ("loop",), bootstrap_mean(by_budget)),
+            **error_summary(("rule_setting",), error_made, prompts.failure_level),
+            **error_summary(("loop",), by_budget, prompts.failure_level, "budget_"),
         },
         coords={
             "rule": ("rule_setting", [rule for rule, _ in labels]),

@@ -22,7 +22,7 @@ from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import PromptSpec, Subject
-from loopprobe.support.statistics import bootstrap_mean, to_numpy
+from loopprobe.support.statistics import share_interval, to_numpy
 from loopprobe.tasks import TokenPrompts
 from loopprobe.tasks.tokens import longest_length
 from loopprobe.types import Progress
@@ -91,7 +91,7 @@ def run(
     data = xr.Dataset(
         {
             "right": (("length", "loop", "example"), exact.astype(np.int8)),
-            **with_ends("exact", ("length", "loop"), bootstrap_mean(exact)),
+            **with_ends("exact", ("length", "loop"), share_interval(exact)),
             "accuracy": (("length", "loop"), accuracy.mean(-1)),
             "error": (("length", "loop"), error.mean(-1)),
             "trained_loops": ("length", trained),

@@ -40,7 +40,7 @@ from loopprobe.probes.loops import training_prompts
 from loopprobe.probes.ridge import Ridge, with_one
 from loopprobe.store.evaluate import batches, chunk_size
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import at_least_single, bootstrap_mean, double, to_numpy
+from loopprobe.support.statistics import at_least_single, double, median_interval, to_numpy
 from loopprobe.tasks import PromptBatch, TextPrompts
 from loopprobe.types import Progress
 
@@ -80,13 +80,13 @@ def run(
         A dataset with dims ``lens`` (final norm, no norm, tuned, the last only of answers with at most 4,096 values and
         not of single texts; or coda alone), ``loop`` (iterations done, from 1), ``site`` (input of the block, then
         after the attention, where that is a hook point, and after the MLP of each layer) and ``point``, in the unit of
-        the prompts, means over prompts:
+        the prompts, medians over prompts:
 
         * ``error``: of the answer that is read; ``to_final``: its distance to the model's final answer, of the tuned
           lens on prompts that it was not fitted on; ``to_optimum``: to the attainable optimum,
           ``attrs["optimum"]``, missing where the prompts do not say which task they are from
         * ``query_error``, ``query_to_final``, ``query_to_optimum`` without ``point``, with ``_low`` and ``_high``:
-          at the query, with 95 % bootstrap intervals
+          medians at the query, with 95 % intervals
 
         Where answers are tokens, also ``accuracy`` (the share of right answers that are read) and ``rank`` (of the
         model's final answer in what is read, from 0), with the dims of ``error``; and with the first lens
@@ -139,8 +139,8 @@ def run(
     dims = ("lens", "loop", "site")
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for measure, values in zip(("error", "to_final", "to_optimum"), every[:3], strict=True):
-        variables[measure] = ((*dims, "point"), values.mean(axis=3))
-        variables |= with_ends(f"query_{measure}", dims, bootstrap_mean(values[..., -1]))
+        variables[measure] = ((*dims, "point"), np.median(values, axis=3))
+        variables |= with_ends(f"query_{measure}", dims, median_interval(values[..., -1]))
     for measure, values in zip(("accuracy", "rank"), every[3:], strict=False):
         variables[measure] = ((*dims, "point"), values.mean(axis=3))
     if "rank" in variables:

@@ -23,12 +23,12 @@ from loopprobe.model.blocks import Past
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
 from loopprobe.model.protocol import LoopedModel
-from loopprobe.probes.dataset import stamp
+from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import answer_tokens
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import bootstrap_mean, to_numpy
+from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -78,8 +78,10 @@ def run(
         (in-context examples before it):
 
         * ``error [n, loop, example]``: the error at the query; ``clean_error [loop, example]``
-        * ``mean``, ``low``, ``high [n, loop]`` and ``clean_mean`` …: its mean with a 95 % bootstrap interval
+        * ``median``, ``failures [n, loop]`` with ``_low`` and ``_high``, ``mean [n, loop]``, and the same of the clean
+          run, ``clean_median [loop]`` …: see ``error_summary``
         * ``error_by_point [n, loop, point]``, ``clean_error_by_point [loop, point]``: means at every point
+        * ``median_by_point [n, point]``, ``clean_median_by_point [point]``: medians after the last loop, with ends
 
         A sentence in ``attrs["description"]`` says what was kept and what was masked.
 
@@ -91,8 +93,8 @@ def run(
     full = prompts.n_tokens // (prompts.tokens_per_point if config.unit == "point" else 1)
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
     at = _mask_at(subject, config, prompts)
-    errors, by_point = _measured(subject.model, prompts, config, counts, at, progress)
-    data = _labelled(errors, by_point, config)
+    measured = _measured(subject.model, prompts, config, counts, at, progress)
+    data = _labelled(*measured, config, prompts.failure_level)
     data = data.assign_coords(model=subject.label)
     data.attrs |= {"description": describe(config, prompts, at), "full": full}
     if (baseline := prompts.baseline()) is not None:
@@ -109,8 +111,10 @@ def _measured(
     counts: list[int],
     at: int | None,
     progress: Progress,
-) -> tuple[Float[np.ndarray, "n loop example"], Float[np.ndarray, "n loop point"]]:
-    """Run every mask, and return the errors at the query and the mean errors at every point."""
+) -> tuple[
+    Float[np.ndarray, "n loop example"], Float[np.ndarray, "n loop point"], Float[np.ndarray, "n example point"]
+]:
+    """Run every mask, and return the errors at the query, their means at every point, and all of the last loop."""
     chunks = batches(model, prompts, len(counts))
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
     keep = kept_tokens(
@@ -120,6 +124,7 @@ def _measured(
     outputs_of = _from_where_they_differ if {"causal", "past"} <= model.supports else _one_by_one
     errors = np.empty((len(counts), config.loops, prompts.n_prompts), np.float32)
     by_point = np.zeros((len(counts), config.loops, prompts.n_answers))
+    at_end = np.empty((len(counts), prompts.n_prompts, prompts.n_answers), np.float32)
     done = 0
     with torch.no_grad():
         for batch in progress(chunks):
@@ -128,27 +133,29 @@ def _measured(
                 error = to_numpy(batch.errors(torch.stack(outputs)))  # [n, example, answer]
                 errors[:, loop, here] = error[..., -1]
                 by_point[:, loop] += error.sum(axis=1, dtype=np.float64)
+                at_end[:, here] = error
             done += batch.n_prompts
-    return errors, by_point / prompts.n_prompts
+    return errors, by_point / prompts.n_prompts, at_end
 
 
 def _labelled(
-    errors: Float[np.ndarray, "n loop example"], by_point: Float[np.ndarray, "n loop point"], config: MaskConfig
+    errors: Float[np.ndarray, "n loop example"],
+    by_point: Float[np.ndarray, "n loop point"],
+    at_end: Float[np.ndarray, "n example point"],
+    config: MaskConfig,
+    failure_level: float,
 ) -> xr.Dataset:
     """The dataset of these errors, the last of which are those of the clean run."""
-    mean, low, high = bootstrap_mean(errors)
-    dims = ("n", "loop")
+    medians = [np.moveaxis(at_end, 1, -1)[:-1], np.moveaxis(at_end, 1, -1)[-1]]
     variables = {
-        "error": ((*dims, "example"), errors[:-1]),
-        "mean": (dims, mean[:-1]),
-        "low": (dims, low[:-1]),
-        "high": (dims, high[:-1]),
-        "error_by_point": ((*dims, "point"), by_point[:-1]),
+        "error": (("n", "loop", "example"), errors[:-1]),
+        **error_summary(("n", "loop"), errors[:-1], failure_level),
+        "error_by_point": (("n", "loop", "point"), by_point[:-1]),
+        **with_ends("median_by_point", ("n", "point"), median_interval(medians[0])),
         "clean_error": (("loop", "example"), errors[-1]),
-        "clean_mean": ("loop", mean[-1]),
-        "clean_low": ("loop", low[-1]),
-        "clean_high": ("loop", high[-1]),
+        **error_summary(("loop",), errors[-1], failure_level, "clean_"),
         "clean_error_by_point": (("loop", "point"), by_point[-1]),
+        **with_ends("clean_median_by_point", ("point",), median_interval(medians[1])),
     }
     coords = {"n": list(config.n), "loop": np.arange(1, config.loops + 1), "point": np.arange(by_point.shape[-1])}
     return xr.Dataset(variables, coords=coords)
@@ -263,6 +270,13 @@ PROBE = Probe(
     MaskConfig,
     run,
     check,
-    Shown("mask:mask_figures", "study:mask_table", "mask:mask_models_figure", "study:mask_models_table", panels=True),
+    Shown(
+        "mask:mask_figures",
+        "study:mask_table",
+        "mask:mask_models_figure",
+        "study:mask_models_table",
+        further_figures="mask:failures_figures",
+        panels=True,
+    ),
     needs=frozenset({"map"}),
 )

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import read_stamp
-from loopprobe.support.statistics import bootstrap_mean
+from loopprobe.probes.dataset import read_stamp, with_ends
+from loopprobe.support.statistics import median_interval
 
 MODES = ("first", "last")
 
@@ -25,8 +25,8 @@ def mask_difference(first: xr.Dataset, last: xr.Dataset) -> xr.Dataset:
 
     Returns:
         A dataset with dims ``n``, ``loop`` (iterations done, from 1) and ``example``: ``difference [n, loop, example]``
-        in the units of the errors, and ``mean``, ``low``, ``high [n, loop]``, its mean with a 95 % interval. Positive
-        where keeping the last is better. It has the n and loops that both datasets have.
+        in the units of the errors, and ``median``, ``median_low``, ``median_high [n, loop]``, its median with a 95 %
+        interval. Positive where keeping the last is better. It has the n and loops that both datasets have.
 
     Raises:
         LoopprobeError: they are not such a pair.
@@ -47,10 +47,9 @@ def mask_difference(first: xr.Dataset, last: xr.Dataset) -> xr.Dataset:
     if not one.size:
         raise LoopprobeError("the masks have no n or no loop in common: run both with the same --n and --loops")
     difference = (one - other).transpose("n", "loop", "example")
-    mean, low, high = bootstrap_mean(difference.values)
-    dims = ("n", "loop")
+    medians = with_ends("median", ("n", "loop"), median_interval(difference.values))
     data = xr.Dataset(
-        {"difference": difference, "mean": (dims, mean), "low": (dims, low), "high": (dims, high)},
+        {"difference": difference, **medians},
         coords={"model": first.model.item()},
         attrs=_attributes(first, options[0], one),
     )

@@ -10,12 +10,12 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.dataset import error_summary, stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token, require_looped, some_tokens
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import at_least_single, bootstrap_mean, to_numpy
+from loopprobe.support.statistics import at_least_single, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Positions, Progress
 
@@ -50,8 +50,8 @@ def run(
         A dataset with dims ``size``, ``position`` (the token that was pushed; -1: all at once), ``after`` (loops
         since the push, from 0: right after it) and ``example``:
 
-        * ``error``, ``error_low``, ``error_high [size, position, after]``: the error at the query, mean
-          and 95 % bootstrap interval; ``clean_error [after]`` without a push
+        * ``median``, ``failures [size, position, after]`` with ``_low`` and ``_high``, and ``mean [size, position,
+          after]`` of the error at the query, see ``error_summary``; ``clean_median [after]`` … without a push
         * ``distance [size, position, after]``: ‖z − z_clean‖ / ‖z_clean‖ of the whole state, mean over prompts
         * ``prediction_moved [size, position, after]``: root mean square of what the push changed in the prediction at
           the query, in the unit of steps of the prompts
@@ -100,8 +100,8 @@ def run(
     dims = ("size", "position", "after")
     data = xr.Dataset(
         {
-            **with_ends("error", dims, bootstrap_mean(errors)),
-            "clean_error": ("after", clean_errors.mean(1)),
+            **error_summary(dims, errors, prompts.failure_level),
+            **error_summary(("after",), clean_errors, prompts.failure_level, "clean_"),
             "distance": (dims, distances.mean(-1)),
             "prediction_moved": (dims, np.sqrt((moved**2).mean(-1))),
         },

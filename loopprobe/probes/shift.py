@@ -9,11 +9,11 @@ from pydantic import PositiveInt
 
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import stamp, with_ends
+from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
-from loopprobe.support.statistics import bootstrap_mean, to_numpy
+from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.tasks.shifts import SHIFTS, find_shift
 from loopprobe.types import Progress
@@ -44,8 +44,9 @@ def run(
         ``example`` (the prompt) and ``point`` (in-context examples before it):
 
         * ``error [shift, loop, example]``: the error at the query, in units of the shift's own labels
-        * ``mean``, ``low``, ``high [shift, loop]``: its mean with a 95 % bootstrap interval
-        * ``error_by_point [shift, point]``, ``…_low``, ``…_high``: after the last loop, at every point; missing where
+        * ``median``, ``failures [shift, loop]`` with ``_low`` and ``_high``, and ``mean [shift, loop]``: see
+          ``error_summary``
+        * ``median_by_point [shift, point]``, ``…_low``, ``…_high``: after the last loop, at every point; missing where
           only the query differs from training
 
     Raises:
@@ -67,17 +68,14 @@ def run(
         squared = to_numpy(torch.cat(parts, dim=1))
         errors.append(squared[..., -1])
         if name is None or not SHIFTS[name].at_query:
-            by_point[:, i, : squared.shape[-1]] = np.stack(bootstrap_mean(squared[-1].T))
+            by_point[:, i, : squared.shape[-1]] = np.stack(median_interval(squared[-1].T))
     error = np.stack(errors)
-    mean, low, high = bootstrap_mean(error)
     dims = ("shift", "loop")
     data = xr.Dataset(
         {
             "error": ((*dims, "example"), error),
-            "mean": (dims, mean),
-            "low": (dims, low),
-            "high": (dims, high),
-            **with_ends("error_by_point", ("shift", "point"), (by_point[0], by_point[1], by_point[2])),
+            **error_summary(dims, error, prompts.failure_level),
+            **with_ends("median_by_point", ("shift", "point"), (by_point[0], by_point[1], by_point[2])),
         },
         coords={
             "shift": [IN_DISTRIBUTION if name is None else SHIFTS[name].words for name in names],

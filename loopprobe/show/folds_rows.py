@@ -9,7 +9,7 @@ import xarray as xr
 
 from loopprobe.config.schema import TaskConfig, read_config
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.support.statistics import bootstrap_mean
+from loopprobe.support.statistics import share_interval
 
 Interval = tuple[float, float, float]
 
@@ -63,7 +63,7 @@ def rows_of(datasets: Sequence[xr.Dataset]) -> list[Row]:
                     if d.trained_on.sel(table=table) == trained_on
                 ]
                 if right:
-                    mean, low, high = bootstrap_mean(xr.concat(right, "fold").mean("fold").values)
+                    mean, low, high = share_interval(xr.concat(right, "fold").mean("fold").values)
                     accuracy[table] = float(mean), float(low), float(high)
             if accuracy:
                 words = "trained on it" if trained_on else "left out" if saw else "trained on no table"

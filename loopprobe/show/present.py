@@ -73,9 +73,9 @@ def _function_of(room: str, place: str) -> Callable[..., Any]:
 _drawing, _tabling = partial(_function_of, "figures"), partial(_function_of, "tables")
 
 
-def _further(shown: Shown, datasets: Sequence[xr.Dataset], *title: str) -> dict[str, go.Figure]:
+def _further(shown: Shown, datasets: Sequence[xr.Dataset], *how: str) -> dict[str, go.Figure]:
     """Draw the further figures of a probe, if it declares any."""
-    return _drawing(shown.further_figures)(datasets, *title) if shown.further_figures else {}
+    return _drawing(shown.further_figures)(datasets, *how) if shown.further_figures else {}
 
 
 def _draw_model(shown: Shown, members: Sequence[xr.Dataset]) -> dict[str, go.Figure]:
@@ -225,7 +225,7 @@ def figures_of(
         return {f"figure-{name}": made for name, made in figures(datasets).items()}
     panels = [by] if shown.panels else []
     made = {"figure": _drawing(shown.compare_figure)(datasets, title, *panels)}
-    return made | {f"figure-{end}": figure for end, figure in _further(shown, datasets, title).items()}
+    return made | {f"figure-{end}": figure for end, figure in _further(shown, datasets, title, *panels).items()}
 
 
 def tables_of(probe: str, datasets: Sequence[xr.Dataset]) -> list[Table]:

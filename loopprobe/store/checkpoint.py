@@ -29,6 +29,7 @@ from loopprobe.store.checkpoint_file import (
     fit,
     read_json,
     read_tensors,
+    recorded_errors,
     shipped_folder,
 )
 from loopprobe.store.language import load_language_model
@@ -85,11 +86,7 @@ class Checkpoint:
         model = self.config.model
         window = f"T = {self.config.train.loop_window}" if isinstance(self.config, Config) else "trained elsewhere"
         layers = f"{model.n_layers} layer{'s' * (model.n_layers > 1)}"
-        recorded = self.evaluation or {}
-        ends = [recorded.get(part) or [] for part in ("loops", "error", "error_low", "error_high")]
-        errors = [
-            f"{mean:.2g} [{low:.2g}, {high:.2g}] after {n} loops" for n, mean, low, high in zip(*ends, strict=True)
-        ]
+        errors = [f"{one.words} after {one.loops} loops" for one in recorded_errors(self.evaluation)]
         return "\n".join([
             f"{self.label}: {self.config.task.name.replace('_', ' ')}, {layers}, b = {model.n_loops}, {window}",
             f"{'cross entropy' if self.config.task.tokens else 'error'} at the query "

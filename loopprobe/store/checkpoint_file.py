@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,56 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "checkpoints"
 
 
+SUMMARY = ("median", "median_low", "median_high", "failures", "failures_low", "failures_high", "mean")  # of errors
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedErrors:
+    """What config.json records of the errors at the query after a number of loops.
+
+    Attributes:
+        loops: the number of loops.
+        median, low, high: the median error with its 95 % interval; NaN in records of earlier versions.
+        failures: the share of prompts with an error above ``level``; NaN in records of earlier versions.
+        level: the error above which a prompt counts as failed.
+        mean: the mean error.
+    """
+
+    loops: int
+    median: float
+    low: float
+    high: float
+    failures: float
+    level: float
+    mean: float
+
+    @property
+    def words(self) -> str:
+        """The median with its interval, or of earlier versions the mean."""
+        if math.isnan(self.median):
+            return f"mean {self.mean:.2g}"
+        return f"{self.median:.2g} [{self.low:.2g}, {self.high:.2g}]"
+
+    @property
+    def failing(self) -> str:
+        """The share of failures in words, or a dash."""
+        return "–" if math.isnan(self.failures) else f"{self.failures:.2%}"
+
+
+def recorded_errors(evaluation: dict[str, Any] | None) -> list[RecordedErrors]:
+    """Read what a checkpoint's evaluation says of its errors, one entry per number of loops."""
+    recorded = evaluation or {}
+    loops = recorded.get("loops") or []
+    level = recorded.get("failure_level", math.nan)
+    columns = {name: recorded.get(name) or [math.nan] * len(loops) for name in SUMMARY}
+    if "median" not in recorded and "error" in recorded:
+        columns["mean"] = recorded["error"]
+    median, low, high, failures, _, _, mean = (columns[name] for name in SUMMARY)
+    return [
+        RecordedErrors(loops[i], median[i], low[i], high[i], failures[i], level, mean[i]) for i in range(len(loops))
+    ]
+
+
 @configuration
 class Record:
     """The fields of config.json with their types."""
@@ -45,7 +96,8 @@ class Record:
     def __post_init__(self) -> None:
         if not self.evaluation:
             return
-        measured = [self.evaluation.get(part, []) for part in ("loops", "error", "error_low", "error_high")]
+        parts = (*SUMMARY, "loops") if "median" in self.evaluation else ("loops", "error")
+        measured = [self.evaluation.get(part, []) for part in parts]
         numbers = all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in measured)
         if not numbers or len({len(values) for values in measured}) > 1:
             raise LoopprobeError("evaluation must hold equally many numbers of loops and errors: restore the file")

@@ -11,7 +11,7 @@ from torch import Tensor
 from loopprobe.config.schema import Config
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.support.statistics import bootstrap_mean
+from loopprobe.support.statistics import share_interval, summarise_errors
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.tokens import longest_length
 
@@ -50,7 +50,7 @@ def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = 
 
 
 def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, far: int | None = None) -> dict[str, Any]:
-    """Measure the error at the query after the trained loop count, with its 95 % bootstrap interval.
+    """Measure the error at the query after the trained loop count: its median, the share of failures, and its mean.
 
     The result also holds the error of the best predictor that knows the task (``baselines.optimal``) on these prompts.
     Of a token task it holds in ``right`` which share of prompts is right as a whole, and of answers, at the longest
@@ -69,7 +69,7 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
     trained = checkpoint.loops_of(prompts)
     loops = [trained] if far is None or trained == 1 else sorted({trained, far})
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
-    mean, low, high = bootstrap_mean(errors.cpu().numpy())
+    summary = summarise_errors(errors.cpu().numpy(), prompts.failure_level)
     name, best = checkpoint.optimum(prompts)
     tokens = {} if checkpoint.config.task.tokens is None else {"right": _right(checkpoint, n_prompts, seed)}
     return tokens | {
@@ -77,10 +77,9 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
         "n_prompts": n_prompts,
         "seed": seed,
         "loops": loops,
-        "error": mean.tolist(),
-        "error_low": low.tolist(),
-        "error_high": high.tolist(),
-        "optimum": {"name": name, "error": prompts.errors(best)[:, -1].mean().item()},
+        "failure_level": prompts.failure_level,
+        **{name: values.tolist() for name, values in summary.items()},
+        "optimum": {"name": name, "error": prompts.errors(best)[:, -1].quantile(0.5).item()},
     }
 
 
@@ -99,7 +98,7 @@ def _right(checkpoint: Checkpoint, n_prompts: int, seed: int) -> dict[str, list[
                 for batch in prompts.split(chunk_size(checkpoint.device))
             ]
         right = torch.cat(parts).cpu()
-        ends = bootstrap_mean(right.all(-1).float().numpy())
+        ends = share_interval(right.all(-1).numpy())
         values = (length, loops, *(float(end) for end in ends), right.float().mean().item())
         for name, value in zip(rows, values, strict=True):
             rows[name].append(value)

@@ -1,6 +1,13 @@
-"""Statistics: the precision that they are computed in, and means with their uncertainty."""
+"""Statistics: the precision that they are computed in; medians, shares and means with their uncertainty.
+
+Errors of looped models have heavy tails: a mean of them is made of the few prompts on which the loop fails, and no
+interval of it that is computed from a sample holds what it promises (``benchmarks/coverage.py``). What a typical
+prompt costs is told by the median, and how often the loop fails by a share.
+"""
 
 from __future__ import annotations
+
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -36,6 +43,77 @@ def to_numpy(values: Tensor) -> ndarray:
     return at_least_single(values.detach().cpu()).numpy()
 
 
+def median_interval(
+    values: Float[ndarray, "... sample"], *, level: float = 0.95
+) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
+    """Return the median over the last axis with an interval that no distribution can break.
+
+    The ends are order statistics: the number of values below the true median is binomial, whatever their distribution
+    (Conover 1999, Practical Nonparametric Statistics, section 3.2).
+
+    Args:
+        values: the values, whose last axis holds the samples.
+        level: the least coverage of the interval.
+
+    Returns:
+        The median, the lower end and the upper end, each without the last axis; NaN where a value is NaN. Fewer than
+        six samples do not determine a 95 % interval, so that both ends are NaN.
+    """
+    from scipy.stats import binom  # imported here: it takes half a second
+
+    n = values.shape[-1]
+    ordered = np.sort(values, axis=-1)
+    broken = np.isnan(ordered[..., -1])  # NaN is sorted to the end
+    median = np.where(broken, np.nan, (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2)
+    below = int(binom.ppf((1 - level) / 2, n, 0.5))  # the largest rank with too little outside, from 1
+    if below < 1:
+        missing = np.full(median.shape, np.nan)
+        return median, missing, missing.copy()
+    low, high = (np.where(broken, np.nan, ordered[..., rank]) for rank in (below - 1, n - below))
+    return median, low, high
+
+
+def share_interval(
+    values: Float[ndarray, "... sample"] | Bool[ndarray, "... sample"], *, level: float = 0.95
+) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
+    """Return the mean over the last axis of values from 0 to 1, with Wilson's interval (Wilson 1927).
+
+    It has a width where all samples are alike, which a bootstrap has not. Of shares within a sample, such as the tokens
+    of a prompt, it is too wide rather than too narrow, since they vary less than yes and no do.
+
+    Args:
+        values: true or false, or shares, whose last axis holds the samples.
+        level: the coverage of the interval.
+
+    Returns:
+        The share, the lower end and the upper end, each without the last axis; NaN where a value is NaN.
+    """
+    z, n = NormalDist().inv_cdf((1 + level) / 2), values.shape[-1]
+    share = values.astype(np.float64).mean(-1)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return share, np.minimum(share, middle - half).clip(0, 1), np.maximum(share, middle + half).clip(0, 1)
+
+
+def summarise_errors(errors: Float[ndarray, "... sample"], level: float) -> dict[str, Float[ndarray, ...]]:
+    """Summarise errors over their last axis: what a typical sample costs, and how often one fails.
+
+    Args:
+        errors: the errors, which have heavy tails.
+        level: the error above which a sample counts as failed.
+
+    Returns:
+        ``median``, ``median_low``, ``median_high``; ``failures``, the share of samples above the level, with
+        ``failures_low`` and ``failures_high``, all 95 % intervals; and ``mean``, which has none: a sample of errors
+        with heavy tails does not determine one. Where an error is NaN, so are they all.
+    """
+    failed = np.where(np.isnan(errors), np.nan, errors > level)  # what is not known has neither failed nor succeeded
+    summary: dict[str, ndarray] = {}
+    for name, ends in (("median", median_interval(errors)), ("failures", share_interval(failed))):
+        summary |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    return summary | {"mean": errors.mean(-1, dtype=np.float64)}
+
+
 def bootstrap_mean(
     values: Float[ndarray, "... sample"] | Bool[ndarray, "... sample"],
     *,
@@ -45,8 +123,9 @@ def bootstrap_mean(
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
     """Return the mean over the last axis with a bootstrap interval (Efron and Tibshirani 1993, section 13.3).
 
-    The interval is that of percentiles. All leading entries are resampled with the same draws, so differences between
-    them stay paired.
+    The interval is that of percentiles. It holds what it promises for values without heavy tails, such as attention
+    patterns; errors have ``median_interval`` and ``share_interval``. All leading entries are resampled with the same
+    draws, so differences between them stay paired.
 
     Args:
         values: the values, whose last axis holds the samples.

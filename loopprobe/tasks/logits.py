@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -40,6 +41,7 @@ class LogitPrompts:
 
     unit: ClassVar[str] = "cross entropy, nats"
     query_unit: ClassVar[str] = "cross entropy at the query, nats"
+    failure_level: ClassVar[float] = math.log(2)  # the right answer has less than half of the probability
     step_unit: ClassVar[str] = "KL divergence, nats"
     answer_unit: ClassVar[str] = "logits"
     tokens_per_point: ClassVar[int] = 1

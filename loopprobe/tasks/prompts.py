@@ -23,6 +23,7 @@ INPUTS = slice(0, None, TOKENS_PER_POINT)  # the tokens of inputs, at which the 
 UNIT = "squared error / E(y²)"
 QUERY_UNIT = "squared error at the query / E(y²)"
 STEP_UNIT = "√E(y²)"
+FAILURE_LEVEL = 0.1  # of squared error / E(y²): a tenth of what predicting zero gives in the mean
 LOG_FLOOR = 1e-3  # added to a squared error over ``scale``: errors far below it weigh less
 
 
@@ -50,6 +51,7 @@ class Prompts:
     unit: ClassVar[str] = UNIT
     query_unit: ClassVar[str] = QUERY_UNIT
     step_unit: ClassVar[str] = STEP_UNIT
+    failure_level: ClassVar[float] = FAILURE_LEVEL
     answer_unit: ClassVar[str] = "of y"
     tokens_per_point: ClassVar[int] = TOKENS_PER_POINT
     read_at: ClassVar[slice] = INPUTS
@@ -178,8 +180,8 @@ class Prompts:
         return loss, torch.stack([squared.detach(), errors[-1, :, -1].detach().mean() / self.scale])
 
     def baseline(self) -> tuple[str, float]:
-        """Return the trivial predictor, which predicts zero, and its mean error at the query."""
-        return "predicting zero", at_least_single(self.ys[:, -1]).square().mean().item() / self.scale
+        """Return the trivial predictor, which predicts zero, and the median of its errors at the query."""
+        return "predicting zero", at_least_single(self.ys[:, -1]).square().quantile(0.5).item() / self.scale
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0.

@@ -32,6 +32,10 @@ class PromptBatch(Protocol):
         """The unit of ``errors`` at the query, in words."""
 
     @property
+    def failure_level(self) -> float:
+        """The error at the query above which a prompt counts as failed, in ``unit``."""
+
+    @property
     def step_unit(self) -> str:
         """The unit of ``step``, in words."""
 
@@ -128,7 +132,7 @@ class PromptBatch(Protocol):
         """Return the loss of a kind over all loops and answers, and what is recorded of it (``measures``)."""
 
     def baseline(self) -> tuple[str, float] | None:
-        """Return the name of the predictor that ignores the prompt, and its mean error at the query."""
+        """Return the name of the predictor that ignores the prompt, and the median of its errors at the query."""
 
     def targets(self) -> Mapping[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0."""

@@ -80,10 +80,10 @@ class TokenPrompts(LogitPrompts):
         return CERTAIN * F.one_hot(self.answers, len(self.answer_names)).float()
 
     def baseline(self) -> tuple[str, float]:
-        """Return the predictor that knows how often each answer is right, and its mean error at the query."""
-        counts = torch.bincount(self.answers[:, -1].cpu(), minlength=len(self.answer_names)).double()
-        shares = counts[counts > 0] / counts.sum()
-        return "guessing by frequency", -(shares * shares.log()).sum().item()
+        """Return the predictor that knows how often each answer is right, and the median of its errors at the query."""
+        answers = self.answers[:, -1].cpu()
+        counts = torch.bincount(answers, minlength=len(self.answer_names)).double()
+        return "guessing by frequency", -(counts / counts.sum())[answers].log().quantile(0.5).item()
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0."""

@@ -51,9 +51,9 @@ def _at_query(data: xr.Dataset) -> go.Figure:
                 answers = data.sel({"lens": lens, lines: line})
                 # The final answer has distance 0 from itself, which no logarithmic axis shows.
                 answers = answers.isel({x: (answers[f"query_{measure}"] > 0).values})
-                mean, low, high = (answers[f"query_{measure}{part}"] for part in ("", "_low", "_high"))
+                median, low, high = (answers[f"query_{measure}{part}"] for part in ("", "_low", "_high"))
                 curve(
-                    figure, answers[x], mean, (low, high), colour=colour, name=str(line), row=row, col=col,
+                    figure, answers[x], median, (low, high), colour=colour, name=str(line), row=row, col=col,
                     in_legend=(row, col) == (1, 1) and not ordinary,
                 )  # fmt: skip
     for row, measure in enumerate(measures, 1):

@@ -8,6 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
+from loopprobe.show.figures.panels import interval_of
 from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, log_errors
 
 
@@ -19,7 +20,7 @@ def exit_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     """
     figure = make_subplots(1, 1)
     curve(
-        figure, data.loop, data.by_budget, (data.by_budget_low, data.by_budget_high), colour=BLACK,
+        figure, data.loop, data.budget_median, interval_of("budget_median")(data), colour=BLACK,
         name="same for all prompts",
     )  # fmt: skip
     rules = list(dict.fromkeys(data.rule.values.tolist()))
@@ -27,15 +28,15 @@ def exit_figures(data: xr.Dataset) -> dict[str, go.Figure]:
         points = data.isel(rule_setting=np.nonzero(data.rule.values == rule)[0]).sortby("mean_loops")
         settings = [f"{rule}: {setting:g}" for setting in points.setting.values]
         figure.add_scatter(
-            x=points.mean_loops.values, y=points["mean"].values, mode="lines+markers", name=rule, text=settings,
+            x=points.mean_loops.values, y=points["median"].values, mode="lines+markers", name=rule, text=settings,
             line={"color": colour, "width": 2}, marker={"size": 7},
-            error_y={"type": "data", "array": (points.high - points["mean"]).values,
-                     "arrayminus": (points["mean"] - points.low).values, "thickness": 1, "width": 3},
+            error_y={"type": "data", "array": (points.median_high - points["median"]).values,
+                     "arrayminus": (points["median"] - points.median_low).values, "thickness": 1, "width": 3},
             hovertemplate="%{text}: %{y:.4g} after %{x:.1f} loops<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="loops, mean over prompts", type="log")
     log_errors(figure, read_stamp(data).query_unit)
-    finish(figure, f"{data.model.item()}: early exit, loops saved against error added (95 % intervals)")
+    finish(figure, f"{data.model.item()}: early exit, loops saved against median error (95 % intervals)")
     return {"exit": figure.update_layout(hovermode="closest")}
 
 

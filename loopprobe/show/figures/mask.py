@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import few_of, ignoring, loops_to_show
-from loopprobe.show.figures.panels import By, Line, draw, panels
+from loopprobe.show.figures.panels import By, Line, draw, draw_failures, interval_of, panels
 from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, log_errors, trained_line
 
 
@@ -46,14 +46,14 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         for loop, colour in zip(shown, colours(len(shown)), strict=True):
             errors = data.sel(loop=loop)
             name = f"{loop} loop{'s' * (loop > 1)}"
-            curve(figure, n, errors["mean"], (errors.low, errors.high), colour=colour, name=name)
+            curve(figure, n, errors["median"], interval_of("median")(errors), colour=colour, name=name)
         left, left_title = n, f"n: {config['mode']} {config['unit']}s of the state {verb}"
     else:
         left, left_title = data.point.values, "in-context examples before the query"
         for value, colour in zip(picked, colours(len(picked)), strict=True):
-            means = last.error_by_point.sel(n=value)
-            curve(figure, left, means, colour=colour, name=f"n = {value}", legend="legend2", in_legend=False)
-        by_point = last.clean_error_by_point
+            medians = last.median_by_point.sel(n=value)
+            curve(figure, left, medians, colour=colour, name=f"n = {value}", legend="legend2", in_legend=False)
+        by_point = last.clean_median_by_point
         curve(figure, left, by_point, colour=BLACK, name="clean run", legend="legend2", in_legend=False)
     for value, colour in zip(picked, colours(len(picked)), strict=True):
         errors = data.sel(n=value)
@@ -61,15 +61,15 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
         curve(
             figure,
             data.loop,
-            errors["mean"],
-            (errors.low, errors.high),
+            errors["median"],
+            interval_of("median")(errors),
             colour=colour,
             name=name,
             col=2,
             legend="legend2",
         )
-    interval = data.clean_low, data.clean_high
-    curve(figure, data.loop, data.clean_mean, interval, colour=BLACK, name="clean run", col=2, legend="legend2")
+    interval = interval_of("clean_median")(data)
+    curve(figure, data.loop, data.clean_median, interval, colour=BLACK, name="clean run", col=2, legend="legend2")
     for name, error in ignoring(data).items():
         for col, x in ((1, left), (2, data.loop)):
             level(figure, x, error, name, col=col, legend="legend2", in_legend=col == 2)
@@ -99,7 +99,27 @@ def mask_models_figure(
     """
     stamp = read_stamp(datasets[0])
     config = stamp.options
-    lines_by_panel = {
+    lines_by_panel = _lines_by_loops(datasets, by)
+    figure = draw(lines_by_panel, "n", lambda data: data["median"], interval_of("median"))
+    for col, lines in enumerate(lines_by_panel.values(), 1):
+        for name, error in ignoring(lines[0].datasets[0]).items():
+            level(figure, datasets[0].n, error, name, col=col, in_legend=col == 1)
+    figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
+    log_errors(figure, stamp.query_unit)
+    return finish(figure, title)
+
+
+def failures_figures(datasets: Sequence[xr.Dataset], title: str = "", by: By = "window") -> dict[str, go.Figure]:
+    """Draw the share of prompts that fail against n, one curve per model and loop count."""
+    config = read_stamp(datasets[0]).options
+    figure = draw_failures(_lines_by_loops(datasets, by), "n", datasets[0].attrs["failure_level"])
+    figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
+    return {"failures": finish(figure, title or "how often the masked loop fails")}
+
+
+def _lines_by_loops(datasets: Sequence[xr.Dataset], by: By) -> dict[str, list[Line]]:
+    """Return the lines of every panel: one per model and loop count."""
+    return {
         panel: [
             Line(f"{line.name}, {loop} loops", tuple(data.sel(loop=loop) for data in line.datasets), line.colour, dash)
             for line in lines
@@ -107,13 +127,6 @@ def mask_models_figure(
         ]
         for panel, lines in panels(datasets, by).items()
     }
-    figure = draw(lines_by_panel, "n", lambda data: data["mean"], lambda data: (data.low, data.high))
-    for col, lines in enumerate(lines_by_panel.values(), 1):
-        for name, error in ignoring(lines[0].datasets[0]).items():
-            level(figure, datasets[0].n, error, name, col=col, in_legend=col == 1)
-    figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
-    log_errors(figure, stamp.query_unit)
-    return finish(figure, title)
 
 
 def _two_loops(data: xr.Dataset) -> list[tuple[int, str]]:

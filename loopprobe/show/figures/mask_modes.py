@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.paired import MODES, mask_difference
 from loopprobe.show.arrange import few_of, ignoring, loops_to_show
+from loopprobe.show.figures.panels import interval_of
 from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish, level
 
 DASH = dict(zip(MODES, ("solid", "dash"), strict=True))
@@ -37,21 +38,22 @@ def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
             curve(
                 figure,
                 errors[along],
-                errors["mean"],
-                (errors.low, errors.high),
+                errors["median"],
+                interval_of("median")(errors),
                 colour=colour,
                 dash=DASH[mode],
                 name=f"{mode}, {name}",
             )
         paired = difference.sel({lines: value})
-        interval = paired.low, paired.high
-        curve(figure, paired[along], paired["mean"], interval, colour=colour, name=f"difference, {name}", col=2)
+        interval = interval_of("median")(paired)
+        curve(figure, paired[along], paired["median"], interval, colour=colour, name=f"difference, {name}", col=2)
     x = difference[along]
     if over_n:
         end = wanted[-1]
-        level(figure, x, float(first.clean_mean.sel(loop=end)), f"clean run, after {end} loops", colour=BLACK)
+        level(figure, x, float(first.clean_median.sel(loop=end)), f"clean run, after {end} loops", colour=BLACK)
     else:
-        curve(figure, first.loop, first.clean_mean, (first.clean_low, first.clean_high), colour=BLACK, name="clean run")
+        clean = interval_of("clean_median")(first)
+        curve(figure, first.loop, first.clean_median, clean, colour=BLACK, name="clean run")
     for name, error in ignoring(first).items():
         level(figure, x, error, name)
     level(figure, x, 0.0, "no difference", col=2, colour=GREY, in_legend=False)
@@ -72,7 +74,7 @@ def mask_difference_figure(data: xr.Dataset) -> go.Figure:
     wanted = few_of(data.n.values.tolist())
     for n, colour in zip(wanted, colours(len(wanted)), strict=True):
         paired = data.sel(n=n)
-        curve(figure, data.loop, paired["mean"], (paired.low, paired.high), colour=colour, name=f"n = {n}")
+        curve(figure, data.loop, paired["median"], interval_of("median")(paired), colour=colour, name=f"n = {n}")
     level(figure, data.loop, 0.0, "no difference")
     figure.update_xaxes(title="loops done")
     figure.update_yaxes(title=f"difference of {read_stamp(data).query_unit}")

@@ -139,6 +139,18 @@ def draw(
     return figure
 
 
+def draw_failures(lines_by_panel: dict[str, list[Line]], x: str, level: float) -> go.Figure:
+    """Draw the share of prompts that fail, in percent on a linear axis, in the same panels as the errors."""
+    figure = draw(lines_by_panel, x, lambda data: data.failures, interval_of("failures"))
+    figure.update_yaxes(title=f"share of prompts with an error above {level:.2g}", col=1)
+    return figure.update_yaxes(tickformat=".2~%", rangemode="tozero")
+
+
+def interval_of(name: str) -> Callable[[xr.Dataset], Any]:
+    """Return a function that gives both ends of a variable's interval."""
+    return lambda data: (data[f"{name}_low"], data[f"{name}_high"])
+
+
 def _loops(data: xr.Dataset) -> int:
     return model_config(data)["model"]["n_loops"]
 

@@ -11,6 +11,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
+from loopprobe.show.figures.panels import interval_of
 from loopprobe.show.figures.style import SYMBOLS, colours, curve, finish, log_errors
 
 
@@ -25,15 +26,14 @@ def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distributi
     figure = make_subplots()
     for i, (data, colour) in enumerate(zip(datasets, colours(len(datasets)), strict=True)):
         errors = data.isel(loop=-1)
-        x = errors["mean"].values
+        x = errors["median"].values
         figure.add_scatter(
             x=x, y=errors["shift"].values, mode="markers", name=data.model.item(),
             marker={"size": 9, "color": colour, "symbol": SYMBOLS[i % len(SYMBOLS)]},
             error_x={"type": "data", "symmetric": False,
-                     "array": errors.high.values - x, "arrayminus": x - errors.low.values},
+                     "array": errors.median_high.values - x, "arrayminus": x - errors.median_low.values},
             hovertemplate="%{y}: %{x:.4g}",
         )  # fmt: skip
-    figure.add_vline(x=1, line={"dash": "dot", "color": "#777777", "width": 1})
     figure.update_xaxes(title=read_stamp(datasets[0]).query_unit, type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(categoryorder="array", categoryarray=shifts[::-1], automargin=True)
     finish(figure, title)
@@ -60,9 +60,9 @@ def shift_curves_figure(datasets: Sequence[xr.Dataset], title: str = "out of dis
             if shift not in data["shift"] or not _has_curve(data, shift):
                 continue
             shifted, name = data.sel(shift=shift), data.model.item()
-            band = shifted.error_by_point_low, shifted.error_by_point_high
+            band = interval_of("median_by_point")(shifted)
             curve(
-                figure, shifted.point, shifted.error_by_point, band, colour=colour, name=name, row=row, col=col,
+                figure, shifted.point, shifted.median_by_point, band, colour=colour, name=name, row=row, col=col,
                 in_legend=name not in named,
             )  # fmt: skip
             named.add(name)
@@ -83,4 +83,4 @@ def _shifts(datasets: Sequence[xr.Dataset]) -> list[str]:
 
 
 def _has_curve(data: xr.Dataset, shift: str) -> bool:
-    return bool(np.isfinite(data.error_by_point.sel(shift=shift)).any())
+    return bool(np.isfinite(data.median_by_point.sel(shift=shift)).any())

@@ -40,7 +40,7 @@ def _answers(data: xr.Dataset) -> go.Figure:
     before = before.isel(loop=(before.to_last > 0).values)
     low = before.to_last_low.clip(min=float(before.to_last.min()) / 10 if before.sizes["loop"] else None)
     ends = low, before.to_last_high
-    curve(figure, before.loop, before.to_last, ends, colour=BLACK, name="mean", in_legend=False)
+    curve(figure, before.loop, before.to_last, ends, colour=BLACK, name="median", in_legend=False)
     values = data.perplexity if text else data.accuracy
     curve(figure, data.loop, values, colour=BLACK, name="all answers", col=2, in_legend=False)
     figure.update_xaxes(title="loops done", type="log" if data.sizes["loop"] > 50 else "linear")

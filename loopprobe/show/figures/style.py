@@ -176,9 +176,9 @@ def trained_line(figure: go.Figure, n_loops: int, col: int, *, log: bool = False
 
 
 def log_errors(figure: go.Figure, title: str) -> None:
-    """Set logarithmic error axes, the same in all panels; the title says what is measured."""
+    """Set logarithmic axes of median errors, the same in all panels; the title says what is measured."""
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", matches="y")
-    figure.update_yaxes(title=title, col=1)
+    figure.update_yaxes(title=f"{title}, median", col=1)
 
 
 def finish(figure: go.Figure, title: str) -> go.Figure:

@@ -43,32 +43,49 @@ def titled(title: str) -> Table:
 def error_table(title: str, datasets: Sequence[xr.Dataset]) -> Table:
     """Return an empty table of errors; its caption names the unit and its first column is the model."""
     table = titled(title)
-    prompts = datasets[0].sizes["example"]
-    table.caption = f"{read_stamp(datasets[0]).unit}, mean of {prompts} prompts [95 % bootstrap interval]"
+    table.caption = errors_caption(datasets[0])
     table.add_column("model")
     return table
 
 
-def interval(mean: Any, low: Any, high: Any) -> str:
-    """Format a mean with its interval: ``0.12 [0.1, 0.14]``.
+def errors_caption(data: xr.Dataset) -> str:
+    """Return what the cells of a table of errors hold."""
+    return f"{read_stamp(data).query_unit}, median of {data.sizes['example']} prompts [95 % interval]{failing(data)}"
 
-    A mean without an interval, such as that of a single prompt, reads ``0.12 [–]``.
+
+def failing(data: xr.Dataset) -> str:
+    """Return what counts as a failure, for captions; empty where a dataset does not say it."""
+    if "failure_level" not in data.attrs:
+        return ""
+    return f"; fail: share of prompts with an error above {data.attrs['failure_level']:.2g}"
+
+
+def percent(data: xr.Dataset, name: str) -> str:
+    """Format a share with its interval in percent: ``0.3 % [0.1, 0.9]``."""
+    share, low, high = (100 * float(data[name + part]) for part in ("", "_low", "_high"))
+    return "–" if np.isnan(share) else f"{share:.2g} % [{low:.2g},\u00a0{high:.2g}]"
+
+
+def interval(mean: Any, low: Any, high: Any) -> str:
+    """Format an estimate with its interval: ``0.12 [0.1, 0.14]``.
+
+    An estimate without an interval, such as that of a single prompt, reads ``0.12 [–]``.
     """
     if np.isnan(float(low)) and np.isnan(float(high)):
         return f"{float(mean):.3g} [–]"
     return f"{float(mean):.3g} [{float(low):.3g},\u00a0{float(high):.3g}]"  # a line breaks before the bracket only
 
 
-def cell(data: xr.Dataset, names: Sequence[str], **where: Any) -> str:
-    """Format a mean with its interval, or a dash where the dataset lacks the coordinates or the variables.
+def cell(data: xr.Dataset, name: str, **where: Any) -> str:
+    """Format a variable with its interval, or a dash where the dataset lacks the coordinates or the variable.
 
     Args:
         data: a dataset of a probe.
-        names: the variables that hold the mean and both ends of its interval.
+        name: the variable; ``{name}_low`` and ``{name}_high`` are the ends of its interval.
         where: the coordinates to select, by dimension.
     """
-    there = all(name in data for name in names) and all(value in data[dim].values for dim, value in where.items())
-    return interval(*(data[name].sel(where) for name in names)) if there else "–"
+    there = name in data and all(value in data[dim].values for dim, value in where.items())
+    return with_ends(data[[name, f"{name}_low", f"{name}_high"]].sel(where), name) if there else "–"
 
 
 def with_ends(data: xr.Dataset, name: str) -> str:

@@ -12,8 +12,8 @@ from loopprobe.dynamics.limits import Limit
 from loopprobe.dynamics.solve import Status
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import answer_of, loops_to_show
-from loopprobe.show.tables.common import interval, titled, with_ends
-from loopprobe.support.statistics import bootstrap_mean
+from loopprobe.show.tables.common import failing, interval, percent, titled, with_ends
+from loopprobe.support.statistics import share_interval
 
 
 def lens_table(data: xr.Dataset) -> Table:
@@ -22,7 +22,7 @@ def lens_table(data: xr.Dataset) -> Table:
     Each lens and site has one row.
     """
     table = titled(f"{data.model.item()}: the answer at the query, read at every site")
-    table.caption = f"{read_stamp(data).query_unit} [95 % bootstrap interval]; last column: of the final answer"
+    table.caption = f"{read_stamp(data).query_unit}, median [95 % interval]; last column: of the final answer"
     table.add_column("lens")
     table.add_column("read")
     shown = loops_to_show(data)
@@ -122,7 +122,7 @@ def limits_table(data: xr.Dataset) -> Table | None:
         settled.append(f"{reached:.0%} of the {what}, after {float(values.median()):.0f} loops in the median")
     within = f"Within {data.attrs['tolerance']:g} of the far value for good: {', '.join(settled)}"
     table.caption = (
-        f"share of tokens or points, mean of {prompts} prompts [95 % bootstrap interval]. {within}. "
+        f"share of tokens or points, mean of {prompts} prompts [95 % interval]. {within}. "
         f"Mistaken on controls: {data.attrs['control_errors']}"
     )
     table.add_column("")
@@ -135,7 +135,7 @@ def limits_table(data: xr.Dataset) -> Table | None:
         for where, chosen in _split_points(examples, read_stamp(data).model.get("n_dims")).items():
             limits = values.values[:, chosen.values]
             shares = np.stack([(limits == i).mean(1) for i in range(len(types))])
-            cells = ["0" if not share.any() else interval(*bootstrap_mean(share)) for share in shares]
+            cells = ["0" if not share.any() else interval(*share_interval(share)) for share in shares]
             table.add_row(what + where, *cells)
     return table
 
@@ -156,7 +156,7 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
         return None
     table = titled("where states and predictions go")
     prompts, loops = datasets[0].sizes["followed"], int(datasets[0].attrs["far"])
-    shares = f"shares of tokens and points, mean of {prompts} prompts [95 % bootstrap interval], in {loops:,} loops"
+    shares = f"shares of tokens and points, mean of {prompts} prompts [95 % interval], in {loops:,} loops"
     table.caption = f"{shares}; radius: the largest of a prompt's tokens, median"
     for name in (
         "model",
@@ -169,10 +169,10 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
         table.add_column(name, justify="left" if name == "model" else "right")
     for data in datasets:
         states = [
-            bootstrap_mean((data.limit == kind).mean("position").values)
+            share_interval((data.limit == kind).mean("position").values)
             for kind in (Limit.FIXED, Limit.CYCLE, Limit.UNSETTLED)
         ]
-        points = bootstrap_mean((data.prediction_limit == Limit.FIXED).mean("point").values)
+        points = share_interval((data.prediction_limit == Limit.FIXED).mean("point").values)
         radius = float(data.spectral_radius.max("position").median())
         table.add_row(data.model.item(), *(interval(*row) for row in states), interval(*points), f"{radius:.3g}")
     return table
@@ -185,17 +185,17 @@ def exit_table(data: xr.Dataset) -> Table:
     """
     table = titled(f"{data.model.item()}: early exit")
     table.caption = (
-        f"mean of {data.sizes['example']} prompts; the last column: the fewest loops for all prompts alike whose error "
-        "is no higher"
+        f"error: median of {data.sizes['example']} prompts [95 % interval]; loops: mean; the last column: the fewest "
+        f"loops for all prompts alike whose median error is no higher{failing(data)}"
     )
-    for name in ("rule", "setting", "loops", "error", "for all alike"):
+    for name in ("rule", "setting", "loops", "error", "fail", "for all alike"):
         table.add_column(name, justify="left" if name == "rule" else "right")
     for i in range(data.sizes["rule_setting"]):
         row = data.isel(rule_setting=i)
-        as_good = np.nonzero(data.by_budget.values <= float(row["mean"]))[0]
+        as_good = np.nonzero(data.budget_median.values <= float(row["median"]))[0]
         alike = str(int(data.loop[as_good[0]])) if len(as_good) else "–"
-        error = interval(row["mean"], row.low, row.high)
-        table.add_row(row.rule.item(), f"{row.setting.item():g}", f"{float(row.mean_loops):.1f}", error, alike)
+        errors = with_ends(row, "median"), percent(row, "failures")
+        table.add_row(row.rule.item(), f"{row.setting.item():g}", f"{float(row.mean_loops):.1f}", *errors, alike)
     return table
 
 
@@ -207,7 +207,7 @@ def fixed_points_table(data: xr.Dataset) -> Table:
     table = titled(f"{data.model.item()}: fixed points, {data.sizes['example']} prompts")
     statuses, counts = np.unique(data.status.values, return_counts=True)
     ends = "; ".join(f"{count} × {Status[name].value}" for name, count in zip(statuses, counts, strict=True))
-    table.caption = f"medians over prompts; error: {read_stamp(data).query_unit}, means. Searches: {ends}"
+    table.caption = f"medians over prompts; error: {read_stamp(data).query_unit}. Searches: {ends}"
     names = (
         "prompts whose loop",
         "number",
@@ -230,8 +230,8 @@ def fixed_points_table(data: xr.Dataset) -> Table:
         table.add_row(
             name, str(len(chosen)), f"{is_found[:, 0].mean():.0%}", from_random,
             str(int(prompts["distinct"].max())), f"{float(prompts.limit_is_fixed.mean()):.0%}",
-            *(f"{value:.3g}" for value in medians), f"{float(prompts.error.isel(start=0).mean()):.3g}",
-            f"{float(prompts.loop_error.mean()):.3g}",
+            *(f"{value:.3g}" for value in medians), f"{float(prompts.error.isel(start=0).median()):.3g}",
+            f"{float(prompts.loop_error.median()):.3g}",
         )  # fmt: skip
     return table
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from loopprobe.config.schema import AnyConfig, Config, TaskConfig
 from loopprobe.show.tables.common import titled
+from loopprobe.store.checkpoint_file import recorded_errors
 from loopprobe.training.sweep import Planned
 
 TOKENS = "token tasks"
@@ -40,22 +41,22 @@ def _kind(cfg: AnyConfig) -> str:
 def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
     """Tabulate what each checkpoint is and how good it is, one row per checkpoint.
 
-    Errors have 95 % bootstrap intervals. The best predictor is the error, on the same prompts, of the predictor that
-    knows the task (``baselines.optimal``).
+    Errors are medians over prompts with 95 % intervals, beside the share of prompts that fail. The best predictor is
+    the median error, on the same prompts, of the predictor that knows the task (``baselines.optimal``).
     """
     table = titled(title)
-    for name in ("name", "task", "layers", "b", "T", "error at b", "error at 500", "best predictor", "steps"):
+    columns = ("name", "task", "layers", "b", "T", "error at b", "fails", "error at 500", "fails at 500")
+    for name in (*columns, "best predictor", "steps"):
         table.add_column(name, justify="left" if name in ("name", "task") else "right")
     for name, cfg, tree in rows:
         evaluation = tree["evaluation"] or {}
-        ends = zip(*(evaluation.get(part, []) for part in ("error", "error_low", "error_high")), strict=True)
-        errors = [f"{mean:.2g} [{low:.2g}, {high:.2g}]" for mean, low, high in ends]
-        at_b, far = (*errors, "–", "–")[:2]
+        errors = [cell for one in recorded_errors(evaluation) for cell in (one.words, one.failing)]
+        errors = (errors + ["–"] * 4)[:4]
         window = str(cfg.train.loop_window) if isinstance(cfg, Config) and cfg.model.n_loops > 1 else "–"
         optimum = evaluation.get("optimum")
         best = f"{round(optimum['error'], 9):.2g} ({optimum['name']})" if optimum else "–"
         table.add_row(
-            name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, at_b, far, best,
+            name, _in_words(cfg.task), str(cfg.model.n_layers), str(cfg.model.n_loops), window, *errors, best,
             f"{tree['step']:,}",
         )  # fmt: skip
     return table
@@ -64,7 +65,7 @@ def checkpoint_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Ta
 def token_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
     """Tabulate the models of token tasks: what share of prompts is right as a whole, within and beyond the training.
 
-    Shares have 95 % bootstrap intervals. The loops beyond the training are those that its rule gives the length.
+    Shares have 95 % intervals. The loops beyond the training are those that its rule gives the length.
     """
     table = titled(title)
     for name in (
@@ -94,11 +95,11 @@ def token_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
         by_length = isinstance(cfg, Config) and cfg.train.loops.kind == "length"
         task = cfg.task.tokens
         assert task is not None, "these rows are of token tasks"
-        errors = evaluation.get("error", [])
+        errors = recorded_errors(evaluation)
         table.add_row(
             name, _in_words(cfg.task), str(cfg.model.n_layers), "length" if by_length else str(cfg.model.n_loops),
             f"{cfg.task.length} {task.counts}", shares.get(lengths[0], "–") if lengths else "–",
-            *(*beyond, "–", "–")[:2], f"{errors[0]:.2g}" if errors else "–", f"{tree['step']:,}",
+            *(*beyond, "–", "–")[:2], errors[0].words if errors else "–", f"{tree['step']:,}",
         )  # fmt: skip
     return table
 
@@ -129,13 +130,12 @@ def checkpoint_summary(folder: Path, cfg: AnyConfig, tree: dict[str, Any]) -> st
     if evaluation is None:
         lines.append(f"in training: {tree['step']} steps done, {tree['wall_time_s']:.0f} s")
     else:
-        for loop, mean, low, high in zip(
-            *(evaluation[key] for key in ("loops", "error", "error_low", "error_high")), strict=True
-        ):
-            lines.append(
-                f"error after {loop} loop{'s' * (loop > 1)}: {mean:.4g} [{low:.4g}, {high:.4g}] "
-                f"({evaluation['measure']}, {evaluation['n_prompts']} held-out prompts)"
-            )
+        lines += [
+            f"error after {one.loops} loop{'s' * (one.loops > 1)}: {one.words}; {one.failing} of prompts above "
+            f"{one.level:.2g}; mean {one.mean:.4g} ({evaluation['measure']}, {evaluation['n_prompts']} held-out "
+            "prompts)"
+            for one in recorded_errors(evaluation)
+        ]
         right = evaluation.get("right", {})
         for length, loops, mean, low, high, accuracy in zip(*right.values(), strict=True):
             lines.append(

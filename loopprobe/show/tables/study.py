@@ -12,22 +12,37 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import baselines_of, by_prompts, ignoring, loops_to_show
 from loopprobe.show.folds_rows import rows_of
-from loopprobe.show.tables.common import cell, error_table, interval, loss_unit, titled
+from loopprobe.show.tables.common import (
+    cell,
+    error_table,
+    errors_caption,
+    interval,
+    loss_unit,
+    percent,
+    titled,
+    with_ends,
+)
 from loopprobe.support.statistics import moving_mean
 
 
 def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
-    """Tabulate the error with its 95 % interval: one row for the clean run and each n, one column per loop count."""
+    """Tabulate the median error with its 95 % interval: a row for the clean run and each n, a column per loop count.
+
+    The last columns are the share of prompts that fail and the mean error, after the last of these loops.
+    """
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
-    table.caption = f"{read_stamp(data).query_unit}, mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+    table.caption = errors_caption(data)
     table.add_column("n", justify="right")
     shown = loops_to_show(data, loops)
     for loop in shown:
         table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
+    for name in ("fail", "mean"):
+        table.add_column(name, justify="right")
     for n in (None, *data.n.values):
-        parts = ("mean", "low", "high")
-        mean, low, high = (data[f"clean_{part}"] if n is None else data[part].sel(n=n) for part in parts)
-        cells = (interval(*(part.sel(loop=t) for part in (mean, low, high))) for t in shown)
+        row, prefix = (data, "clean_") if n is None else (data.sel(n=n), "")
+        cells = [with_ends(row.sel(loop=t), f"{prefix}median") for t in shown]
+        end = row.sel(loop=shown[-1])
+        cells += [percent(end, f"{prefix}failures"), f"{float(end[f'{prefix}mean']):.3g}"]
         table.add_row("clean" if n is None else str(n), *cells)
     return table
 
@@ -43,22 +58,18 @@ def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] |
     stamp = read_stamp(first)
     table = titled(f"{first.model.item()}: the first n against the last n {stamp.options['unit']}s")
     table.caption = (
-        f"{stamp.query_unit}, mean of {difference.sizes['example']} prompts [95 % bootstrap interval]; "
-        "difference: first minus last, prompt by prompt"
+        f"{stamp.query_unit}, median of {difference.sizes['example']} prompts [95 % interval]; difference: first minus "
+        "last, prompt by prompt"
     )
     table.add_column("n", justify="right")
     shown = loops_to_show(difference, loops or (int(first.attrs["trained_loops"]), int(difference.loop[-1])))
     for loop in shown:
         for name in ("first", "last", "difference"):
             table.add_column(f"{name}, {loop} loop{'s' * (loop > 1)}", justify="right")
-    parts = ("mean", "low", "high")
     for n in difference.n.values:
-        cells = [cell(data, parts, n=n, loop=loop) for loop in shown for data in (first, last, difference)]
+        cells = [cell(data, "median", n=n, loop=loop) for loop in shown for data in (first, last, difference)]
         table.add_row(str(n), *cells)
-    clean = [
-        text for loop in shown
-        for text in (cell(first, [f"clean_{part}" for part in parts], loop=loop), "", "")
-    ]  # fmt: skip
+    clean = [text for loop in shown for text in (cell(first, "clean_median", loop=loop), "", "")]
     table.add_row("clean", *clean)
     return table
 
@@ -66,51 +77,59 @@ def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] |
 def mask_modes_finding(first: xr.Dataset, last: xr.Dataset) -> str:
     """Return a sentence on where first and last differ most after the last loop."""
     end = mask_difference(first, last).isel(loop=-1)
-    largest = end.isel(n=abs(end["mean"]).argmax("n"))
-    text = interval(largest["mean"], largest.low, largest.high)
-    clean = float(first.clean_mean.sel(loop=int(end.loop)))
+    largest = end.isel(n=abs(end["median"]).argmax("n"))
+    text = with_ends(largest, "median")
+    clean = float(first.clean_median.sel(loop=int(end.loop)))
     return (
         f"{first.model.item()}: after {int(end.loop)} loops first minus last is largest with n = {int(largest.n)}: "
-        f"{text}; the error of the clean run is {clean:.3g}."
+        f"{text}; the median error of the clean run is {clean:.3g}."
     )
 
 
 def mask_difference_table(data: xr.Dataset) -> Table:
     """Tabulate the paired difference alone, one row per n and one column per loop count."""
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
-    table.caption = f"mean of {data.sizes['example']} prompts [95 % bootstrap interval]"
+    table.caption = f"median of {data.sizes['example']} prompts [95 % interval]"
     table.add_column("n", justify="right")
     shown = loops_to_show(data)
     for loop in shown:
         table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
     for n in data.n.values:
-        table.add_row(str(n), *(cell(data, ("mean", "low", "high"), n=n, loop=loop) for loop in shown))
+        table.add_row(str(n), *(cell(data, "median", n=n, loop=loop) for loop in shown))
     return table
 
 
 def mask_finding(data: xr.Dataset) -> str:
     """Return a sentence on what the mask costs after the last loop."""
     last = data.isel(loop=-1)
-    clean, worst = float(last.clean_mean), last.isel(n=last["mean"].argmax("n"))
+    clean, worst = float(last.clean_median), last.isel(n=last["median"].argmax("n"))
     others = "".join(f"; {name} gives {error:.3g}" for name, error in ignoring(data).items())
+    most = float(worst["median"])
     return (
-        f"After {int(last.loop)} loops the error is {clean:.3g} in the clean run and {float(worst['mean']):.3g} with "
-        f"n = {int(worst.n)} ({float(worst['mean']) / clean:.3g} times){others}."
+        f"After {int(last.loop)} loops the median error is {clean:.3g} in the clean run and {most:.3g} with n = "
+        f"{int(worst.n)} ({most / clean:.3g} times){others}."
     )
 
 
 def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
-    """Tabulate the error with its 95 % interval: one row per model, one column per loop count, the optimum last."""
+    """Tabulate the median error with its 95 % interval: one row per model, one column per loop count.
+
+    Then come the share of prompts that fail and the mean error, both after the last of these loops, and the optimum.
+    """
     last = min(int(data.loop[-1]) for data in datasets)
     shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last] or [last]
     table = error_table("error against the number of loops", datasets)
     for loop in shown:
         table.add_column(f"{loop} loops", justify="right")
+    for name in ("fail", "mean"):
+        table.add_column(name, justify="right")
     of_text = any("perplexity" in data for data in datasets)
     table.add_column("perplexity of all tokens" if of_text else "optimum", justify="right")
     for data in datasets:
-        cells = [interval(*(data[part].sel(loop=t) for part in ("mean", "low", "high"))) for t in shown]
-        best = f"{float(data.optimum.mean()):.3g}, {data.attrs['optimum']}"
+        end = data.sel(loop=shown[-1])
+        cells = [with_ends(data.sel(loop=t), "median") for t in shown]
+        cells += [percent(end, "failures"), f"{float(end['mean']):.3g}"]
+        best = f"{float(data.optimum.median()):.3g}, {data.attrs['optimum']}"
         if of_text:
             best = (
                 ", ".join(f"{float(data.perplexity.sel(loop=t)):.4g}" for t in shown) if "perplexity" in data else "–"
@@ -120,16 +139,17 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
 
 
 def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Tabulate the error with its 95 % interval by in-context examples.
+    """Tabulate the median error with its 95 % interval by in-context examples.
 
-    Each model, each optimum and each baseline has one row. If labels are signs, the last column is the accuracy at the
-    query.
+    Each model, each optimum and each baseline has one row. The last columns are the share of prompts that fail and the
+    mean error, both at the query, and if labels are signs the accuracy there.
     """
     last = sorted({int(data.point[-1]) for data in datasets})
     points = sorted({*(int(p) for p in np.linspace(0, last[-1], 5).round()), *last})
     right = any("accuracy" in data for data in datasets)
     table = error_table("error by in-context examples", datasets)
-    for column in ("parameters", *(f"{point} examples" for point in points), *(["accuracy"] if right else [])):
+    at_query = ("fail", "mean", "accuracy") if right else ("fail", "mean")
+    for column in ("parameters", *(f"{point} examples" for point in points), *at_query):
         table.add_column(column, justify="right")
     rows = [(_looped(data, int(data.attrs["loops"])), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
     for words, members in by_prompts(datasets).items():
@@ -138,10 +158,11 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
         for name, data in baselines_of(members).items():
             rows.append((f"{name}{suffix}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
     for name, parameters, data, prefix in rows:
-        cells = [cell(data, [prefix + part for part in ("mean", "low", "high")], point=p) for p in points]
+        cells = [cell(data, f"{prefix}median", point=p) for p in points]
+        end = data.isel(point=-1)
+        cells += [percent(end, f"{prefix}failures"), f"{float(end[f'{prefix}mean']):.3g}"]
         if right:
-            names = [f"{prefix}accuracy{part}" for part in ("", "_low", "_high")]
-            cells.append(cell(data, names, point=int(data.point[-1])))
+            cells.append(cell(data, f"{prefix}accuracy", point=int(data.point[-1])))
         table.add_row(name, parameters, *cells)
     return table
 
@@ -158,24 +179,23 @@ def shift_table(datasets: Sequence[xr.Dataset]) -> Table:
     is not. A difference out of distribution that remains there is not explained by the difference in distribution.
     """
     table = titled("error out of distribution")
-    prompts = datasets[0].sizes["example"]
-    table.caption = f"{read_stamp(datasets[0]).query_unit}, mean of {prompts} prompts [95 % bootstrap interval]"
+    table.caption = errors_caption(datasets[0])
     table.add_column("prompts")
-    level = max(float(data["mean"].isel(shift=0, loop=-1)) for data in datasets)
+    level = max(float(data["median"].isel(shift=0, loop=-1)) for data in datasets)
     columns: list[xr.Dataset] = []
     for data in datasets:
         trained = data.isel(loop=-1)
-        equal = data.isel(loop=int(np.abs(np.log(data["mean"].isel(shift=0).values / level)).argmin()))
+        equal = data.isel(loop=int(np.abs(np.log(data["median"].isel(shift=0).values / level)).argmin()))
         columns += [trained] if int(equal.loop) == int(trained.loop) else [trained, equal]
     for column in columns:
         table.add_column(_looped(column, int(column.loop)), justify="right")
+        table.add_column("fail", justify="right")
     for shift in dict.fromkeys(str(s) for data in datasets for s in data["shift"].values):
+        rows = [column.sel(shift=shift) if shift in column["shift"] else None for column in columns]
         cells = [
-            interval(*(column[part].sel(shift=shift) for part in ("mean", "low", "high")))
-            if shift in column["shift"]
-            else "–"
-            for column in columns
-        ]
+            text for row in rows
+            for text in (("–", "–") if row is None else (with_ends(row, "median"), percent(row, "failures")))
+        ]  # fmt: skip
         table.add_row(shift, *cells)
     return table
 
@@ -187,7 +207,7 @@ def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
     """
     table = titled("tables of real data")
     prompts, examples = datasets[0].sizes["example"], int(datasets[0].point[-1])
-    table.caption = f"right answers after {examples} examples, share of {prompts} prompts [95 % bootstrap interval]"
+    table.caption = f"right answers after {examples} examples, share of {prompts} prompts [95 % interval]"
     table.add_column("model")
     names = [str(name) for name in datasets[0].table.values]
     for name in names:
@@ -198,7 +218,7 @@ def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
 
 
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
-    """Tabulate the error with its 95 % interval: one row per model and loop count, one column per n."""
+    """Tabulate the median error with its 95 % interval: one row per model and loop count, one column per n."""
     values = np.unique(np.concatenate([data.n.values for data in datasets]))
     picked = values[np.unique(np.linspace(0, len(values) - 1, 8).round().astype(int))]
     table = error_table("error by what is kept", datasets)
@@ -207,7 +227,7 @@ def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
         table.add_column(f"n = {n}", justify="right")
     for data in datasets:
         for loop in loops_to_show(data, (int(data.attrs["trained_loops"]), int(data.loop[-1]))):
-            cells = [cell(data, ("mean", "low", "high"), loop=loop, n=n) for n in picked]
+            cells = [cell(data, "median", loop=loop, n=n) for n in picked]
             table.add_row(data.model.item(), str(loop), *cells)
     return table
 
@@ -216,7 +236,7 @@ def curves_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Tabulate the smoothed training loss: one row per model, one column per fraction of its steps."""
     table = titled("training loss")
     table.caption = f"{loss_unit(datasets)} of the training prompts, mean over answers, loops and the last 100 steps"
-    for name in ("model", "steps", *(f"{percent} %" for percent in (10, 25, 50, 75, 100)), "seconds"):
+    for name in ("model", "steps", *(f"{share} %" for share in (10, 25, 50, 75, 100)), "seconds"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for data in datasets:
         loss = moving_mean(data.loss.values, data.step.values)

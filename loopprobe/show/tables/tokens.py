@@ -51,7 +51,7 @@ def extrapolate_models_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Tabulate what is right within and beyond the training, one row per model."""
     table = titled("prompts that are right as a whole, with the loops of the training")
     table.caption = (
-        "share of the prompts [95 % bootstrap interval] at the longest length of the training, and at the measured "
+        "share of the prompts [95 % interval] at the longest length of the training, and at the measured "
         "lengths next to 1.5 and 2 times it"
     )
     for name in ("model", "trained to", "there", "at 1.5 times", "at 2 times", "unsolved from", "loops per length"):
@@ -75,8 +75,7 @@ def extrapolate_table(data: xr.Dataset) -> Table:
     trained, works = int(data.attrs["trained_length"]), data.attrs["works"]
     table = titled(f"{data.model.item()}: prompts that are right as a whole, by length ({data.attrs['counts']})")
     table.caption = (
-        f"share of the prompts [95 % bootstrap interval]; trained up to length {trained}; {in_words(data)}. "
-        f"{in_theory(data)}"
+        f"share of the prompts [95 % interval]; trained up to length {trained}; {in_words(data)}. {in_theory(data)}"
     )
     names = ["length", "loops as trained", "right", "best loops", "right", f"loops to {works:.0%}", "error, nats"]
     numbered = bool(np.isfinite(data.enough_loops).all())

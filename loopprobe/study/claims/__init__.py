@@ -1,7 +1,7 @@
 """Claims of the study, its reference and this project, each a predicate on the answers to saved questions.
 
-A claim reads the datasets of saved questions by name (``claims.evidence.QUESTIONS``) and returns findings. If its
-models do not exist, it has no findings and is undecided.
+A claim reads the datasets of saved questions by name (``claims.evidence.QUESTIONS``) and returns estimates. If its
+models do not exist, it has none and is undecided.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.claims import algorithm, loss, study, tokens
 from loopprobe.study.claims.evidence import QUESTIONS, Claim, Evidence, MissingQuestionError
-from loopprobe.study.verdicts import Finding, Verdict, conclude
+from loopprobe.study.estimates import Estimate
+from loopprobe.study.verdicts import Verdict, conclude
 
 CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS)
 
@@ -21,7 +22,7 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
         LoopprobeError: the evidence has some questions of the study, but not all that the claims read.
     """
     asked = any(question in evidence for question in QUESTIONS)
-    return [conclude(claim[0], claim[1], _findings(claim, evidence) if asked else ()) for claim in CLAIMS]
+    return [conclude(claim[0], claim[1], _estimates(claim, evidence) if asked else ()) for claim in CLAIMS]
 
 
 def check_questions(names: Iterable[str]) -> None:
@@ -33,8 +34,8 @@ def check_questions(names: Iterable[str]) -> None:
     verdicts(dict.fromkeys(names, ()))
 
 
-def _findings(claim: Claim, evidence: Evidence) -> list[Finding]:
-    """Return the findings of one claim."""
+def _estimates(claim: Claim, evidence: Evidence) -> list[Estimate]:
+    """Return the estimates of one claim."""
     section, words, decide = claim
     try:
         return list(decide(evidence))

@@ -13,50 +13,59 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.study.claims.evidence import EQUAL, MORE, R8_CLASSES, R8_DECODE, R8_FOLDS, Claim, Evidence, answers
-from loopprobe.study.verdicts import (
-    Finding,
-    about_equal,
-    above,
-    below,
-    bootstrap,
-    decide,
-    hold_difference,
-    hold_ratio,
+from loopprobe.study.claims.evidence import (
+    EQUAL,
+    MORE,
+    R8_CLASSES,
+    R8_DECODE,
+    R8_FOLDS,
+    Claim,
+    Evidence,
+    Kind,
+    answers,
+    difference,
+    kinds,
+    ratio,
 )
+from loopprobe.study.estimates import Estimate, Group, estimate
+from loopprobe.study.rules import about_equal, above, below
 
 FEW = (4, 6, 8)  # fewer examples than dimensions, but enough to find a sparse function
 
 
-def _pairs(evidence: Evidence, task: str) -> list[tuple[xr.Dataset, xr.Dataset]]:
-    """Pair each looped model of a task with real labels with the ordinary model of as many training steps."""
-    looped, ordinary = [], {}
-    for data in answers(evidence, R8_CLASSES):
-        cfg = read_stamp(data).config
-        if cfg["task"]["name"] != task or cfg["task"].get("labels", "real") != "real":
-            continue
-        steps = (cfg["train"] or {}).get("steps")
-        if cfg["model"]["n_loops"] == 1:
-            ordinary[steps] = data
-        else:
-            looped.append((steps, data))
-    return [(data, ordinary[steps]) for steps, data in looped if steps in ordinary]
+def _pairs(evidence: Evidence, task: str) -> Iterator[tuple[str, list[xr.Dataset], list[xr.Dataset]]]:
+    """Pair each looped model of a task with real labels with the ordinary model of as many training steps.
+
+    A model that was trained on smaller prompts than it can read has no pair.
+    """
+    real = [data for data in answers(evidence, R8_CLASSES) if _is_of(data, task)]
+    by_kind = kinds(real)
+    ordinary: dict[int, tuple[Kind, list[xr.Dataset]]] = {k.steps: (k, d) for k, d in by_kind.items() if k.loops == 1}
+    for kind, data in by_kind.items():
+        if kind.loops > 1 and kind.steps in ordinary:
+            other, others = ordinary[kind.steps]
+            yield f"{task.replace('_', ' ')}, looped ({kind}) over ordinary (L {other.layers})", data, others
 
 
-def r8_sparse(evidence: Evidence) -> Iterator[Finding]:
-    for looped, ordinary in _pairs(evidence, "sparse_linear_regression"):
+def _is_of(data: xr.Dataset, task: str) -> bool:
+    cfg = read_stamp(data).config
+    train, model = cfg["train"] or {}, cfg["model"]
+    whole = train.get("dims", {}).get("end") in (None, model.get("n_dims"))
+    return cfg["task"]["name"] == task and cfg["task"].get("labels", "real") == "real" and whole
+
+
+def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
+    for pair, looped, ordinary in _pairs(evidence, "sparse_linear_regression"):
         for k in FEW:
-            a, b = (data.error.sel(point=k).values[None] for data in (looped, ordinary))
-            what = f"error from {k} examples: {looped.model.item()} over {ordinary.model.item()}"
-            yield hold_ratio(what, a, b, below(1))
+            a, b = (np.stack([d.error.sel(point=k).values for d in seeds]) for seeds in (looped, ordinary))
+            yield ratio(f"error from {k} examples: {pair}", a, b, below(1))
 
 
-def r8_equal(evidence: Evidence) -> Iterator[Finding]:
+def r8_equal(evidence: Evidence) -> Iterator[Estimate]:
     for task in ("linear_regression", "relu_network"):
-        for looped, ordinary in _pairs(evidence, task):
-            a, b = (data.error.isel(point=-1).values[None] for data in (looped, ordinary))
-            what = f"error at the query: {looped.model.item()} over {ordinary.model.item()}"
-            yield hold_ratio(what, a, b, about_equal(EQUAL))
+        for pair, looped, ordinary in _pairs(evidence, task):
+            a, b = (np.stack([d.error.isel(point=-1).values for d in seeds]) for seeds in (looped, ordinary))
+            yield ratio(f"error at the query: {pair}", a, b, about_equal(EQUAL))
 
 
 def _r2(squared: Float[ndarray, "... example"], spread: ndarray) -> Float[ndarray, ...]:
@@ -74,36 +83,46 @@ def _decoded(evidence: Evidence, looped: bool) -> Iterator[tuple[xr.Dataset, str
                 yield data, str(network), target, squared, data.network_spread.sel(of=target).isel(iteration=0).values
 
 
-def r8_with_loops(evidence: Evidence) -> Iterator[Finding]:
+def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray) -> Estimate:
+    """Estimate by how much R² is above that before, of one model: [example] each."""
+
+    def gain(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+        first, last, of_all = (values[..., i] for i in range(3))
+        return _r2(last, of_all) - _r2(first, of_all)
+
+    parts = np.stack([before, after, spread], axis=-1)[None]
+    return estimate(what, above(MORE, neutral=0), "difference", Group(parts, gain, of_seeds="these"))
+
+
+def r8_with_loops(evidence: Evidence) -> Iterator[Estimate]:
     for data, network, target, squared, spread in _decoded(evidence, looped=True):
         what = f"{data.model.item()}, network {network}, R² of {target}: last loop minus first"
-        difference = bootstrap(
-            lambda a, b, s: _r2(b, s) - _r2(a, s), *(r[None] for r in (squared[0], squared[-1], spread))
-        )
-        yield decide(what, *difference, above(MORE))
+        yield _gain(what, squared[0], squared[-1], spread)
 
 
-def r8_peak(evidence: Evidence) -> Iterator[Finding]:
+def r8_peak(evidence: Evidence) -> Iterator[Estimate]:
     for data, network, target, squared, spread in _decoded(evidence, looped=False):
         middle = squared[1:-1][np.argmin(squared[1:-1].sum(1))]
         for name, end in (("first", squared[0]), ("last", squared[-1])):
             what = f"{data.model.item()}, network {network}, R² of {target}: best middle layer minus {name}"
-            difference = bootstrap(lambda a, b, s: _r2(a, s) - _r2(b, s), *(r[None] for r in (middle, end, spread)))
-            yield decide(what, *difference, above(MORE))
+            yield _gain(what, end, middle, spread)
 
 
-def r8_tables(evidence: Evidence) -> Iterator[Finding]:
-    folds: dict[bool, dict[str, xr.Dataset]] = {True: {}, False: {}}  # looped and ordinary models by left-out table
+def r8_tables(evidence: Evidence) -> Iterator[Estimate]:
+    folds: dict[bool, dict[str, list[xr.Dataset]]] = {True: {}, False: {}}  # looped and ordinary, by left-out table
     for data in answers(evidence, R8_FOLDS):
         cfg = read_stamp(data).config
         if cfg["task"]["name"] == "tables":
-            left_out = data.table.values[~data.trained_on.values]
-            folds[cfg["model"]["n_loops"] > 1] |= {str(table): data for table in left_out}
+            for table in data.table.values[~data.trained_on.values]:
+                folds[cfg["model"]["n_loops"] > 1].setdefault(str(table), []).append(data)
     for table, looped in folds[True].items():
-        if (ordinary := folds[False].get(table)) is not None:
-            a, b = (d.right.sel(table=table).isel(point=-1).values[None].astype(float) for d in (looped, ordinary))
+        if ordinary := folds[False].get(table):
+            a, b = (
+                np.stack([d.right.sel(table=table).isel(point=-1).values.astype(float) for d in seeds])
+                for seeds in (looped, ordinary)
+            )
             what = f"accuracy on {table}, left out of training: looped minus ordinary"
-            yield hold_difference(what, a, b, above(-MORE))
+            yield difference(what, a, b, above(-MORE, neutral=0))
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -13,11 +13,13 @@ from numpy import ndarray
 
 from loopprobe.config.schema import TrainConfig
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.study.verdicts import Finding
+from loopprobe.study.estimates import Estimate, Group, estimate, log_median, share_of
+from loopprobe.study.rules import Rule, below
+from loopprobe.tasks.prompts import FAILURE_LEVEL
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
 # A claim has its section, its words, and the function that decides.
-Claim = tuple[str, str, Callable[[Evidence], Iterator[Finding]]]
+Claim = tuple[str, str, Callable[[Evidence], Iterator[Estimate]]]
 # The saved questions that claims read, by the names of their files.
 R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge"
 R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
@@ -29,6 +31,8 @@ QUESTIONS = (
 )  # fmt: skip
 EQUAL = 1.25  # two errors are about equal within this factor
 MORE = 0.01  # one share is larger when it exceeds the other by a hundredth at least
+NO_MORE = below(MORE, neutral=0)  # of shares of failures: no more than a hundredth above
+Seeds = Float[ndarray, "seed example"]
 
 
 class MissingQuestionError(LookupError):
@@ -57,6 +61,7 @@ class Kind:
     grown: bool
     steps: int
     loss: str = "mse"
+    optimizer: str = "muon"
 
     def __str__(self) -> str:
         parts = ["noisy"] if self.task.startswith("noisy") else []
@@ -65,6 +70,7 @@ class Kind:
         parts += [f"T {self.window}"]
         parts += [f"{self.steps} steps"] if self.steps != TrainConfig.steps else []
         parts += [f"{self.loss} loss"] if self.loss == "log" else []
+        parts += [self.optimizer.capitalize()] if self.optimizer != TrainConfig.optimizer else []
         return ", ".join(parts)
 
 
@@ -76,8 +82,8 @@ def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
         train: dict[str, Any] = cfg["train"] or {}
         kind = Kind(
             cfg["task"]["name"], cfg["model"]["n_layers"], cfg["model"]["n_loops"], train.get("loop_window", 0),
-            train.get("loops", {}).get("kind", "constant") != "constant", train.get("steps", 0),
-            train.get("loss", "mse"),
+            train.get("loops", {}).get("kind", "constant") == "linear", train.get("steps", 0),
+            train.get("loss", "mse"), train.get("optimizer", "muon"),
         )  # fmt: skip
         seeds.setdefault(kind, []).append((train.get("seed", 0), data))
     return {
@@ -85,7 +91,37 @@ def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
     }
 
 
-def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Float[ndarray, "seed example"]:
+def ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
+    """Estimate the ratio of the typical errors of two groups of models."""
+    return estimate(what, rule, "ratio", Group(one, log_median), Group(other, log_median))
+
+
+def own_ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
+    """Estimate the ratio of the typical errors of the same models in two states."""
+    return estimate(what, rule, "ratio", Group(np.stack([one, other], axis=-1), log_median))
+
+
+def difference(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
+    """Estimate the difference of the shares of two groups of models."""
+    return estimate(what, rule, "difference", Group(one, share_of), Group(other, share_of))
+
+
+def own_difference(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
+    """Estimate the difference of the shares of the same models in two states."""
+    return estimate(what, rule, "difference", Group(np.stack([one, other], axis=-1), share_of))
+
+
+def share(what: str, values: Seeds, rule: Rule) -> Estimate:
+    """Estimate a share of a group of models."""
+    return estimate(what, rule, "share", Group(values, share_of))
+
+
+def failed(errors: Seeds) -> Seeds:
+    """Return 1 where a prompt fails, else 0."""
+    return (errors > FAILURE_LEVEL).astype(float)
+
+
+def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Seeds:
     """Return the query errors after ``loop`` loops; None: after the last loop."""
     chosen = [data.error.isel(loop=-1) if loop is None else data.error.sel(loop=loop) for data in datasets]
     return np.stack([errors.values for errors in chosen])

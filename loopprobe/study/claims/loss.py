@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
-from numpy import ndarray
 
-from loopprobe.study.claims.evidence import R9_CONVERGE, Claim, Evidence, Kind, answers, far, kinds
-from loopprobe.study.verdicts import Finding, above, below, bootstrap, decide, hold_ratio
+from loopprobe.study.claims.evidence import R9_CONVERGE, Claim, Evidence, Kind, answers, far, kinds, ratio
+from loopprobe.study.estimates import Estimate, Group, estimate, log_median
+from loopprobe.study.rules import above, below
 
 
 def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Sequence[xr.Dataset]]]:
@@ -22,25 +21,20 @@ def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Seq
             yield kind, log, squared
 
 
-def r9_lower(evidence: Evidence) -> Iterator[Finding]:
+def r9_lower(evidence: Evidence) -> Iterator[Estimate]:
     for kind, log, squared in _pairs(evidence):
         errors = far(log, kind.loops), far(squared, kind.loops)
-        yield hold_ratio(f"{kind}: error after {kind.loops} loops, log loss over mean squared error", *errors, below(1))
+        yield ratio(f"{kind}: error after {kind.loops} loops, log loss over mean squared error", *errors, below(1))
 
 
-def r9_lost(evidence: Evidence) -> Iterator[Finding]:
+def r9_lost(evidence: Evidence) -> Iterator[Estimate]:
     for kind, log, squared in _pairs(evidence):
         last = int(log[0].loop[-1])
-        ends = [np.stack([far(data), far(data, kind.loops)], axis=-1) for data in (log, squared)]  # of the same seeds
-        growth = bootstrap(lambda a, b: _growth(a) / _growth(b), *ends)
+        log_growth, squared_growth = (
+            Group(np.stack([far(data), far(data, kind.loops)], axis=-1), log_median) for data in (log, squared)
+        )
         what = f"{kind}: growth of the error from {kind.loops} to {last} loops, log loss over mean squared error"
-        yield decide(what, *growth, above(1))
-
-
-def _growth(ends: Float[ndarray, "... example end"]) -> Float[ndarray, ...]:
-    """Return the mean error at the first end over that at the second."""
-    means = ends.mean(-2)
-    return means[..., 0] / means[..., 1]
+        yield estimate(what, above(1), "ratio", log_growth, squared_growth)
 
 
 CLAIMS: tuple[Claim, ...] = (

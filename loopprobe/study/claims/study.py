@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,10 +12,10 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.dynamics.limits import Limit
-from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import (
     EQUAL,
     MORE,
+    NO_MORE,
     R1_COMPARE,
     R2_CONVERGE,
     R3_CONVERGE,
@@ -27,35 +26,38 @@ from loopprobe.study.claims.evidence import (
     Claim,
     Evidence,
     Kind,
+    Seeds,
     answers,
     by_loops,
+    difference,
+    failed,
     far,
     kinds,
+    own_difference,
+    own_ratio,
+    ratio,
+    share,
 )
-from loopprobe.study.verdicts import (
-    Finding,
-    Rule,
-    about_equal,
-    above,
-    below,
-    bootstrap,
-    decide,
-    hold_difference,
-    hold_ratio,
-    ratio_of_means,
-    ratio_of_spreads,
-)
+from loopprobe.study.estimates import Estimate, Group, estimate, log_median, log_spread
+from loopprobe.study.rules import about_equal, above, below
 from loopprobe.support.statistics import moving_mean
 
-STAYS = 1.2  # an error stays at its level while it is below this multiple of the level
+STAYS = 1.2  # an error stays at its level while it is below this multiple: less than seeds differ by
 RESTS = 0.95  # a model has come to rest when this share of its tokens is at a fixed point
+WELL = 2.0  # a small model does well when it errs at most twice as much as a large one
+NO_BETTER = 0.9  # more loops do not help while they lower the error by less than a tenth
+IN_ORDER = -0.8  # the rank correlation from which two orders count as opposite
+WIDER = 1.5  # errors spread much more when their spread is half as large again
 COMPARED_N = (10, 15, 20, 25)  # values of n at which masks are compared
 
 
 def successive(
-    by_kind: Mapping[Kind, Sequence[xr.Dataset]], values: Callable[[Sequence[xr.Dataset]], ndarray], what: str
-) -> Iterator[Finding]:
-    """Yield a finding for each pair of neighbours in the training loops, by task and window: more against fewer."""
+    by_kind: Mapping[Kind, Sequence[xr.Dataset]], values: Callable[[Sequence[xr.Dataset]], Seeds], what: str
+) -> Iterator[tuple[Estimate, Seeds, Seeds]]:
+    """Yield an estimate for each pair of neighbours in the training loops, by task and window: more against fewer.
+
+    The values of both come with it.
+    """
     seen = set()
     for task in sorted({kind.task for kind in by_kind}):
         of_task = {kind: data for kind, data in by_kind.items() if kind.task == task}
@@ -66,16 +68,17 @@ def successive(
                 pair = row[more], row[fewer]
                 if pair not in seen:
                     seen.add(pair)
-                    ratio = f"{what}: {pair[0]} over {pair[1]}"
-                    yield hold_ratio(ratio, values(of_task[pair[0]]), values(of_task[pair[1]]), below(1))
+                    one, other = (values(of_task[kind]) for kind in pair)
+                    yield ratio(f"{what}: {pair[0]} over {pair[1]}", one, other, below(1)), one, other
 
 
-def r1_larger_b(evidence: Evidence) -> Iterator[Finding]:
+def r1_larger_b(evidence: Evidence) -> Iterator[Estimate]:
     by_kind = kinds(answers(evidence, R1_COMPARE))
-    yield from successive(by_kind, lambda data: np.stack([d.error.mean("point").values for d in data]), "loss")
+    for one, _, _ in successive(by_kind, lambda data: np.stack([d.error.mean("point").values for d in data]), "loss"):
+        yield one
 
 
-def r1_does_well(evidence: Evidence) -> Iterator[Finding]:
+def r1_does_well(evidence: Evidence) -> Iterator[Estimate]:
     by_kind = kinds(answers(evidence, R1_COMPARE))
     ordinary = [data for kind, data in by_kind.items() if kind.loops == 1]
     for window in (10, 20):
@@ -83,150 +86,158 @@ def r1_does_well(evidence: Evidence) -> Iterator[Finding]:
         if ordinary and looped:
             best = looped[max(looped)]
             query = [np.stack([d.error.isel(point=-1).values for d in data]) for data in (by_kind[best], ordinary[0])]
-            yield hold_ratio(f"error at the query: {best} over ordinary", query[0], query[1], below(2))
+            yield ratio(f"error at the query: {best} over ordinary", query[0], query[1], below(WELL))
 
 
-def r2_stays(evidence: Evidence) -> Iterator[Finding]:
+def r2_stays(evidence: Evidence) -> Iterator[Estimate]:
     for kind, data in kinds(answers(evidence, R2_CONVERGE)).items():
         if kind.loops > 5:
             last = int(data[0].loop[-1])
-            ratio = f"{kind}: error after {last} loops over that after {kind.loops}"
-            yield hold_ratio(ratio, far(data), far(data, kind.loops), below(STAYS))
+            at_end, at_b = far(data), far(data, kind.loops)
+            what = f"{kind}: error after {last} loops over that after {kind.loops}"
+            yield own_ratio(what, at_end, at_b, below(STAYS))
+            what = f"{kind}: share of failures after {last} loops minus that after {kind.loops}"
+            yield own_difference(what, failed(at_end), failed(at_b), NO_MORE)
 
 
-def at_rest(datasets: Sequence[xr.Dataset]) -> Float[ndarray, "seed followed"]:
+def at_rest(datasets: Sequence[xr.Dataset]) -> Seeds:
     """Return the share of a prompt's tokens whose state comes to a fixed point."""
     return np.stack([(data.limit == Limit.FIXED).mean("position").values for data in datasets])
 
 
-def r2_rests(evidence: Evidence) -> Iterator[Finding]:
+def r2_rests(evidence: Evidence) -> Iterator[Estimate]:
     for kind, data in kinds([d for d in answers(evidence, R2_CONVERGE) if "limit" in d]).items():
         if kind.loops > 5:
-            estimate = bootstrap(lambda rest: rest.mean(-1), at_rest(data))
-            yield decide(
-                f"{kind}: share of tokens at a fixed point after {data[0].attrs['far']} loops", *estimate, above(RESTS)
-            )
+            what = f"{kind}: share of tokens at a fixed point after {data[0].attrs['far']} loops"
+            yield share(what, at_rest(data), above(RESTS))
 
 
-def r2_larger_b(evidence: Evidence) -> Iterator[Finding]:
+def r2_larger_b(evidence: Evidence) -> Iterator[Estimate]:
     by_kind = kinds(answers(evidence, R2_CONVERGE))
-    yield from successive(by_kind, far, "error after the last loop")
+    for one, more, fewer in successive(by_kind, far, "error after the last loop"):
+        yield one
+        what = one.what.replace("error", "share of failures").replace(" over ", " minus ")
+        yield difference(what, failed(more), failed(fewer), NO_MORE)
 
 
-def _grown_over_fixed(
-    evidence: Evidence, window: int, rule: Rule, what: str = "error after the last loop", **statistic: Any
-) -> Iterator[Finding]:
-    """Yield the ratio of each model with grown loops over every fixed model of as many steps."""
+def _grown_over_fixed(evidence: Evidence, window: int) -> Iterator[tuple[str, Seeds, Seeds]]:
+    """Yield the errors of each model with grown loops beside those of every fixed model of as many steps."""
     by_kind = kinds(answers(evidence, R3_CONVERGE))
     for grown in (kind for kind in by_kind if kind.grown and kind.window == window):
         of_steps = {kind: data for kind, data in by_kind.items() if kind.steps == grown.steps}
         for fixed in by_loops(of_steps, window).values():
-            yield hold_ratio(
-                f"{what}: {grown} over {fixed}", far(by_kind[grown]), far(by_kind[fixed]), rule, **statistic
-            )
+            yield f"{grown} over {fixed}", far(by_kind[grown]), far(by_kind[fixed])
 
 
-def r3_lower_at_20(evidence: Evidence) -> Iterator[Finding]:
-    yield from _grown_over_fixed(evidence, 20, below(1))
+def r3_lower_at_20(evidence: Evidence) -> Iterator[Estimate]:
+    for pair, grown, fixed in _grown_over_fixed(evidence, 20):
+        yield ratio(f"error after the last loop: {pair}", grown, fixed, below(1))
 
 
-def r3_same_at_10(evidence: Evidence) -> Iterator[Finding]:
-    yield from _grown_over_fixed(evidence, 10, about_equal(EQUAL))
+def r3_same_at_10(evidence: Evidence) -> Iterator[Estimate]:
+    for pair, grown, fixed in _grown_over_fixed(evidence, 10):
+        yield ratio(f"error after the last loop: {pair}", grown, fixed, about_equal(EQUAL))
 
 
-def r3_spread(evidence: Evidence) -> Iterator[Finding]:
+def r3_spread(evidence: Evidence) -> Iterator[Estimate]:
     for window in (10, 20):
-        yield from _grown_over_fixed(evidence, window, above(1.5), "spread of errors", statistic=ratio_of_spreads)
+        for pair, *both in _grown_over_fixed(evidence, window):
+            grown, fixed = (Group(errors, log_spread) for errors in both)
+            yield estimate(f"10 % to 90 % of errors: {pair}", above(WIDER), "ratio", grown, fixed)
 
 
-def _masks(evidence: Evidence, name: str) -> dict[Kind, xr.Dataset]:
-    return {kind: data[0] for kind, data in kinds(answers(evidence, name)).items()}
+def _masks(evidence: Evidence, name: str) -> dict[Kind, list[xr.Dataset]]:
+    return kinds(answers(evidence, name))
 
 
-def _grows(evidence: Evidence, name: str) -> Iterator[Finding]:
+def _grows(evidence: Evidence, name: str) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, name).items():
-        errors = data.error.sel(loop=kind.loops).values  # [n, example]
-        ranks = data.n.values.argsort().argsort()
+        errors = np.stack([d.error.sel(loop=kind.loops).transpose("example", "n").values for d in data])
+        ranks = data[0].n.values.argsort().argsort()
 
-        def spearman(*rows: Float[ndarray, "... example"], ranks: ndarray = ranks) -> Float[ndarray, ...]:
-            error_ranks = np.stack([row.mean(-1) for row in rows], axis=-1).argsort(-1).argsort(-1)
+        def spearman(values: Float[ndarray, "... example part"], ranks: ndarray = ranks) -> Float[ndarray, ...]:
+            error_ranks = np.median(values, axis=-2).argsort(-1).argsort(-1)
             return (error_ranks - ranks.mean()) @ (ranks - ranks.mean()) / ((ranks - ranks.mean()) ** 2).sum()
 
-        estimate, interval = bootstrap(spearman, *(row[None] for row in errors))
-        yield decide(f"{kind}: rank correlation of error and n", estimate, interval, below(-0.8))
+        what = f"{kind}: rank correlation of error and n"
+        yield estimate(what, below(IN_ORDER, neutral=-1), "correlation", Group(errors, spearman))
 
 
-def _more_loops(evidence: Evidence, name: str) -> Iterator[Finding]:
+def _more_loops(evidence: Evidence, name: str) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, name).items():
-        last = int(data.loop[-1])
-        for n in (n for n in COMPARED_N if n in data.n.values):
-            errors = data.error.sel(n=n)
-            more, trained = errors.isel(loop=-1).values[None], errors.sel(loop=kind.loops).values[None]
-            ratio = f"{kind}, n {n}: error after {last} loops over that after {kind.loops}"
-            yield hold_ratio(ratio, more, trained, above(0.9))
+        last = int(data[0].loop[-1])
+        for n in (n for n in COMPARED_N if n in data[0].n.values):
+            more, trained = (np.stack([d.error.sel(n=n, loop=t).values for d in data]) for t in (last, kind.loops))
+            what = f"{kind}, n {n}: error after {last} loops over that after {kind.loops}"
+            yield own_ratio(what, more, trained, above(NO_BETTER))
 
 
-def r4_grows(evidence: Evidence) -> Iterator[Finding]:
+def r4_grows(evidence: Evidence) -> Iterator[Estimate]:
     yield from _grows(evidence, R4_LAST_N)
 
 
-def r4_more_loops(evidence: Evidence) -> Iterator[Finding]:
+def r4_more_loops(evidence: Evidence) -> Iterator[Estimate]:
     yield from _more_loops(evidence, R4_LAST_N)
 
 
-def r5_grows(evidence: Evidence) -> Iterator[Finding]:
+def r5_grows(evidence: Evidence) -> Iterator[Estimate]:
     yield from _grows(evidence, R5_FIRST_N)
 
 
-def r5_more_loops(evidence: Evidence) -> Iterator[Finding]:
+def r5_more_loops(evidence: Evidence) -> Iterator[Estimate]:
     yield from _more_loops(evidence, R5_FIRST_N)
 
 
-def r5_first_and_last(evidence: Evidence) -> Iterator[Finding]:
+def r5_first_and_last(evidence: Evidence) -> Iterator[Estimate]:
     first, last = _masks(evidence, R5_FIRST_N), _masks(evidence, R4_LAST_N)
     for kind in (kind for kind in first if kind in last):
-        for n in (n for n in COMPARED_N if n in first[kind].n.values and n in last[kind].n.values):
-            a, b = (masks[kind].error.sel(n=n, loop=kind.loops).values[None] for masks in (last, first))
-            yield hold_ratio(f"{kind}, n {n}: error with the last over that with the first", a, b, about_equal(EQUAL))
+        for n in (n for n in COMPARED_N if all(n in masks[kind][0].n.values for masks in (first, last))):
+            a, b = (np.stack([d.error.sel(n=n, loop=kind.loops).values for d in m[kind]]) for m in (last, first))
+            what = f"{kind}, n {n}: error with the last over that with the first"
+            yield own_ratio(what, a, b, about_equal(EQUAL))
 
 
-def r5_memory(evidence: Evidence) -> Iterator[Finding]:
+def r5_memory(evidence: Evidence) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, R4_LAST_N).items():
-        if 1 in data.n.values:
-            alone = data.error.sel(n=1, loop=kind.loops).values[None]
-            clean = data.clean_error.sel(loop=kind.loops).values[None]
-            ratio = f"{kind}: error with the query's own state alone over the clean run"
-            yield hold_ratio(ratio, alone, clean, above(STAYS))
+        if 1 in data[0].n.values:
+            alone = np.stack([d.error.sel(n=1, loop=kind.loops).values for d in data])
+            clean = np.stack([d.clean_error.sel(loop=kind.loops).values for d in data])
+            what = f"{kind}: error with the query's own state alone over the clean run"
+            yield own_ratio(what, alone, clean, above(STAYS))
 
 
-def r6_more_layers(evidence: Evidence) -> Iterator[Finding]:
-    yield from _over_layers(kinds(answers(evidence, R6_CONVERGE)))
-
-
-def r6_rests(evidence: Evidence) -> Iterator[Finding]:
-    by_kind = kinds([d for d in answers(evidence, R6_CONVERGE) if "limit" in d])
-    for kind in by_kind:
-        deeper = replace(kind, layers=2 * kind.layers)
-        if deeper in by_kind and at_rest(by_kind[kind]).mean() <= 1 - MORE:  # nearly all leaves no room for more
-            what = f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"
-            yield hold_difference(what, at_rest(by_kind[deeper]), at_rest(by_kind[kind]), above(MORE))
-
-
-def r6_every_seed(evidence: Evidence) -> Iterator[Finding]:
-    datasets = answers(evidence, R6_CONVERGE)
-    seeds = sorted({read_stamp(d).config["train"]["seed"] for d in datasets})
-    for seed in seeds:
-        of_seed = [d for d in datasets if read_stamp(d).config["train"]["seed"] == seed]
-        yield from _over_layers(kinds(of_seed), f"seed {seed}, ")
-
-
-def _over_layers(by_kind: Mapping[Kind, Sequence[xr.Dataset]], prefix: str = "") -> Iterator[Finding]:
-    """Yield the ratio of each model with twice the layers over the model with fewer."""
+def _deeper(evidence: Evidence) -> Iterator[tuple[Kind, list[xr.Dataset], Kind, list[xr.Dataset]]]:
+    """Yield each model with twice the layers beside the model with fewer."""
+    by_kind = kinds(answers(evidence, R6_CONVERGE))
     for kind in by_kind:
         deeper = replace(kind, layers=2 * kind.layers)
         if deeper in by_kind:
-            what = f"{prefix}error after the last loop: {deeper} over L {kind.layers}"
-            yield hold_ratio(what, far(by_kind[deeper]), far(by_kind[kind]), below(1))
+            yield deeper, by_kind[deeper], kind, by_kind[kind]
+
+
+def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
+    for deeper, more, kind, fewer in _deeper(evidence):
+        pair = f"{deeper} over L {kind.layers}"
+        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), below(1))
+        what = f"share of failures after the last loop: {deeper} minus L {kind.layers}"
+        yield difference(what, failed(far(more)), failed(far(fewer)), NO_MORE)
+
+
+def r6_rests(evidence: Evidence) -> Iterator[Estimate]:
+    for deeper, more, kind, fewer in _deeper(evidence):
+        if all("limit" in data for data in (*more, *fewer)) and at_rest(fewer).mean() <= 1 - MORE:
+            what = (
+                f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"  # nearly all has no room for more
+            )
+            yield difference(what, at_rest(more), at_rest(fewer), above(MORE, neutral=0))
+
+
+def r6_every_seed(evidence: Evidence) -> Iterator[Estimate]:
+    for deeper, more, kind, fewer in _deeper(evidence):
+        worst = Group(far(more), log_median, of_seeds="most")
+        best = Group(far(fewer), log_median, of_seeds="least")
+        what = f"error after the last loop: the worst seed of {deeper} over the best of L {kind.layers}"
+        yield estimate(what, below(1), "ratio", worst, best)
 
 
 def falls_at(data: xr.Dataset) -> float:
@@ -247,7 +258,7 @@ def _for_good(data: xr.Dataset, holds: ndarray) -> float:
     return float(data.step[first]) if first < len(holds) else np.inf
 
 
-def r7_earlier(evidence: Evidence) -> Iterator[Finding]:
+def r7_earlier(evidence: Evidence) -> Iterator[Estimate]:
     by_kind = kinds(answers(evidence, R7_CURVES))
     for kind in (kind for kind in by_kind if kind.layers == 1):
         for layers in (2, 4):
@@ -256,10 +267,7 @@ def r7_earlier(evidence: Evidence) -> Iterator[Finding]:
                 continue
             for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
                 one, more = (np.array([[measure(d)] for d in by_kind[k]]) for k in (kind, deeper))
-                estimate, interval = bootstrap(ratio_of_means, one, more)
-                if min(len(one), len(more)) < 2:
-                    interval = (np.nan, np.nan)  # one run has no spread over seeds and decides nothing
-                yield decide(f"step at which the loss {what}: {kind} over L {layers}", estimate, interval, below(1))
+                yield ratio(f"step at which the loss {what}: {kind} over L {layers}", one, more, below(1))
 
 
 CLAIMS: tuple[Claim, ...] = (

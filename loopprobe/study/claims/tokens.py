@@ -15,8 +15,19 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.study.claims.evidence import R10_LENGTH, R11_LOOPS, R12_RESULTS, Claim, Evidence, answers
-from loopprobe.study.verdicts import Finding, Rule, above, below, bootstrap, decide, hold_difference
+from loopprobe.study.claims.evidence import (
+    R10_LENGTH,
+    R11_LOOPS,
+    R12_RESULTS,
+    Claim,
+    Evidence,
+    answers,
+    difference,
+    own_difference,
+    share,
+)
+from loopprobe.study.estimates import Estimate
+from loopprobe.study.rules import above, below
 
 AS_GOOD = 0.05  # of all prompts: a share of right ones that is less lower counts as as good
 BETTER = 0.2  # … and one that is more higher as far better
@@ -54,22 +65,18 @@ def _right(seeds: Seeds, factor: float = 1.0, loops: float = 1.0) -> Float[ndarr
     return np.stack(parts)
 
 
-def _share(what: str, right: ndarray, rule: Rule) -> Finding:
-    return decide(what, *bootstrap(lambda values: values.mean(-1), right), rule)
-
-
-def r10_as_good(evidence: Evidence) -> Iterator[Finding]:
+def r10_as_good(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, DEEP} <= forms.keys():
             what = f"{task}: right prompts at the training's length, looped minus as many layers as loops"
-            yield hold_difference(what, _right(forms[LOOPED]), _right(forms[DEEP]), above(-AS_GOOD))
+            yield difference(what, _right(forms[LOOPED]), _right(forms[DEEP]), above(-AS_GOOD, neutral=0))
 
 
-def r10_better(evidence: Evidence) -> Iterator[Finding]:
+def r10_better(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, SHALLOW} <= forms.keys():
             what = f"{task}: right prompts at the training's length, looped minus one layer"
-            yield hold_difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), above(BETTER))
+            yield difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), above(BETTER, neutral=0))
 
 
 def _by_length(evidence: Evidence) -> Iterator[tuple[str, Seeds]]:
@@ -80,29 +87,29 @@ def _by_length(evidence: Evidence) -> Iterator[tuple[str, Seeds]]:
             yield task, seeds
 
 
-def r11_longer(evidence: Evidence) -> Iterator[Finding]:
+def r11_longer(evidence: Evidence) -> Iterator[Estimate]:
     for task, seeds in _by_length(evidence):
         for factor in (1.5, 2.0):
-            yield _share(f"{task}: right prompts at {factor:g} times the length", _right(seeds, factor), above(SOLVED))
+            yield share(f"{task}: right prompts at {factor:g} times the length", _right(seeds, factor), above(SOLVED))
 
 
-def r11_needed(evidence: Evidence) -> Iterator[Finding]:
+def r11_needed(evidence: Evidence) -> Iterator[Estimate]:
     for task, seeds in _by_length(evidence):
         what = f"{task}: right prompts at the training's length after half as many loops"
-        yield _share(what, _right(seeds, 1.0, 0.5), below(0.5))
+        yield share(what, _right(seeds, 1.0, 0.5), below(0.5, neutral=0))
 
 
-def r11_harmless(evidence: Evidence) -> Iterator[Finding]:
+def r11_harmless(evidence: Evidence) -> Iterator[Estimate]:
     for task, seeds in _by_length(evidence):
         what = f"{task}: right prompts at the training's length, twice the loops minus the loops"
-        yield hold_difference(what, _right(seeds, 1.0, 2.0), _right(seeds), above(-AS_GOOD))
+        yield own_difference(what, _right(seeds, 1.0, 2.0), _right(seeds), above(-AS_GOOD, neutral=0))
 
 
-def r11_deep(evidence: Evidence) -> Iterator[Finding]:
+def r11_deep(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, DEEP} <= forms.keys() and task in dict(_by_length(evidence)):
             what = f"{task}: right prompts at twice the length, as many layers as loops minus looped"
-            yield hold_difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(0))
+            yield difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(0, neutral=0))
 
 
 def _read(seeds: Seeds, target: str, loop: int, control: str = "none", position: int | None = None) -> ndarray:
@@ -116,7 +123,7 @@ def _read(seeds: Seeds, target: str, loop: int, control: str = "none", position:
     return np.stack(parts)
 
 
-def r12_in_turn(evidence: Evidence) -> Iterator[Finding]:
+def r12_in_turn(evidence: Evidence) -> Iterator[Estimate]:
     hops = _forms(evidence, R12_RESULTS).get("p_hop", {}).get(LOOPED, [])
     if hops:
         names = [str(name) for name in hops[0].target.values if str(name).startswith("after hop")]
@@ -125,16 +132,18 @@ def r12_in_turn(evidence: Evidence) -> Iterator[Finding]:
             first = next((int(hops[0].loop[i]) for i, share in enumerate(shares[name]) if share >= READ), None)
             if first is not None:
                 what = f"p_hop: read {following} minus {name}, in the loop that first has {name} ({first})"
-                yield hold_difference(what, _read(hops, following, first), _read(hops, name, first), below(-BETTER / 2))
+                yield own_difference(
+                    what, _read(hops, following, first), _read(hops, name, first), below(-BETTER / 2, neutral=0)
+                )
     moves = _forms(evidence, R12_RESULTS).get("s5", {}).get(LOOPED, [])
     if moves:
         middle = int(moves[0].position[-1]) // 2
-        for loop, rule in ((middle, above(READ)), (middle - 2, below(0.5))):
+        for loop, rule in ((middle, above(READ)), (middle - 2, below(0.5, neutral=0))):
             what = f"s5: product of {middle} moves read at their token after {loop} loops"
-            yield _share(what, _read(moves, "product so far", loop, position=middle), rule)
+            yield share(what, _read(moves, "product so far", loop, position=middle), rule)
 
 
-def r12_computed(evidence: Evidence) -> Iterator[Finding]:
+def r12_computed(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R12_RESULTS).items():
         seeds = forms.get(LOOPED, [])
         for target in seeds[0].target.values if seeds else []:
@@ -143,7 +152,7 @@ def r12_computed(evidence: Evidence) -> Iterator[Finding]:
             read, unread = (_read(seeds, str(target), last, control) for control in ("none", "untrained"))
             if unread.mean() > IN_THE_TOKENS:
                 continue
-            yield hold_difference(what, read, unread, above(BETTER / 2))
+            yield own_difference(what, read, unread, above(BETTER / 2, neutral=0))
 
 
 CLAIMS: tuple[Claim, ...] = (

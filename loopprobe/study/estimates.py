@@ -1,0 +1,206 @@
+"""Estimates over seeds and prompts, with intervals that hold together for all findings of a claim.
+
+A claim is about models that are trained in some way, so the seed is its unit: a number is computed for every seed, and
+seeds of two groups are independent. Prompts are shared by all models, and a bootstrap over them (of all models at once)
+adds what the choice of prompts contributes. The interval is Student's, with Satterthwaite's degrees of freedom for the
+sum of variances (Welch 1947). Five seeds say little about a variance: those of the findings of a claim are moderated
+by one another (Smyth 2004, doi 10.2202/1544-6115.1027), which also gives a variance to a group of one seed. The
+intervals of a claim hold together with 95 % (Šidák 1967). ``benchmarks/coverage.py`` measures how often they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from loopprobe.study.rules import Rule
+
+LEVEL = 0.95  # that all intervals of a claim hold together
+FREEDOM = 1e6  # degrees of freedom that stand for a normal distribution
+RESAMPLES = 400  # of prompts: they give a variance, not an interval
+Scale = Literal["ratio", "difference", "share", "correlation"]
+BOUNDS: dict[Scale, tuple[float, float]] = {
+    "ratio": (0, np.inf), "difference": (-np.inf, np.inf), "share": (0, 1), "correlation": (-1, 1),
+}  # fmt: skip
+Statistic = Callable[[Float[ndarray, "... example part"]], Float[ndarray, "..."]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models that differ in their seed alone, and what is computed of each.
+
+    Attributes:
+        values: [seed, example] or [seed, example, part], of the same prompts for all groups of a finding.
+        statistic: from [..., example, part] to one number each; of ratios its logarithm.
+        of_seeds: what is said of the seeds: of all that could be trained their mean; or of these alone their mean,
+            their largest or their least number, whose interval is over prompts.
+    """
+
+    values: Float[ndarray, "seed example *part"]
+    statistic: Statistic
+    of_seeds: Literal["all", "these", "most", "least"] = "all"
+
+    def over_seeds(self, numbers: Float[ndarray, "seed ..."]) -> Float[ndarray, ...]:
+        """Return the mean over seeds, or their largest or least number."""
+        ends = {"most": numbers.max, "least": numbers.min}
+        return np.asarray(ends.get(self.of_seeds, numbers.mean)(axis=0))
+
+    @property
+    def parts(self) -> Float[ndarray, "seed example part"]:
+        """The values with an axis of parts."""
+        return self.values[..., None] if self.values.ndim == 2 else self.values
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate with its variances, before the other findings of its claim are known.
+
+    Attributes:
+        what: the estimate in words.
+        rule: the range that the claim states.
+        scale: the kind of number; ``value`` and the variances of a ratio are those of its logarithm.
+        value: the estimate.
+        spreads: of each group that stands for more seeds than its own, the variance over seeds (NaN of one seed) and
+            their number.
+        of_prompts: the variance that the choice of prompts adds.
+    """
+
+    what: str
+    rule: Rule
+    scale: Scale
+    value: float
+    spreads: tuple[tuple[float, int], ...]
+    of_prompts: float
+
+
+def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | None = None) -> Estimate:
+    """Estimate the statistic of a group, or what it is above that of another group, as means over their seeds."""
+    groups = [one] if other is None else [one, other]
+    signs = (1, -1)
+    per_seed = [group.statistic(group.parts) for group in groups]
+    value, drawn, spreads = 0.0, np.zeros(RESAMPLES), []
+    chosen = np.random.default_rng(0).integers(one.values.shape[1], size=(RESAMPLES, one.values.shape[1]))
+    for sign, group, numbers in zip(signs, groups, per_seed, strict=False):
+        value += sign * float(group.over_seeds(numbers))
+        drawn += sign * group.over_seeds(np.stack([group.statistic(seed[chosen]) for seed in group.parts]))
+        if group.of_seeds == "all":
+            spreads.append((float(numbers.var(ddof=1)) if len(numbers) > 1 else np.nan, len(numbers)))
+    of_prompts = float(drawn.var(ddof=1))
+    if scale in ("share", "difference"):
+        of_prompts = max(of_prompts, sum(_least(group, values) for group, values in zip(groups, per_seed, strict=True)))
+    return Estimate(what, rule, scale, value, tuple(spreads), of_prompts)
+
+
+def _least(group: Group, per_seed: Float[ndarray, " seed"]) -> float:
+    """Return the least variance of a share by its prompts, where none of them differs (Agresti and Coull 1998).
+
+    It is 0 of what is no share.
+    """
+    n, share = group.values.shape[0] * group.values.shape[1], float(per_seed.mean())
+    if group.statistic is not share_of or not 0 <= share <= 1:
+        return 0.0
+    middle = (share * n + 2) / (n + 4)
+    return middle * (1 - middle) / (n + 4) if share in (0, 1) else 0.0
+
+
+def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple[float, float]]:
+    """Return both ends of every estimate's interval, which hold together with probability ``level``.
+
+    Ends are NaN where no seed tells how much seeds differ, or an estimate is not finite.
+    """
+    from scipy.stats import t  # imported here: it takes half a second
+
+    prior = Prior.of([spread for one in estimates for spread in one.spreads])
+    decided = [bool(np.isfinite([one.value, one.of_prompts]).all()) for one in estimates]
+    each = 1 - level ** (1 / max(1, sum(decided)))
+    made = []
+    for one, is_finite in zip(estimates, decided, strict=True):
+        moderated = [prior.moderate(*spread) for spread in one.spreads]
+        parts = [variance / n for (variance, _), (_, n) in zip(moderated, one.spreads, strict=True)]
+        total = sum(parts) + one.of_prompts
+        if not (is_finite and np.isfinite(total)):
+            made.append((np.nan, np.nan))
+            continue
+        slack = sum(part**2 / freedom for part, (_, freedom) in zip(parts, moderated, strict=True))
+        freedom = min(total**2 / slack, FREEDOM) if slack else FREEDOM
+        half = float(t.ppf(1 - each / 2, freedom)) * np.sqrt(total)
+        ends = one.value - half, one.value + half
+        low, high = (float(np.exp(end)) for end in ends) if one.scale == "ratio" else ends
+        least, most = BOUNDS[one.scale]
+        made.append((max(low, least), min(high, most)))
+    return made
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a group's variance before its own seeds are seen.
+
+    Attributes:
+        variance: the typical variance of a claim's groups; NaN where none has two seeds.
+        weight: how many degrees of freedom it is worth beside a group's own; 0 where the groups are too few to tell.
+        pooled: its degrees of freedom where a group has one seed, and so no variance of its own.
+    """
+
+    variance: float
+    weight: float
+    pooled: float
+
+    @classmethod
+    def of(cls, spreads: Sequence[tuple[float, int]]) -> Prior:
+        """Estimate the prior from groups, each with its variance and its number of seeds.
+
+        The logarithms of variances that are all alike scatter as the number of seeds says; what they scatter beyond
+        that is what they differ by (Smyth 2004, section 6.2). The prior weighs no more than all seeds together.
+        """
+        from scipy.optimize import brentq
+        from scipy.special import digamma, polygamma
+
+        known = [(variance, n - 1) for variance, n in spreads if n > 1 and variance > 0]
+        if not known:
+            return cls(np.nan, 0.0, 0.0)
+        variances, own = (np.array(column, dtype=float) for column in zip(*known, strict=True))
+        if len(known) < 3:
+            return cls(float(np.average(variances, weights=own)), 0.0, float(own.mean()))
+        logs = np.log(variances) - digamma(own / 2) + np.log(own / 2)
+        beyond = logs.var(ddof=1) - polygamma(1, own / 2).mean()
+        weight = float(own.sum())
+        if beyond > polygamma(1, weight / 2):
+            weight = 2 * brentq(lambda half: polygamma(1, half) - beyond, 1e-3, weight / 2)
+        typical = np.exp(logs.mean() + digamma(weight / 2) - np.log(weight / 2))
+        return cls(float(typical), weight, max(weight, float(own.mean())))
+
+    def moderate(self, variance: float, n: int) -> tuple[float, float]:
+        """Return the variance of a group of ``n`` seeds in the light of the others, and its degrees of freedom."""
+        own = n - 1
+        if own == 0:
+            return self.variance, self.pooled
+        if self.weight == 0:
+            return variance, own
+        return (self.weight * self.variance + own * variance) / (self.weight + own), self.weight + own
+
+
+# Statistics of a seed's prompts, [..., example, part] → [...]
+
+
+def log_median(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+    """Return the logarithm of the median; of two parts, how much that of the first is above that of the second."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.median(values, axis=-2))
+    return logs[..., 0] if logs.shape[-1] == 1 else logs[..., 0] - logs[..., 1]
+
+
+def share_of(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+    """Return the mean of shares; of two parts, how much the first is above the second."""
+    means = values.mean(-2)
+    return means[..., 0] if means.shape[-1] == 1 else means[..., 0] - means[..., 1]
+
+
+def log_spread(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+    """Return the logarithm of the distance from the tenth to the ninetieth percentile."""
+    low, high = np.quantile(values[..., 0], [0.1, 0.9], axis=-1)
+    return np.log(high - low)
