@@ -3,9 +3,8 @@
 A claim is about models that are trained in some way, so the seed is its unit: a number is computed for every seed, and
 seeds of two groups are independent. Prompts are shared by all models, and a bootstrap over them (of all models at once)
 adds what the choice of prompts contributes. The interval is Student's, with Satterthwaite's degrees of freedom for the
-sum of variances (Welch 1947). Five seeds say little about a variance: those of the findings of a claim are moderated
-by one another (Smyth 2004, doi 10.2202/1544-6115.1027), which also gives a variance to a group of one seed. The
-intervals of a claim hold together with 95 % (Šidák 1967). ``benchmarks/coverage.py`` measures how often they do.
+sum of variances (Welch 1947). A group of one seed takes the variance that the other groups of its claim have in common.
+The intervals of a claim hold together with 95 % (Šidák 1967). ``benchmarks/coverage.py`` measures how often they do.
 """
 
 from __future__ import annotations
@@ -97,15 +96,17 @@ def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | Non
 
 
 def _least(group: Group, per_seed: Float[ndarray, " seed"]) -> float:
-    """Return the least variance of a share by its prompts, where none of them differs (Agresti and Coull 1998).
+    """Return the variance that a share of prompts has at least (Agresti and Coull 1998), 0 of what is no share.
 
-    It is 0 of what is no share.
+    A few failures among many prompts vary more than they show, and none at all show nothing. Of two parts, what varies
+    is how many prompts differ in them.
     """
-    n, share = group.values.shape[0] * group.values.shape[1], float(per_seed.mean())
-    if group.statistic is not share_of or not 0 <= share <= 1:
+    if group.statistic is not share_of:
         return 0.0
-    middle = (share * n + 2) / (n + 4)
-    return middle * (1 - middle) / (n + 4) if share in (0, 1) else 0.0
+    n = group.values.shape[1]
+    share = np.abs(np.diff(group.parts)).mean() if group.parts.shape[-1] == 2 else per_seed.mean()
+    middle = (float(share) * n + 2) / (n + 4)
+    return middle * (1 - middle) / (n + 4)
 
 
 def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple[float, float]]:
@@ -115,18 +116,18 @@ def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple
     """
     from scipy.stats import t  # imported here: it takes half a second
 
-    prior = Prior.of([spread for one in estimates for spread in one.spreads])
+    pooled = _pooled([spread for one in estimates for spread in one.spreads])
     decided = [bool(np.isfinite([one.value, one.of_prompts]).all()) for one in estimates]
     each = 1 - level ** (1 / max(1, sum(decided)))
     made = []
     for one, is_finite in zip(estimates, decided, strict=True):
-        moderated = [prior.moderate(*spread) for spread in one.spreads]
-        parts = [variance / n for (variance, _), (_, n) in zip(moderated, one.spreads, strict=True)]
+        known = [(variance, n - 1) if n > 1 else pooled for variance, n in one.spreads]
+        parts = [variance / n for (variance, _), (_, n) in zip(known, one.spreads, strict=True)]
         total = sum(parts) + one.of_prompts
         if not (is_finite and np.isfinite(total)):
             made.append((np.nan, np.nan))
             continue
-        slack = sum(part**2 / freedom for part, (_, freedom) in zip(parts, moderated, strict=True))
+        slack = sum(part**2 / freedom for part, (_, freedom) in zip(parts, known, strict=True))
         freedom = min(total**2 / slack, FREEDOM) if slack else FREEDOM
         half = float(t.ppf(1 - each / 2, freedom)) * np.sqrt(total)
         ends = one.value - half, one.value + half
@@ -136,52 +137,13 @@ def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple
     return made
 
 
-@dataclass(frozen=True)
-class Prior:
-    """What is known of a group's variance before its own seeds are seen.
-
-    Attributes:
-        variance: the typical variance of a claim's groups; NaN where none has two seeds.
-        weight: how many degrees of freedom it is worth beside a group's own; 0 where the groups are too few to tell.
-        pooled: its degrees of freedom where a group has one seed, and so no variance of its own.
-    """
-
-    variance: float
-    weight: float
-    pooled: float
-
-    @classmethod
-    def of(cls, spreads: Sequence[tuple[float, int]]) -> Prior:
-        """Estimate the prior from groups, each with its variance and its number of seeds.
-
-        The logarithms of variances that are all alike scatter as the number of seeds says; what they scatter beyond
-        that is what they differ by (Smyth 2004, section 6.2). The prior weighs no more than all seeds together.
-        """
-        from scipy.optimize import brentq
-        from scipy.special import digamma, polygamma
-
-        known = [(variance, n - 1) for variance, n in spreads if n > 1 and variance > 0]
-        if not known:
-            return cls(np.nan, 0.0, 0.0)
-        variances, own = (np.array(column, dtype=float) for column in zip(*known, strict=True))
-        if len(known) < 3:
-            return cls(float(np.average(variances, weights=own)), 0.0, float(own.mean()))
-        logs = np.log(variances) - digamma(own / 2) + np.log(own / 2)
-        beyond = logs.var(ddof=1) - polygamma(1, own / 2).mean()
-        weight = float(own.sum())
-        if beyond > polygamma(1, weight / 2):
-            weight = 2 * brentq(lambda half: polygamma(1, half) - beyond, 1e-3, weight / 2)
-        typical = np.exp(logs.mean() + digamma(weight / 2) - np.log(weight / 2))
-        return cls(float(typical), weight, max(weight, float(own.mean())))
-
-    def moderate(self, variance: float, n: int) -> tuple[float, float]:
-        """Return the variance of a group of ``n`` seeds in the light of the others, and its degrees of freedom."""
-        own = n - 1
-        if own == 0:
-            return self.variance, self.pooled
-        if self.weight == 0:
-            return variance, own
-        return (self.weight * self.variance + own * variance) / (self.weight + own), self.weight + own
+def _pooled(spreads: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Return the variance that groups have in common, and its degrees of freedom; NaN where none has two seeds."""
+    known = [(variance, n - 1) for variance, n in spreads if n > 1]
+    if not known:
+        return np.nan, np.nan
+    freedom = sum(own for _, own in known)
+    return sum(own * variance for variance, own in known) / freedom, freedom
 
 
 # Statistics of a seed's prompts, [..., example, part] → [...]

@@ -7,8 +7,6 @@ prompt costs is told by the median, and how often the loop fails by a share.
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Real
@@ -76,10 +74,11 @@ def median_interval(
 def share_interval(
     values: Float[ndarray, "... sample"] | Bool[ndarray, "... sample"], *, level: float = 0.95
 ) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
-    """Return the mean over the last axis of values from 0 to 1, with Wilson's interval (Wilson 1927).
+    """Return the mean over the last axis of values from 0 to 1, with the interval of Clopper and Pearson (1934).
 
-    It has a width where all samples are alike, which a bootstrap has not. Of shares within a sample, such as the tokens
-    of a prompt, it is too wide rather than too narrow, since they vary less than yes and no do.
+    It holds at least what it promises however few samples are above 0, where Wilson's does not always, and it has a
+    width where all samples are alike, which a bootstrap has not. Of shares within a sample, such as the tokens of a
+    prompt, it is too wide rather than too narrow, since they vary less than yes and no do.
 
     Args:
         values: true or false, or shares, whose last axis holds the samples.
@@ -88,11 +87,13 @@ def share_interval(
     Returns:
         The share, the lower end and the upper end, each without the last axis; NaN where a value is NaN.
     """
-    z, n = NormalDist().inv_cdf((1 + level) / 2), values.shape[-1]
-    share = values.astype(np.float64).mean(-1)
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return share, np.minimum(share, middle - half).clip(0, 1), np.maximum(share, middle + half).clip(0, 1)
+    from scipy.stats import beta  # imported here: it takes half a second
+
+    n, share = values.shape[-1], values.astype(np.float64).mean(-1)
+    outside, total = (1 - level) / 2, share * n
+    low = np.where(total > 0, beta.ppf(outside, total, n - total + 1), np.where(np.isnan(share), np.nan, 0.0))
+    high = np.where(total < n, beta.ppf(1 - outside, total + 1, n - total), np.where(np.isnan(share), np.nan, 1.0))
+    return share, low, high
 
 
 def summarise_errors(errors: Float[ndarray, "... sample"], level: float) -> dict[str, Float[ndarray, ...]]:
