@@ -91,22 +91,24 @@ def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | Non
             spreads.append((float(numbers.var(ddof=1)) if len(numbers) > 1 else np.nan, len(numbers)))
     of_prompts = float(drawn.var(ddof=1))
     if scale in ("share", "difference"):
-        of_prompts = max(of_prompts, sum(_least(group, values) for group, values in zip(groups, per_seed, strict=True)))
+        of_prompts = max(of_prompts, sum(map(_least, groups)))
     return Estimate(what, rule, scale, value, tuple(spreads), of_prompts)
 
 
-def _least(group: Group, per_seed: Float[ndarray, " seed"]) -> float:
-    """Return the variance that a share of prompts has at least (Agresti and Coull 1998), 0 of what is no share.
+def _least(group: Group) -> float:
+    """Return the variance that a share of prompts has at least, 0 of what is no share.
 
-    A few failures among many prompts vary more than they show, and none at all show nothing. Of two parts, what varies
-    is how many prompts differ in them.
+    A few failures among many prompts vary more than they show, and none at all show nothing. It is the variance with
+    two more prompts that fail and two that do not (Agresti and Coull 1998); of differences, one more either way.
     """
     if group.statistic is not share_of:
         return 0.0
-    n = group.values.shape[1]
-    share = np.abs(np.diff(group.parts)).mean() if group.parts.shape[-1] == 2 else per_seed.mean()
-    middle = (float(share) * n + 2) / (n + 4)
-    return middle * (1 - middle) / (n + 4)
+    of_prompts = group.parts.mean(0)
+    one_part = of_prompts.shape[-1] == 1
+    values = of_prompts[:, 0] if one_part else of_prompts[:, 0] - of_prompts[:, 1]
+    return float(
+        np.append(values, [0, 0, 1, 1] if one_part else [-1, 1]).var() / (len(values) + (4 if one_part else 2))
+    )
 
 
 def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple[float, float]]:
