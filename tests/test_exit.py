@@ -21,7 +21,7 @@ def test_loops_and_errors_are_those_of_the_run(checkpoint, batch):
     predictions, cache = checkpoint.model.run_with_cache(batch.xs, batch.ys, 30, names="hook_z")
     z, answer = cache.stack("z")[:, :, 10], predictions[..., -1]
     error = ((answer - batch.ys[:, -1]) ** 2 / 3).numpy()
-    np.testing.assert_allclose(data.by_budget, error.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(data.budget_mean, error.mean(1), rtol=1e-5)
     for prompt in range(70):
         step = next(
             (t for t in range(1, 30) if (z[t, prompt] - z[t - 1, prompt]).norm() <= 0.5 * z[t, prompt].norm()), 29
@@ -38,7 +38,7 @@ def test_a_rule_that_never_holds_runs_all_loops(checkpoint, batch):
         checkpoint, batch, probe.ExitConfig(loops=6, state_steps=(1e-12,), prediction_steps=(), repeats=())
     )
     assert (data.loops_used == 6).all()
-    np.testing.assert_allclose(data["mean"][0], data.by_budget[-1], rtol=1e-5)
+    np.testing.assert_allclose(data["median"][0], data.budget_median[-1], rtol=1e-5)
 
 
 def test_an_ordinary_transformer_has_nothing_to_stop():

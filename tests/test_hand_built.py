@@ -122,7 +122,7 @@ def test_a_rule_of_exit_stops_at_the_first_answer_that_stays(make):
         stops = [next((t + 1 for t in range(times, 8) if len({*one[t - times : t + 1]}) == 1), 8) for one in read.T]
         assert data.loops_used[i].values.tolist() == stops
         close(data.error[i], SURE * (read[np.array(stops) - 1, range(64)] != prompts.answers[:, -1].numpy()))
-    close(data.by_budget, SURE * (~right(make, prompts, 8))[..., -1].mean(1))
+    close(data.budget_mean, SURE * (~right(make, prompts, 8))[..., -1].mean(1))
 
 
 @BOTH

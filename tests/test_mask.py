@@ -34,8 +34,8 @@ def test_every_number_is_that_of_a_run_of_its_own(checkpoint, batch):
     with torch.no_grad():
         clean = (checkpoint.model(batch.xs, batch.ys, 7) - batch.ys).square().numpy() / 3
     np.testing.assert_allclose(data.clean_error, clean[..., -1], atol=1e-5)
-    assert (data.low <= data["mean"]).all()
-    assert (data["mean"] <= data.high).all()
+    assert (data.median_low <= data["median"]).all()
+    assert (data["median"] <= data.median_high).all()
 
 
 @pytest.mark.parametrize("fill", ["initial", "zero", "mean"])
@@ -117,8 +117,8 @@ def test_masks_that_do_not_fit_are_refused_before_anything_runs(checkpoint, batc
 @pytest.mark.parametrize(
     ("n", "expected"),
     [
-        ((2,), lambda data: {"n = 2": data["mean"].sel(n=2)}),
-        (tuple(range(7)), lambda data: {f"{loop} loops": data["mean"].sel(loop=loop) for loop in (4, 5, 6)}),
+        ((2,), lambda data: {"n = 2": data["median"].sel(n=2)}),
+        (tuple(range(7)), lambda data: {f"{loop} loops": data["median"].sel(loop=loop) for loop in (4, 5, 6)}),
     ],
     ids=["over loops", "over n"],
 )
@@ -126,7 +126,7 @@ def test_the_figure_draws_the_numbers_of_the_dataset(checkpoint, batch, n, expec
     data = probe.run(checkpoint, batch, probe.MaskConfig(n=n, loops=6))
     figure = mask_figure(data)
     lines = {trace.name: trace for trace in figure.data if trace.name and trace.mode != "none"}
-    np.testing.assert_allclose(lines["clean run"].y, data.clean_mean)
+    np.testing.assert_allclose(lines["clean run"].y, data.clean_median)
     for name, means in expected(data).items():
         np.testing.assert_allclose(lines[name].y, means, err_msg=name)
     assert all(np.isfinite(np.asarray(trace.y, float)).all() for trace in figure.data)
@@ -137,9 +137,12 @@ def test_the_figure_draws_the_numbers_of_the_dataset(checkpoint, batch, n, expec
 def test_the_table_and_the_sentence_show_the_numbers_of_the_dataset(checkpoint, batch):
     data = probe.run(checkpoint, batch, probe.MaskConfig(n=(0, 3), loops=6))
     table = mask_table(data, [1, 6])
-    assert [column.header for column in table.columns] == ["n", "1 loop", "6 loops"]
+    assert [column.header for column in table.columns] == ["n", "1 loop", "6 loops", "fail", "mean"]
     last = list(table.columns[2].cells)
-    assert last[0].startswith(f"{data.clean_mean[-1].item():.3g} [{data.clean_low[-1].item():.3g},")
-    assert last[2].startswith(f"{data['mean'].sel(n=3, loop=6).item():.3g} [")
-    assert f"{data.clean_mean[-1].item():.3g} in the clean run" in mask_finding(data)
+    assert last[0].startswith(f"{data.clean_median[-1].item():.3g} [{data.clean_median_low[-1].item():.3g},")
+    assert last[2].startswith(f"{data['median'].sel(n=3, loop=6).item():.3g} [")
+    failing = float((data.error.sel(n=3, loop=6) > 0.1).mean())
+    assert list(table.columns[3].cells)[2].startswith(f"{100 * failing:.2g} % [")
+    assert list(table.columns[4].cells)[2] == f"{data.error.sel(n=3, loop=6).mean().item():.3g}"
+    assert f"{data.clean_median[-1].item():.3g} in the clean run" in mask_finding(data)
     assert loops_to_show(data) == [1, 4, 5, 6]

@@ -25,13 +25,13 @@ def test_a_push_is_the_state_with_a_direction_added(checkpoint, batch):
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     direction *= z.norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
     clean = (predictions[2:, :, -1] - batch.ys[:, -1]).square().mean(1) / 3
-    np.testing.assert_allclose(data.clean_error, clean, rtol=1e-4)
+    np.testing.assert_allclose(data.clean_mean, clean, rtol=1e-4)
     for tokens, name in (([2], 2), ([10], 10), (None, -1)):
         with torch.no_grad(), edited(model, "z", add(direction, 0.5), loops=[2], positions=tokens):
             pushed, other = model.run_with_cache(batch.xs, batch.ys, 7, names="hook_z")
         error = (pushed[2:, :, -1] - batch.ys[:, -1]).square().mean(1) / 3
         found = data.sel(size=0.5, position=name)
-        np.testing.assert_allclose(found.error, error, rtol=1e-3)
+        np.testing.assert_allclose(found["mean"], error, rtol=1e-3)
         moved = (pushed[2:, :, -1] - predictions[2:, :, -1]).square().mean(1).sqrt() / 3**0.5
         np.testing.assert_allclose(found.prediction_moved, moved, atol=1e-5)
         away = (other[4, "z"] - cache[4, "z"]).flatten(1).norm(dim=1) / cache[4, "z"].flatten(1).norm(dim=1)

@@ -125,7 +125,7 @@ def test_figures_and_tables_show_the_numbers_of_the_datasets():
     for figure, datasets in ((compare_figure(compared), compared), (converge_figure(converged), converged)):
         lines = {trace.name: trace for trace in figure.data if trace.name}
         for data in datasets:
-            np.testing.assert_allclose(lines[data.model.item()].y, data["mean"])
+            np.testing.assert_allclose(lines[data.model.item()].y, data["median"])
         entries = [trace.name for trace in figure.data if trace.showlegend]
         assert len(entries) == len(set(entries))
         assert all(np.isfinite(np.asarray(trace.y, float)).all() for trace in figure.data)
@@ -133,7 +133,7 @@ def test_figures_and_tables_show_the_numbers_of_the_datasets():
         assert colours["b2"] == loop_colour(2)
         assert colours["b4-T2"] == colours["b4-T4"] == loop_colour(4)
     row = converge_table(converged, [4, 12])
-    assert next(iter(row.columns[1].cells)).startswith(f"{converged[0]['mean'].sel(loop=4).item():.3g} [")
+    assert next(iter(row.columns[1].cells)).startswith(f"{converged[0]['median'].sel(loop=4).item():.3g} [")
     assert len(compare_table(compared).rows) == 5  # the optimum beside the four models
 
 

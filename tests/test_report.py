@@ -80,7 +80,7 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
 
 def claims_in(page):
     """The rows of the first table of a page of findings."""
-    table = page.read_text().split("\n\n")[3].splitlines()[2:]
+    table = page.read_text().split("\n\n")[4].splitlines()[2:]
     return [tuple(row.split(" | ")[1:3]) for row in table]
 
 

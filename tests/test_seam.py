@@ -94,7 +94,7 @@ def test_errors_are_those_of_the_prompts(subject, answers):
     with torch.no_grad():
         error = prompts.errors(subject.model(prompts.tokens, n_loops=20))
     np.testing.assert_allclose(made["converge"].error, error[..., -1], rtol=1e-6)
-    np.testing.assert_allclose(made["exit"].by_budget, error[:12, :, -1].mean(1), rtol=1e-6)
+    np.testing.assert_allclose(made["exit"].budget_mean, error[:12, :, -1].mean(1), rtol=1e-6)
     assert made["converge"].optimum.isnull().all()
     assert made["converge"].spectral_radius.isnull().all(), "a token that sees later ones has no block of its own"
 
@@ -163,7 +163,7 @@ def test_the_long_run_is_that_of_the_map(subject, answers):
     pushed = made["recover"]
     assert pushed.position.values[-1] == -1
     error = prompts.errors(model(prompts.tokens)[-1].detach())[:, -1].mean()
-    np.testing.assert_allclose(pushed.clean_error[0], error, rtol=1e-5)
+    np.testing.assert_allclose(pushed.clean_mean[0], error, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(PROBES.keys() - OPTIONS.keys() - {"curves"}))

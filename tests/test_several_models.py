@@ -152,7 +152,7 @@ def test_models_of_unlike_prompts_stand_in_one_table_with_empty_cells():
         heads = [str(column.header) for column in table.columns]
         assert cells["small, 4 loops"][heads.index("5 examples")] == "–"
         assert cells["large, 4 loops"][heads.index("3 examples")].startswith(
-            f"{float(next(d for d in datasets if d.model == 'large')['mean'].sel(point=3)):.3g} ["
+            f"{float(next(d for d in datasets if d.model == 'large')['median'].sel(point=3)):.3g} ["
         )
         assert cells["large, 4 loops"][heads.index("accuracy")] == "–"
         assert cells["signs, 4 loops"][heads.index("accuracy")] != "–"
@@ -225,11 +225,11 @@ def test_first_and_last_are_compared_prompt_by_prompt():
     data = paired.mask_difference(first, last)
     expected = first.error.values - last.error.values
     np.testing.assert_allclose(data.difference, expected)
-    np.testing.assert_allclose(data["mean"], expected.mean(-1), rtol=1e-6)
-    assert bool((data.low <= data["mean"]).all())
-    assert bool((data["mean"] <= data.high).all())
-    unpaired = np.hypot((first.high - first.low), (last.high - last.low))
-    assert float((data.high - data.low).mean()) < float(unpaired.mean()) * 1.5
+    np.testing.assert_allclose(data["median"], np.median(expected, -1), rtol=1e-6)
+    assert bool((data.median_low <= data["median"]).all())
+    assert bool((data["median"] <= data.median_high).all())
+    unpaired = np.hypot(first.median_high - first.median_low, last.median_high - last.median_low)
+    assert float((data.median_high - data.median_low).mean()) < float(unpaired.mean()) * 1.5
     for wrong in ((last, first), (first, first)):
         with pytest.raises(LoopprobeError, match="one of first and one of last"):
             paired.mask_difference(*wrong)
@@ -247,10 +247,10 @@ def test_two_modes_are_one_figure_also_when_joined(join, tmp_path):
         write_dataset(data, tmp_path / f"{i}.nc")
     drawn = figure(join([read_dataset(tmp_path / f"{i}.nc") for i in (0, 1)]))
     lines = {trace.name: trace for trace in drawn.data if trace.name}
-    np.testing.assert_allclose(lines["first, after 6 loops"].y, two[0]["mean"].sel(loop=6))
-    np.testing.assert_allclose(lines["last, after 6 loops"].y, two[1]["mean"].sel(loop=6))
+    np.testing.assert_allclose(lines["first, after 6 loops"].y, two[0]["median"].sel(loop=6))
+    np.testing.assert_allclose(lines["last, after 6 loops"].y, two[1]["median"].sel(loop=6))
     difference = paired.mask_difference(*two)
-    np.testing.assert_allclose(lines["difference, after 6 loops"].y, difference["mean"].sel(loop=6))
+    np.testing.assert_allclose(lines["difference, after 6 loops"].y, difference["median"].sel(loop=6))
     assert figure(difference).data
 
 
@@ -266,15 +266,14 @@ def test_datasets_joined_along_models_are_those_of_each():
         figure(xr.concat(without, "model", coords="different", compat="equals"))
 
 
+MEDIANS = ("median", "median_low", "median_high")
+
+
 def test_what_cannot_be_drawn_is_refused_in_one_line():
     data = converge.run(checkpoint(), checkpoint().held_out(6), converge.ConvergeConfig(loops=5))
     masks = two_modes(checkpoint())
-    bad = [[], [data, masks[0]], data["error"], data.isel(loop=0), data.drop_vars("mean"), xr.Dataset(), "text"]
-    bad += [
-        data.assign(
-            mean=data["mean"] * np.nan, low=data.low * np.nan, high=data.high * np.nan, optimum=data.optimum * 0
-        )
-    ]
+    bad = [[], [data, masks[0]], data["error"], data.isel(loop=0), data.drop_vars("median"), xr.Dataset(), "text"]
+    bad += [data.assign({name: data[name] * np.nan for name in MEDIANS} | {"optimum": data.optimum * 0})]
     for one in bad:
         with pytest.raises(LoopprobeError) as refused:
             figure(one)
@@ -318,4 +317,4 @@ def test_the_command_line_compares_first_and_last(monkeypatch, capsys):
         assert sorted(path.stem for path in Path("o").glob("*.nc")) == sorted(names)
         assert sorted(path.stem for path in Path("o").glob("*.html")) == ["mask-a-m", "mask-b-m"]
         difference = read_dataset(Path("o/mask-difference-a-m.nc"))
-        assert f"{float(difference['mean'].sel(n=2, loop=3)):.3g} [" in out
+        assert f"{float(difference['median'].sel(n=2, loop=3)):.3g} [" in out

@@ -132,5 +132,5 @@ def test_a_reply_that_nobody_knows_is_the_one_of_the_model(subject):
     answered = prompts.answered(last)
     data = probe("exit", subject, answered, loops=4)
     expected = F.cross_entropy(last[-1, :, -1], last[-1, :, -1].argmax(-1))
-    np.testing.assert_allclose(data.by_budget[-1], expected, rtol=1e-5)
+    np.testing.assert_allclose(data.budget_mean[-1], expected, rtol=1e-5)
     assert probe("converge", subject, answered, loops=4).accuracy.values[-1] == 1

@@ -75,9 +75,11 @@ def test_far_is_measured_on_request(checkpoint):
     short, long = evaluate(checkpoint, n_prompts=32), evaluate(checkpoint, n_prompts=32, far=30)
     assert short["loops"] == [4]
     assert long["loops"] == [4, 30]
-    assert long["error"][0] == short["error"][0]
+    assert long["mean"][0] == short["mean"][0]
     errors = query_error(checkpoint.model, checkpoint.held_out(32), 30)
-    assert long["error"][1] == pytest.approx(errors[29].mean().item())
+    assert long["mean"][1] == pytest.approx(errors[29].mean().item())
+    assert long["median"][1] == pytest.approx(errors[29].quantile(0.5).item())
+    assert long["failures"][1] == pytest.approx((errors[29] > long["failure_level"]).float().mean().item())
 
 
 def call(monkeypatch, *arguments):

@@ -80,7 +80,7 @@ def run(
         A dataset with dims ``lens`` (final norm, no norm, tuned, the last only of answers with at most 4,096 values and
         not of single texts; or coda alone), ``loop`` (iterations done, from 1), ``site`` (input of the block, then
         after the attention, where that is a hook point, and after the MLP of each layer) and ``point``, in the unit of
-        the prompts, medians over prompts:
+        the prompts, means over prompts:
 
         * ``error``: of the answer that is read; ``to_final``: its distance to the model's final answer, of the tuned
           lens on prompts that it was not fitted on; ``to_optimum``: to the attainable optimum,
@@ -139,7 +139,7 @@ def run(
     dims = ("lens", "loop", "site")
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for measure, values in zip(("error", "to_final", "to_optimum"), every[:3], strict=True):
-        variables[measure] = ((*dims, "point"), np.median(values, axis=3))
+        variables[measure] = ((*dims, "point"), values.mean(axis=3))
         variables |= with_ends(f"query_{measure}", dims, median_interval(values[..., -1]))
     for measure, values in zip(("accuracy", "rank"), every[3:], strict=False):
         variables[measure] = ((*dims, "point"), values.mean(axis=3))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
 import plotly.io
@@ -20,7 +20,26 @@ from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
 from loopprobe.study.saved import Answered
-from loopprobe.study.verdicts import STATUSES, Verdict
+from loopprobe.study.verdicts import STATUSES, Outcome, Verdict
+
+METHOD = """\
+The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or the
+share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice of
+prompts adds. The intervals of a claim hold together with 95 %. A finding is supported when its whole interval obeys
+what is claimed, contradicted when all of it breaks it, and undecided otherwise. A claim is supported when all of its
+findings are, mixed when some are supported and some contradicted, contradicted when some are and none is supported,
+and undecided otherwise."""
+OUTCOMES = get_args(Outcome)
+GOES_ON = ("R2", "R6")  # the sections on what happens when the loop goes on
+
+
+def summarise(decided: Sequence[Verdict]) -> str:
+    """Return the report in a paragraph: how the claims ended, and what happens when the loop goes on."""
+    counts = {name: sum(verdict.status == name for verdict in decided) for name in OUTCOMES}
+    ended = ", ".join(f"{count} {name}" for name, count in counts.items())
+    going_on = [verdict for verdict in decided if verdict.section in GOES_ON and verdict.findings]
+    parts = [f"“{one.claim}” ({one.section}) is {one.status}, {one.effect}." for one in going_on]
+    return " ".join([f"Of {len(decided)} claims: {ended}.", *parts])
 
 
 def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
@@ -46,7 +65,9 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     )
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
     made = f"Made by loopprobe {__version__}, {span} held-out prompts a model."
-    context = {"made": made, "verdicts": decided, "sections": sections, "statuses": STATUSES}
+    summary = summarise(decided)
+    context = {"made": made, "summary": summary, "method": METHOD, "verdicts": decided, "sections": sections}
+    context["statuses"] = STATUSES
     record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
     texts = {
         "index.html": _render("report.html", context | {"script": Markup(get_plotlyjs())}),
