@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from loopprobe import figure, figures, load_checkpoint, probe
-from loopprobe.dynamics.limits import Limit, run_late
+from loopprobe.dynamics.limits import Limit
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import solve
 from loopprobe.dynamics.spectrum import position_spectra
+from loopprobe.dynamics.trail import run_late
 
 names = ("lr-b20-T10", "lr-b20-T20")
 models = {name: load_checkpoint(name) for name in names}
@@ -71,7 +72,7 @@ def along_read_out(name):
     checkpoint = models[name]
     prompts = checkpoint.held_out(n_prompts)
     system = LoopMap.of(checkpoint.model, prompts)
-    late, read = run_late(system, FAR)
+    late, read = (trail.last for trail in run_late(system, FAR))
     motion = (late - late.mean(0))[:, ~settled[name], query]
     direction = checkpoint.model.W_U[:, 0].detach()
     along = (motion @ (direction / direction.norm())).square().mean(0) / motion.square().sum(-1).mean(0)
@@ -96,7 +97,7 @@ def missed(name, most=8):
     prompts = checkpoint.held_out(n_prompts)
     system = LoopMap.of(checkpoint.model, prompts, torch.float64)
     rows = np.nonzero(~settled[name])[0][:most]
-    late, read = run_late(system, 400)
+    late, read = (trail.last for trail in run_late(system, 400))
     found, radii, errors, on_loop = 0, [], [], []
     for row in rows.tolist():
         one = system.at(slice(row, row + 1))
