@@ -23,9 +23,9 @@ n_prompts, n_dims, query, FAR = 48, 10, 60, 600
 # %% [markdown]
 # ## Where states and predictions go
 #
-# `converge` follows the states of some prompts for 600 loops: fixed point, cycle with its period, slow drift,
-# unsettled (it moves and does not return within 64 loops), told apart by thresholds that are calibrated on maps whose
-# long run is known.
+# `converge` follows the states of some prompts for 600 loops: fixed point, approaching (it moves less and less, and
+# leads to a point), cycle with its period, slow drift, unsettled (it moves and does not return), told apart by
+# thresholds that are calibrated on maps whose long run is known.
 
 # %%
 runs = {name: probe("converge", models[name], 64, loops=100, states=n_prompts, far=FAR) for name in names}

@@ -16,11 +16,12 @@ from torch import Tensor
 from loopprobe.dynamics import maps
 from loopprobe.dynamics.limits import LONGEST, TINY, Features, Limit, Thresholds, classify, features
 from loopprobe.dynamics.maps import Map
-from loopprobe.dynamics.trail import run_late
+from loopprobe.dynamics.trail import Trail
 from loopprobe.errors import LoopprobeError
 from loopprobe.support.statistics import HALF
 
 LEAST_MISTAKE = 1e-12  # stands for zero where the logarithm of controls without any error is needed
+NOISIER = 30  # the rounding of a transformer against that of a linear map, at most
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -32,8 +33,8 @@ class Control:
         limit: its type.
         system: the map.
         period: of a cycle.
-        trait: what else is known of it: its movement is ``wild``, ``swells``, ``shrinks`` to something, ``slows`` without an end, or
-            ``turns`` about the point that it approaches.
+        trait: what else is known of it: its movement is ``wild``, ``swells``, ``shrinks`` to something, ``slows``
+            without an end, or ``turns`` about the point that it approaches.
     """
 
     limit: Limit
@@ -42,7 +43,7 @@ class Control:
     trait: Literal["", "wild", "swells", "shrinks", "slows", "turns"] = ""
 
 
-def controls(seed: int, dtype: torch.dtype, width: int = 64, repeats: int = 5) -> Iterator[Control]:
+def controls(seed: int, dtype: torch.dtype, width: int = 64, repeats: int = 4) -> Iterator[Control]:
     """Yield controls; the seed draws their rates, angles and starts."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -73,7 +74,7 @@ def controls(seed: int, dtype: torch.dtype, width: int = 64, repeats: int = 5) -
         yield Control(Limit.APPROACHING, maps.contraction(factor, normal(), generator))
         yield Control(Limit.APPROACHING, maps.straight_contraction(factor, normal(), normal(width)))
         yield Control(Limit.APPROACHING, maps.straight_contraction(-factor, normal(), normal(width)), 0, "turns")
-        yield Control(Limit.APPROACHING, maps.spiral(factor, uniform(0.03, 0.5), 3 * normal()), 0, "turns")
+        yield Control(Limit.APPROACHING, maps.spiral(factor, 10 ** uniform(-1.5, -0.5), 3 * normal()), 0, "turns")
         power = uniform(0.4, 1.5), 10 ** uniform(-2, -1), normal(), normal(width)
         yield Control(Limit.APPROACHING, maps.algebraic(*power))
         yield Control(Limit.APPROACHING, maps.algebraic(*power, sign=-1.0), 0, "turns")
@@ -83,7 +84,11 @@ def controls(seed: int, dtype: torch.dtype, width: int = 64, repeats: int = 5) -
 
 def _measured(seed: int, dtype: torch.dtype, n_loops: int) -> Iterator[tuple[Control, Features]]:
     for control in controls(seed, dtype):
-        yield control, features(run_late(control.system, n_loops)[0])
+        trail, z = Trail(n_loops), control.system.initial
+        for loop in range(n_loops):
+            z = control.system.step(z)
+            trail.add(loop, z)
+        yield control, features(trail)
 
 
 def require_calibrated(dtype: torch.dtype) -> None:
@@ -99,10 +104,10 @@ def require_calibrated(dtype: torch.dtype) -> None:
 def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 0) -> Thresholds:
     """Compute thresholds from controls in float32 or float64.
 
-    ``fixed`` is ten times the largest movement that rounding leaves to a contraction that has reached its point. Each
-    other threshold is the geometric middle between the largest value among controls that are to lie below it and the
-    smallest among those above. For ``returns`` it lies between the movement of cycles over their period and the nearest
-    return, over all lags, of controls that never return.
+    ``fixed`` is thirty times the largest movement that rounding leaves to a contraction at its point. Each other
+    threshold is the geometric middle between the largest value among controls that are to lie below it and the
+    smallest among those above; of ``floor``, a share, the arithmetic one. For ``returns`` it lies between the movement
+    of cycles over their period and the nearest return, over all lags, of controls that never return.
 
     Raises:
         LoopprobeError: the precision is half precision.
@@ -114,7 +119,7 @@ def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int
         limit, trait, approach = control.limit, control.trait, measured.approach
         relative = measured.lags / measured.lags.amax(0).clamp_min(TINY)
         if limit is Limit.FIXED:
-            below["fixed"].append(10 * measured.lags.max().item())
+            below["fixed"].append(measured.lags.max().item())
         elif limit is Limit.CYCLE and control.period <= LONGEST:
             below["returns"].append(relative[control.period - 1].max().item())
         elif limit is Limit.CYCLE:
@@ -125,10 +130,10 @@ def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int
         elif limit is Limit.APPROACHING:
             below["unexplained"].append(approach.unexplained[0].max().item())
             below["floor"].append(approach.floor[0].abs().max().item())
-            (below if trait == "turns" else above)["net"].append(
-                approach.net.max().item() if trait == "turns" else approach.net.min().item()
-            )
-            if trait != "turns":
+            if trait == "turns":
+                below["net"].append(approach.net.max().item())
+            else:
+                above["net"].append(approach.net.min().item())
                 above["better"].append(approach.better.min().item())
         if trait == "wild":
             above["unexplained"].append(approach.unexplained[0].min().item())
@@ -149,7 +154,8 @@ def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int
         elif limit is not Limit.NON_FINITE:
             below["grows"].append(measured.growth.max().item())
     middles = {name: _middle(below[name], values) for name, values in above.items()}
-    return Thresholds(fixed=max(below["fixed"]), **middles)
+    middles["floor"] = (max(below["floor"]) + min(above["floor"])) / 2
+    return Thresholds(fixed=NOISIER * max(below["fixed"]), **middles)
 
 
 def _middle(below: list[float], above: list[float]) -> float:

@@ -4,24 +4,27 @@ A series is judged by what its trail keeps. Its movement over a lag k is the roo
 last ``WINDOW`` values, relative to its size.
 
 * A series that moves less than the noise of the arithmetic, over any lag, is at a fixed point.
-* A series approaches a point where its movement falls over the parts of the last half of the run towards nothing,
-  geometrically or by a power of time, and where its means turn about a point or lead to one. A logarithm of time falls
-  to no limit, although its steps do: it drifts.
+* A series approaches a point where its movement falls towards nothing over the last half of the run, geometrically or
+  by a power of time, and where its means turn about a point or lead to one. The logarithm of time leads to none,
+  although its steps fall: it drifts.
 * A series that returns after k steps, within a small part of its movement, is on a cycle of period k, unless its
-  movement grows. Up to lag 64 that is told by the last values, and beyond by the distance from one earlier value.
+  movement grows and will grow by more than it did. Up to lag 64 that is told by the last values, and beyond by the
+  distance from one earlier value. A period of which half, or a quarter, falls to nothing is halved, or quartered.
 * A series whose steps add up in one direction drifts.
-* A series that grows by a factor within the window diverges. An oscillation that grows slower than that is unsettled:
-  whether its growth ends cannot be told.
+* A series that grows by a factor within the window diverges. An oscillation that grows slower is unsettled: whether
+  its growth ends cannot be told.
 
 The thresholds are calibrated on maps whose limit is known (``calibration``): they lie where these maps are told apart,
 and the errors made on fresh controls are reported. The types are those of arXiv 2604.11791 (fixed, orbit, slider,
-unknown), whose thresholds are set by hand.
+unknown), whose thresholds are set by hand, and the approach.
 
-How much can be told depends on the length of the run, n loops. Periods are found up to about n / 2 and at most 1,000.
-A geometric approach is told from a drift where its factor is at most 1 − 0.04 / n, and a power of time where its
-exponent is at least about 0.3 and its transient has passed: 1 / log n looks like a power there, and its distance is
-estimated at half of what it is. Half precision is refused, because its rounding (a hundredth to a thousandth) hides
-slow motion and stops it.
+How much can be told depends on the length of the run, n loops. Below 256 loops hardly an approach is told from a drift
+or from what is unsettled, because the start of the run is part of what is measured. Beyond, a geometric approach is
+told from a drift where its factor is at most 1 − 0.1 / n, and one that turns slowly where it turns about eight times.
+Periods are found up to 2 n / 3 and at most 1,000, and the doubling of a period is seen to fall where it falls by a third
+over the last half. A power of time is told from the logarithm where its exponent is at least 0.2 and its transient is over. 1 / log t is the limit of
+what can be told: it looks like a power of exponent 0.3, and the distance to its limit is estimated at less than half.
+Half precision is refused, because its rounding (a hundredth to a thousandth) hides slow motion and stops it.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from loopprobe.support.statistics import double
 
 LONGEST = 64  # the longest period that is searched for in the last values alone
 AS_GOOD = 2.0  # how much worse than with a floor a fall to zero may explain a movement, and is yet the simpler answer
-REPEATED = 16  # the least number of values over which a longer period must be seen again
+REPEATED = 16  # the least number of values over which a period must be seen again
 TINY = 1e-300  # stands for zero in a denominator
 
 
@@ -68,12 +71,12 @@ class Thresholds:
         fixed: the relative movement, over any lag, at or below which a series stands still.
         returns: the movement over a period at or below which a series returns, relative to its largest movement over
             any lag.
-        returns_far: the same for the distance from one earlier value, at lags beyond ``LONGEST``.
+        returns_far: the same for the distance from one earlier value, relative to the largest distance from it.
         straight: the displacement over the window at or above which a series drifts, relative to its path.
         grows: the growth of the size over the window at or above which a series diverges, as a factor.
         swells: the growth of the movement over the last half of the run above which no cycle is reached, a logarithm.
-        unexplained: the share of the variance of the movement that a fall may leave where a point is approached.
-        floor: the movement that this fall may leave in the end, relative to that in the last part.
+        unexplained: the share of the change of the movement that a fall may leave where a point is approached.
+        floor: the movement that this fall may leave in the end, relative to that at the last stage.
         net: the net motion of the means at or below which a series turns about a point.
         better: how much better a fall with an end must explain the movement than one without.
     """
@@ -140,16 +143,22 @@ def features(trail: Trail, size: Tensor | float | None = None) -> Features:
     return Features(is_finite, growth, lags, away / away.amax(0).clamp_min(TINY), straightness, approach, to_limit)
 
 
-def classify(measured: Features, thresholds: Thresholds) -> tuple[Int[Tensor, "batch place"], Int[Tensor, "batch place"]]:
+def classify(
+    measured: Features, thresholds: Thresholds
+) -> tuple[Int[Tensor, "batch place"], Int[Tensor, "batch place"]]:
     """Classify the limit of each series, and give the period of those on a cycle (0 for the others)."""
     approach = measured.approach
     moves = measured.lags.amax(0) > thresholds.fixed
     returns = measured.lags <= thresholds.returns * measured.lags.amax(0)
     returns |= measured.lags <= thresholds.fixed
-    period = torch.where(returns.any(0), returns.int().argmax(0) + 1, _long_period(measured.away, thresholds))
-    period = torch.where(approach.swells[0] > thresholds.swells, 0, period)
+    fits = approach.unexplained <= thresholds.unexplained
+    swells, left = approach.swells[0], approach.floor[0] - 1
+    grows = (swells > thresholds.swells) & ~(fits[0] & (left.abs() <= swells))
+    period = torch.where(
+        returns.any(0) & ~grows, returns.int().argmax(0) + 1, _period_seen_again(measured.away, thresholds)
+    )
     to_zero = ((approach.floor >= -1) & (approach.floor <= thresholds.floor)) | (approach.plain <= AS_GOOD)
-    falls = (approach.unexplained <= thresholds.unexplained) & to_zero & (approach.swells < 0)
+    falls = fits & to_zero & (approach.swells < 0)
     turns = approach.net <= thresholds.net
     leads = approach.better >= thresholds.better
     for row, lag in reversed(list(enumerate(LAGS))[1:]):  # what is left of a longer period falls, what moves does not
@@ -176,16 +185,16 @@ def to_limit(
     """
     approach, chosen = measured.approach, limit == Limit.APPROACHING
     turns = approach.net <= thresholds.net
-    rows = (torch.where(turns, *pair) for pair in (measured.to_limit, approach.factor, approach.exponent))
-    distance, factor, exponent = (row.where(chosen, torch.nan) for row in rows)
+    pairs = (measured.to_limit, approach.factor, approach.exponent)
+    distance, factor, exponent = (torch.where(turns, pair[0], pair[1]).where(chosen, torch.nan) for pair in pairs)
     return distance, factor, exponent
 
 
-def _long_period(away: Float[Tensor, "lag batch place"], thresholds: Thresholds) -> Int[Tensor, "batch place"]:
-    """The first lag beyond ``LONGEST`` after which the distances from an earlier value are again what they were, or 0."""
+def _period_seen_again(away: Float[Tensor, "loop batch place"], thresholds: Thresholds) -> Int[Tensor, "batch place"]:
+    """The first lag after which the distances from an earlier value are again what they were, all of them, or 0."""
     reach = len(away)
     near = away <= thresholds.returns_far
-    near[:LONGEST] = False
+    near[0] = False
     near[reach - REPEATED :] = False
     period = torch.where(near.any(0), near.int().argmax(0) + 1, 0)
     lags = torch.arange(reach, device=away.device).reshape(-1, 1, 1)
