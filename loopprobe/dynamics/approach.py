@@ -3,11 +3,11 @@
 The movement of a series at the stages of its last half is compared with functions φ of time that fall to zero: ρ^t and
 (t + t_0)^−q. Least squares of relative errors fit a + b φ for every φ of a list, and the best is taken (variable
 projection: Golub and Pereyra, SIAM J. Numer. Anal. 10, 1973, with a list in the place of the search); a is the movement
-that will be left. Where a is zero and the sum of φ is finite, which for a power means q > 1, the series has a limit. Its
-means are then regressed on the distance that is still to go, ρ^t or (t + t_0)^(1 − q). With as many means as unknowns
-this is Aitken's Δ² process for the first, and Richardson's extrapolation in powers of 1 / t for the second (Brezinski
-and Redivo Zaglia, Extrapolation Methods, 1991, chapter 2). Where one shape holds, the distance is right within 15 %;
-where several modes of like speed are mixed, within a factor of about 4.
+that will be left. Where a is zero and the sum of φ is finite, which for a power means q > 1, the series has a limit.
+Its means are then regressed on the distance that is still to go, ρ^t or (t + t_0)^(1 − q). With as many means as
+unknowns this is Aitken's Δ² process for the first, and Richardson's extrapolation in powers of 1 / t for the second
+(Brezinski and Redivo Zaglia, Extrapolation Methods, 1991, chapter 2). Where one shape holds, the distance is right
+within 15 %; where several modes of like speed are mixed, within a factor of about 4.
 """
 
 from __future__ import annotations

@@ -21,10 +21,11 @@ unknown), whose thresholds are set by hand, and the approach.
 How much can be told depends on the length of the run, n loops. Below 256 loops hardly an approach is told from a drift
 or from what is unsettled, because the start of the run is part of what is measured. Beyond, a geometric approach is
 told from a drift where its factor is at most 1 − 0.1 / n, and one that turns slowly where it turns about eight times.
-Periods are found up to 2 n / 3 and at most 1,000, and the doubling of a period is seen to fall where it falls by a third
-over the last half. A power of time is told from the logarithm where its exponent is at least 0.2 and its transient is over. 1 / log t is the limit of
-what can be told: it looks like a power of exponent 0.3, and the distance to its limit is estimated at less than half.
-Half precision is refused, because its rounding (a hundredth to a thousandth) hides slow motion and stops it.
+Periods are found up to 2 n / 3 and at most 1,000, and the doubling of a period is seen to fall where it falls by a
+third over the last half. A power of time is told from the logarithm where its exponent is at least 0.2 and its
+transient is over. 1 / log t is the limit of what can be told: it looks like a power of exponent 0.3, and the distance
+to its limit is estimated at less than half. Half precision is refused, because its rounding (a hundredth to a
+thousandth) hides slow motion and stops it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is kept of a long series as it goes by, in memory that does not grow with its length.
 
 A series is told apart by its last ``WINDOW`` values, and by how it got there. For the second, means of the series and
-of its movement are kept at ``STAGES`` stages of the last half of the run, under Hann windows that overlap by half; and one
-earlier value is kept, with the distance of later ones from it, so that periods beyond the last values are found.
+of its movement are kept at ``STAGES`` stages of the last half of the run, under Hann windows that overlap by half; and
+one earlier value is kept, with the distance of later ones from it, so that periods beyond the last values are found.
 """
 
 from __future__ import annotations
