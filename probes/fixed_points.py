@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from loopprobe import figure, figures, load_checkpoint, probe
-from loopprobe.dynamics.limits import Limit, run_late
+from loopprobe.dynamics.limits import Limit
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import solve
 from loopprobe.dynamics.spectrum import position_spectra
+from loopprobe.dynamics.trail import run_late
 
 names = ("lr-b20-T10", "lr-b20-T20")
 models = {name: load_checkpoint(name) for name in names}
@@ -22,9 +23,9 @@ n_prompts, n_dims, query, FAR = 48, 10, 60, 600
 # %% [markdown]
 # ## Where states and predictions go
 #
-# `converge` follows the states of some prompts for 600 loops: fixed point, cycle with its period, slow drift,
-# unsettled (it moves and does not return within 64 loops), told apart by thresholds that are calibrated on maps whose
-# long run is known.
+# `converge` follows the states of some prompts for 600 loops: fixed point, approaching (it moves less and less, and
+# leads to a point), cycle with its period, slow drift, unsettled (it moves and does not return), told apart by
+# thresholds that are calibrated on maps whose long run is known.
 
 # %%
 runs = {name: probe("converge", models[name], 64, loops=100, states=n_prompts, far=FAR) for name in names}
@@ -71,7 +72,7 @@ def along_read_out(name):
     checkpoint = models[name]
     prompts = checkpoint.held_out(n_prompts)
     system = LoopMap.of(checkpoint.model, prompts)
-    late, read = run_late(system, FAR)
+    late, read = (trail.last for trail in run_late(system, FAR))
     motion = (late - late.mean(0))[:, ~settled[name], query]
     direction = checkpoint.model.W_U[:, 0].detach()
     along = (motion @ (direction / direction.norm())).square().mean(0) / motion.square().sum(-1).mean(0)
@@ -96,7 +97,7 @@ def missed(name, most=8):
     prompts = checkpoint.held_out(n_prompts)
     system = LoopMap.of(checkpoint.model, prompts, torch.float64)
     rows = np.nonzero(~settled[name])[0][:most]
-    late, read = run_late(system, 400)
+    late, read = (trail.last for trail in run_late(system, 400))
     found, radii, errors, on_loop = 0, [], [], []
     for row in rows.tolist():
         one = system.at(slice(row, row + 1))

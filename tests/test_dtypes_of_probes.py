@@ -8,7 +8,7 @@ import torch
 from conftest import TINY_CFG, TOKEN_CFG, make_model, make_token_model
 from torch.overrides import TorchFunctionMode
 
-from loopprobe.dynamics.limits import calibrate
+from loopprobe.dynamics.calibration import calibrate
 from loopprobe.dynamics.solve import Status
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.questions import configured

@@ -3,17 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, needs_peak, run_script
+from conftest import make_model
 
-from loopprobe.dynamics.limits import (
-    Limit,
-    calibrate,
-    classify,
-    confusion,
-    controls,
-    features,
-    run_late,
-)  # fmt: skip
 from loopprobe.dynamics.maps import LoopMap, PointwiseMap, contraction, linear_map, logistic, rotation
 from loopprobe.dynamics.solve import Status, distinct, solve
 from loopprobe.dynamics.spectrum import (
@@ -26,47 +17,13 @@ from loopprobe.dynamics.spectrum import (
     position_spectra,
     vjp,
 )  # fmt: skip
+from loopprobe.dynamics.trail import run_late
 from loopprobe.dynamics.trajectory import contraction_rate, decimal_places, follow, settled_after
 from loopprobe.errors import LoopprobeError
 
 
 def start(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_control_is_classified_as_what_it_is(dtype):
-    thresholds = calibrate(dtype)
-    for limit, period, system in controls(7, dtype):
-        found, periods = classify(features(run_late(system, 1500)[0]), thresholds)
-        assert found.eq(limit).all(), f"{limit.words}: {found.unique()}"
-        assert periods.eq(period).all()
-
-
-def test_the_error_rate_of_the_classifier_is_reported_by_true_type():
-    table = confusion(calibrate())
-    np.testing.assert_allclose(table.sum(1), 1)
-    assert table.diagonal().min() > 0.95
-
-
-def test_a_slow_contraction_is_not_yet_at_its_point():
-    system = contraction(0.999, start(4, 2, 8).float(), torch.Generator().manual_seed(0))
-    early, _ = classify(features(run_late(system, 300)[0]), calibrate())
-    late, _ = classify(features(run_late(system, 30_000)[0]), calibrate())
-    assert (early != Limit.FIXED).all()
-    assert (late == Limit.FIXED).all()
-
-
-def test_the_late_run_is_the_end_of_the_run():
-    system = rotation(0.1, start(2, 3, 4))
-    states, read = run_late(system, 200)
-    z = system.initial
-    for _ in range(200):
-        z = system.step(z)
-    assert torch.equal(states[-1], z)
-    assert torch.equal(read[-1], z[..., 0])
-    with pytest.raises(ValueError, match="too short"):
-        features(states[:50])
 
 
 def planted():
@@ -166,7 +123,7 @@ def test_unstable_fixed_points_are_found_and_counted():
     kept = distinct(solution.state[solution.found])
     values = sorted(solution.state[solution.found][kept].flatten().tolist())
     assert np.allclose([v for v in values if abs(v) > 1e-6], [1 - 1 / 3.9])
-    late, _ = run_late(system, 500)
+    late = run_late(system, 500)[0].last
     assert (late[-1].flatten() - (1 - 1 / 3.9)).abs().min() > 1e-6, "the loop itself does not go there"
 
 
@@ -184,7 +141,7 @@ def test_a_search_that_fails_says_so():
 
 def test_a_contraction_comes_to_its_end_at_its_rate():
     system = contraction(0.8, start(4, 3, 8), torch.Generator().manual_seed(0))
-    far = run_late(system, 500)[0][-1]
+    far = run_late(system, 500)[0].last[-1]
     moves = follow(system, 60, far)
     assert moves.step.shape == (60, 4, 3)
     assert moves.cosine[0].isnan().all()
@@ -208,27 +165,6 @@ def test_what_is_not_reached_is_missing():
 
 def test_successive_updates_of_a_rotation_turn_by_its_angle():
     system = rotation(1 / 8, start(2, 1, 2), shrink=0.5)
-    late = run_late(system, 300)[0][-1]
+    late = run_late(system, 300)[0].last[-1]
     moves = follow(PointwiseMap(late, system.function), 10, late)
     np.testing.assert_allclose(moves.cosine[1:], math.cos(2 * math.pi / 8), atol=1e-6)
-
-
-SCRIPT = """
-import sys
-import torch
-from conftest import peak_memory
-from loopprobe.dynamics.limits import run_late
-from loopprobe.dynamics.maps import PointwiseMap
-
-system = PointwiseMap(torch.randn(16, 62, 64), lambda z: 0.9 * z)
-run_late(system, 200)
-before = peak_memory()
-run_late(system, int(sys.argv[1]))
-print(peak_memory() - before)
-"""
-
-
-@needs_peak
-def test_memory_does_not_grow_with_the_loops():
-    state = 16 * 62 * 64 * 4
-    assert int(run_script(SCRIPT, 3000)) - int(run_script(SCRIPT, 300)) < 20 * state

@@ -36,6 +36,8 @@ def test_a_loop_that_contracts_is_followed_to_its_fixed_point(batch):
     assert data.sizes["followed"] == 5
     assert (data.limit == Limit.FIXED).all()
     assert (data.prediction_limit == Limit.FIXED).all()
+    for name in ("to_limit", "approach_factor", "approach_exponent", "prediction_to_limit"):
+        assert data[name].isnull().all(), "it has arrived"
     assert (data.spectral_radius < 1).all()
     assert (data.state_settled < 30).all()
     np.testing.assert_allclose(data.followed_error, data.error.isel(example=slice(0, 5)), rtol=1e-5)
@@ -56,6 +58,20 @@ def test_the_slowest_token_up_to_a_token_sets_its_rate(batch):
     assert known.sum() > 10
     slowest = np.maximum.accumulate(data.spectral_radius.values, axis=1)
     np.testing.assert_allclose(data.rate.values[known], slowest[known.values], atol=0.12)
+
+
+def test_a_loop_that_is_slowed_down_approaches_its_fixed_point(batch):
+    checkpoint = settled_checkpoint()
+    before = [torch.zeros(5, 12, 16)]
+    note = lambda z, hook: before.__setitem__(0, z.detach())  # noqa: E731
+    slow = lambda z, hook: before[0] + 0.005 * (z - before[0])  # noqa: E731  a damped iteration, of factor about 0.995
+    few = type(batch)(batch.xs[:5], batch.ys[:5], batch.origin)
+    with checkpoint.model.hooks(fwd_hooks=[("loops.0.hook_z_pre", note), ("loops.0.hook_z", slow)]):
+        data = probe.run(checkpoint, few, probe.ConvergeConfig(loops=20, states=5, far=600))
+    assert (data.limit == Limit.APPROACHING).all()
+    np.testing.assert_allclose(data.approach_factor, 0.995, atol=1e-3)
+    assert ((data.to_limit > 0.01) & (data.to_limit < 0.2)).all(), "0.995 ** 600 is 0.05"
+    assert "approach a point" in limits_table(data).caption
 
 
 def test_a_loop_that_diverges_is_reported(batch):

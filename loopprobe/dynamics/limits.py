@@ -1,35 +1,50 @@
-"""The limit of a series in the long run: a point, a cycle, a drift, or none.
+"""The limit of a series in the long run: a point, reached or approached, a cycle, a drift, or none.
 
-A series is judged by its last ``WINDOW`` values. Its movement over a lag k is the root mean square of
-x_{t+k} − x_t over the window, relative to its size. A series that moves less than the noise of the arithmetic is at a
-fixed point. A series that returns after k steps, within a small part of its movement, is on a cycle of period k. A
-series whose steps add up in one direction drifts. The thresholds are calibrated on maps whose limit is known
-(``controls``): they lie where these maps are told apart, and the errors made on fresh controls are reported.
-The types are those of arXiv 2604.11791 (fixed, orbit, slider, unknown), whose thresholds are set by hand.
-Half precision is refused, because its rounding (a hundredth to a thousandth) hides slow motion and stops it.
+A series is judged by what its trail keeps. Its movement over a lag k is the root mean square of x_{t+k} − x_t over the
+last ``WINDOW`` values, relative to its size.
+
+* A series that moves less than the noise of the arithmetic, over any lag, is at a fixed point.
+* A series approaches a point where its movement falls towards nothing over the last half of the run, geometrically or
+  by a power of time, and where its means turn about a point or lead to one. The logarithm of time leads to none,
+  although its steps fall: it drifts.
+* A series that returns after k steps, within a small part of its movement, is on a cycle of period k, unless its
+  movement grows and will grow by more than it did. Up to lag 64 that is told by the last values, and beyond by the
+  distance from one earlier value. A period of which half, or a quarter, falls to nothing is halved, or quartered.
+* A series whose steps add up in one direction drifts.
+* A series that grows by a factor within the window diverges. An oscillation that grows slower is unsettled: whether
+  its growth ends cannot be told.
+
+The thresholds are calibrated on maps whose limit is known (``calibration``): they lie where these maps are told apart,
+and the errors made on fresh controls are reported. The types are those of arXiv 2604.11791 (fixed, orbit, slider,
+unknown), whose thresholds are set by hand, and the approach.
+
+How much can be told depends on the length of the run, n loops. Below 256 loops hardly an approach is told from a drift
+or from what is unsettled, because the start of the run is part of what is measured. Beyond, a geometric approach is
+told from a drift where its factor is at most 1 − 0.1 / n, and one that turns slowly where it turns about eight times.
+Periods are found up to 2 n / 3 and at most 1,000, and the doubling of a period is seen to fall where it falls by a
+third over the last half. A power of time is told from the logarithm where its exponent is at least 0.2 and its
+transient is over. 1 / log t is the limit of what can be told: it looks like a power of exponent 0.3, and the distance
+to its limit is estimated at less than half. Half precision is refused, because its rounding (a hundredth to a
+thousandth) hides slow motion and stops it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from loopprobe.dynamics.maps import Map, contraction, drift, expansion, logistic, rotation
-from loopprobe.errors import LoopprobeError
-from loopprobe.support.statistics import HALF, double
+from loopprobe.dynamics.approach import Approach, finite
+from loopprobe.dynamics.trail import LAGS, WINDOW, Trail, vectors
+from loopprobe.support.statistics import double
 
-WINDOW = 128  # the number of values that a series is judged by
-LONGEST = 64  # the longest period that is searched for
+LONGEST = 64  # the longest period that is searched for in the last values alone
+AS_GOOD = 2.0  # how much worse than with a floor a fall to zero may explain a movement, and is yet the simpler answer
+REPEATED = 16  # the least number of values over which a period must be seen again
 TINY = 1e-300  # stands for zero in a denominator
-LEAST_MISTAKE = 1e-12  # stands for zero where the logarithm of controls without any error is needed
 
 
 class Limit(IntEnum):
@@ -41,11 +56,12 @@ class Limit(IntEnum):
     UNSETTLED = 3
     DIVERGED = 4
     NON_FINITE = 5
+    APPROACHING = 6
 
     @property
     def words(self) -> str:
         """The name of the type that tables and figures show."""
-        return ("fixed point", "cycle", "slow drift", "unsettled", "diverged", "non-finite")[self]
+        return ("fixed point", "cycle", "slow drift", "unsettled", "diverged", "non-finite", "approaching")[self]
 
 
 @dataclass(frozen=True)
@@ -53,41 +69,65 @@ class Thresholds:
     """The thresholds that separate the types.
 
     Attributes:
-        fixed: the relative movement of one step at or below which a series stands still.
+        fixed: the relative movement, over any lag, at or below which a series stands still.
         returns: the movement over a period at or below which a series returns, relative to its largest movement over
             any lag.
+        returns_far: the same for the distance from one earlier value, relative to the largest distance from it.
         straight: the displacement over the window at or above which a series drifts, relative to its path.
         grows: the growth of the size over the window at or above which a series diverges, as a factor.
+        swells: the growth of the movement over the last half of the run above which no cycle is reached, a logarithm.
+        unexplained: the share of the change of the movement that a fall may leave where a point is approached.
+        floor: the movement that this fall may leave in the end, relative to that at the last stage.
+        net: the net motion of the means at or below which a series turns about a point.
+        better: how much better a fall with an end must explain the movement than one without.
     """
 
     fixed: float
     returns: float
+    returns_far: float
     straight: float
     grows: float
+    swells: float
+    unexplained: float
+    floor: float
+    net: float
+    better: float
 
 
 @dataclass(frozen=True)
 class Features:
-    """Measurements of series, each of shape [...]: finiteness, growth, movement over each lag, and straightness."""
+    """Measurements of series.
+
+    Attributes:
+        finite: whether the last values are.
+        growth: the growth of the size over the window, as a factor.
+        lags: the movement over lags from 1 to ``LONGEST``, relative to the unit.
+        away: the distance from an earlier value, by the loops since, relative to the largest.
+        straightness: the displacement over the window, relative to the path.
+        approach: what the last half of the run says about the end of the motion.
+        to_limit: the distance of the last value from where a motion that turns ends, and one that leads somewhere,
+            relative to the unit.
+    """
 
     finite: Tensor
     growth: Tensor
-    lags: Float[Tensor, "lag ..."]
+    lags: Float[Tensor, "lag batch place"]
+    away: Float[Tensor, "loop batch place"]
     straightness: Tensor
+    approach: Approach
+    to_limit: Float[Tensor, "2 batch place"]
 
 
-def features(series: Float[Tensor, "time ... width"], size: Tensor | float | None = None) -> Features:
-    """Measure series by their last values, in float64.
+def features(trail: Trail, size: Tensor | float | None = None) -> Features:
+    """Measure series by their trail, in float64.
 
     Args:
-        series: the series, with at least WINDOW values in time.
+        trail: the trail of the series, complete.
         size: the unit of movement; None stands for the series' root mean square norm.
     """
-    if len(series) < WINDOW:
-        raise ValueError(f"a series of {len(series)} values is too short: give at least {WINDOW}")
-    x = double(series[-WINDOW:])
-    finite = torch.isfinite(x).all(-1).all(0)
-    x = torch.where(finite[..., None], x, 0.0)
+    x = double(vectors(trail.last, 3))
+    is_finite = torch.isfinite(x).all(-1).all(0)
+    x = torch.where(is_finite[..., None], x, 0.0)
     norms = x.norm(dim=-1)
     unit = norms.square().mean(0).sqrt()
     if size is not None:
@@ -98,137 +138,67 @@ def features(series: Float[Tensor, "time ... width"], size: Tensor | float | Non
     lags = torch.stack([(x[k:] - x[:-k]).square().sum(-1).mean(0).sqrt() / scale for k in range(1, LONGEST + 1)])
     path = (x[1:] - x[:-1]).norm(dim=-1).sum(0)
     straightness = (x[-1] - x[0]).norm(dim=-1) / path.clamp_min(TINY)
-    return Features(finite, growth, lags, straightness)
+    away = finite(trail.away)
+    approach = Approach.of(trail)
+    to_limit = torch.stack([(x[-1] - end).norm(dim=-1) / scale for end in (approach.centre, approach.ahead)])
+    return Features(is_finite, growth, lags, away / away.amax(0).clamp_min(TINY), straightness, approach, to_limit)
 
 
-def classify(measured: Features, thresholds: Thresholds) -> tuple[Tensor, Tensor]:
-    """Classify the limit of each series, and give the period of those on a cycle (0 for the others).
-
-    Returns:
-        Limits and periods, each an integer tensor [...].
-    """
-    moves = measured.lags[0] > thresholds.fixed
+def classify(
+    measured: Features, thresholds: Thresholds
+) -> tuple[Int[Tensor, "batch place"], Int[Tensor, "batch place"]]:
+    """Classify the limit of each series, and give the period of those on a cycle (0 for the others)."""
+    approach = measured.approach
+    moves = measured.lags.amax(0) > thresholds.fixed
     returns = measured.lags <= thresholds.returns * measured.lags.amax(0)
     returns |= measured.lags <= thresholds.fixed
-    period = torch.where(returns.any(0), returns.int().argmax(0) + 1, 0)
+    fits = approach.unexplained <= thresholds.unexplained
+    swells, left = approach.swells[0], approach.floor[0] - 1
+    grows = (swells > thresholds.swells) & ~(fits[0] & (left.abs() <= swells))
+    period = torch.where(
+        returns.any(0) & ~grows, returns.int().argmax(0) + 1, _period_seen_again(measured.away, thresholds)
+    )
+    to_zero = ((approach.floor >= -1) & (approach.floor <= thresholds.floor)) | (approach.plain <= AS_GOOD)
+    falls = fits & to_zero & (approach.swells < 0)
+    turns = approach.net <= thresholds.net
+    leads = approach.better >= thresholds.better
+    for row, lag in reversed(list(enumerate(LAGS))[1:]):  # what is left of a longer period falls, what moves does not
+        falls_alone = falls[row] & (approach.swells[row] < 2 * approach.swells[0])
+        period = torch.where(falls_alone & turns, lag, period)
     limit = torch.full_like(period, Limit.UNSETTLED)
-    limit[measured.straightness >= thresholds.straight] = Limit.DRIFT
+    limit[(measured.straightness >= thresholds.straight) & ~turns] = Limit.DRIFT
     limit[period > 1] = Limit.CYCLE
+    limit[falls[0] & (turns | leads)] = Limit.APPROACHING
     limit[~moves] = Limit.FIXED
     limit[measured.growth >= thresholds.grows] = Limit.DIVERGED
     limit[~measured.finite] = Limit.NON_FINITE
     return limit, torch.where(limit == Limit.CYCLE, period, 0)
 
 
-def run_late(
-    system: Map,
-    n_loops: int,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda steps: steps,
-) -> tuple[Float[Tensor, "time ..."], Tensor]:
-    """Run ``n_loops`` iterations and return the last WINDOW states with their predictions.
+def to_limit(
+    measured: Features, limit: Int[Tensor, "batch place"], thresholds: Thresholds
+) -> tuple[Float[Tensor, "batch place"], Float[Tensor, "batch place"], Float[Tensor, "batch place"]]:
+    """Estimate how far series that approach a point still have to go; NaN for the others.
 
-    Memory does not grow with the number of loops.
+    Returns:
+        The distance, relative to the unit; the factor by which it shrinks in a loop, NaN where that is a power; and the
+        exponent q of loops^−q, NaN where that is geometric.
     """
-    z = system.initial
-    states, read = [], []
-    with torch.no_grad():
-        for loop in progress(range(n_loops)):
-            z = system.step(z)
-            if loop >= n_loops - WINDOW:
-                states.append(z)
-                read.append(system.read(z))
-    return torch.stack(states), torch.stack(read)
+    approach, chosen = measured.approach, limit == Limit.APPROACHING
+    turns = approach.net <= thresholds.net
+    pairs = (measured.to_limit, approach.factor, approach.exponent)
+    distance, factor, exponent = (torch.where(turns, pair[0], pair[1]).where(chosen, torch.nan) for pair in pairs)
+    return distance, factor, exponent
 
 
-def controls(seed: int, dtype: torch.dtype, width: int = 64) -> Iterator[tuple[Limit, int, Map]]:
-    """Yield maps with their known limit and period; the seed draws their rates, angles and starts."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal() -> Tensor:
-        return torch.randn(8, 4, width, generator=generator, dtype=dtype)
-
-    def uniform() -> float:
-        return float(torch.rand((), generator=generator))
-
-    for _ in range(8):
-        yield Limit.FIXED, 0, contraction(0.5 + 0.49 * uniform(), normal(), generator)
-        period = 2 + int(31 * uniform())
-        yield Limit.CYCLE, period, rotation(1 / period, normal(), shrink=0.5 + 0.4 * uniform())
-        yield Limit.UNSETTLED, 0, rotation((5**0.5 - 1) / 2 * (0.2 + 0.8 * uniform()), normal(), shrink=0.9)
-        yield Limit.DRIFT, 0, drift(10 ** (-3 * uniform()), normal(), generator)
-        yield Limit.UNSETTLED, 0, logistic(0.1 + 0.8 * torch.rand(8, 4, width, generator=generator, dtype=dtype))
-        yield Limit.CYCLE, 3, logistic(0.1 + 0.8 * torch.rand(8, 4, 1, generator=generator, dtype=dtype), r=3.835)
-        yield Limit.DIVERGED, 0, expansion(1.02 + 0.02 * uniform(), normal())
-    yield Limit.NON_FINITE, 0, expansion(2.0, normal())
-
-
-def _measured(seed: int, dtype: torch.dtype, n_loops: int) -> Iterator[tuple[Limit, int, Features]]:
-    for limit, period, system in controls(seed, dtype):
-        yield limit, period, features(run_late(system, n_loops)[0])
-
-
-def require_calibrated(dtype: torch.dtype) -> None:
-    """Raise LoopprobeError where limits cannot be told apart in this precision."""
-    if dtype in HALF:
-        raise LoopprobeError(
-            f"limits of states cannot be told apart in {str(dtype).removeprefix('torch.')}, whose rounding "
-            f"({torch.finfo(dtype).eps:.1g}) hides slow motion: convert the model with checkpoint.model.float()"
-        )
-
-
-@functools.cache
-def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 0) -> Thresholds:
-    """Compute thresholds from controls in float32 or float64.
-
-    ``fixed`` is ten times the largest movement that rounding leaves to a contraction that has reached its point. Each
-    other threshold is the geometric middle between the largest value among controls that are not of the type and the
-    smallest among those that are. For ``returns`` it lies between the movement of cycles over their period and the
-    nearest return, over all lags, of controls that never return.
-
-    Raises:
-        LoopprobeError: the precision is half precision.
-    """
-    require_calibrated(dtype)
-    still: list[float] = []
-    back: list[float] = []
-    never: list[float] = []
-    bent: list[float] = []
-    straight: list[float] = []
-    steady: list[float] = []
-    grown: list[float] = []
-    for limit, period, measured in _measured(seed, dtype, n_loops):
-        relative = measured.lags / measured.lags.amax(0).clamp_min(TINY)
-        if limit is Limit.FIXED:
-            still.append(measured.lags[0].max().item())
-        elif limit is Limit.CYCLE:
-            back.append(relative[period - 1].max().item())
-        elif limit is Limit.UNSETTLED:
-            never.append(relative.amin(0).min().item())
-        if limit in (Limit.CYCLE, Limit.UNSETTLED):
-            bent.append(measured.straightness.max().item())
-        elif limit is Limit.DRIFT:
-            straight.append(measured.straightness.min().item())
-        if limit is Limit.DIVERGED:
-            grown.append(measured.growth.min().item())
-        elif limit is not Limit.NON_FINITE:
-            steady.append(measured.growth.max().item())
-    return Thresholds(10 * max(still), _middle(back, never), _middle(bent, straight), _middle(steady, grown))
-
-
-def _middle(below: list[float], above: list[float]) -> float:
-    """Return the geometric middle between the largest value below and the smallest value above."""
-    return float(np.sqrt(max(*below, LEAST_MISTAKE) * min(above)))
-
-
-@functools.cache
-def confusion(
-    thresholds: Thresholds, dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 1
-) -> Float[np.ndarray, "true found"]:
-    """Classify fresh controls; return the shares of each true type by the type that they are classified as."""
-    counts = np.zeros((len(Limit), len(Limit)))
-    for limit, period, measured in _measured(seed, dtype, n_loops):
-        types, periods = classify(measured, thresholds)
-        right_period = (periods == period) | (types != Limit.CYCLE)
-        types = torch.where(right_period, types, torch.full_like(types, Limit.UNSETTLED))
-        counts[limit] += np.bincount(types.flatten().numpy(), minlength=len(Limit))
-    return counts / counts.sum(1, keepdims=True)
+def _period_seen_again(away: Float[Tensor, "loop batch place"], thresholds: Thresholds) -> Int[Tensor, "batch place"]:
+    """The first lag after which the distances from an earlier value are again what they were, all of them, or 0."""
+    reach = len(away)
+    near = away <= thresholds.returns_far
+    near[0] = False
+    near[reach - REPEATED :] = False
+    period = torch.where(near.any(0), near.int().argmax(0) + 1, 0)
+    lags = torch.arange(reach, device=away.device).reshape(-1, 1, 1)
+    again = away.gather(0, (lags + period).clamp_max(reach - 1))
+    same = ((again - away).abs() <= 2 * thresholds.returns_far) | (lags + period >= reach)
+    return torch.where(same.all(0), period, 0)

@@ -161,3 +161,32 @@ def logistic(initial: State, r: float = 3.99) -> PointwiseMap:
 def expansion(rate: float, initial: State) -> PointwiseMap:
     """Make the map z → rate · z with a rate above 1, which diverges and in the end overflows."""
     return PointwiseMap(initial, lambda z: rate * z)
+
+
+def straight_contraction(factor: float, initial: State, centre: Tensor) -> PointwiseMap:
+    """Make the map z → centre + factor · (z − centre): straight to the centre, or with a factor below 0 alternately."""
+    return PointwiseMap(initial, lambda z: centre + factor * (z - centre))
+
+
+def algebraic(exponent: float, speed: float, initial: State, centre: Tensor, sign: float = 1.0) -> PointwiseMap:
+    """Make a map whose distance to the centre falls as loops^−exponent, straight or, with sign −1, alternately."""
+
+    def function(z: Tensor) -> Tensor:
+        away = z - centre
+        slower = speed * away.norm(dim=-1, keepdim=True) ** (1 / exponent)
+        return centre + sign * (1 - slower.clamp(max=0.5)) * away
+
+    return PointwiseMap(initial, function)
+
+
+def logarithmic(speed: float, initial: State, direction: Tensor, origin: float = 1.0) -> PointwiseMap:
+    """Make a straight motion by speed · log(loops + origin): its steps fall to nothing, and yet it has no end."""
+    unit = direction / direction.norm()
+    start = initial - (initial @ unit)[..., None] * unit + speed * math.log(origin) * unit
+    return PointwiseMap(start, lambda z: z + speed * torch.exp(-(z @ unit) / speed)[..., None] * unit)
+
+
+def spiral(factor: float, turns: float, initial: State) -> PointwiseMap:
+    """Make a rotation of every pair of coordinates by a share of a circle, with a factor for their size."""
+    turned = rotation(turns, initial).function
+    return PointwiseMap(initial, lambda z: factor * turned(z))

@@ -8,7 +8,8 @@ import xarray as xr
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from loopprobe.config.strict import configuration
-from loopprobe.dynamics.limits import WINDOW, require_calibrated
+from loopprobe.dynamics.calibration import require_calibrated
+from loopprobe.dynamics.trail import WINDOW
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import require
 from loopprobe.probes.dataset import error_summary, stamp, with_ends

@@ -11,7 +11,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from loopprobe.config.strict import configuration
-from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, run_late
+from loopprobe.dynamics.calibration import calibrate
+from loopprobe.dynamics.limits import Limit, classify, features
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import Status, distinct, solve
 from loopprobe.dynamics.spectrum import (
@@ -21,6 +22,7 @@ from loopprobe.dynamics.spectrum import (
     lyapunov_exponents,
     position_spectra,
 )
+from loopprobe.dynamics.trail import WINDOW, run_late
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
@@ -84,8 +86,9 @@ def run(
     system = LoopMap.of(subject.model, prompts, torch.float64)
     n_prompts = prompts.n_prompts
     prompts = prompts.to(system.e.device)
-    late, read = run_late(system, config.far)
-    limit, _ = classify(features(late), calibrate(torch.float32))
+    trail, outputs = run_late(system, config.far)
+    limit, _ = classify(features(trail), calibrate(torch.float32))
+    late, read = trail.last, outputs.last
     generator = torch.Generator().manual_seed(config.seed)
     starts = [late.mean(0)]
     for _ in range(config.random_starts):

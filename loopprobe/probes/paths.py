@@ -8,7 +8,9 @@ import xarray as xr
 from pydantic import PositiveInt
 
 from loopprobe.config.strict import configuration
-from loopprobe.dynamics.limits import WINDOW, Limit, calibrate, classify, features, require_calibrated
+from loopprobe.dynamics.calibration import calibrate, require_calibrated
+from loopprobe.dynamics.limits import Limit, classify, features
+from loopprobe.dynamics.trail import WINDOW, Trail
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
@@ -67,7 +69,7 @@ def run(
     path = (centred @ axes.mT).unflatten(0, z.shape[:3]).permute(1, 2, 0, 3)
     layers = [cache.stack("resid_post", layer) for layer in range(model.sizes.n_layers)]
     thresholds = calibrate(layers[0].dtype)
-    limits = torch.stack([classify(features(x), thresholds)[0] for x in layers], dim=-1)
+    limits = torch.stack([classify(features(Trail.of(x)), thresholds)[0] for x in layers], dim=-1)
     last = torch.stack([x[-1] for x in layers])
     apart = (last[:, None] - last[None]).norm(dim=-1) / last.norm(dim=-1)[:, None]
     data = xr.Dataset(

@@ -15,9 +15,11 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loopprobe.dynamics.limits import Features, Limit, Thresholds, calibrate, classify, confusion, features, run_late
+from loopprobe.dynamics.calibration import calibrate, confusion
+from loopprobe.dynamics.limits import Features, Limit, Thresholds, classify, features, to_limit
 from loopprobe.dynamics.maps import LoopMap, State
 from loopprobe.dynamics.spectrum import has_blocks, position_spectra
+from loopprobe.dynamics.trail import run_late
 from loopprobe.dynamics.trajectory import Moves, contraction_rate, decimal_places, follow, settled_after
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import to_numpy
@@ -43,7 +45,8 @@ def follow_states(
         subject: a looped model and its task.
         prompts: few: arrays are loops × prompts × tokens.
         loops: the number of iterations that are measured one by one.
-        far: the number of iterations after which a trajectory counts as at its end; limits are those of the last 128.
+        far: the number of iterations after which a trajectory counts as at its end; limits are told by its last half
+            and its last 128 loops (``dynamics.limits`` says what can be told after how many).
         tolerance: the distance within which a trajectory has settled, relative for states and in
             the unit of steps of the prompts for outputs.
         progress: wraps the iterations.
@@ -61,6 +64,10 @@ def follow_states(
           the type of limit (``dynamics.limits.Limit``), and the period of cycles, 0 for other types
         * ``movement [followed, position]``, ``prediction_movement [followed, point]``: the largest over all lags at the
           end, root mean square, relative to the state and to the typical size of an output
+        * ``to_limit [followed, position]``, ``prediction_to_limit [followed, point]``: of what approaches a point, the
+          estimated distance still to go, relative to the state and to the typical size of an output, and with
+          ``approach_factor``, ``prediction_approach_factor`` the factor by which it shrinks in a loop, or with
+          ``approach_exponent``, ``prediction_approach_exponent`` the q of loops^−q; missing elsewhere
         * ``state_settled [followed, position]``, ``prediction_settled [followed, point]``: loops until within the
           tolerance of the far value for good; missing where that does not happen
         * ``rate``, ``rate_low``, ``rate_high [followed, position]``: factor by which the distance to a fixed point
@@ -75,16 +82,16 @@ def follow_states(
     """
     system = LoopMap.of(subject.model, prompts)
     thresholds = calibrate(system.e.dtype)
-    late, late_outputs = run_late(system, far, progress=progress)
-    outputs = late_outputs.flatten(3) if late_outputs.ndim > 3 else late_outputs[..., None]
-    states = Ends.of(features(late), thresholds)
-    predictions = Ends.of(features(outputs, size=prompts.output_size), thresholds)
-    moves = follow(system, loops, late[-1])
+    trail, trail_of_outputs = run_late(system, far, progress=progress)
+    end = trail.last[-1]
+    states = Ends.of(features(trail), thresholds)
+    predictions = Ends.of(features(trail_of_outputs, size=prompts.output_size), thresholds)
+    moves = follow(system, loops, end)
     variables = _over_loops(subject, prompts, moves) | _at_the_end(prompts, moves, states, predictions, tolerance)
-    variables["spectral_radius"] = (BY_TOKEN, to_numpy(_radii(system, late[-1])))
+    variables["spectral_radius"] = (BY_TOKEN, to_numpy(_radii(system, end)))
     of_rates = zip(("rate", "rate_low", "rate_high"), _rates(moves, states.limit, thresholds.fixed), strict=True)
     variables |= {name: (BY_TOKEN, values) for name, values in of_rates}
-    coords = {"loop": np.arange(1, loops + 1), "position": np.arange(late.shape[2])}
+    coords = {"loop": np.arange(1, loops + 1), "position": np.arange(end.shape[1])}
     data = xr.Dataset(variables, coords=coords)
     data["limit"].attrs["types"] = data["prediction_limit"].attrs["types"] = ", ".join(t.words for t in Limit)
     wrong = 1 - confusion(thresholds, system.e.dtype).diagonal()
@@ -101,16 +108,22 @@ class Ends:
         limit: the type of limit of each.
         period: of those on a cycle, else 0.
         movement: the largest over all lags at the end, root mean square, relative to their size.
+        to_limit, factor, exponent: of those that approach a point, see ``dynamics.limits.to_limit``.
     """
 
     limit: Int[Tensor, "followed place"]
     period: Int[Tensor, "followed place"]
     movement: Float[Tensor, "followed place"]
+    to_limit: Float[Tensor, "followed place"]
+    factor: Float[Tensor, "followed place"]
+    exponent: Float[Tensor, "followed place"]
 
     @classmethod
     def of(cls, measured: Features, thresholds: Thresholds) -> Ends:
         """Classify what was measured of the last states."""
-        return cls(*classify(measured, thresholds), measured.lags.amax(0).float())
+        limit, period = classify(measured, thresholds)
+        ahead = (values.float() for values in to_limit(measured, limit, thresholds))
+        return cls(limit, period, measured.lags.amax(0).float(), *ahead)
 
 
 def _over_loops(subject: Subject, prompts: PromptBatch, moves: Moves) -> Variables:
@@ -139,13 +152,19 @@ def _over_loops(subject: Subject, prompts: PromptBatch, moves: Moves) -> Variabl
 def _at_the_end(prompts: PromptBatch, moves: Moves, states: Ends, predictions: Ends, tolerance: float) -> Variables:
     """Label the end: limits, periods, movement, and when it was reached."""
     to_far = to_numpy(prompts.step(moves.read, moves.far_read))
-    return {
-        "limit": (BY_TOKEN, to_numpy(states.limit)),
-        "period": (BY_TOKEN, to_numpy(states.period)),
-        "prediction_limit": (BY_POINT, to_numpy(predictions.limit)),
-        "prediction_period": (BY_POINT, to_numpy(predictions.period)),
-        "movement": (BY_TOKEN, to_numpy(states.movement)),
-        "prediction_movement": (BY_POINT, to_numpy(predictions.movement)),
+    of_ends = {
+        "limit": "limit",
+        "period": "period",
+        "movement": "movement",
+        "to_limit": "to_limit",
+        "approach_factor": "factor",
+        "approach_exponent": "exponent",
+    }
+    variables: Variables = {}
+    for name, field in of_ends.items():
+        variables[name] = BY_TOKEN, to_numpy(getattr(states, field))
+        variables[f"prediction_{name}"] = BY_POINT, to_numpy(getattr(predictions, field))
+    return variables | {
         "state_settled": (BY_TOKEN, settled_after(to_numpy(moves.distance), tolerance)),
         "prediction_settled": (BY_POINT, settled_after(to_far, tolerance)),
     }

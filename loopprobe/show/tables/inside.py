@@ -121,8 +121,13 @@ def limits_table(data: xr.Dataset) -> Table | None:
         reached = float(values.notnull().mean())
         settled.append(f"{reached:.0%} of the {what}, after {float(values.median()):.0f} loops in the median")
     within = f"Within {data.attrs['tolerance']:g} of the far value for good: {', '.join(settled)}"
+    ahead = ""
+    if "to_limit" in data and bool(data.to_limit.notnull().any()):
+        ahead = (
+            f"States that approach a point are {float(data.to_limit.median()):.1g} from it in the median, relative. "
+        )
     table.caption = (
-        f"share of tokens or points, mean of {prompts} prompts [95 % interval]. {within}. "
+        f"share of tokens or points, mean of {prompts} prompts [95 % interval]. {within}. {ahead}"
         f"Mistaken on controls: {data.attrs['control_errors']}"
     )
     table.add_column("")
@@ -161,6 +166,7 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
     for name in (
         "model",
         "tokens at a fixed point",
+        "approaching one",
         "on a cycle",
         "unsettled",
         "predictions at a fixed point",
@@ -170,7 +176,7 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
     for data in datasets:
         states = [
             share_interval((data.limit == kind).mean("position").values)
-            for kind in (Limit.FIXED, Limit.CYCLE, Limit.UNSETTLED)
+            for kind in (Limit.FIXED, Limit.APPROACHING, Limit.CYCLE, Limit.UNSETTLED)
         ]
         points = share_interval((data.prediction_limit == Limit.FIXED).mean("point").values)
         radius = float(data.spectral_radius.max("position").median())

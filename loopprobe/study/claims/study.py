@@ -48,6 +48,7 @@ WELL = 2.0  # a small model does well when it errs at most twice as much as a la
 NO_BETTER = 0.9  # more loops do not help while they lower the error by less than a tenth
 IN_ORDER = -0.8  # the rank correlation from which two orders count as opposite
 WIDER = 1.5  # errors spread much more when their spread is half as large again
+AT_REST = (int(Limit.FIXED), int(Limit.APPROACHING))
 COMPARED_N = (10, 15, 20, 25)  # values of n at which masks are compared
 
 
@@ -101,14 +102,14 @@ def r2_stays(evidence: Evidence) -> Iterator[Estimate]:
 
 
 def at_rest(datasets: Sequence[xr.Dataset]) -> Seeds:
-    """Return the share of a prompt's tokens whose state comes to a fixed point."""
-    return np.stack([(data.limit == Limit.FIXED).mean("position").values for data in datasets])
+    """Return the share of a prompt's tokens whose state comes to a fixed point, or approaches one."""
+    return np.stack([data.limit.isin(AT_REST).mean("position").values for data in datasets])
 
 
 def r2_rests(evidence: Evidence) -> Iterator[Estimate]:
     for kind, data in kinds([d for d in answers(evidence, R2_CONVERGE) if "limit" in d]).items():
         if kind.loops > 5:
-            what = f"{kind}: share of tokens at a fixed point after {data[0].attrs['far']} loops"
+            what = f"{kind}: share of tokens at or approaching a fixed point after {data[0].attrs['far']} loops"
             yield share(what, at_rest(data), above(RESTS))
 
 
@@ -227,7 +228,7 @@ def r6_rests(evidence: Evidence) -> Iterator[Estimate]:
     for deeper, more, kind, fewer in _deeper(evidence):
         if all("limit" in data for data in (*more, *fewer)) and at_rest(fewer).mean() <= 1 - MORE:
             what = (
-                f"share of tokens at a fixed point: {deeper} minus L {kind.layers}"  # nearly all has no room for more
+                f"share of tokens at or approaching a fixed point: {deeper} minus L {kind.layers}"  # nearly all has no room for more
             )
             yield difference(what, at_rest(more), at_rest(fewer), above(MORE, neutral=0))
 
