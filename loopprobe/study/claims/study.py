@@ -226,10 +226,9 @@ def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
 
 def r6_rests(evidence: Evidence) -> Iterator[Estimate]:
     for deeper, more, kind, fewer in _deeper(evidence):
-        if all("limit" in data for data in (*more, *fewer)) and at_rest(fewer).mean() <= 1 - MORE:
-            what = (
-                f"share of tokens at or approaching a fixed point: {deeper} minus L {kind.layers}"  # nearly all has no room for more
-            )
+        followed = all("limit" in data for data in (*more, *fewer))
+        if followed and at_rest(fewer).mean() <= 1 - MORE:  # nearly all leave no room for more
+            what = f"share of tokens at or approaching a fixed point: {deeper} minus L {kind.layers}"
             yield difference(what, at_rest(more), at_rest(fewer), above(MORE, neutral=0))
 
 
