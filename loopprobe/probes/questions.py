@@ -91,7 +91,7 @@ def prepare(
         load: gets a checkpoint by its name, on the device.
 
     Returns:
-        One a checkpoint, each with a label of its own.
+        One a checkpoint, each with a label of its own; of a language model one for each length of its texts.
 
     Raises:
         LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use, a checkpoint comes
@@ -108,16 +108,28 @@ def prepare(
     for name, label in zip(question.checkpoints, labels, strict=True):
         options = _language_options(question, name)
         checkpoint = dataclasses.replace(load(name, device, **options), alias=label)
-        given: dict[str, Any] = {}
         if isinstance(checkpoint, Checkpoint):
             _require_memory(question, checkpoint, config)
             prompts = checkpoint.draw(question.spec)
-        else:
-            prompts, corrupted = checkpoint.pairs(question.spec)
+            probe.require(checkpoint, prompts, config)
+            prepared.append(Prepared(question.probe, checkpoint, config, prompts))
+            continue
+        batches = checkpoint.batches(question.spec)
+        for prompts, corrupted in batches:
             given = {"corrupted": corrupted} if corrupted is not None and "corrupted" in probe.given else {}
-        probe.require(checkpoint, prompts, config, given)
-        prepared.append(Prepared(question.probe, checkpoint, config, prompts, given))
+            of_length = checkpoint
+            if len(batches) > 1:
+                of_length = dataclasses.replace(checkpoint, alias=f"{label}-{_length(prompts, batches)}")
+            probe.require(of_length, prompts, config, given)
+            prepared.append(Prepared(question.probe, of_length, config, prompts, given))
     return prepared
+
+
+def _length(prompts: Any, batches: Sequence[Any]) -> str:
+    """Say what tells a batch of text from others: its tokens, and where that is not enough the one that is read."""
+    tokens = f"{prompts.n_tokens}-tokens"
+    several = sum(other.n_tokens == prompts.n_tokens for other, _ in batches) > 1
+    return f"{tokens}-at-{prompts.query}" if several else tokens
 
 
 def _folder(name: str) -> Path:
