@@ -201,16 +201,34 @@ def shipped_language_models() -> dict[str, Path]:
 
 
 def source_of(name: str) -> tuple[str, str | None]:
-    """Return the folder or the hub's name that ``hf:NAME`` or ``hf:NAME@REVISION`` means, and the revision."""
+    """Return the folder or the hub's name that ``hf:NAME`` or ``hf:NAME@REVISION`` means, and the revision.
+
+    Raises:
+        LoopprobeError: nothing is named, or a revision of a folder, which holds one version alone.
+    """
     text = name.removeprefix(PREFIX)
-    if text and Path(text).is_dir():
-        return text, None
-    if text in (shipped := shipped_language_models()):
-        return str(shipped[text]), None
+    if folder := _folder_of(text):
+        return folder, None
     source, _, revision = text.partition("@")
     if not source:
         raise LoopprobeError(f"{name!r} names no model: give hf:NAME, such as hf:ByteDance/Ouro-1.4B, or hf:FOLDER")
+    _require_no_folder(source, revision)
     return source, revision or None
+
+
+def _folder_of(text: str) -> str | None:
+    """The folder that a name means: its own, or that of a model that ships; None: it is of the hub."""
+    if text and Path(text).is_dir():
+        return text
+    shipped = shipped_language_models().get(text)
+    return None if shipped is None else str(shipped)
+
+
+def _require_no_folder(source: str, revision: str | None) -> None:
+    """Raise LoopprobeError where a revision is asked of a folder, rather than read another version than that."""
+    if (folder := _folder_of(source)) is not None:
+        where = "is a folder" if folder == source else "ships with loopprobe"
+        raise LoopprobeError(f"{source} {where}, which has no revisions (@{revision}): give hf:{source} alone")
 
 
 def load_language_model(name: str, device: str | torch.device = "cpu", **options: Any) -> LanguageModel:
@@ -220,5 +238,7 @@ def load_language_model(name: str, device: str | torch.device = "cpu", **options
         LoopprobeError: see there.
     """
     source, revision = source_of(name)
+    if options.get("revision") is not None:
+        _require_no_folder(name.removeprefix(PREFIX), options["revision"])
     model, tokenizer = read_language_model(source, revision=options.pop("revision", revision), device=device, **options)
     return LanguageModel(model, tokenizer, name)

@@ -64,7 +64,9 @@ def _batches(
             raise LoopprobeError(
                 f"{path}, line {has} has {differs[0]!r} and line {lacks} has not: give all lines or none"
             )
-    clean, corrupted, wrong = [], [], []
+    clean: list[Row] = []
+    corrupted: list[Row] = []
+    wrong: list[int] = []
     firsts: dict[int, dict[str, list[int]]] = {}  # of lines, answers of several tokens
     cut = "answer" not in fields and not chat
     for number, line in lines:
