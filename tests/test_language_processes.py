@@ -27,6 +27,7 @@ def test_a_model_with_code_of_its_own_goes_to_another_process():
     assert torch.equal(other(tokens, n_loops=3), model(tokens, n_loops=3))
 
 
+@pytest.mark.slow
 def test_questions_of_several_models_are_answered_by_workers(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"hf:{save(make(), tmp_path / name)}" for name, make in (("dory", dory), ("hrm", hrm_text))]
