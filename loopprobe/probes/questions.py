@@ -154,8 +154,9 @@ def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]
     name = question.checkpoints[0]
     checkpoint = load_checkpoint(name, device, **_language_options(question, name))
     if isinstance(checkpoint, Checkpoint):
-        cfg = checkpoint.config.model
-        needed = question.prompts * (cfg.prompt_bytes + 16 * cfg.n_ctx * cfg.d_model)  # and a loop's activations
+        one = checkpoint.draw(dataclasses.replace(question.spec, prompts=1))
+        activations = 16 * one.n_tokens * checkpoint.model.sizes.d_model  # of a loop
+        needed = question.prompts * (sum(part.nbytes for part in one.tensors) + activations)
         require(needed, f"cache of {checkpoint.label} with {question.prompts:,} prompts", "lower --prompts")
     return checkpoint, checkpoint.draw(question.spec)
 
@@ -167,13 +168,16 @@ def _language_options(question: Question, checkpoint: str) -> dict[str, Any]:
 
 
 def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:
-    """Raise LoopprobeError where the memory cannot hold the prompts, or the errors of every loop."""
-    model = checkpoint.config.model
-    loops = getattr(config, "loops", None) or model.n_loops
+    """Raise LoopprobeError where the memory cannot hold the prompts, or the errors of every loop.
+
+    One prompt tells how long they are and how many loops their length gets.
+    """
+    one = checkpoint.draw(dataclasses.replace(question.spec, prompts=1))
+    loops = getattr(config, "loops", None) or checkpoint.loops_of(one)
     runs = len(getattr(config, "n", ())) + 1
     further = sum(getattr(config, name, 0) for name in ("train_prompts", "fit_prompts"))  # those that are fitted on
-    prompts = (question.prompts + further) * (model.prompt_bytes + 8 * RESAMPLES)
-    errors = loops * runs * (4 * question.prompts + 8 * model.most_answers)
+    prompts = (question.prompts + further) * (sum(part.nbytes for part in one.tensors) + 8 * RESAMPLES)
+    errors = loops * runs * (4 * question.prompts + 8 * one.n_answers)
     require(
         prompts + errors,
         f"{question.probe} of {checkpoint.label} with {question.prompts + further:,} prompts and {loops:,} loops",

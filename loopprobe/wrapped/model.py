@@ -43,6 +43,7 @@ class WrappedModel(LoopedRootModule):
 
     Attributes:
         start_seed: the seed of the state that the loop starts from, where it starts at random.
+        has_cache: whether the module writes into a key-value cache; None: not tried yet.
     """
 
     tokens_per_point = 1
@@ -60,6 +61,7 @@ class WrappedModel(LoopedRootModule):
         self.example = tuple(part[:1] for part in example)
         self.supports = supports
         self.start_seed = START_SEED
+        self.has_cache: bool | None = None
         self.setup()
         self.train(module.training)
 
