@@ -13,7 +13,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import require
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.probes.loops import require_looped
+from loopprobe.probes.loops import require_far, require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
@@ -47,6 +47,8 @@ class ConvergeConfig:
             raise LoopprobeError(
                 f"tolerance ({self.tolerance:g}) must be above the noise of float32 ({noise:.1e}): raise it"
             )
+        if self.states:
+            require_far(self.far)
         if self.states and self.far < max(self.loops, WINDOW):
             raise LoopprobeError(f"far ({self.far}) must be at least loops ({self.loops}) and {WINDOW}: raise it")
 
