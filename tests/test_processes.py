@@ -93,7 +93,7 @@ import loopprobe.cli
 class Thing:
     pass
 
-@loopprobe.cli.app.command("forever")
+@loopprobe.cli.app.command("forever", cls=loopprobe.cli.OnceCommand)
 def forever(name: str):
     thing = Thing()
     kept = weakref.ref(thing, lambda _: (os.kill(os.getpid(), getattr(signal, name)), time.sleep(0.01)))
