@@ -34,7 +34,6 @@ class LoopCache(Mapping[str, Tensor]):
         model: the model that ran.
         n_loops: iterations that were run.
         positions: token positions that are kept; None for all.
-        grads: the gradients at the same points, where they were asked for.
         detached: whether activations are copies without a graph.
     """
 
@@ -51,7 +50,7 @@ class LoopCache(Mapping[str, Tensor]):
         self.model, self.n_loops, self.positions, self.device = model, n_loops, positions, device
         self.detached = detach
         self.has_batch_dim = True
-        self.grads: LoopCache | None = None
+        self._grads: LoopCache | None = None
         self._loops: dict[str, list[int | None]] = {}  # of each name without its loop
         for name in names:
             loop, _, local = split_name(name)
@@ -108,6 +107,23 @@ class LoopCache(Mapping[str, Tensor]):
         sizes = n_pos, len(self._places(n_pos)), n_pos // self.model.tokens_per_point
         count = self.model.hook_trees.layout.numbers_of
         return sum(len(loops) * count(local, *sizes) for local, loops in self._loops.items())
+
+    @property
+    def grads(self) -> LoopCache:
+        """The gradients at the same points, where ``loss`` asked for them.
+
+        Raises:
+            LoopprobeError: it did not; what is kept has no graph either, unless ``detach`` was False.
+        """
+        if self._grads is None:
+            raise LoopprobeError(
+                "no gradients are kept: give run_with_cache loss=, or detach=False for torch.autograd.grad"
+            )
+        return self._grads
+
+    @grads.setter
+    def grads(self, grads: LoopCache) -> None:
+        self._grads = grads
 
     @property
     def loops(self) -> list[int]:
@@ -223,8 +239,8 @@ class LoopCache(Mapping[str, Tensor]):
                 rows, stack = [self._row[loop, local] for loop in loops], self._stacks[local]
                 in_a_row = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
                 part._stacks[local] = stack[in_a_row] if isinstance(stack, Tensor) else [stack[row] for row in rows]
-        if self.grads is not None:
-            part.grads = self.grads._of_loops(chosen)
+        if self._grads is not None:
+            part.grads = self._grads._of_loops(chosen)
         return part
 
     def loop(self, loop: int) -> LoopActivationCache:
@@ -247,8 +263,8 @@ class LoopCache(Mapping[str, Tensor]):
         """Move the activations to a device or into a dtype, in place."""
         for local, stack in self._stacks.items():
             self._stacks[local] = stack.to(target) if isinstance(stack, Tensor) else [x.to(target) for x in stack]
-        if self.grads is not None:
-            self.grads.to(target)
+        if self._grads is not None:
+            self._grads.to(target)
         return self
 
     def remove_batch_dim(self) -> LoopCache:
@@ -262,8 +278,8 @@ class LoopCache(Mapping[str, Tensor]):
             for local, stack in self._stacks.items():
                 self._stacks[local] = stack[:, 0] if isinstance(stack, Tensor) else [x[0] for x in stack]
             self.has_batch_dim = False
-            if self.grads is not None:
-                self.grads.remove_batch_dim()
+            if self._grads is not None:
+                self._grads.remove_batch_dim()
         return self
 
     def to_xarray(self) -> xr.Dataset:
