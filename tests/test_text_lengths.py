@@ -61,7 +61,7 @@ def same_as_alone(together, i, alone):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("probe", OPTIONS.keys() - {"patch"})
+@pytest.mark.parametrize("probe", sorted(OPTIONS.keys() - {"patch"}))
 def test_each_text_is_answered_as_it_is_alone(probe, name, folders, load):
     def asked(*texts):
         question = Question(probe=probe, checkpoints=(f"hf:{folders[name]}",), options=OPTIONS[probe], text=texts)
