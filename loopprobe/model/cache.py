@@ -16,12 +16,13 @@ from transformer_lens.utilities import get_act_name
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.activation_cache import LoopActivationCache
 from loopprobe.model.cache_file import read_tensors, write_tensors
+from loopprobe.model.cache_gradients import WithGradients
 from loopprobe.model.hook_points import LoopHookPoint, full_name, short_name, split_name
 from loopprobe.model.labels import Positions, at_positions, labelled, to_numpy, token_axis
 from loopprobe.model.selection import Names, Numbers, ranges, resolve, selector
 
 
-class LoopCache(Mapping[str, Tensor]):
+class LoopCache(WithGradients, Mapping[str, Tensor]):
     """Activations of a run by full hook name, with a loop axis.
 
     ``cache[7, "resid_post", 0]`` is one activation, ``cache["loops.7.hook_z"]`` too; without a loop,
@@ -50,7 +51,6 @@ class LoopCache(Mapping[str, Tensor]):
         self.model, self.n_loops, self.positions, self.device = model, n_loops, positions, device
         self.detached = detach
         self.has_batch_dim = True
-        self._grads: LoopCache | None = None
         self._loops: dict[str, list[int | None]] = {}  # of each name without its loop
         for name in names:
             loop, _, local = split_name(name)
@@ -107,23 +107,6 @@ class LoopCache(Mapping[str, Tensor]):
         sizes = n_pos, len(self._places(n_pos)), n_pos // self.model.tokens_per_point
         count = self.model.hook_trees.layout.numbers_of
         return sum(len(loops) * count(local, *sizes) for local, loops in self._loops.items())
-
-    @property
-    def grads(self) -> LoopCache:
-        """The gradients at the same points, where ``loss`` asked for them.
-
-        Raises:
-            LoopprobeError: it did not; what is kept has no graph either, unless ``detach`` was False.
-        """
-        if self._grads is None:
-            raise LoopprobeError(
-                "no gradients are kept: give run_with_cache loss=, or detach=False for torch.autograd.grad"
-            )
-        return self._grads
-
-    @grads.setter
-    def grads(self, grads: LoopCache) -> None:
-        self._grads = grads
 
     @property
     def loops(self) -> list[int]:
