@@ -187,9 +187,14 @@ def test_a_damaged_state_of_a_run_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_a_checkpoint_shows_itself_in_three_lines(checkpoint):
-    checkpoint.evaluation = {"loops": [4, 500], "error": [0.5, 1], "error_low": [0.4, 0.9], "error_high": [0.6, 2]}
+    checkpoint.evaluation = {
+        "loops": [4, 500], "median": [0.5, 1], "median_low": [0.4, 0.9], "median_high": [0.6, 2], "failures": [0, 0.1],
+        "failures_low": [0, 0], "failures_high": [0.1, 0.2], "mean": [3, 4], "failure_level": 0.1,
+    }  # fmt: skip
     lines = repr(checkpoint).split("\n")
     assert lines[0] == "tiny: linear regression, 2 layers, b = 4, T = 2"
     assert lines[1].startswith("error at the query 0.5 [0.4, 0.6] after 4 loops, 1 [0.9, 2] after 500 loops; 0 steps")
     assert lines[2] == f"weights {checkpoint.digest()}, float32 on cpu"
     assert len(lines) == 3
+    checkpoint.evaluation = {"loops": [4], "error": [0.5], "error_low": [0.4], "error_high": [0.6]}  # by 0.1.0
+    assert "error at the query mean 0.5 after 4 loops" in repr(checkpoint)

@@ -115,6 +115,8 @@ for verb in PROBES:
     }
     if verb != "fixed-points":  # it keeps the last states alone, however far the loop runs
         CASES[f"{verb} many loops"] = [verb, "--ckpt", "tiny", "--loops", "1000000000"]
+for verb in ("fixed-points", "converge"):
+    CASES[f"{verb} far"] = [verb, "--ckpt", "tiny", "--far", "1000000000"]
 
 
 def _damage(folder, name, change):

@@ -9,6 +9,9 @@ from loopprobe.config.schema import Config, ModelConfig, TaskConfig
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
+from loopprobe.probes import questions
+from loopprobe.probes.questions import Question, prepare
+from loopprobe.store.checkpoint import load_checkpoint
 from loopprobe.tasks import held_out
 from loopprobe.training.train import train
 
@@ -135,3 +138,24 @@ def test_the_limits_of_control_groups_count(tmp_path, version):
     (base / "outer" / "inner" / limit).write_text("max")
     assert list(budget._left_in_groups(root, listing)) == [800]
     assert list(budget._left_in_groups(root, tmp_path / "none")) == []
+
+
+@pytest.mark.parametrize(("length", "loops"), [(None, 12), (5, 5), (200, 200)])
+def test_a_question_is_estimated_with_the_loops_of_its_prompts(length, loops, monkeypatch):
+    """Where loops are as many as moves, longer prompts run more of them than the training did."""
+    monkeypatch.setattr(budget, "available", lambda device=None: 10**9)
+    question = Question(probe="patch", checkpoints=("s5-b12-T12",), prompts=100_000, length=length)
+    with pytest.raises(LoopprobeError, match=rf"^patch of s5-b12-T12 with 100,000 prompts and {loops} loops needs "):
+        prepare(question)
+
+
+def test_a_question_is_estimated_with_the_length_of_its_prompts(monkeypatch):
+    asked = []
+    monkeypatch.setattr(questions, "require", lambda n_bytes, *_: asked.append(n_bytes))
+    for length in (5, 200):
+        prepare(Question(probe="mask", checkpoints=("s5-b12-T12",), prompts=64, length=length, options={"n": (1,)}))
+    checkpoint = load_checkpoint("s5-b12-T12")
+    short, long = (checkpoint.held_out(64, length=length) for length in (5, 200))
+    held = [sum(part.nbytes for part in prompts.tensors) for prompts in (short, long)]
+    answers = [50 * 2 * 8 * prompts.n_answers for prompts in (short, long)]
+    assert asked[1] - asked[0] == held[1] - held[0] + answers[1] - answers[0] > 0

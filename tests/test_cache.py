@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from conftest import make_model, needs_peak, run_script
@@ -195,3 +197,15 @@ def test_a_cache_says_what_it_holds():
         torch.zeros(1, 6, 3).double(), torch.zeros(1, 6).double(), 3, names="pattern"
     )
     assert repr(cache) == "LoopCache(loops 0–2 of 3, 2 names, 0.0 MB)"
+
+
+def test_gradients_that_nobody_asked_for_are_refused_with_both_ways_to_them(model, prompts):
+    outputs, cache = model.run_with_cache(*prompts, 2, names="z")
+    for one in (cache, cache[:1], copy.deepcopy(cache)):
+        with pytest.raises(LoopprobeError, match=r"give run_with_cache loss=, or detach=False for torch.autograd.grad"):
+            one.grads["loops.0.hook_z"]
+    assert not outputs.requires_grad
+    outputs, cache = model.run_with_cache(*prompts, 2, names="z", detach=False)
+    [own] = torch.autograd.grad(outputs[-1].sum(), cache["loops.0.hook_z"])
+    _, other = model.run_with_cache(*prompts, 2, names="z", loss=lambda outputs: outputs[-1].sum())
+    torch.testing.assert_close(own, other.grads["loops.0.hook_z"])

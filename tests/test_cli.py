@@ -73,7 +73,7 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
         (
             "converge",
             ["--loops", "3,20", "--states", 2, "--far", 150],
-            ["converge", "converge-limits", "converge-moves"],
+            ["converge", "converge-failures", "converge-limits", "converge-moves"],
         ),
         ("patch", ["--estimate", "--corruption", "label", "--example", 1], ["patch-attn_z", "patch-z"]),
     ],

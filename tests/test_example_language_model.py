@@ -300,3 +300,22 @@ def test_the_weights_that_ship_read_text_that_they_never_saw_and_better_in_a_loo
     once, thrice, often = (train.perplexity(model, rows, n) for n in (1, 3, 32))
     assert 1.05 * thrice < once < 60
     assert often == pytest.approx(thrice, rel=0.02)
+
+
+@pytest.mark.usefixtures("modules_in_tmp_path")
+def test_the_perplexity_by_loops_that_readme_shows_is_that_of_the_command():
+    """One and four loops are measured again, in full; the other columns are those of the example's own page."""
+    train, folder = load_module("train"), FOLDER.parents[1] / "checkpoints" / "hub" / "raven-docs"
+    lines = (FOLDER.parents[1] / "README.md").read_text().splitlines()
+    top = next(i for i, line in enumerate(lines) if line.startswith("| loops | 1 |"))
+    shown = list(
+        zip(*([cell.strip() for cell in lines[i].split("|")[2:-1]] for i in (top, top + 2, top + 3)), strict=True)
+    )
+    page = (FOLDER / "README.md").read_text().splitlines()
+    assert all(f"| {' | '.join(column)} |" in page for column in shown)
+    assert f"{shown[0][0]} {shown[3][0]} {shown[-1][0]}" == "1 4 64"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    rows = train.windows(tokenizer, folder / "held_out.jsonl")[:160]
+    for loops, perplexity, _ in (shown[0], shown[3]):
+        assert train.perplexity(model, rows, int(loops)) == pytest.approx(float(perplexity), abs=0.011)

@@ -10,7 +10,8 @@ from conftest import TINY_CFG, make_model
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.selection import LoopChoice
 from loopprobe.reference import algorithms
-from loopprobe.study.verdicts import bootstrap, difference_of_means
+from loopprobe.study.estimates import Group, estimate, intervals, log_median
+from loopprobe.study.rules import below
 from loopprobe.support.statistics import moving_mean
 from loopprobe.tasks import Prompts, held_out
 from loopprobe.training.replay import Replay
@@ -57,10 +58,10 @@ def test_weight_decay_is_of_the_matrices_under_muon_and_of_all_under_adam():
     assert decays("adam") == [0.1]
 
 
-def test_a_group_of_several_seeds_weighs_each_draw_of_them_to_one():
-    """Where neither prompts nor seeds differ, every resample gives the same number."""
-    estimate, interval = bootstrap(difference_of_means, np.full((3, 20), 5.0), np.full((4, 20), 2.0))
-    assert (estimate, *interval) == pytest.approx((3, 3, 3))
+def test_where_neither_prompts_nor_seeds_differ_an_interval_is_its_estimate():
+    groups = [Group(np.full((seeds, 20), level), log_median) for seeds, level in ((3, 6.0), (4, 2.0))]
+    one = estimate("x", below(1), "ratio", *groups)
+    assert (np.exp(one.value), *intervals([one])[0]) == pytest.approx((3, 3, 3))
 
 
 def test_a_moving_mean_is_over_the_steps_after_the_window_began():

@@ -165,6 +165,10 @@ def test_verbs_take_language_models(verb, folders, command, tmp_path, monkeypatc
     [
         ("hf:", {}, "names no model"),
         ("hf:{dory}", {"dtype": "int4"}, "dtype .'int4'. must be"),
+        ("hf:{dory}@main", {}, "dory is a folder, which has no revisions .@main.: give hf:"),
+        ("hf:{dory}", {"revision": "v1"}, "dory is a folder, which has no revisions .@v1.: give hf:"),
+        ("hf:raven-docs@main", {}, "raven-docs ships with loopprobe, which has no revisions .@main.: give hf:raven"),
+        ("hf:raven-docs", {"revision": "main"}, "raven-docs ships with loopprobe, which has no revisions"),
         ("hf:{empty}", {}, "cannot be read|is a model without a class"),
         ("hf:{other}", {}, "no looped architecture that is known"),
         ("lr-b20-T10", {"n_loops": 3}, "n_loops is of language models and lr-b20-T10 is none"),

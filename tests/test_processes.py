@@ -86,6 +86,33 @@ def test_an_interrupted_training_saves_says_how_to_go_on_and_is_quick(number):
     assert load_checkpoint("run").step >= last
 
 
+SWALLOWED = """
+import os, signal, sys, time, weakref
+import loopprobe.cli
+
+class Thing:
+    pass
+
+@loopprobe.cli.app.command("forever", cls=loopprobe.cli.OnceCommand)
+def forever(name: str):
+    thing = Thing()
+    kept = weakref.ref(thing, lambda _: (os.kill(os.getpid(), getattr(signal, name)), time.sleep(0.01)))
+    del thing  # its callback is interrupted, and keeps that to itself
+    while True:
+        time.sleep(0.01)
+
+loopprobe.cli.main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_that_a_callback_keeps_to_itself_comes_again(name):
+    command, started = [sys.executable, "-c", SWALLOWED, "forever", name], time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "loopprobe: interrupted; run it again\n")
+    assert time.monotonic() - started < 50
+
+
 def _sleep_forever():
     time.sleep(1000)
 

@@ -91,7 +91,7 @@ def test_a_loop_that_diverges_is_reported(batch):
 def test_figures_and_table_of_what_was_followed(batch):
     data = probe.run(settled_checkpoint(), batch, CONFIG)
     made = present.figures([data])
-    assert set(made) == {"converge", "converge-moves", "converge-limits"}
+    assert set(made) == {"converge", "converge-failures", "converge-moves", "converge-limits"}
     for figure in made.values():
         assert any(np.isfinite(np.array(trace.y, float)).any() for trace in figure.data)
     [first, *_] = limits_table(data).columns[1].cells

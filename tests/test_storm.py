@@ -1,9 +1,12 @@
 """A storm of kills at random moments: nothing is lost, and the ends are those of runs that were never killed.
 
+Ctrl-C ends every verb at once.
+
 ``LOOPPROBE_STORM=200 pytest -m slow tests/test_storm.py`` is the long one. Commands run in forks of one process that
 has imported everything, so that kills hit the work and not the imports.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -12,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+PATIENCE = 10  # seconds to the end; two where nothing else runs
 KILLS = int(os.environ.get("LOOPPROBE_STORM", "30"))
 
-STORM = r"""
+HEAD = r"""
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import numpy as np, torch, xarray as xr
@@ -25,14 +29,11 @@ from loopprobe import load_checkpoint, open_cache
 from loopprobe.support.storage import PARTIAL
 from test_storage import train_command
 
-kills, seed, verb = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-chance = random.Random(seed)
-TRAINED = train_command("train.steps=120", "train.checkpoint_every=3")
-
 def fork(arguments):
     pid = os.fork()
     if pid:
         return pid
+    os.setpgid(0, 0)  # as a terminal starts it
     null = os.open(os.devnull, os.O_WRONLY)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(null, 1); os.dup2(log, 2)
@@ -45,6 +46,12 @@ def fork(arguments):
         code = stop.code or 0
     finally:
         os._exit(code)
+"""
+
+STORM = r"""
+kills, seed, verb = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+chance = random.Random(seed)
+TRAINED = train_command("train.steps=120", "train.checkpoint_every=3")
 
 def finish(arguments):
     _, status = os.waitpid(fork(arguments), 0)
@@ -146,17 +153,22 @@ print("calm")
 """
 
 
+def run(script, folder, *arguments):
+    """A script behind the common head, in a process of its own that stands in a folder."""
+    env = os.environ | {
+        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", HEAD + script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("verb", ["train", "cache", "run", "report"])
 def test_a_storm_of_kills_loses_nothing(verb, tmp_path):
-    env = os.environ | {
-        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-W", "ignore", "-c", STORM, str(max(3, KILLS // 4)), "1", verb]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    done = run(STORM, tmp_path, max(3, KILLS // 4), 1, verb)
     assert done.stdout.strip().endswith("calm"), done.stderr[-2000:]
 
 
@@ -189,3 +201,56 @@ def test_a_storm_over_a_sweep_loses_nothing(tmp_path):
     assert sweep("struck") == 0
     for folder in Path("clean").iterdir():
         assert load_checkpoint(folder).digest() == load_checkpoint(Path("struck") / folder.name).digest()
+
+
+CTRL_C = r"""
+import transformers
+chance = random.Random(int(sys.argv[1]))
+Path("grid.toml").write_text('[[grid]]\n"train.device" = "cpu"\n"train.seed" = [0, 1]\n')
+Path("long.toml").write_text('section = "R"\ntitle = "t"\nasks = "a"\nprobe = "converge"\n'
+                             'checkpoints = ["lr-b20-T10", "lr-b5-T5"]\n[options]\nloops = 5000\n')
+Path("long.txt").write_text("the sum of the two arrays is an array\n" * 40_000)
+many, cpu = ["--device", "cpu", "--prompts", 1280], ["--device", "cpu"]
+text = ["--ckpt", "hf:raven-docs", "--trust-remote-code", "--text-file", "long.txt", "--prompts", 400, *cpu]
+of_tokens = ["--ckpt", "s5-b12-T12", *many]
+VERBS = [
+    train_command("train.steps=100000"), ["sweep", "grid.toml", "--workers", 2],
+    *(["run", "long.toml", "--device", "cpu", "--workers", workers] for workers in (1, 2)),
+    ["report", "--device", "cpu", "--workers", 1], ["mask", *many, "--n", "0:31", "--loops", 300],
+    ["converge", *many, "--far", 100_000], ["compare", *many, "--baselines", "all"], ["shift", *many, "--loops", 500],
+    ["folds", "--ckpt", "tab-digits-iris-wine-b20-T10", *many, "--loops", 300], ["lens", *many], ["align", *many],
+    ["decode", *of_tokens], ["attribute", *many, "--loops", 300], ["attention", *many, "--loops", 500],
+    ["patch", *many], ["fixed-points", *many], ["exit", *many, "--loops", 1000], ["paths", *many, "--loops", 3000],
+    ["extrapolate", *of_tokens], ["recover", *many, "--loops", 200], ["converge", *text, "--loops", 60],
+    ["lens", *text], ["mask", *text],
+    *[["cache", *cpu, "--prompts", 20, "--loops", "0:3000", "--names", "all"]] * 12,  # whose callbacks catch some
+]
+for i, arguments in enumerate(VERBS):
+    pid, out = fork([*arguments, "--out", f"out-{i}"]), Path(f"out-{i}")
+    time.sleep(chance.uniform(0.5, 4))
+    stopped = time.monotonic()
+    os.kill(-pid, signal.SIGINT)  # as a terminal sends it, to all processes of the command
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() - stopped < 60:
+        time.sleep(0.01)
+    took = time.monotonic() - stopped
+    if not ended[0]:
+        os.kill(-pid, signal.SIGKILL)
+        ended = os.waitpid(pid, 0)
+    code, said = os.waitstatus_to_exitcode(ended[1]), Path("log.txt").read_text()
+    print(json.dumps([arguments[0], took, code, said]), flush=True)
+    Path("log.txt").unlink()
+    shutil.rmtree(out, ignore_errors=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_ctrl_c_ends_every_verb_at_once(tmp_path):
+    done = run(CTRL_C, tmp_path, 1)
+    struck = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(struck) == 36, done.stderr[-2000:]
+    for verb, took, code, said in struck:
+        assert took < PATIENCE, (verb, took)
+        assert code == 130, (verb, code, said)
+        assert "loopprobe: interrupted; " in said.splitlines()[-1], (verb, said)

@@ -58,7 +58,7 @@ def test_a_tiny_training_learns(task, tmp_path):
     assert last["loss"] < 0.2
     assert last["accuracy"] > 0.93
     checkpoint = load_checkpoint(folder)
-    assert checkpoint.evaluation["error"][0] < 0.2
+    assert checkpoint.evaluation["mean"][0] < 0.2
     prompts = checkpoint.held_out(200)
     answers = checkpoint.model(prompts.tokens, read_at=prompts.read_at)[-1]
     assert prompts.correct(answers).float().mean() > 0.93

@@ -70,7 +70,7 @@ def test_training_lowers_the_error(tmp_path):
     )
     assert rows(folder)[0]["loss"] > 0.8  # predicting zero
     assert rows(folder)[-1]["loss"] < 0.7
-    assert load_checkpoint(folder).evaluation["error_high"][0] < 0.6
+    assert load_checkpoint(folder).evaluation["median_high"][0] < 0.6
 
 
 def test_training_is_reproducible_bit_for_bit(tmp_path):
@@ -260,4 +260,4 @@ def test_devices():
 @pytest.mark.slow
 def test_the_default_recipe_learns_fast(tmp_path):
     folder = train(load_config(overrides=["train.steps=600"]), tmp_path / "run")
-    assert load_checkpoint(folder).evaluation["error"][0] < 0.1
+    assert load_checkpoint(folder).evaluation["mean"][0] < 0.1

@@ -226,6 +226,17 @@ def test_what_is_told_wrongly_is_one_line(told, said):
     assert module.n_loops == 3
 
 
+@pytest.mark.parametrize("told", [{"n_loops": 7}, {"state": False}, {"core": "layers"}, {"call": {}}])
+def test_a_wrapped_model_is_told_nothing_more(told):
+    model = wrapped(Looped())
+    assert loopprobe.wrap(model) is model
+    [name] = told
+    with pytest.raises(LoopprobeError, match=f"^the model is wrapped already and {name}= is told: wrap its module"):
+        loopprobe.wrap(model, **told)
+    again = wrapped(model.module, n_loops=7)
+    assert (again.n_loops, model.n_loops) == (7, 3)
+
+
 def test_what_is_no_module_is_not_wrapped():
     with pytest.raises(LoopprobeError, match=r"model \(int\) must be a torch.nn.Module"):
         loopprobe.wrap(3)

@@ -282,3 +282,19 @@ def test_threads_write_one_after_the_other():
         thread.join()
     assert not wrong
     assert module.n_loops == 3
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_a_cache_is_looked_for_once(name):
+    model, tokens, lengths = make(name), draw("dory"), []
+    with model.module.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append((args[0] if args else kwargs["input_ids"]).shape[1]),
+        with_kwargs=True,
+    ):
+        first = model.generate(tokens, N_NEW, do_sample=False)
+        tried, lengths[:] = lengths[:], []
+        again = model.generate(tokens, N_NEW, do_sample=False)
+    assert model.has_cache
+    assert torch.equal(first, again)
+    assert lengths == [7, *[1] * (N_NEW - 1)]
+    assert tried == [model.example[0].shape[1], *lengths]

@@ -5,6 +5,7 @@ Heavy imports stand inside the verbs, so that --help answers at once, and nothin
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
 import threading
@@ -38,9 +39,10 @@ def main() -> None:
     """Entry point: a mistake of the user is one line and exit code 2; --debug shows the traceback."""
     keep_freed_memory()
     is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     if is_main:
         signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does: what is done is kept
+        sys.unraisablehook = _interrupt_again
     try:
         code = app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
     except (LoopprobeError, _USAGE_ERROR) as error:
@@ -73,6 +75,7 @@ def main() -> None:
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            sys.unraisablehook = hook
         release_all()
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -88,6 +91,16 @@ _GO_ON = {  # after Ctrl-C
 
 def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more where Ctrl-C came in a callback of a weak reference, which keeps exceptions to itself."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        later = threading.Timer(0.05, _thread.interrupt_main, [signal.SIGTERM])
+        later.daemon = True
+        later.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _verb() -> str:

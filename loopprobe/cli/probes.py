@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -253,8 +254,10 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     tree = {"probe": probe} | common.question()
     by_variant = [prepare(build(Question, tree | {"options": fields}), device, load) for fields in variants.values()]
     prepared = [p for of_checkpoint in zip(*by_variant, strict=True) for p in of_checkpoint]
-    models = len(by_variant[0])
+    models = len(by_variant[0])  # and lengths of texts
     label = prepared[0].checkpoint.label if models == 1 else f"{models}-models"
+    if models > 1 and len({p.checkpoint.name for p in prepared}) == 1:
+        label = f"{dataclasses.replace(prepared[0].checkpoint, alias=None).label}-{models}-lengths"
     folder = output_folder(f"{name}-{label}", common.out, common.overwrite)
     words = [word if len(variants) > 1 else "" for _ in range(models) for word in variants]
     datasets = []

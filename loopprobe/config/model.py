@@ -115,16 +115,6 @@ class ModelConfig:
         return self.d_vocab is not None
 
     @property
-    def most_answers(self) -> int:
-        """The most answers to one prompt."""
-        return self.n_ctx if self.reads_tokens else self.n_points
-
-    @property
-    def prompt_bytes(self) -> int:
-        """The bytes of the longest prompt with its answers."""
-        return 16 * self.n_ctx if self.reads_tokens else 4 * self.n_points * (self.n_dims + 1)
-
-    @property
     def tokens_per_point(self) -> int:
         """The number of tokens of one example: two for a labelled vector, one for a token."""
         return 1 if self.reads_tokens else TOKENS_PER_POINT

@@ -16,12 +16,13 @@ from transformer_lens.utilities import get_act_name
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.activation_cache import LoopActivationCache
 from loopprobe.model.cache_file import read_tensors, write_tensors
+from loopprobe.model.cache_gradients import WithGradients
 from loopprobe.model.hook_points import LoopHookPoint, full_name, short_name, split_name
 from loopprobe.model.labels import Positions, at_positions, labelled, to_numpy, token_axis
 from loopprobe.model.selection import Names, Numbers, ranges, resolve, selector
 
 
-class LoopCache(Mapping[str, Tensor]):
+class LoopCache(WithGradients, Mapping[str, Tensor]):
     """Activations of a run by full hook name, with a loop axis.
 
     ``cache[7, "resid_post", 0]`` is one activation, ``cache["loops.7.hook_z"]`` too; without a loop,
@@ -34,7 +35,6 @@ class LoopCache(Mapping[str, Tensor]):
         model: the model that ran.
         n_loops: iterations that were run.
         positions: token positions that are kept; None for all.
-        grads: the gradients at the same points, where they were asked for.
         detached: whether activations are copies without a graph.
     """
 
@@ -51,7 +51,6 @@ class LoopCache(Mapping[str, Tensor]):
         self.model, self.n_loops, self.positions, self.device = model, n_loops, positions, device
         self.detached = detach
         self.has_batch_dim = True
-        self.grads: LoopCache | None = None
         self._loops: dict[str, list[int | None]] = {}  # of each name without its loop
         for name in names:
             loop, _, local = split_name(name)
@@ -223,8 +222,8 @@ class LoopCache(Mapping[str, Tensor]):
                 rows, stack = [self._row[loop, local] for loop in loops], self._stacks[local]
                 in_a_row = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
                 part._stacks[local] = stack[in_a_row] if isinstance(stack, Tensor) else [stack[row] for row in rows]
-        if self.grads is not None:
-            part.grads = self.grads._of_loops(chosen)
+        if self._grads is not None:
+            part.grads = self._grads._of_loops(chosen)
         return part
 
     def loop(self, loop: int) -> LoopActivationCache:
@@ -247,8 +246,8 @@ class LoopCache(Mapping[str, Tensor]):
         """Move the activations to a device or into a dtype, in place."""
         for local, stack in self._stacks.items():
             self._stacks[local] = stack.to(target) if isinstance(stack, Tensor) else [x.to(target) for x in stack]
-        if self.grads is not None:
-            self.grads.to(target)
+        if self._grads is not None:
+            self._grads.to(target)
         return self
 
     def remove_batch_dim(self) -> LoopCache:
@@ -262,8 +261,8 @@ class LoopCache(Mapping[str, Tensor]):
             for local, stack in self._stacks.items():
                 self._stacks[local] = stack[:, 0] if isinstance(stack, Tensor) else [x[0] for x in stack]
             self.has_batch_dim = False
-            if self.grads is not None:
-                self.grads.remove_batch_dim()
+            if self._grads is not None:
+                self._grads.remove_batch_dim()
         return self
 
     def to_xarray(self) -> xr.Dataset:

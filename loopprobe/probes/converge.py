@@ -14,7 +14,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import require
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.probes.loops import require_looped
+from loopprobe.probes.loops import require_far, require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
@@ -48,6 +48,8 @@ class ConvergeConfig:
             raise LoopprobeError(
                 f"tolerance ({self.tolerance:g}) must be above the noise of float32 ({noise:.1e}): raise it"
             )
+        if self.states:
+            require_far(self.far)
         if self.states and self.far < max(self.loops, WINDOW):
             raise LoopprobeError(f"far ({self.far}) must be at least loops ({self.loops}) and {WINDOW}: raise it")
 

@@ -26,7 +26,7 @@ from loopprobe.dynamics.trail import WINDOW, run_late
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.probes.loops import require_looped
+from loopprobe.probes.loops import require_far, require_looped
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import to_numpy
 from loopprobe.tasks import PromptBatch
@@ -86,7 +86,7 @@ def run(
     system = LoopMap.of(subject.model, prompts, torch.float64)
     n_prompts = prompts.n_prompts
     prompts = prompts.to(system.e.device)
-    trail, outputs = run_late(system, config.far)
+    trail, outputs = run_late(system, config.far, progress)
     limit, _ = classify(features(trail), calibrate(torch.float32))
     late, read = trail.last, outputs.last
     generator = torch.Generator().manual_seed(config.seed)
@@ -154,6 +154,7 @@ def check(subject: Subject, config: FixedPointsConfig, prompts: PromptBatch) -> 
         raise LoopprobeError(
             f"tolerance ({config.tolerance:g}) must be above the noise of float64 ({noise:.1e}): raise it"
         )
+    require_far(config.far)
     if config.far < WINDOW:
         raise LoopprobeError(f"far ({config.far}) must be at least {WINDOW}: raise it")
 

@@ -12,6 +12,7 @@ from loopprobe.store.subject import Subject
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Positions
 
+MOST_FAR = 10_000_000  # loops that are run to see where a loop ends: hours for the smallest models and prompts
 STRIDE = 20  # tokens between those that are shown where nobody has chosen
 
 
@@ -32,6 +33,12 @@ def require_looped(subject: Subject) -> None:
         raise LoopprobeError(
             f"{subject.label} is not looped (n_loops = 1): more loops mean nothing for it; give a looped checkpoint"
         )
+
+
+def require_far(far: int) -> None:
+    """Raise LoopprobeError where so many loops are asked for that no machine would come to their end."""
+    if far > MOST_FAR:
+        raise LoopprobeError(f"far ({far:,}) must be at most {MOST_FAR:,}, which take hours: lower it")
 
 
 def require_loops_or_layers(subject: Subject, loops: int | None) -> None:

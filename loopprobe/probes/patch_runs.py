@@ -152,7 +152,6 @@ class PatchedRuns:
         """The move of the prediction by each patch, to first order."""
         layers = range(self.places(site)[0]) if self.places(site) else [None]
         estimates = []
-        assert self.base.grads is not None, "they were asked for"
         for layer in layers:
             difference = at_least_single(self.donor.stack(site, layer)) - at_least_single(self.base.stack(site, layer))
             gradient = at_least_single(self.base.grads.stack(site, layer))

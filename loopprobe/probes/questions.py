@@ -91,7 +91,7 @@ def prepare(
         load: gets a checkpoint by its name, on the device.
 
     Returns:
-        One a checkpoint, each with a label of its own.
+        One a checkpoint, each with a label of its own; of a language model one for each length of its texts.
 
     Raises:
         LoopprobeError: a checkpoint, an option or the prompts are not what the probe can use, a checkpoint comes
@@ -108,16 +108,28 @@ def prepare(
     for name, label in zip(question.checkpoints, labels, strict=True):
         options = _language_options(question, name)
         checkpoint = dataclasses.replace(load(name, device, **options), alias=label)
-        given: dict[str, Any] = {}
         if isinstance(checkpoint, Checkpoint):
             _require_memory(question, checkpoint, config)
             prompts = checkpoint.draw(question.spec)
-        else:
-            prompts, corrupted = checkpoint.pairs(question.spec)
+            probe.require(checkpoint, prompts, config)
+            prepared.append(Prepared(question.probe, checkpoint, config, prompts))
+            continue
+        batches = checkpoint.batches(question.spec)
+        for prompts, corrupted in batches:
             given = {"corrupted": corrupted} if corrupted is not None and "corrupted" in probe.given else {}
-        probe.require(checkpoint, prompts, config, given)
-        prepared.append(Prepared(question.probe, checkpoint, config, prompts, given))
+            of_length = checkpoint
+            if len(batches) > 1:
+                of_length = dataclasses.replace(checkpoint, alias=f"{label}-{_length(prompts, batches)}")
+            probe.require(of_length, prompts, config, given)
+            prepared.append(Prepared(question.probe, of_length, config, prompts, given))
     return prepared
+
+
+def _length(prompts: Any, batches: Sequence[Any]) -> str:
+    """Say what tells a batch of text from others: its tokens, and where that is not enough the one that is read."""
+    tokens = f"{prompts.n_tokens}-tokens"
+    several = sum(other.n_tokens == prompts.n_tokens for other, _ in batches) > 1
+    return f"{tokens}-at-{prompts.query}" if several else tokens
 
 
 def _folder(name: str) -> Path:
@@ -142,8 +154,9 @@ def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]
     name = question.checkpoints[0]
     checkpoint = load_checkpoint(name, device, **_language_options(question, name))
     if isinstance(checkpoint, Checkpoint):
-        cfg = checkpoint.config.model
-        needed = question.prompts * (cfg.prompt_bytes + 16 * cfg.n_ctx * cfg.d_model)  # and a loop's activations
+        one = checkpoint.draw(dataclasses.replace(question.spec, prompts=1))
+        activations = 16 * one.n_tokens * checkpoint.model.sizes.d_model  # of a loop
+        needed = question.prompts * (sum(part.nbytes for part in one.tensors) + activations)
         require(needed, f"cache of {checkpoint.label} with {question.prompts:,} prompts", "lower --prompts")
     return checkpoint, checkpoint.draw(question.spec)
 
@@ -155,13 +168,16 @@ def _language_options(question: Question, checkpoint: str) -> dict[str, Any]:
 
 
 def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:
-    """Raise LoopprobeError where the memory cannot hold the prompts, or the errors of every loop."""
-    model = checkpoint.config.model
-    loops = getattr(config, "loops", None) or model.n_loops
+    """Raise LoopprobeError where the memory cannot hold the prompts, or the errors of every loop.
+
+    One prompt tells how long they are and how many loops their length gets.
+    """
+    one = checkpoint.draw(dataclasses.replace(question.spec, prompts=1))
+    loops = getattr(config, "loops", None) or checkpoint.loops_of(one)
     runs = len(getattr(config, "n", ())) + 1
     further = sum(getattr(config, name, 0) for name in ("train_prompts", "fit_prompts"))  # those that are fitted on
-    prompts = (question.prompts + further) * (model.prompt_bytes + 8 * RESAMPLES)
-    errors = loops * runs * (4 * question.prompts + 8 * model.most_answers)
+    prompts = (question.prompts + further) * (sum(part.nbytes for part in one.tensors) + 8 * RESAMPLES)
+    errors = loops * runs * (4 * question.prompts + 8 * one.n_answers)
     require(
         prompts + errors,
         f"{question.probe} of {checkpoint.label} with {question.prompts + further:,} prompts and {loops:,} loops",

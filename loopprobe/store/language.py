@@ -15,8 +15,8 @@ from loopprobe.store.checkpoint_file import shipped_folder
 from loopprobe.store.subject import PromptSpec
 from loopprobe.tasks.protocol import Outputs
 from loopprobe.tasks.text import TextPrompts
-from loopprobe.tasks.text_lines import from_jsonl
-from loopprobe.tasks.text_sources import from_texts
+from loopprobe.tasks.text_lines import batches_of_jsonl
+from loopprobe.tasks.text_sources import batches_of_texts
 from loopprobe.tasks.text_windows import from_file
 from loopprobe.wrapped.loading import PREFIX, read_language_model
 from loopprobe.wrapped.model import WrappedModel
@@ -94,12 +94,30 @@ class LanguageModel:
         """Make the prompts of a specification: of texts, of pairs in a JSONL file, or of windows of a text file.
 
         Raises:
-            LoopprobeError: the specification names no text, several sources, or what only other tasks have.
+            LoopprobeError: the specification names no text, several sources, or what only other tasks have; or the
+                texts have several lengths, of which ``batches`` makes one batch each.
         """
-        return self.pairs(spec)[0]
+        batches = self.batches(spec)
+        if len(batches) > 1:
+            sizes = ", ".join(dict.fromkeys(str(clean.n_tokens) for clean, _ in batches))
+            cut = "" if spec.text_pairs or spec.chat or not self.is_causal else ", or cut them with --length"
+            raise LoopprobeError(
+                f"the prompts are read at different tokens or have several lengths ({sizes} tokens), and one batch is "
+                f"asked for: give texts that are alike{cut}"
+            )
+        return batches[0][0]
 
-    def pairs(self, spec: PromptSpec) -> tuple[TextPrompts, TextPrompts | None]:
-        """Make the prompts of a specification, and the corrupted ones where it has them."""
+    def batches(self, spec: PromptSpec) -> list[tuple[TextPrompts, TextPrompts | None]]:
+        """Make the prompts of a specification, and the corrupted ones where it has them.
+
+        Prompts of other lengths are another batch, so that none is padded: each is exactly what it is alone.
+
+        Returns:
+            A batch for each number of tokens, the shortest first; of masked models for each place of the mask too.
+
+        Raises:
+            LoopprobeError: as in ``draw``.
+        """
         sources = {"text": spec.text, "text_file": spec.text_file, "pairs": spec.text_pairs}
         given = [name for name, value in sources.items() if value]
         for name in ("shift", "data", "target"):
@@ -111,28 +129,33 @@ class LanguageModel:
                 "--text, --text-file and --pairs"
             )
         masked = not self.is_causal
-        corrupted = None
+        batches: list[tuple[TextPrompts, TextPrompts | None]]
         if spec.text_file:
             windows = (spec.text_file, self.tokenizer, spec.length or WINDOW, spec.prompts, spec.seed)
-            prompts = from_file(*windows, masked=masked)
+            batches = [(from_file(*windows, masked=masked), None)]
             self.files[Path(spec.text_file).name] = spec.text_file
         elif spec.text_pairs:
             if spec.length is not None:
                 raise LoopprobeError(
                     f"length ({spec.length}) does not go with pairs, which are read whole: leave it out"
                 )
-            prompts, corrupted = from_jsonl(
-                spec.text_pairs, self.tokenizer, read=spec.read, chat=spec.chat, masked=masked
-            )
+            batches = batches_of_jsonl(spec.text_pairs, self.tokenizer, read=spec.read, chat=spec.chat, masked=masked)
         else:
             options: dict[str, Any] = {"length": spec.length, "chat": spec.chat, "masked": masked}
-            prompts = from_texts(spec.text, self.tokenizer, read=spec.read, **options)
-        self._require(prompts)
-        prompts, corrupted = prompts.to(self.device), None if corrupted is None else corrupted.to(self.device)
-        if not prompts.knows_answers:
-            with torch.no_grad():
-                prompts = prompts.answered(self.model(*prompts.inputs, keep_loops=1, read_at=prompts.read_at))
-        return prompts, corrupted
+            batches = [(one, None) for one in batches_of_texts(spec.text, self.tokenizer, read=spec.read, **options)]
+        for prompts, _ in batches:
+            self._require(prompts)
+        return [
+            (self._answered(prompts.to(self.device)), None if other is None else other.to(self.device))
+            for prompts, other in batches
+        ]
+
+    def _answered(self, prompts: TextPrompts) -> TextPrompts:
+        """The same prompts, with the model's own answers where none is known."""
+        if prompts.knows_answers:
+            return prompts
+        with torch.no_grad():
+            return prompts.answered(self.model(*prompts.inputs, keep_loops=1, read_at=prompts.read_at))
 
     def _require(self, prompts: TextPrompts) -> None:
         if prompts.n_tokens > self.model.sizes.n_ctx:
@@ -178,16 +201,34 @@ def shipped_language_models() -> dict[str, Path]:
 
 
 def source_of(name: str) -> tuple[str, str | None]:
-    """Return the folder or the hub's name that ``hf:NAME`` or ``hf:NAME@REVISION`` means, and the revision."""
+    """Return the folder or the hub's name that ``hf:NAME`` or ``hf:NAME@REVISION`` means, and the revision.
+
+    Raises:
+        LoopprobeError: nothing is named, or a revision of a folder, which holds one version alone.
+    """
     text = name.removeprefix(PREFIX)
-    if text and Path(text).is_dir():
-        return text, None
-    if text in (shipped := shipped_language_models()):
-        return str(shipped[text]), None
+    if folder := _folder_of(text):
+        return folder, None
     source, _, revision = text.partition("@")
     if not source:
         raise LoopprobeError(f"{name!r} names no model: give hf:NAME, such as hf:ByteDance/Ouro-1.4B, or hf:FOLDER")
+    _require_no_folder(source, revision)
     return source, revision or None
+
+
+def _folder_of(text: str) -> str | None:
+    """The folder that a name means: its own, or that of a model that ships; None: it is of the hub."""
+    if text and Path(text).is_dir():
+        return text
+    shipped = shipped_language_models().get(text)
+    return None if shipped is None else str(shipped)
+
+
+def _require_no_folder(source: str, revision: str | None) -> None:
+    """Raise LoopprobeError where a revision is asked of a folder, rather than read another version than that."""
+    if (folder := _folder_of(source)) is not None:
+        where = "is a folder" if folder == source else "ships with loopprobe"
+        raise LoopprobeError(f"{source} {where}, which has no revisions (@{revision}): give hf:{source} alone")
 
 
 def load_language_model(name: str, device: str | torch.device = "cpu", **options: Any) -> LanguageModel:
@@ -197,5 +238,7 @@ def load_language_model(name: str, device: str | torch.device = "cpu", **options
         LoopprobeError: see there.
     """
     source, revision = source_of(name)
+    if options.get("revision") is not None:
+        _require_no_folder(name.removeprefix(PREFIX), options["revision"])
     model, tokenizer = read_language_model(source, revision=options.pop("revision", revision), device=device, **options)
     return LanguageModel(model, tokenizer, name)

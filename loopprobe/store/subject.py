@@ -24,7 +24,8 @@ class PromptSpec:
         target: the column of the table that is the label.
         length: the length of prompts of a token task, None: the longest of the training; of a language model the tokens
             that are read of every text, None: all, or 128 of a text file.
-        text: the texts that a language model reads; the last token of each is the answer.
+        text: the texts that a language model reads; the last token of each is the answer. Texts of other lengths are
+            another batch.
         text_file: a long text that it reads in windows.
         text_pairs: a JSONL file of clean texts, and where wanted corrupted ones, right and wrong answers.
         chat: whether texts are put through the tokenizer's chat template.

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.support.statistics import at_least_single
+from loopprobe.support.statistics import to_numpy
 
 TOKENS_PER_POINT = 2  # an input x, then its label y
 INPUTS = slice(0, None, TOKENS_PER_POINT)  # the tokens of inputs, at which the labels are predicted
@@ -181,7 +182,7 @@ class Prompts:
 
     def baseline(self) -> tuple[str, float]:
         """Return the trivial predictor, which predicts zero, and the median of its errors at the query."""
-        return "predicting zero", at_least_single(self.ys[:, -1]).square().quantile(0.5).item() / self.scale
+        return "predicting zero", float(np.median(to_numpy(self.ys[:, -1]) ** 2)) / self.scale
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0.

@@ -12,7 +12,7 @@ import torch
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks.logits import UNKNOWN
 from loopprobe.tasks.text import TextPrompts
-from loopprobe.tasks.text_sources import Read, Reader, Row
+from loopprobe.tasks.text_sources import Read, Reader, Row, alike, only
 from loopprobe.tasks.tokenizer import token_texts
 
 FIELDS = ("clean", "corrupted", "answer", "wrong")
@@ -41,8 +41,22 @@ def from_jsonl(
     Raises:
         LoopprobeError: the file cannot be read, or a line of it does not fit; the message names the line.
     """
+    batches, rows = _batches(Path(path), tokenizer, read, chat, masked)
+    return only(batches, rows, f"give one line of {path} at a time, or make them alike")
+
+
+def batches_of_jsonl(
+    path: str | Path, tokenizer: Any, *, read: Read = "query", chat: bool = False, masked: bool = False
+) -> list[tuple[TextPrompts, TextPrompts | None]]:
+    """Make prompts of lines of any lengths: a batch for each number of tokens, see ``from_jsonl``."""
+    return _batches(Path(path), tokenizer, read, chat, masked)[0]
+
+
+def _batches(
+    path: Path, tokenizer: Any, read: Read, chat: bool, masked: bool
+) -> tuple[list[tuple[TextPrompts, TextPrompts | None]], list[Row]]:
     reader = Reader(tokenizer, read, chat, masked)
-    lines = _lines(Path(path))
+    lines = _lines(path)
     first_number, fields = lines[0][0], lines[0][1].keys()
     for number, line in lines:
         if differs := sorted(line.keys() ^ fields):
@@ -50,8 +64,10 @@ def from_jsonl(
             raise LoopprobeError(
                 f"{path}, line {has} has {differs[0]!r} and line {lacks} has not: give all lines or none"
             )
-    clean, corrupted, wrong = [], [], []
-    firsts: dict[str, list[int]] = {}  # answers of several tokens
+    clean: list[Row] = []
+    corrupted: list[Row] = []
+    wrong: list[int] = []
+    firsts: dict[int, dict[str, list[int]]] = {}  # of lines, answers of several tokens
     cut = "answer" not in fields and not chat
     for number, line in lines:
         where = f"{path}, line {number}"
@@ -64,7 +80,7 @@ def from_jsonl(
             if not ids:
                 raise LoopprobeError(f"{where}: {name!r} {line[name]!r} has no tokens: give a word")
             if len(ids) > 1:
-                firsts[f"line {number}: {name} {line[name]!r}"] = ids
+                firsts.setdefault(len(clean), {})[f"line {number}: {name} {line[name]!r}"] = ids
             first[name] = ids[0]
         row, other = Row(row.tokens, first.get("answer", row.answer), row.query), first.get("wrong")
         if other is not None:
@@ -89,16 +105,24 @@ def from_jsonl(
             if against.tokens == row.tokens:
                 raise LoopprobeError(f"{where}: 'clean' and 'corrupted' are the same: change one")
             corrupted.append(Row(against.tokens, against.answer if other is None else other, against.query))
-    texts = token_texts(tokenizer)
-    origin: dict[str, Any] = {"file": Path(path).name} | ({"chat": True} if chat else {})
-    if firsts:
-        told = [f"{what} has {len(ids)} tokens: {texts[ids[0]]} stands for it" for what, ids in firsts.items()]
-        origin["firsts"] = told
-    remedy = f"give one line of {path} at a time, or make them alike"
-    prompts = reader.prompts(clean, texts, origin, remedy)
-    if wrong:
-        prompts = dataclasses.replace(prompts, instead=torch.tensor(wrong))
-    return prompts, reader.prompts(corrupted, texts, origin | {"corruption": "given"}, remedy) if corrupted else None
+    texts, chosen = token_texts(tokenizer), {"file": path.name} | ({"chat": True} if chat else {})
+    batches: list[tuple[TextPrompts, TextPrompts | None]] = []
+    for places in alike(clean):
+        origin: dict[str, Any] = dict(chosen)
+        if len(places) < len(lines):
+            origin["lines"] = [lines[i][0] for i in places]
+        told = [f"{what} has {len(ids)} tokens: {texts[ids[0]]} stands for it"
+                for i in places for what, ids in firsts.get(i, {}).items()]  # fmt: skip
+        if told:
+            origin["firsts"] = told
+        prompts = reader.prompts([clean[i] for i in places], texts, origin)
+        if wrong:
+            prompts = dataclasses.replace(prompts, instead=torch.tensor([wrong[i] for i in places]))
+        others = None
+        if corrupted:
+            others = reader.prompts([corrupted[i] for i in places], texts, origin | {"corruption": "given"})
+        batches.append((prompts, others))
+    return batches, clean
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:

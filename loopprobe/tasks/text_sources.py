@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from loopprobe.tasks.tokenizer import (
 )
 
 Read = Literal["all", "query"]
+Made = TypeVar("Made")
 SHOWN = 200  # characters of a text that a record holds, and as many texts
 
 
@@ -114,18 +115,8 @@ class Reader:
                 return both[len(context) :]
         return plain_ids(self.tokenizer, text)
 
-    def prompts(self, rows: Sequence[Row], texts: tuple[str, ...], origin: dict[str, Any], remedy: str) -> TextPrompts:
-        """Return the prompts of rows.
-
-        Raises:
-            LoopprobeError: they do not have the same number of tokens, or their masks stand at different tokens.
-        """
-        sizes = sorted({len(row.tokens) for row in rows})
-        if len(sizes) > 1:
-            some = ", ".join(map(str, sizes[:8])) + (", …" if len(sizes) > 8 else "")
-            raise LoopprobeError(f"the prompts have {some} tokens and those of a batch must have as many: {remedy}")
-        if len({row.query for row in rows}) > 1:
-            raise LoopprobeError("the masks of the prompts stand at different tokens: give one prompt at a time")
+    def prompts(self, rows: Sequence[Row], texts: tuple[str, ...], origin: dict[str, Any]) -> TextPrompts:
+        """Return the prompts of rows that are alike, see ``alike``."""
         tokens = torch.tensor([row.tokens for row in rows])
         answers, query = torch.tensor([[row.answer] for row in rows]), rows[0].query
         every = self.read == "all"
@@ -137,6 +128,32 @@ class Reader:
             origin | {"read": self.read, "n_prompts": len(rows)} | record_of(self.tokenizer),
             special=frozenset(self.tokenizer.all_special_ids),
         )
+
+
+def alike(rows: Sequence[Row]) -> list[list[int]]:
+    """Return the places of rows that make one batch each: those of as many tokens, which are read at the same one.
+
+    The shortest rows come first, and rows of a batch stay in their order.
+    """
+    batches: dict[tuple[int, int], list[int]] = {}
+    for i, row in enumerate(rows):
+        batches.setdefault((len(row.tokens), row.query), []).append(i)
+    return [batches[key] for key in sorted(batches)]
+
+
+def only(batches: Sequence[Made], rows: Sequence[Row], remedy: str) -> Made:
+    """Return the one batch that there is.
+
+    Raises:
+        LoopprobeError: the rows do not have the same number of tokens, or their masks stand at different tokens.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    sizes = sorted({len(row.tokens) for row in rows})
+    if len(sizes) == 1:
+        raise LoopprobeError("the masks of the prompts stand at different tokens: give one prompt at a time")
+    some = ", ".join(map(str, sizes[:8])) + (", …" if len(sizes) > 8 else "")
+    raise LoopprobeError(f"the prompts have {some} tokens and those of a batch must have as many: {remedy}")
 
 
 def from_texts(
@@ -170,6 +187,29 @@ def from_texts(
     Raises:
         LoopprobeError: the texts, the tokenizer and the options do not go together.
     """
+    batches, rows = _batches(texts, tokenizer, read, length, chat, masked, cut)
+    shortest = min(len(row.tokens) for row in rows)
+    remedy = "give one text at a time" + ("" if chat or masked else f", or cut them with --length {shortest}")
+    return only(batches, rows, remedy)
+
+
+def batches_of_texts(
+    texts: str | Sequence[str],
+    tokenizer: Any,
+    *,
+    read: Read = "query",
+    length: int | None = None,
+    chat: bool = False,
+    masked: bool = False,
+    cut: bool = True,
+) -> list[TextPrompts]:
+    """Make prompts of texts of any lengths: a batch for each number of tokens, see ``from_texts``."""
+    return _batches(texts, tokenizer, read, length, chat, masked, cut)[0]
+
+
+def _batches(
+    texts: str | Sequence[str], tokenizer: Any, read: Read, length: int | None, chat: bool, masked: bool, cut: bool
+) -> tuple[list[TextPrompts], list[Row]]:
     reader = Reader(tokenizer, read, chat, masked)
     given = [texts] if isinstance(texts, str) else list(texts)
     if not given:
@@ -182,7 +222,9 @@ def from_texts(
         why = f"is not of {'chat' if chat else 'masked'} prompts" if chat or masked else "must be at least 1"
         raise LoopprobeError(f"length ({length}) {why}: {'leave it out' if chat or masked else 'raise it'}")
     rows = [reader.row(text, f"text {i + 1} of {len(given)}", cut and not chat, length) for i, text in enumerate(given)]
-    shortest = min(len(row.tokens) for row in rows)
-    remedy = "give one text at a time" + ("" if chat or masked else f", or cut them with --length {shortest}")
-    record = {"texts": [text[:SHOWN] for text in given[:SHOWN]]} | ({"chat": True} if chat else {})
-    return reader.prompts(rows, token_texts(tokenizer), record, remedy)
+    names, chosen = token_texts(tokenizer), {"chat": True} if chat else {}
+    batches = []
+    for places in alike(rows):
+        record = {"texts": [given[i][:SHOWN] for i in places[:SHOWN]]} | chosen
+        batches.append(reader.prompts([rows[i] for i in places], names, record))
+    return batches, rows

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -83,7 +84,7 @@ class TokenPrompts(LogitPrompts):
         """Return the predictor that knows how often each answer is right, and the median of its errors at the query."""
         answers = self.answers[:, -1].cpu()
         counts = torch.bincount(answers, minlength=len(self.answer_names)).double()
-        return "guessing by frequency", -(counts / counts.sum())[answers].log().quantile(0.5).item()
+        return "guessing by frequency", float(np.median(-(counts / counts.sum()).log().numpy()[answers]))
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,13 +47,17 @@ def huginn(model: Any) -> Anatomy:
         state=_layers("transformer.core_block", len(parts.core_block))[-1:],
         coda=_layers("transformer.coda", len(parts.coda)),
         head="lm_head",
-        set_loops=lambda n: {"num_steps": (0, n)},
+        set_loops=_num_steps,
         start=_random_state,
         sites={"hook_attn_out": "attn", "hook_resid_mid": ("norm_3", "in"), "hook_mlp_out": "mlp"},
         points={"hook_adapter": ("transformer.adapter", "in"), "hook_input": "transformer.adapter"},
         n_loops=int(model.config.mean_recurrence),
         **{**_common(model), "attention": "attn"},
     )
+
+
+def _num_steps(n: int) -> dict[str, Any]:
+    return {"num_steps": (0, n)}  # none of them without gradient
 
 
 def _random_state(model: Any, e: Tensor, seed: int) -> Tensor:
@@ -81,7 +87,7 @@ def hrm_text(model: Any) -> Anatomy:
         set_loops="config.H_cycles",
         settings={
             "model.L_bp_cycles_padded": [model.config.L_cycles] * 4096,  # gradients of all cycles, not only the last
-            "config.num_hidden_layers": lambda n: n * per_loop,  # of a key-value cache
+            "config.num_hidden_layers": partial(operator.mul, per_loop),  # of a key-value cache
         },
         start=_low_and_high,
         injection="z_low + z_high",

@@ -19,7 +19,7 @@ from loopprobe.wrapped.passes import Pass
 from loopprobe.wrapped.plan import Plan
 from loopprobe.wrapped.wiring import observe, tensor_of
 
-CHECKED_LOOPS = 3
+LEAST_LOOPS, MOST_LOOPS = 3, 64  # that are checked; between them as many as were trained
 STARTS = ("input", "zeros", "ones")  # that are tried
 
 
@@ -71,9 +71,10 @@ def _found(wrapped: WrappedModel, inputs: tuple[Tensor, ...], may_search: bool) 
     anatomy = wrapped.anatomy
     if not anatomy.state:
         return wrapped
-    n = CHECKED_LOOPS
+    assert anatomy.n_loops is not None, "wrap() has set it"
+    n = min(max(LEAST_LOOPS, anatomy.n_loops), MOST_LOOPS)  # a later loop may do something else
     early = callable(anatomy.start)
-    plan = Plan(-1 if early else 0, n, skip=early, z=wrapped.initial_state, kept=frozenset(range(n)))
+    plan = Plan(-1 if early else 0, n, skip=int(early), z=wrapped.initial_state, kept=frozenset(range(n)))
     run = Pass(wrapped.module, anatomy, wrapped.wiring, wrapped.hook_trees, plan)
     answers = tensor_of(run.run(*inputs))
     e, states = run.e, run.states
@@ -81,6 +82,7 @@ def _found(wrapped: WrappedModel, inputs: tuple[Tensor, ...], may_search: bool) 
     for loop in range(1, n):
         off = _off(wrapped.step(states[loop - 1], e, loop), states[loop])
         if off > 1e-3:
+            _require_same_loop(wrapped, inputs, states, loop)
             raise LoopprobeError(
                 f"a step from the state ({', '.join(anatomy.state)}) after loop {loop - 1} differs from the run by "
                 f"{off:.1g} of its size: the state stands elsewhere, or more goes on to the next loop; name all of it"
@@ -106,6 +108,18 @@ def _found(wrapped: WrappedModel, inputs: tuple[Tensor, ...], may_search: bool) 
         f"the loop does not start from {tried if may_search else 'what start= says'}: tell start=, a function from the "
         "module, the injected input and a seed to the state"
     )
+
+
+def _require_same_loop(wrapped: WrappedModel, inputs: tuple[Tensor, ...], states: dict[int, Tensor], loop: int) -> None:
+    """Raise LoopprobeError where a loop is right as the module counts it alone: where it reads its own number."""
+    plan = Plan(0, loop + 1, skip=loop, z=states[loop - 1], stop="state", kept=frozenset({loop}))
+    run = Pass(wrapped.module, wrapped.anatomy, wrapped.wiring, wrapped.hook_trees, plan)
+    run.run(*inputs)
+    if loop in run.states and _off(run.states[loop], states[loop]) <= 1e-3:
+        raise LoopprobeError(
+            f"loop {loop} from the same state gives something else than another loop: the module reads the number of "
+            "the loop, as with a loop embedding, so that no state can be stepped on alone; give state=False"
+        )
 
 
 def _require_head(wrapped: WrappedModel, answers: Tensor) -> None:

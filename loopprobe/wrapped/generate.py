@@ -101,7 +101,9 @@ def _defaults(model: WrappedModel, tokens: Tensor, keywords: dict[str, Any], tak
     """Return the keywords of ``generate`` that the user need not give: whole prompts, and a cache if there is one."""
     whole = {**keywords, "attention_mask": torch.ones_like(tokens)}
     if "use_cache" in keywords:
-        whole["use_cache"] = _has_cache(model, keywords)
+        if model.has_cache is None:
+            model.has_cache = _has_cache(model, keywords)
+        whole["use_cache"] = model.has_cache
     return {name: value for name, value in whole.items() if "**" in taken or name in taken}
 
 

@@ -43,6 +43,7 @@ class WrappedModel(LoopedRootModule):
 
     Attributes:
         start_seed: the seed of the state that the loop starts from, where it starts at random.
+        has_cache: whether the module writes into a key-value cache; None: not tried yet.
     """
 
     tokens_per_point = 1
@@ -60,6 +61,7 @@ class WrappedModel(LoopedRootModule):
         self.example = tuple(part[:1] for part in example)
         self.supports = supports
         self.start_seed = START_SEED
+        self.has_cache: bool | None = None
         self.setup()
         self.train(module.training)
 
@@ -162,7 +164,7 @@ class WrappedModel(LoopedRootModule):
             return
         early = callable(self.anatomy.start) or self._hooked(0, "hook_z_pre")
         run = self._pass(
-            first=-1 if early else 0, skip=early, z=self.initial_state, n_loops=n_loops, read_at=read_at,
+            first=-1 if early else 0, skip=int(early), z=self.initial_state, n_loops=n_loops, read_at=read_at,
             kept=frozenset(range(first, n_loops - 1)),
         )  # fmt: skip
         answer = self._read(run, n_loops - 1, read_at, *inputs)
@@ -253,7 +255,7 @@ class WrappedModel(LoopedRootModule):
         """One iteration, z_t → z_{t+1}; it passes the hooks of ``loop``."""
         assert past is None, "a wrapped module does not step behind known keys"
         self._require_map("step")
-        run = self._pass(first=loop - 1, n_loops=loop + 1, skip=True, z=z, e=e, stop="state", kept=frozenset({loop}))
+        run = self._pass(first=loop - 1, n_loops=loop + 1, skip=1, z=z, e=e, stop="state", kept=frozenset({loop}))
         return self._stop(run, *like(self.example, e)).states[loop]
 
     def predict(
@@ -278,7 +280,7 @@ class WrappedModel(LoopedRootModule):
         read_at = None if read_at is None else at_tokens(read_at, 0, z.shape[1])
         if e is None:
             e = z.new_zeros(*z.shape[:2], self.wiring.widths[self.anatomy.prelude[-1], "out"][-1])
-        run = self._pass(first=loop, n_loops=loop + 1, skip=True, z=z, e=e, read_at=read_at)
+        run = self._pass(first=loop, n_loops=loop + 1, skip=1, z=z, e=e, read_at=read_at)
         return self._read(run, loop, read_at, *like(self.example, e))
 
     def to_state(self, resid: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens width"]:

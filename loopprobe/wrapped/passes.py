@@ -1,7 +1,7 @@
 """One pass through an unmodified module, whose loops are told apart by counting the calls of its layers.
 
-A pass may begin with a loop that is left out: its layers hand on what they get, and a state that is given stands where
-it ended. So any state can be stepped on, or read by the module's own coda.
+A pass may begin with loops that are left out: their layers hand on what they get, and a state that is given stands
+where they ended. So any state can be stepped on, or read by the module's own coda.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ class Pass:
     @property
     def leaves_out(self) -> bool:
         """Whether the layer that is entered is left out."""
-        return self.plan.skip and self.current() == self.plan.first
+        return self.current() < self.plan.first + self.plan.skip
 
     def pass_point(self, loop: int | None, name: str, x: Tensor) -> Tensor:
         """Hand an activation to the hooks of its point, and return what stands in its place."""
-        left_out = self.plan.skip and loop == self.plan.first and not name.startswith(BEHIND)
+        left_out = loop is not None and loop < self.plan.first + self.plan.skip and not name.startswith(BEHIND)
         if not self.plan.hooked or left_out:
             return x
         if loop not in self._hooks:
@@ -154,7 +154,7 @@ class Pass:
         if self._counts[part] < self.wiring.state_calls[part]:
             return x
         loop, last = self.current(), len(self._parts) - 1
-        if self.plan.skip and loop == self.plan.first:
+        if loop < self.plan.first + self.plan.skip:
             if part == last:
                 self._counts, self._ended = [0] * (last + 1), loop + 1 == self.plan.n_loops
             sizes = [self.wiring.widths[path, "out"][-1] for path in self.anatomy.state]
@@ -175,14 +175,14 @@ class Pass:
         return z[..., -x.shape[-1] :]
 
     def _given(self) -> Tensor:
-        """The state that stands where the loop that is left out ended."""
+        """The state that stands where the loops that are left out ended."""
         if self._start is None:
             z = self.plan.z
             if callable(z):
                 assert self.e is not None, "the prelude comes before the loop"
                 z = z(self.e)
             assert z is not None
-            following = self.plan.first + 1
+            following = self.plan.first + self.plan.skip
             self._start = z if following == self.plan.n_loops else self.pass_point(following, "hook_z_pre", z)
         return self._start
 

@@ -26,7 +26,7 @@ class Plan:
     Attributes:
         first: the number of its first loop.
         n_loops: the number of the loop behind its last.
-        skip: whether the first loop is left out, ``z`` standing where it ended.
+        skip: how many of the first loops are left out, ``z`` standing where the last of them ended.
         z: a state, or a function from e to one.
         e: the injected input that stands for that of the inputs; None: it is computed.
         stop: "embed" once the injected input is known, "state" once the last state is, or None: run to the end.
@@ -37,7 +37,7 @@ class Plan:
 
     first: int = 0
     n_loops: int = 1
-    skip: bool = False
+    skip: int = 0
     z: Tensor | Callable[[Tensor], Tensor] | None = None
     e: Tensor | None = None
     stop: str | None = None

@@ -111,19 +111,25 @@ def watched(anatomy: Anatomy) -> tuple[str, ...]:
 def _calls(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor], n_loops: int) -> list[_Call]:
     """List the calls of the parts in the order in which they begin."""
     calls: list[_Call] = []
+    written: dict[str, Tensor] = {}  # what layers of the core and modules of the state have returned last
 
     def noting(path: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        begun: list[int] = []
+        begun: list[tuple[int, list[Tensor]]] = []
+        earlier: list[Any] = []  # what the call before was handed
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            begun.append(len(calls))
+            begun.append((len(calls), list(written.values())))
             calls.append(_Call(path, None, None, None, None))
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             value = returned_tensor(output)
-            taken, given = _hidden_state(args, kwargs, value)
+            place, states = begun.pop()
+            taken, given = _hidden_state(args, kwargs, value, states, earlier)
             shape_in, shape = (None if one is None else tuple(one.shape) for one in (given, value))
-            calls[begun.pop()] = _Call(path, shape_in, shape, _emptied(output), taken)
+            calls[place] = _Call(path, shape_in, shape, _emptied(output), taken)
+            earlier[:] = [*args, *kwargs.values()]
+            if value is not None and path in (*anatomy.core, *anatomy.state):
+                written[path] = value
 
         return before, after
 
@@ -140,18 +146,31 @@ def _calls(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor], n_loop
 
 
 def _hidden_state(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], returned: Tensor | None
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    returned: Tensor | None,
+    states: Sequence[Tensor],
+    earlier: Sequence[Any],
 ) -> tuple[int | str | None, Tensor | None]:
-    """Find the hidden state among what a module is handed: the first tensor of the shape that it returns.
+    """Find the hidden state among what a module is handed: a tensor of the shape that it returns.
 
-    Where none has it, it is the first of floating-point numbers, or the first at all; masks and positions may come
-    before.
+    Of several it is the one that a layer or the state has returned, or else the first that is not handed to every call
+    alike, as the injected input is. Where none has the shape, it is the first of floating-point numbers, or the first
+    at all; masks and positions may come before.
+
+    Args:
+        args, kwargs: what the module is handed.
+        returned: what it returns.
+        states: what the layers of the core and the modules of the state have returned before.
+        earlier: what it was handed before.
     """
     handed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     tensors = {key: value for key, value in handed if isinstance(value, Tensor)}
-    like = [key for key, value in tensors.items() if returned is not None and value.shape == returned.shape]
     floating = [key for key, value in tensors.items() if value.is_floating_point()]
-    key = next(iter((*(key for key in like if key in floating), *floating, *tensors)), None)
+    like = [key for key in floating if returned is not None and tensors[key].shape == returned.shape]
+    fed = [key for key in like if any(tensors[key] is state for state in states)]
+    varied = [key for key in like if not any(tensors[key] is value for value in earlier)]
+    key = next(iter((*fed, *varied, *like, *floating, *tensors)), None)
     return key, None if key is None else tensors[key]
 
 

@@ -70,9 +70,12 @@ def wrap(
 
     Raises:
         LoopprobeError: something is not told, or told wrongly: a core that never runs, a loop count that changes
-            nothing, a state that is not where it is said to be.
+            nothing, a state that is not where it is said to be; or it is told of a model that is wrapped already.
     """
+    given = next((name for name, value in locals().items() if name != "model" and value is not None), None)
     if isinstance(model, WrappedModel):
+        if given is not None:
+            raise LoopprobeError(f"the model is wrapped already and {given}= is told: wrap its module, model.module")
         return model
     if not isinstance(model, nn.Module):
         raise LoopprobeError(f"model ({type(model).__name__}) must be a torch.nn.Module: load it first")
