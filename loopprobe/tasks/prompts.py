@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.support.statistics import to_numpy
+from loopprobe.support.statistics import at_least_single, to_numpy
 
 TOKENS_PER_POINT = 2  # an input x, then its label y
 INPUTS = slice(0, None, TOKENS_PER_POINT)  # the tokens of inputs, at which the labels are predicted
