@@ -33,6 +33,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "wrapped": {"cpu": []},
     "session": {"cpu": []},
     "baselines": {"cpu": []},
+    "coverage": {"cpu": []},
 }
 HEAD = """# Benchmarks
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from loopprobe.support.statistics import bootstrap_mean
+from loopprobe.support.statistics import bootstrap_mean, median_interval, share_interval, summarise_errors
 
 
 def test_the_interval_of_a_mean_has_the_width_of_theory():
@@ -33,3 +33,47 @@ def test_shape_and_many_rows():
     assert mean.shape == low.shape == high.shape == (3, 700)
     assert (low <= mean).all()
     assert (mean <= high).all()
+
+
+def test_a_median_has_the_order_statistics_of_the_binomial_around_it():
+    """Of 25 values the 8th and the 18th hold the median with 95.7 % (Conover 1999, table A3)."""
+    median, low, high = median_interval(np.random.default_rng(4).permutation(25.0 ** np.arange(25) / 25.0**12)[None])
+    assert (median[0], low[0], high[0]) == pytest.approx((1, 25.0**-5, 25.0**5))
+    assert [part.tolist() for part in median_interval(np.arange(6.0))] == [2.5, 0, 5]
+    assert np.isnan(median_interval(np.arange(5.0))[1:]).all()  # five values leave it out in 6 % of cases
+    assert np.isnan(median_interval(np.array([1.0, np.nan] * 8))).all()
+    assert median_interval(np.array([1.0] * 9 + [np.inf] * 2))[0] == 1
+
+
+@pytest.mark.parametrize("n", [64, 1280])
+def test_a_median_is_covered_whatever_the_tails(n):
+    draw = np.random.default_rng(5)
+    values = draw.lognormal(0, 3, size=(2000, n))
+    _, low, high = median_interval(values)
+    assert 0.94 < ((low <= 1) & (high >= 1)).mean() < 0.985
+    _, low, high = bootstrap_mean(values[:200], resamples=400)
+    assert ((low <= np.exp(4.5)) & (high >= np.exp(4.5))).mean() < 0.8  # why no mean has an interval
+
+
+def test_a_share_has_the_exact_interval():
+    from scipy.stats import binomtest
+
+    for hits in (0, 1, 7, 40):
+        exact = binomtest(hits, 40).proportion_ci(method="exact")
+        assert share_interval(np.arange(40) < hits) == pytest.approx((hits / 40, exact.low, exact.high))
+    within = np.linspace(0, 1, 40)  # shares of each prompt's tokens
+    _, low, high = share_interval(within)
+    assert low < 0.5 < high
+    assert np.isnan(share_interval(np.array([0.0, np.nan]))).all()
+    assert share_interval(np.full(9, 1e-12))[1] == 0
+
+
+def test_a_summary_tells_what_is_typical_from_what_fails():
+    errors = np.array([0.001] * 90 + [50.0] * 10)
+    summary = summarise_errors(errors, 0.1)
+    assert (summary["median"], summary["failures"]) == (0.001, 0.1)
+    assert summary["mean"] == pytest.approx(5.0009)
+    assert summary["median_high"] == 0.001
+    assert 0.04 < summary["failures_low"] < 0.1 < summary["failures_high"] < 0.18
+    unknown = summarise_errors(np.array([0.001, np.nan] * 8), 0.1)
+    assert all(np.isnan(value) for value in unknown.values()), "what is not known has neither failed nor succeeded"

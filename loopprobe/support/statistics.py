@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Real
 from numpy import ndarray
 from torch import Tensor
 
+TINY = 1e-9  # a share below it is none
 HALF = (torch.float16, torch.bfloat16)  # precisions of models that no statistic is computed in
 
 
@@ -91,8 +92,10 @@ def share_interval(
 
     n, share = values.shape[-1], values.astype(np.float64).mean(-1)
     outside, total = (1 - level) / 2, share * n
-    low = np.where(total > 0, beta.ppf(outside, total, n - total + 1), np.where(np.isnan(share), np.nan, 0.0))
-    high = np.where(total < n, beta.ppf(1 - outside, total + 1, n - total), np.where(np.isnan(share), np.nan, 1.0))
+    low = np.where(total > TINY, beta.ppf(outside, total, n - total + 1), 0.0)
+    high = np.where(total < n - TINY, beta.ppf(1 - outside, total + 1, n - total), 1.0)
+    unknown = np.isnan(share)
+    low, high = (np.where(unknown, np.nan, end) for end in (np.where(low < TINY, 0.0, low), high))
     return share, low, high
 
 
