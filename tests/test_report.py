@@ -69,6 +69,10 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     page = (tmp_path / "index.html").read_text()
     for part in ("figure-r1_compare", "figure-r2_converge", "figure-r4_last_n", "figure-r7_curves", "not-trained"):
         assert part in page
+    drawn = [i for i, verdict in enumerate(decided) if verdict.findings]
+    assert drawn
+    assert all(f'id="claim-{i}"' in page for i in drawn)
+    assert 'id="lead"' in page
     assert "<script src" not in page
     assert '<link rel="stylesheet"' not in page
     record = json.loads((tmp_path / "report.json").read_text())

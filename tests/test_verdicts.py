@@ -1,5 +1,7 @@
 """Verdicts on synthetic results of which each is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,6 +12,7 @@ from loopprobe.study.claims import CLAIMS, check_questions, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS, kinds
 from loopprobe.study.claims.study import falls_at, flattens_at
 from loopprobe.study.estimates import Estimate, Group, estimate, intervals, log_median, share_of
+from loopprobe.study.forest import forest
 from loopprobe.study.rules import about_equal, above, below
 from loopprobe.study.saved import saved_questions
 from loopprobe.study.verdicts import NO_NUMBER, ONE_SEED, conclude, decide
@@ -66,6 +69,22 @@ def test_thresholds_that_are_moved_can_change_a_verdict():
     assert str(about_equal(1.25).scaled(2)) == "between 0.6 and 1.5"
     assert str(above(0.95).scaled(0.5)) == "above 0.975"
     assert str(above(-0.01, neutral=0).scaled(2)) == "above -0.02"
+
+
+def test_a_forest_plot_has_every_finding_with_its_interval_and_the_claimed_range():
+    parts = [measured(np.log(ratio)) for ratio in (0.2, 1.0, 3.0)] + [measured(0.5, scale="difference")]
+    parts = [dataclasses.replace(one, what=f"finding {i}") for i, one in enumerate(parts)]
+    verdict = conclude("R0", "claim", parts)
+    figure = forest(verdict)
+    assert [trace.name for trace in figure.data] == ["supported", "contradicted", "undecided", "supported"]
+    for trace in figure.data[:3]:
+        [finding] = [one for one in verdict.findings if one.what == trace.y[0]]
+        ends = trace.x[0] - trace.error_x.arrayminus[0], trace.x[0], trace.x[0] + trace.error_x.array[0]
+        assert ends == pytest.approx((finding.low, finding.estimate, finding.high))
+    assert (figure.layout.xaxis.type, figure.layout.xaxis2.type) == ("log", None)
+    shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert [shape.x1 for shape in shaded] == [1, 1]  # below 1, in both panels
+    assert forest(conclude("R0", "claim", [])) is None
 
 
 def test_the_effect_is_the_median_of_the_first_kind_with_its_range():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jinja2
+import plotly.graph_objects as go
 import plotly.io
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -19,6 +20,8 @@ from loopprobe.probes.dataset import read_stamp, writing
 from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
+from loopprobe.study.claims.evidence import R2_CONVERGE
+from loopprobe.study.forest import forest
 from loopprobe.study.saved import Answered
 from loopprobe.study.verdicts import STATUSES, Outcome, Verdict
 
@@ -66,8 +69,13 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
     made = f"Made by loopprobe {__version__}, {span} held-out prompts a model."
     summary = summarise(decided)
-    context = {"made": made, "summary": summary, "method": METHOD, "verdicts": decided, "sections": sections}
-    context["statuses"] = STATUSES
+    context: dict[str, Any] = {"made": made, "summary": summary, "method": METHOD, "verdicts": decided}
+    context |= {
+        "statuses": STATUSES,
+        "sections": sections,
+        "forests": {i: _forest(i, verdict) for i, verdict in enumerate(decided)},
+    }
+    context["lead"] = _lead(answers)
     record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
     texts = {
         "index.html": _render("report.html", context | {"script": Markup(get_plotlyjs())}),
@@ -100,19 +108,37 @@ def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdi
     }
 
 
+def _html(figure: go.Figure, name: str) -> Markup:
+    """Return a figure as a part of the page."""
+    config = {"responsive": True, "displaylogo": False}
+    return Markup(
+        plotly.io.to_html(figure, div_id=name, full_html=False, include_plotlyjs=False, auto_play=False, config=config)
+    )
+
+
+def _forest(i: int, verdict: Verdict) -> Markup | None:
+    """Return the forest plot of a claim; None where it has no findings."""
+    figure = forest(verdict)
+    return None if figure is None else _html(figure, f"claim-{i}")
+
+
+def _lead(answers: Mapping[str, Answered]) -> Markup | None:
+    """Return the figure of what happens when the loop goes on; None where no model is there."""
+    answered = answers.get(R2_CONVERGE)
+    if answered is None or not answered.datasets:
+        return None
+    title = "What looped transformers do when the loop goes on"
+    figures = figures_of(answered.saved.probe, answered.datasets, title, answered.saved.by)
+    return _html(figures["figure"], "lead")
+
+
 def _part(name: str, answered: Answered) -> dict[str, Any]:
     """Return what the template shows of one question."""
     figures = figures_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
-    config = {"responsive": True, "displaylogo": False}
-    options: dict[str, Any] = {
-        "full_html": False, "include_plotlyjs": False, "auto_play": False, "config": config,
-    }  # fmt: skip
     return {
         "name": name,
         "asks": answered.saved.asks,
-        "figures": [
-            Markup(plotly.io.to_html(figure, div_id=f"{stem}-{name}", **options)) for stem, figure in figures.items()
-        ],
+        "figures": [_html(figure, f"{stem}-{name}") for stem, figure in figures.items()],
         "missing": answered.missing,
         "models": [data.model.item() for data in answered.datasets],
         "prompts": read_stamp(answered.datasets[0]).prompts["n_prompts"],

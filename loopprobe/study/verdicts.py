@@ -35,7 +35,8 @@ class Finding:
         estimate, low, high: the estimate and both ends of its interval.
         scale: the kind of number.
         seeds: the number of seeds of each group.
-        rule: the range that the claim states.
+        rule: the range that the claim states, in words.
+        least, most: its ends, which may be infinite.
         status: the status that follows.
         reason: why there is no interval; empty where there is one.
     """
@@ -47,6 +48,8 @@ class Finding:
     scale: Scale
     seeds: tuple[int, ...]
     rule: str
+    least: float
+    most: float
     status: Status
     reason: str = ""
 
@@ -81,8 +84,8 @@ class Verdict:
             return "–"
         scale = self.findings[0].scale
         values = [finding.estimate for finding in self.findings if finding.scale == scale]
-        words = f"{scale} {np.median(values):.2g}"
-        return words if len(values) == 1 else f"{words} ({min(values):.2g} to {max(values):.2g})"
+        words = f"{scale} {np.median(values):.3g}"
+        return words if len(values) == 1 else f"{words} ({min(values):.3g} to {max(values):.3g})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -103,7 +106,8 @@ def decide(one: Estimate, interval: tuple[float, float], rule: Rule | None = Non
     elif high < rule.low or low > rule.high:
         status = "contradicted"
     seeds = tuple(n for _, n in one.spreads)
-    return Finding(one.what, value, float(low), float(high), one.scale, seeds, str(rule), status, reason)
+    ends = rule.low, rule.high
+    return Finding(one.what, value, float(low), float(high), one.scale, seeds, str(rule), *ends, status, reason)
 
 
 def conclude(section: str, claim: str, estimates: Iterable[Estimate]) -> Verdict:

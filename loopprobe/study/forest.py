@@ -1,0 +1,84 @@
+"""Forest plots: the findings of a claim as points with their intervals, beside the range that the claim states."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from loopprobe.show.figures.style import finish
+from loopprobe.study.verdicts import STATUSES, Finding, Status, Verdict
+
+LOOKS: dict[Status, tuple[str, str]] = {  # colour-blind readers tell the colours apart, and the symbols
+    "supported": ("#009e73", "circle"),
+    "contradicted": ("#d55e00", "x"),
+    "undecided": ("#7f7f7f", "circle-open"),
+}
+ROW = 24  # pixels of a finding
+WORDS = {
+    "ratio": "ratio of median errors, or of steps", "difference": "difference", "share": "share",
+    "correlation": "rank correlation",
+}  # fmt: skip
+
+
+def forest(verdict: Verdict) -> go.Figure | None:
+    """Draw the findings of a claim, one row each and one panel for each kind of number; None where there are none.
+
+    The shaded range is what the claim states. A finding without an interval is a point alone.
+    """
+    drawn = [finding for finding in verdict.findings if np.isfinite(finding.estimate)]
+    scales = list(dict.fromkeys(finding.scale for finding in drawn))
+    if not drawn:
+        return None
+    counts = [sum(finding.scale == scale for finding in drawn) for scale in scales]
+    figure = make_subplots(
+        rows=len(scales), cols=1, row_heights=[count + 1 for count in counts], vertical_spacing=0.6 / (len(drawn) + 3)
+    )
+    shown: set[str] = set()
+    for row, scale in enumerate(scales, 1):
+        here = [finding for finding in drawn if finding.scale == scale]
+        for status in STATUSES:
+            if members := [finding for finding in here if finding.status == status]:
+                _points(figure, members, status, row, status not in shown)
+                shown.add(status)
+        _claimed(figure, here, row)
+        names = [_name(finding) for finding in here]
+        figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], automargin=True, row=row, col=1)
+        axis = {"type": "log", "exponentformat": "power"} if scale == "ratio" else {}
+        figure.update_xaxes(title=WORDS[scale], **axis, row=row, col=1)
+    finish(figure, verdict.claim)
+    figure.update_layout(hovermode="closest", height=ROW * len(drawn) + 90 * len(scales) + 130)
+    return figure
+
+
+def _points(figure: go.Figure, findings: list[Finding], status: Status, row: int, in_legend: bool) -> None:
+    colour, symbol = LOOKS[status]
+    x = np.array([finding.estimate for finding in findings])
+    low, high = (np.array([getattr(finding, end) for finding in findings]) for end in ("low", "high"))
+    figure.add_scatter(
+        x=x, y=[_name(finding) for finding in findings], mode="markers", name=status, legendgroup=status,
+        showlegend=in_legend, marker={"color": colour, "symbol": symbol, "size": 8},
+        error_x={"type": "data", "symmetric": False, "array": np.nan_to_num(high - x),
+                 "arrayminus": np.nan_to_num(x - low), "color": colour, "thickness": 1.5, "width": 3},
+        hovertemplate="%{y}: %{x:.4g}<extra></extra>", row=row, col=1,
+    )  # fmt: skip
+
+
+def _claimed(figure: go.Figure, findings: list[Finding], row: int) -> None:
+    """Shade the range of every rule, where the axis has it: an end that is missing is that of the axis."""
+    for least, most in {(finding.least, finding.most) for finding in findings}:
+        values = [value for one in findings for value in (one.estimate, one.low, one.high)]
+        values += [least, most]
+        known = [v for v in values if np.isfinite(v) and (v > 0 or findings[0].scale != "ratio")]
+        low, high = min(known), max(known)
+        ends = (least if np.isfinite(least) else low), (most if np.isfinite(most) else high)
+        figure.add_vrect(x0=ends[0], x1=ends[1], fillcolor="#0072b2", opacity=0.08, line_width=0, row=row, col=1)
+        for end in (least, most):
+            if np.isfinite(end):
+                figure.add_vline(x=end, line={"dash": "dot", "color": "#0072b2", "width": 1}, row=row, col=1)
+
+
+def _name(finding: Finding) -> str:
+    return "<br>".join(textwrap.wrap(finding.what, 80))
