@@ -180,7 +180,7 @@ OPTIONS = {
     "recover": {"loops": 2},
     "exit": {"loops": 4},
 }
-NAMED = {"converge": "mean", "mask": "mean", "lens": "query_error", "patch": "clean", "exit": "by_budget"}
+NAMED = {"converge": "mean", "mask": "mean", "lens": "query_error", "patch": "clean", "exit": "budget_mean"}
 
 
 @pytest.fixture(scope="module")
