@@ -183,11 +183,15 @@ def test_the_page_works_in_a_browser(questions, tmp_path, scheme):
         page.goto((tmp_path / "index.html").as_uri())
         page.wait_for_selector(".legendtoggle", state="attached")
         drawn = page.evaluate(
-            "() => [...document.querySelectorAll('.plotly-graph-div')].map(figure => figure._fullData.map("
-            "trace => [...trace.y].every(Number.isFinite) && trace.y.length > 0))"
+            "() => Object.fromEntries([...document.querySelectorAll('.plotly-graph-div')].map(figure => [figure.id, "
+            "figure._fullData.map(trace => [...trace.x].every(Number.isFinite) && trace.y.length > 0)]))"
         )
-        assert len(drawn) == 4
-        assert all(traces and all(traces) for traces in drawn)
+        asked = ("r1_compare", "r2_converge", "r4_last_n", "r7_curves")
+        assert {"lead", *(f"figure-{name}" for name in asked)} <= drawn.keys()
+        assert any(name.startswith("claim-") for name in drawn)
+        assert all(traces and all(traces) for traces in drawn.values())
+        paper = page.evaluate("() => document.querySelector('#lead').layout.paper_bgcolor")
+        assert (paper == "#14171b") == (scheme == "dark")
         assert page.locator("#summary tbody tr").count() == len(CLAIMS)
         page.locator(".legendtoggle").first.dispatch_event("mousedown")
         page.locator(".legendtoggle").first.dispatch_event("mouseup")

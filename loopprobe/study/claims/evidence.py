@@ -33,6 +33,7 @@ EQUAL = 1.25  # two errors are about equal within this factor
 MORE = 0.01  # one share is larger when it exceeds the other by a hundredth at least
 NO_MORE = below(MORE, neutral=0)  # of shares of failures: no more than a hundredth above
 Seeds = Float[ndarray, "seed example"]
+OtherSeeds = Float[ndarray, "other_seed example"]  # of other models, which may be more or fewer
 
 
 class MissingQuestionError(LookupError):
@@ -91,7 +92,7 @@ def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
     }
 
 
-def ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
+def ratio(what: str, one: Seeds, other: OtherSeeds, rule: Rule) -> Estimate:
     """Estimate the ratio of the typical errors of two groups of models."""
     return estimate(what, rule, "ratio", Group(one, log_median), Group(other, log_median))
 
@@ -101,7 +102,7 @@ def own_ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
     return estimate(what, rule, "ratio", Group(np.stack([one, other], axis=-1), log_median))
 
 
-def difference(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
+def difference(what: str, one: Seeds, other: OtherSeeds, rule: Rule) -> Estimate:
     """Estimate the difference of the shares of two groups of models."""
     return estimate(what, rule, "difference", Group(one, share_of), Group(other, share_of))
 
