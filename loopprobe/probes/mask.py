@@ -133,7 +133,7 @@ def _measured(
                 error = to_numpy(batch.errors(torch.stack(outputs)))  # [n, example, answer]
                 errors[:, loop, here] = error[..., -1]
                 by_point[:, loop] += error.sum(axis=1, dtype=np.float64)
-                at_end[:, here] = error
+            at_end[:, here] = error
             done += batch.n_prompts
     return errors, by_point / prompts.n_prompts, at_end
 

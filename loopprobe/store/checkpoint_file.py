@@ -19,6 +19,7 @@ from loopprobe.config.schema import AnyConfig, read_config
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
+from loopprobe.support.statistics import SUMMARY
 
 FORMAT = 1  # the version of config.json, raised when an older reader would misread it
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the dtypes that weights may have
@@ -32,27 +33,25 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "checkpoints"
 
 
-SUMMARY = ("median", "median_low", "median_high", "failures", "failures_low", "failures_high", "mean")  # of errors
-
-
 @dataclasses.dataclass(frozen=True)
 class RecordedErrors:
     """What config.json records of the errors at the query after a number of loops.
 
     Attributes:
         loops: the number of loops.
-        median, low, high: the median error with its 95 % interval; NaN in records of earlier versions.
-        failures: the share of prompts with an error above ``level``; NaN in records of earlier versions.
         level: the error above which a prompt counts as failed.
-        mean: the mean error.
+        median, median_low, median_high, failures, failures_low, failures_high, mean: see
+            ``statistics.summarise_errors``. All but the mean, and ``level``, are NaN in records of earlier versions.
     """
 
     loops: int
-    median: float
-    low: float
-    high: float
-    failures: float
     level: float
+    median: float
+    median_low: float
+    median_high: float
+    failures: float
+    failures_low: float
+    failures_high: float
     mean: float
 
     @property
@@ -60,7 +59,7 @@ class RecordedErrors:
         """The median with its interval, or of earlier versions the mean."""
         if math.isnan(self.median):
             return f"mean {self.mean:.2g}"
-        return f"{self.median:.2g} [{self.low:.2g}, {self.high:.2g}]"
+        return f"{self.median:.2g} [{self.median_low:.2g}, {self.median_high:.2g}]"
 
     @property
     def failing(self) -> str:
@@ -73,12 +72,12 @@ def recorded_errors(evaluation: dict[str, Any] | None) -> list[RecordedErrors]:
     recorded = evaluation or {}
     loops = recorded.get("loops") or []
     level = recorded.get("failure_level", math.nan)
-    columns = {name: recorded.get(name) or [math.nan] * len(loops) for name in SUMMARY}
-    if "median" not in recorded and "error" in recorded:
-        columns["mean"] = recorded["error"]
-    median, low, high, failures, _, _, mean = (columns[name] for name in SUMMARY)
+    if "error" in recorded:  # of an earlier version, which measured means
+        recorded = recorded | {"mean": recorded["error"]}
+    columns = [recorded.get(name) or [math.nan] * len(loops) for name in SUMMARY]
     return [
-        RecordedErrors(loops[i], median[i], low[i], high[i], failures[i], level, mean[i]) for i in range(len(loops))
+        RecordedErrors(n, level, **dict(zip(SUMMARY, numbers, strict=True)))
+        for n, *numbers in zip(loops, *columns, strict=True)
     ]
 
 

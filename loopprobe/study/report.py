@@ -59,8 +59,16 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         LoopprobeError: a file cannot be written.
     """
     decided = verdicts({name: answered.datasets for name, answered in answers.items()})
+    asked = {name: answered for name, answered in answers.items() if answered.datasets}
+    drawn = {name: figures_of(a.saved.probe, a.datasets, a.saved.title, a.saved.by) for name, a in asked.items()}
+    claims = [(verdict, _forest(i, verdict)) for i, verdict in enumerate(decided)]
     sections = [
-        _section(section, {n: a for n, a in answers.items() if a.saved.section == section}, decided)
+        {
+            "name": section,
+            "title": next(a for a in answers.values() if a.saved.section == section).saved.title.split(":")[0],
+            "parts": [_part(n, a, drawn[n]) for n, a in asked.items() if a.saved.section == section],
+            "claims": [(verdict, plot) for verdict, plot in claims if verdict.section == section],
+        }
         for section in dict.fromkeys(answered.saved.section for answered in answers.values())
     ]
     prompts = sorted(
@@ -68,14 +76,10 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     )
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
     made = f"Made by loopprobe {__version__}, {span} held-out prompts a model."
-    summary = summarise(decided)
-    context: dict[str, Any] = {"made": made, "summary": summary, "method": METHOD, "verdicts": decided}
-    context |= {
-        "statuses": STATUSES,
-        "sections": sections,
-        "forests": {i: _forest(i, verdict) for i, verdict in enumerate(decided)},
-    }
-    context["lead"] = _lead(answers)
+    context = {
+        "made": made, "summary": summarise(decided), "method": METHOD, "verdicts": decided, "statuses": STATUSES,
+        "sections": sections, "lead": _lead(drawn[R2_CONVERGE]["figure"]) if R2_CONVERGE in drawn else None,
+    }  # fmt: skip
     record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
     texts = {
         "index.html": _render("report.html", context | {"script": Markup(get_plotlyjs())}),
@@ -97,17 +101,6 @@ def _render(name: str, context: Mapping[str, Any]) -> str:
     return environment.from_string(template.read_text(encoding="utf-8")).render(context).strip() + "\n"
 
 
-def _section(name: str, answers: Mapping[str, Answered], decided: Sequence[Verdict]) -> dict[str, Any]:
-    """Return what the template shows of one section."""
-    title = next(iter(answers.values())).saved.title.split(":")[0]
-    return {
-        "name": name,
-        "title": title,
-        "parts": [_part(question, answered) for question, answered in answers.items() if answered.datasets],
-        "verdicts": [verdict for verdict in decided if verdict.section == name],
-    }
-
-
 def _html(figure: go.Figure, name: str) -> Markup:
     """Return a figure as a part of the page."""
     config = {"responsive": True, "displaylogo": False}
@@ -122,19 +115,14 @@ def _forest(i: int, verdict: Verdict) -> Markup | None:
     return None if figure is None else _html(figure, f"claim-{i}")
 
 
-def _lead(answers: Mapping[str, Answered]) -> Markup | None:
-    """Return the figure of what happens when the loop goes on; None where no model is there."""
-    answered = answers.get(R2_CONVERGE)
-    if answered is None or not answered.datasets:
-        return None
+def _lead(figure: go.Figure) -> Markup:
+    """Return the figure of what happens when the loop goes on, for the top of the page."""
     title = "What looped transformers do when the loop goes on"
-    figures = figures_of(answered.saved.probe, answered.datasets, title, answered.saved.by)
-    return _html(figures["figure"], "lead")
+    return _html(go.Figure(figure).update_layout(title_text=title), "lead")
 
 
-def _part(name: str, answered: Answered) -> dict[str, Any]:
+def _part(name: str, answered: Answered, figures: Mapping[str, go.Figure]) -> dict[str, Any]:
     """Return what the template shows of one question."""
-    figures = figures_of(answered.saved.probe, answered.datasets, answered.saved.title, answered.saved.by)
     return {
         "name": name,
         "asks": answered.saved.asks,

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Real
 from numpy import ndarray
 from torch import Tensor
 
+SUMMARY = ("median", "median_low", "median_high", "failures", "failures_low", "failures_high", "mean")  # of errors
 TINY = 1e-9  # a share below it is none
 HALF = (torch.float16, torch.bfloat16)  # precisions of models that no statistic is computed in
 
@@ -112,10 +113,8 @@ def summarise_errors(errors: Float[ndarray, "... sample"], level: float) -> dict
         with heavy tails does not determine one. Where an error is NaN, so are they all.
     """
     failed = np.where(np.isnan(errors), np.nan, errors > level)  # what is not known has neither failed nor succeeded
-    summary: dict[str, ndarray] = {}
-    for name, ends in (("median", median_interval(errors)), ("failures", share_interval(failed))):
-        summary |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
-    return summary | {"mean": errors.mean(-1, dtype=np.float64)}
+    numbers = *median_interval(errors), *share_interval(failed), errors.mean(-1, dtype=np.float64)
+    return dict(zip(SUMMARY, numbers, strict=True))
 
 
 def bootstrap_mean(

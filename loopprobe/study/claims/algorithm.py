@@ -23,7 +23,9 @@ from loopprobe.study.claims.evidence import (
     Evidence,
     Kind,
     answers,
+    at_query,
     difference,
+    errors_at,
     kinds,
     ratio,
 )
@@ -57,15 +59,14 @@ def _is_of(data: xr.Dataset, task: str) -> bool:
 def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
     for pair, looped, ordinary in _pairs(evidence, "sparse_linear_regression"):
         for k in FEW:
-            a, b = (np.stack([d.error.sel(point=k).values for d in seeds]) for seeds in (looped, ordinary))
+            a, b = (errors_at(seeds, point=k) for seeds in (looped, ordinary))
             yield ratio(f"error from {k} examples: {pair}", a, b, below(1))
 
 
 def r8_equal(evidence: Evidence) -> Iterator[Estimate]:
     for task in ("linear_regression", "relu_network"):
         for pair, looped, ordinary in _pairs(evidence, task):
-            a, b = (np.stack([d.error.isel(point=-1).values for d in seeds]) for seeds in (looped, ordinary))
-            yield ratio(f"error at the query: {pair}", a, b, about_equal(EQUAL))
+            yield ratio(f"error at the query: {pair}", at_query(looped), at_query(ordinary), about_equal(EQUAL))
 
 
 def _r2(squared: Float[ndarray, "... example"], spread: ndarray) -> Float[ndarray, ...]:

@@ -122,10 +122,19 @@ def failed(errors: Seeds) -> Seeds:
     return (errors > FAILURE_LEVEL).astype(float)
 
 
+def errors_at(datasets: Sequence[xr.Dataset], variable: str = "error", **where: Any) -> Seeds:
+    """Return the errors of every seed at the given coordinates."""
+    return np.stack([data[variable].sel(where).values for data in datasets])
+
+
+def at_query(datasets: Sequence[xr.Dataset]) -> Seeds:
+    """Return the errors of every seed at the last point."""
+    return np.stack([data.error.isel(point=-1).values for data in datasets])
+
+
 def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Seeds:
     """Return the query errors after ``loop`` loops; None: after the last loop."""
-    chosen = [data.error.isel(loop=-1) if loop is None else data.error.sel(loop=loop) for data in datasets]
-    return np.stack([errors.values for errors in chosen])
+    return errors_at([data.isel(loop=-1) for data in datasets]) if loop is None else errors_at(datasets, loop=loop)
 
 
 def by_loops(by_kind: Mapping[Kind, Any], window: int) -> dict[int, Kind]:

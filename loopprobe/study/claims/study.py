@@ -28,8 +28,10 @@ from loopprobe.study.claims.evidence import (
     Kind,
     Seeds,
     answers,
+    at_query,
     by_loops,
     difference,
+    errors_at,
     failed,
     far,
     kinds,
@@ -86,8 +88,8 @@ def r1_does_well(evidence: Evidence) -> Iterator[Estimate]:
         looped = by_loops(by_kind, window)
         if ordinary and looped:
             best = looped[max(looped)]
-            query = [np.stack([d.error.isel(point=-1).values for d in data]) for data in (by_kind[best], ordinary[0])]
-            yield ratio(f"error at the query: {best} over ordinary", query[0], query[1], below(WELL))
+            what = f"error at the query: {best} over ordinary"
+            yield ratio(what, at_query(by_kind[best]), at_query(ordinary[0]), below(WELL))
 
 
 def r2_stays(evidence: Evidence) -> Iterator[Estimate]:
@@ -168,7 +170,7 @@ def _more_loops(evidence: Evidence, name: str) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, name).items():
         last = int(data[0].loop[-1])
         for n in (n for n in COMPARED_N if n in data[0].n.values):
-            more, trained = (np.stack([d.error.sel(n=n, loop=t).values for d in data]) for t in (last, kind.loops))
+            more, trained = (errors_at(data, n=n, loop=loop) for loop in (last, kind.loops))
             what = f"{kind}, n {n}: error after {last} loops over that after {kind.loops}"
             yield own_ratio(what, more, trained, above(NO_BETTER))
 
@@ -193,7 +195,7 @@ def r5_first_and_last(evidence: Evidence) -> Iterator[Estimate]:
     first, last = _masks(evidence, R5_FIRST_N), _masks(evidence, R4_LAST_N)
     for kind in (kind for kind in first if kind in last):
         for n in (n for n in COMPARED_N if all(n in masks[kind][0].n.values for masks in (first, last))):
-            a, b = (np.stack([d.error.sel(n=n, loop=kind.loops).values for d in m[kind]]) for m in (last, first))
+            a, b = (errors_at(masks[kind], n=n, loop=kind.loops) for masks in (last, first))
             what = f"{kind}, n {n}: error with the last over that with the first"
             yield own_ratio(what, a, b, about_equal(EQUAL))
 
@@ -201,8 +203,7 @@ def r5_first_and_last(evidence: Evidence) -> Iterator[Estimate]:
 def r5_memory(evidence: Evidence) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, R4_LAST_N).items():
         if 1 in data[0].n.values:
-            alone = np.stack([d.error.sel(n=1, loop=kind.loops).values for d in data])
-            clean = np.stack([d.clean_error.sel(loop=kind.loops).values for d in data])
+            alone, clean = errors_at(data, n=1, loop=kind.loops), errors_at(data, "clean_error", loop=kind.loops)
             what = f"{kind}: error with the query's own state alone over the clean run"
             yield own_ratio(what, alone, clean, above(STAYS))
 
