@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from loopprobe.store.checkpoint import load, load_checkpoint
     from loopprobe.store.evaluate import query_error
     from loopprobe.support.memory import keep_freed_memory
-    from loopprobe.tasks import Prompts, held_out, sample
+    from loopprobe.tasks import Prompts, RegressionTask, TokenTask, held_out, register_task, sample
     from loopprobe.tasks.corruptions import corrupt
     from loopprobe.training.train import train
     from loopprobe.wrapped.wrap import wrap
@@ -70,6 +70,9 @@ _HOME = {
     "open_cache": "model.stream",
     "LoopedTransformer": "model.looped",
     "Prompts": "tasks",
+    "RegressionTask": "tasks",
+    "TokenTask": "tasks",
+    "register_task": "tasks",
     "held_out": "tasks",
     "sample": "tasks",
     "train": "training.train",

@@ -9,7 +9,6 @@
 import torch
 
 from loopprobe import edited, figure, load_checkpoint, probe, replace
-from loopprobe.tasks.token_rules import solve_tokens
 
 checkpoint = load_checkpoint("s5-b12-T12")
 model, prompts = checkpoint.model, checkpoint.held_out(512)
@@ -80,7 +79,7 @@ _, donor = model.run_with_cache(*other.inputs, n_loops=n, names="hook_z")
 def as_predicted(t, loops, tokens, where):
     """Swap the states of tokens; return the share of the answers from token t on that are then as predicted."""
     mixed = torch.cat([other.tokens[:, : t + 1], prompts.tokens[:, t + 1 :]], dim=1)
-    predicted = solve_tokens(prompts.task, mixed)[:, t:]
+    predicted = prompts.task.rules.solve(mixed)[:, t:]
     with torch.no_grad(), edited(model, "z", replace(donor), loops=loops, positions=tokens):
         answered = model(*prompts.inputs, n_loops=n, read_at=prompts.read_at)[-1].argmax(-1)[:, t:]
     shares = (answered == predicted).float().mean().item(), (answered == prompts.answers[:, t:]).float().mean().item()

@@ -6,7 +6,7 @@ from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.reference.baselines import BASELINES, check_baselines
 from loopprobe.reference.baselines.closed import averaging, least_squares, nearest_neighbours, ridge
-from loopprobe.reference.baselines.optimal import covariance, gaussian_process, optimum, sparse_bayes
+from loopprobe.reference.baselines.optimal import gaussian_process, optimum, sparse_bayes
 from loopprobe.tasks import Prompts, held_out, sample
 
 LINEAR, NOISY = TaskConfig(), TaskConfig(name="noisy_linear_regression", noise_std=0.5)
@@ -146,21 +146,20 @@ def test_sparse_bayes_is_optimal_and_exact_once_the_support_is_known():
 )
 def test_the_covariance_is_that_of_the_labels(task):
     one = sample(TaskConfig(), 1, 5, 3, torch.Generator().manual_seed(1)).xs
-    from loopprobe.tasks.functions import CLASSES
     from loopprobe.tasks.prompts import normal
 
     n = 40_000
-    numbers = normal((n, CLASSES[task.name].size(task, 3)), torch.Generator().manual_seed(2))
-    ys, _ = CLASSES[task.name].label(task, one.double().expand(n, -1, -1), numbers, 3)
+    numbers = normal((n, task.rules.numbers(3)), torch.Generator().manual_seed(2))
+    ys, _ = task.rules.label(one.double().expand(n, -1, -1), numbers, 3)
     ys = ys.sign() if task.labels == "sign" else ys
     empirical = ys.T @ ys / n
     error = (ys[:, :, None] * ys[:, None]).std(0) / n**0.5
-    assert ((covariance(one, task)[0] - empirical).abs() < 5 * error + 1e-9).all()
+    assert ((task.rules.covariance(one)[0] - empirical).abs() < 5 * error + 1e-9).all()
 
 
 def test_the_gaussian_process_of_linear_labels_is_ridge():
     prompts = held_out(LINEAR, 20, 8, 4)
-    kernel = covariance(prompts.xs, LINEAR)
+    kernel = LINEAR.rules.covariance(prompts.xs)
     mean = gaussian_process(prompts, kernel + 0.3 * torch.eye(8, dtype=torch.float64), jitter=0)
     torch.testing.assert_close(mean, ridge(prompts, 0.3))
 

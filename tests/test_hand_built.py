@@ -12,7 +12,6 @@ from loopprobe.dynamics.limits import Limit
 from loopprobe.model.masks import kept_tokens
 from loopprobe.show.present import table, tables_for
 from loopprobe.tasks import TokenPrompts
-from loopprobe.tasks.token_rules import solve_tokens
 
 BOTH = pytest.mark.parametrize("make", [copier, carrier])
 OPTIONS = {
@@ -174,7 +173,7 @@ def test_patches_of_the_carrier_matter_where_the_carry_stands():
     checkpoint = carrier()
     task = checkpoint.config.task
     clean, corrupted = (torch.tensor([[5, first, 1, 2, 1, 4]]) for first in (3, 0))  # a carry that goes all the way
-    clean, corrupted = (TokenPrompts(tokens, solve_tokens(task, tokens), task) for tokens in (clean, corrupted))
+    clean, corrupted = (TokenPrompts(tokens, task.rules.solve(tokens), task) for tokens in (clean, corrupted))
     data = probe("patch", checkpoint, clean, corrupted=corrupted, sites=("z", "attn_z", "mlp_out"))
     way, end = np.eye(4, 6, 2), np.arange(1, 5)[:, None] == 4
     close(data.z, way)

@@ -109,15 +109,13 @@ def test_a_tree_asks_for_signs_only():
 
 
 def test_a_relu_network_is_homogeneous():
-    from loopprobe.tasks.functions import CLASSES
-
     xs, numbers = (
         normal((4, 3, 5), torch.Generator().manual_seed(0)),
         normal((4, 120), torch.Generator().manual_seed(1)),
     )
-    once, _ = CLASSES["relu_network"].label(RELU, xs, numbers, 5)
-    twice, _ = CLASSES["relu_network"].label(RELU, 2 * xs, numbers, 5)
-    back, _ = CLASSES["relu_network"].label(RELU, -xs, numbers, 5)
+    once, _ = RELU.rules.label(xs, numbers, 5)
+    twice, _ = RELU.rules.label(2 * xs, numbers, 5)
+    back, _ = RELU.rules.label(-xs, numbers, 5)
     torch.testing.assert_close(twice, 2 * once)
     assert (once + back).abs().min() > 1e-3  # it is not linear
 

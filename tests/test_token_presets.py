@@ -5,8 +5,10 @@ import re
 import pytest
 
 from loopprobe.config.sources import load_config, preset_names
-from loopprobe.config.token_tasks import TOKEN_TASKS
 from loopprobe.errors import LoopprobeError
+from loopprobe.tasks.registry import SHIPPED, find
+
+TOKEN_TASKS = [name for name in SHIPPED if find(name).reads_tokens]
 
 
 def test_every_token_task_has_a_preset_that_loops():

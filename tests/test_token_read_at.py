@@ -7,7 +7,6 @@ from conftest import make_token_model
 from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.tasks import TokenPrompts, sample_tokens
-from loopprobe.tasks.token_rules import solve_tokens
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def test_positions_that_are_not_there_are_refused_in_one_line(read_at):
 def test_prompts_made_by_hand_are_corrupted_at_their_own_length():
     task = TaskConfig(name="parity")
     tokens = torch.tensor([[3, 0, 1, 1, 2]])
-    prompts = TokenPrompts(tokens, solve_tokens(task, tokens), task)
+    prompts = TokenPrompts(tokens, task.rules.solve(tokens), task)
     other = prompts.corrupted("token", torch.Generator().manual_seed(0))
     assert (other.tokens != tokens).sum() == 1
     assert other.answers.item() == 1 - prompts.answers.item()

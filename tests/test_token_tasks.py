@@ -129,8 +129,7 @@ def assert_solved(prompts):
 @pytest.mark.parametrize("length", [1, 3, None])
 def test_answers_are_those_of_a_solver_in_plain_python(task, length):
     prompts = drawn(task, length)
-    assert prompts.n_tokens == task.tokens.n_tokens(task, length or task.length)
-    assert prompts.n_answers == task.tokens.n_answers(task, length or task.length)
+    assert prompts.n_tokens == task.rules.n_tokens(length or task.length)
     assert_solved(prompts)
 
 
@@ -160,7 +159,7 @@ def test_held_out_prompts_are_not_those_of_the_training_of_any_seed(task):
 
 @pytest.mark.parametrize("task", [TASKS[i] for i in (0, 1, 2, 3, 8, 9, 10)], ids=lambda task: task.short)
 def test_free_symbols_are_drawn_alike(task):
-    n = len(set(task.tokens.symbols(task)) - {"=", ">"})
+    n = len(set(task.rules.symbols_of) - {"=", ">"})
     counts = torch.bincount(drawn(task, n=4000).tokens[:, 1], minlength=n)
     assert len(counts) == n
     assert (counts - 4000 / n).abs().max() < 5 * (4000 / n) ** 0.5
@@ -215,7 +214,7 @@ RESULTS = {
     "parity": {"sum so far": lambda task, tokens: [*running_sums(task, tokens), running_sums(task, tokens)[-1]]},
     "cyclic": {"sum so far": running_sums},
     "s5": {
-        "product so far": lambda task, tokens: [task.tokens.outputs(task).index(a) for a in arrangements(task, tokens)]
+        "product so far": lambda task, tokens: [task.rules.outputs.index(a) for a in arrangements(task, tokens)]
     },
     "addition": {
         "sum of the column": lambda task, tokens: [*(sum(map(int, c.split("+"))) for c in tokens[:-1]), 0],

@@ -12,15 +12,16 @@ from safetensors.torch import load_file
 from loopprobe.config.schema import Config, Schedule, TrainConfig, read_config
 from loopprobe.config.sources import load_config, merge, preset_names
 from loopprobe.config.strict import build
-from loopprobe.config.token_tasks import TOKEN_TASKS
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.store.checkpoint import load_checkpoint
+from loopprobe.tasks.registry import SHIPPED, find
 from loopprobe.training.runs import Run
 from loopprobe.training.stack import Stack
 from loopprobe.training.steps import windowed_loss
 from loopprobe.training.sweep import plan, read_grid, stacks
 from loopprobe.training.train import draw, start, train, train_runs
 
+TOKEN_TASKS = [name for name in SHIPPED if find(name).reads_tokens]
 SMALL = [
     "model.d_model=16", "model.n_heads=2", "model.n_ctx=16", "train.batch_size=8", "train.device=cpu", "train.steps=20",
     "train.warmup_steps=5", "train.log_every=3", "train.checkpoint_every=7",
@@ -265,8 +266,8 @@ def test_names_of_configs_tell_task_loops_and_what_is_special():
 def test_every_token_task_makes_a_config_with_its_vocabulary(name):
     cfg = load_config(overrides=[f"task.name={name}"])
     task = cfg.task
-    assert (cfg.model.d_vocab, cfg.model.d_vocab_out) == (len(task.tokens.inputs(task)), len(task.tokens.outputs(task)))
-    assert len(set(task.tokens.inputs(task))) == cfg.model.d_vocab
+    assert (cfg.model.d_vocab, cfg.model.d_vocab_out) == (len(task.rules.inputs), len(task.rules.outputs))
+    assert len(set(task.rules.inputs)) == cfg.model.d_vocab
     assert (cfg.train.loss, cfg.train.dims, cfg.train.points, task.noise_std) == ("cross_entropy", None, None, None)
     assert cfg.train.length.end == task.length
     assert read_config(cfg.to_dict()) == cfg

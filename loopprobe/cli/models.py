@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import Cpus, Device, Dtype, Engine, Gpus, Overwrite, TrustRemoteCode, cluster_of
+from loopprobe.cli.options import (
+    Cpus,
+    Device,
+    Dtype,
+    Engine,
+    Gpus,
+    Overwrite,
+    OwnTask,
+    TrustRemoteCode,
+    cluster_of,
+    register,
+)
 from loopprobe.cli.parsing import at_least
 from loopprobe.errors import LoopprobeError
 
@@ -18,6 +29,13 @@ IMPORT_PROMPTS = 64  # that an imported model is evaluated on: seconds, also for
 def train(
     config: Annotated[Path | None, typer.Argument(help="TOML file with [model], [task] and [train].")] = None,
     preset: Annotated[str | None, typer.Option(help="A configuration that ships with loopprobe: reference, …")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Short for --set task.name=…: addition, decision_tree, …; or one of your own: FILE.py:NAME or "
+            "package.module:NAME, whose parameters are --set task.parameters.NAME=…"
+        ),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, such as train.steps=500.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and a name.")] = None,
     device: Annotated[str | None, typer.Option(help="Short for --set train.device=…")] = None,
@@ -29,6 +47,10 @@ def train(
     from loopprobe.config.sources import load_config, refuse_conflicts
 
     overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
+    if resume and task is not None:
+        register([task])
+    elif task is not None:
+        overrides.append(f"task.name={task}")
     refuse_conflicts(overrides)
     cfg = load_config(config, preset, overrides)
     folder = out or Path("runs") / cfg.name
@@ -157,7 +179,10 @@ def import_(
     injection: Annotated[str | None, typer.Option(help="add, multiply or none; by default add.")] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Task that it was trained on: of tokens, parity, …; by default linear_regression."),
+        typer.Option(
+            help="Task that it was trained on: of tokens, parity, …; or your own, FILE.py:NAME; by default "
+            "linear_regression."
+        ),
     ] = None,
     n_points: Annotated[
         int | None, typer.Option(help="Points of a prompt; by default what fits its positions.")
@@ -197,6 +222,7 @@ def evaluate_(
         int, typer.Option(help="Also the error after so many loops, where the model is looped; 0: not.")
     ] = 500,
     device: Device = "auto",
+    task: OwnTask = None,
 ) -> None:
     """Measure the errors that list and show tell, and record them.
 
@@ -205,6 +231,7 @@ def evaluate_(
     at_least(prompts, 1, "prompts")
     at_least(seed, 0, "seed")
     at_least(far, 0, "far")
+    register(task)
     from loopprobe.store.checkpoint import find, load_checkpoint, save
     from loopprobe.store.evaluate import evaluate
     from loopprobe.support.device import pick_device

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from loopprobe.support.cluster import Processes, RayPool
 
 
+OwnTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="A task of your own, FILE.py:NAME or package.module:NAME, for checkpoints whose recorded one has moved or "
+        "changed. Runs that file.",
+    ),
+]
 Ckpt = Annotated[
     list[str] | None,
     typer.Option(
@@ -178,6 +186,7 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
 
         @functools.wraps(verb)
         def command(**values: Any) -> None:
+            tasks = values.pop("task")
             common = Common(**{name: values.pop(name) for name in _COMMON})
             at_least(common.prompts, 1, "prompts")
             at_least(common.seed, 0, "seed")
@@ -186,12 +195,23 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
             one_of(common.read, ("query", "all"), "read")
             if common.dtype is not None:
                 one_of(common.dtype, PRECISIONS, "dtype")
+            register(tasks)
             verb(common=common, **values)
 
-        command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what typer reads
+        task = inspect.Parameter("task", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OwnTask)
+        command.__signature__ = inspect.Signature([*own, *shared, task])  # type: ignore[attr-defined]  # what typer reads
         return command
 
     return decorate
+
+
+def register(tasks: list[str] | None) -> None:
+    """Register the tasks that a person names; their files run."""
+    if tasks:
+        from loopprobe.tasks import register_task
+
+        for task in tasks:
+            register_task(task)
 
 
 def pool_of(

@@ -17,12 +17,14 @@ from loopprobe.cli.options import (
     Engine,
     Gpus,
     Loops,
+    OwnTask,
     Png,
     Quick,
     Workers,
     output_folder,
     pool_of,
     question_files,
+    register,
     with_common,
 )
 from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_words
@@ -104,7 +106,10 @@ def converge(
 def compare(
     loops: Loops = None,
     baselines: Annotated[
-        str, typer.Option(help="Of least_squares, ridge, lasso, nearest, averaging, tree, boosting, network; or all.")
+        str,
+        typer.Option(
+            help="Of least_squares, ridge, lasso, nearest, averaging, tree, boosting, network; or all that fit."
+        ),
     ] = "",
     baseline_prompts: Annotated[int, typer.Option(help="Prompts for lasso, tree, boosting and network.")] = 128,
     *,
@@ -113,10 +118,7 @@ def compare(
     """Compare models by the number of examples."""
     at_least(loops, 1, "loops")
     at_least(baseline_prompts, 1, "baseline_prompts")
-    from loopprobe.reference.baselines import BASELINES
-
-    names = tuple(BASELINES) if baselines == "all" else parse_words(baselines)
-    options = {"loops": loops, "baselines": names, "baseline_prompts": baseline_prompts}
+    options = {"loops": loops, "baselines": parse_words(baselines), "baseline_prompts": baseline_prompts}
     show(*ask("compare", options, "compare", common), common.png)
 
 
@@ -161,9 +163,11 @@ def run(
     engine: Engine = "local",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
+    task: OwnTask = None,
 ) -> None:
     """Answer saved questions."""
     files = question_files(questions)
+    register(task)
     from loopprobe.show.figures.style import require_png, write_figures
     from loopprobe.show.present import figures_of, tables_of
     from loopprobe.show.tables import show_table

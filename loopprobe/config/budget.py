@@ -100,23 +100,12 @@ def n_parameters(cfg: ModelConfig) -> int:
 
 def prompt_bytes(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int) -> int:
     """The peak memory of drawing prompts of regression: random numbers in float64, inputs and labels made of them."""
-    inputs, hidden = n_points * n_dims, 0
-    numbers = n_dims if task.sparsity is None else 2 * n_dims
-    if task.depth is not None:
-        numbers = 2 ** (task.depth + 1)
-    if task.hidden is not None:
-        numbers, hidden = task.hidden * (n_dims + 1), n_points * task.hidden
-    if task.name == "tables":
-        numbers = 2 * n_dims**2
-    drawn = inputs + numbers + n_points
-    return n_prompts * 8 * (drawn + max(drawn, 2 * inputs + 2 * hidden))
+    return int(task.rules.memory(n_prompts, n_points, n_dims))
 
 
 def token_bytes(task: TaskConfig, n_prompts: int, length: int) -> int:
     """The peak memory of drawing prompts of a token task: random numbers, tokens, and which tokens are alike."""
-    assert task.tokens is not None
-    n_tokens = task.tokens.n_tokens(task, length)
-    return n_prompts * 8 * n_tokens * (4 + (task.numbers or 1) + (n_tokens if task.context else 0))
+    return int(task.rules.memory(n_prompts, length))
 
 
 def run_bytes(cfg: ModelConfig, n_prompts: int, n_tokens: int, loops_kept: int = 1) -> int:
@@ -152,9 +141,8 @@ def longest_training(cfg: Config) -> int:
     """The tokens of the longest prompts of a training."""
     if cfg.train.points is not None:
         return TOKENS_PER_POINT * cfg.train.points.last
-    assert cfg.task.tokens is not None
     assert cfg.train.length is not None
-    return cfg.task.tokens.n_tokens(cfg.task, cfg.train.length.last)
+    return int(cfg.task.rules.n_tokens(cfg.train.length.last))
 
 
 def require_model(cfg: ModelConfig) -> None:
@@ -179,6 +167,6 @@ def require_tokens(task: TaskConfig, n_prompts: int, length: int) -> None:
 def require_training(cfg: Config, device: torch.device) -> None:
     """Raise LoopprobeError where the memory cannot hold a training: before anything of it is made."""
     require_model(cfg.model)
-    size = f"{longest_training(cfg):,} tokens" if cfg.task.tokens else f"{cfg.model.n_points:,} points"
+    size = f"{longest_training(cfg):,} tokens" if cfg.task.reads_tokens else f"{cfg.model.n_points:,} points"
     what = f"training with a batch of {cfg.train.batch_size:,}, a window of {cfg.train.loop_window:,} loops and {size}"
     require(training_bytes(cfg), what, "lower train.batch_size, train.loop_window or the sizes of the model", device)

@@ -13,6 +13,7 @@ from pydantic import Field
 from loopprobe.config.model import ModelConfig as ModelConfig
 from loopprobe.config.strict import build, configuration
 from loopprobe.config.task import TaskConfig as TaskConfig
+from loopprobe.config.task import require_recorded
 from loopprobe.config.train import Loss
 from loopprobe.config.train import Schedule as Schedule
 from loopprobe.config.train import TrainConfig as TrainConfig
@@ -31,7 +32,7 @@ class ForeignConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, without the fields that are off (None); ``train`` is None."""
-        return {"train": None} | _drop_none(dataclasses.asdict(self))
+        return {"train": None} | plain(self)
 
     @property
     def name(self) -> str:
@@ -76,7 +77,7 @@ class Config:
                         f"or raise {whose}"
                     )
             resolved[name] = dataclasses.replace(schedule, end=schedule.end or limit)
-        losses: tuple[Loss, ...] = ("cross_entropy",) if self.task.tokens else ("mse", "log")
+        losses: tuple[Loss, ...] = ("cross_entropy",) if self.task.reads_tokens else ("mse", "log")
         if (loss := self.train.loss or losses[0]) not in losses:
             raise LoopprobeError(
                 f"train.loss ({loss}) must be {' or '.join(losses)} for task {self.task.name}: change it"
@@ -99,7 +100,7 @@ class Config:
     def _schedules(self) -> tuple[dict[str, tuple[int, str]], dict[str, Schedule]]:
         """The limit of every schedule that the task has, and whose it is; and the schedules where none are given."""
         loops = {"loops": (self.model.n_loops, "model.n_loops")}
-        if self.task.tokens is None:
+        if not self.task.reads_tokens:
             limits = {name: (getattr(self.model, f"n_{name}"), f"model.n_{name}") for name in ("dims", "points")}
             starts = {"dims": min(3, limits["dims"][0]), "points": min(10, limits["points"][0])}
             grown = {name: Schedule(kind="linear", start=start, over=0.4) for name, start in starts.items()}
@@ -110,7 +111,8 @@ class Config:
                 f"model.n_loops ({self.model.n_loops}) must be task.length ({self.task.length}) where there are as "
                 "many loops as the length: set it"
             )
-        longest = self.task.tokens.n_tokens(self.task, self.task.length)
+        rules = self.task.known
+        longest = 0 if rules is None else rules.n_tokens(self.task.length)
         if longest > self.model.n_ctx:
             raise LoopprobeError(
                 f"prompts of length {self.task.length} have {longest} tokens and model.n_ctx is {self.model.n_ctx}: "
@@ -120,7 +122,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, without the fields that are off (None)."""
-        return _drop_none(dataclasses.asdict(self))
+        return plain(self)
 
     @property
     def name(self) -> str:
@@ -153,6 +155,7 @@ def read_config(tree: dict[str, Any]) -> AnyConfig:
     Raises:
         LoopprobeError: a field is not known, or has a value that it cannot have.
     """
+    require_recorded(tree.get("task"))
     config: AnyConfig
     if "train" in tree and tree["train"] is None:
         config = build(ForeignConfig, {key: value for key, value in tree.items() if key != "train"})
@@ -163,18 +166,28 @@ def read_config(tree: dict[str, Any]) -> AnyConfig:
 
 def require_vocabulary(model: ModelConfig, task: TaskConfig) -> None:
     """Raise LoopprobeError where a model does not read what a task gives, or answers otherwise."""
-    if task.tokens is None:
+    if not task.reads_tokens:
         if model.reads_tokens:
             raise LoopprobeError(
                 f"task {task.name} gives vectors and the model reads tokens (d_vocab = {model.d_vocab}): drop "
                 "model.d_vocab, or choose a token task"
             )
         return
-    for name, names in (("d_vocab", task.tokens.inputs(task)), ("d_vocab_out", task.tokens.outputs(task))):
-        if getattr(model, name) != len(names):
+    if not model.reads_tokens:
+        raise LoopprobeError(
+            f"task {task.name} gives tokens and the model reads vectors: set model.d_vocab to the number of its tokens"
+        )
+    for name, size in () if task.known is None else vocabulary(task).items():
+        if getattr(model, name) != size:
             raise LoopprobeError(
-                f"model.{name} ({getattr(model, name) or 'none'}) must be {len(names)} for task {task.short}: set it"
+                f"model.{name} ({getattr(model, name) or 'none'}) must be {size} for task {task.short}: set it"
             )
+
+
+def vocabulary(task: TaskConfig) -> dict[str, int]:
+    """The fields of ModelConfig that tell how many tokens and answers a token task has."""
+    rules = task.rules
+    return {"d_vocab": len(rules.inputs), "d_vocab_out": len(rules.outputs or rules.inputs)}
 
 
 def _parts(task: TaskConfig, model: ModelConfig) -> list[str]:
@@ -186,7 +199,15 @@ def _parts(task: TaskConfig, model: ModelConfig) -> list[str]:
     return parts
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """The plain form of a configuration or of a part of one, without the fields that are off (None)."""
+    return _drop_none(dataclasses.asdict(config))
+
+
 def _drop_none(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without what is None; the parameters of a task of one's own stay whole."""
     return {
-        key: _drop_none(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None
+        key: _drop_none(value) if isinstance(value, dict) and key != "parameters" else value
+        for key, value in tree.items()
+        if value is not None
     }

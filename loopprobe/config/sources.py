@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from loopprobe.config.schema import Config, TaskConfig
+from loopprobe.config.schema import Config, TaskConfig, plain, vocabulary
 from loopprobe.config.strict import build
-from loopprobe.config.token_tasks import TOKEN_TASKS
 from loopprobe.errors import LoopprobeError
 
 
@@ -51,16 +51,33 @@ def make_config(tree: dict[str, Any], preset: str | None = None) -> Config:
     """
     task, model = tree.get("task"), tree.get("model", {})
     name = task.get("name") if isinstance(task, dict) else None
-    if isinstance(name, str) and name in TOKEN_TASKS and isinstance(model, dict):
+    if isinstance(name, str) and isinstance(model, dict) and build(TaskConfig, tree["task"]).reads_tokens:
         tree = tree if preset is not None or name not in preset_names() else merge(read_preset(name), tree)
-        task, train, tokens = build(TaskConfig, tree["task"]), tree.get("train"), TOKEN_TASKS[name]
-        sizes = {"d_vocab": len(tokens.inputs(task)), "d_vocab_out": len(tokens.outputs(task))}
+        task, train = build(TaskConfig, tree["task"]), tree.get("train")
+        sizes = vocabulary(task)
         loops = train.get("loops") if isinstance(train, dict) else None
         if isinstance(loops, dict) and loops.get("kind") == "length":
             sizes["n_loops"] = task.length
         tree = tree | {"model": sizes | tree.get("model", {})}
     config: Config = build(Config, tree)
     return config
+
+
+def with_task(cfg: Config | None, task: TaskConfig) -> Config:
+    """A configuration with another task; None stands for the defaults.
+
+    Raises:
+        LoopprobeError: the task does not fit the model.
+    """
+    if cfg is None:
+        return make_config({"task": plain(task)})
+    if cfg.task.reads_tokens != task.reads_tokens:
+        kinds = [f"{one.name} ({'tokens' if one.reads_tokens else 'points'})" for one in (task, cfg.task)]
+        raise LoopprobeError(
+            f"task {kinds[0]} does not fit a configuration of {kinds[1]}: make it by load_config with task.name, or "
+            "give None for the defaults"
+        )
+    return dataclasses.replace(cfg, task=task)
 
 
 def read_preset(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from loopprobe.config.strict import configuration
+from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.reference.baselines import BASELINES, check_baselines
@@ -31,7 +32,7 @@ class CompareConfig:
 
     Attributes:
         loops: iterations; None: as many as each model was trained with.
-        baselines: names, of ``loopprobe.reference.baselines.BASELINES``.
+        baselines: names, of ``loopprobe.reference.baselines.BASELINES``; or ``all``: those that fit the task.
         baseline_prompts: prompts for those baselines that are fitted prefix by prefix.
     """
 
@@ -78,11 +79,11 @@ def run(
     if signs:
         variables["right"] = (("example", "point"), _right(prompts, predictions))
     coords: dict[str, Any] = {"point": np.arange(predictions.shape[1]), "model": checkpoint.label}
-    if config.baselines:
-        parts = [_baseline(one, prompts, config, signs, progress) for one in config.baselines]
+    if baselines := _chosen(checkpoint, config, prompts):
+        parts = [_baseline(one, prompts, config, signs, progress) for one in baselines]
         for key, (dims, _) in parts[0].items():
             variables[key] = (("baseline", *dims), np.stack([part[key][1] for part in parts]))
-        coords["baseline"] = [BASELINES[one].words for one in config.baselines]
+        coords["baseline"] = [BASELINES[one].words for one in baselines]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     data = xr.Dataset(
         variables,
@@ -99,8 +100,26 @@ def run(
 
 
 def check(checkpoint: Checkpoint, config: CompareConfig, prompts: Prompts) -> None:
-    """Raise LoopprobeError where there is no such baseline, or it needs what is not installed."""
-    check_baselines(config.baselines)
+    """Raise LoopprobeError where there is no such baseline, it does not fit the task, or it lacks a package."""
+    check_baselines(_chosen(checkpoint, config, prompts))
+
+
+def _chosen(checkpoint: Checkpoint, config: CompareConfig, prompts: Prompts) -> tuple[str, ...]:
+    """The names of the baselines that are asked for.
+
+    Raises:
+        LoopprobeError: one does not fit the task that the prompts are of.
+    """
+    task = checkpoint.config.task
+    fitting = task.rules.baselines if checkpoint.is_of_task(prompts) else None
+    if config.baselines == ("all",):
+        return tuple(BASELINES) if fitting is None else fitting
+    if fitting is not None and (other := [name for name in config.baselines if name not in fitting]):
+        raise LoopprobeError(
+            f"baseline {other[0]!r} does not fit task {task.name}, which names those that do: choose from "
+            f"{', '.join(fitting) or 'none'}"
+        )
+    return config.baselines
 
 
 def _by_point(prefix: str, prompts: Prompts, answers: Tensor, signs: bool) -> Variables:

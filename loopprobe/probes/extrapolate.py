@@ -105,8 +105,8 @@ def run(
             "fails_at": 0 if solved.all() else int(lengths[int(solved.argmin())]),
             "slope": _slope(np.array(lengths, float)[solved], needed[solved]),
             "works": config.works,
-            "counts": prompts.task.tokens.counts if prompts.task.tokens else "",
-            "theory": prompts.task.tokens.theory if prompts.task.tokens else "",
+            "counts": prompts.task.rules.counts,
+            "theory": prompts.task.rules.theory,
         },
     )
     data["error"].attrs["units"] = prompts.unit
@@ -154,8 +154,8 @@ def _measured(
 
 def _enough(task: TaskConfig, lengths: Sequence[int], n_layers: int) -> Float[np.ndarray, " length"]:
     """The fewest loops of so many layers that are as deep as theory says to be enough; NaN where it gives no number."""
-    depth = task.tokens.least_depth if task.tokens else None
-    return np.array([np.nan if depth is None else math.ceil(depth(length) / n_layers) for length in lengths])
+    depths = [task.rules.least_depth(length) for length in lengths]
+    return np.array([np.nan if depth is None else math.ceil(depth / n_layers) for depth in depths])
 
 
 def _slope(lengths: Float[np.ndarray, " length"], loops: Float[np.ndarray, " length"]) -> float:

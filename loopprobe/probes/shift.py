@@ -110,6 +110,11 @@ def check(checkpoint: Checkpoint, config: ShiftConfig, prompts: Prompts) -> None
             "the shifts start from prompts as in training, but these do not say that they are of "
             f"{checkpoint.config.task.name}: give their number, or checkpoint.held_out(…)"
         )
+    if not config.shifts and not applicable(checkpoint):
+        raise LoopprobeError(
+            f"no shift applies to {checkpoint.label}, whose task ({checkpoint.config.task.name}) draws inputs and "
+            "labels at once: derive it from loopprobe.tasks.FunctionTask, or give other prompts to another verb"
+        )
     for name in config.shifts:
         find_shift(name)
         checkpoint.held_out(1, shift=name)

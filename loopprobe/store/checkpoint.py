@@ -89,7 +89,7 @@ class Checkpoint:
         errors = [f"{one.words} after {one.loops} loops" for one in recorded_errors(self.evaluation)]
         return "\n".join([
             f"{self.label}: {self.config.task.name.replace('_', ' ')}, {layers}, b = {model.n_loops}, {window}",
-            f"{'cross entropy' if self.config.task.tokens else 'error'} at the query "
+            f"{'cross entropy' if self.config.task.reads_tokens else 'error'} at the query "
             f"{', '.join(errors) or 'not measured'}; {self.step:,} steps",
             f"weights {self.digest()}, {self.model.dtype} on {self.device}".replace("torch.", ""),
         ])  # fmt: skip

@@ -23,7 +23,7 @@ def draw(config: AnyConfig, label: str, spec: PromptSpec) -> Drawn:
     Raises:
         LoopprobeError: the specification does not fit the model, or the table cannot be used.
     """
-    if spec.length is not None and config.task.tokens is None:
+    if spec.length is not None and not config.task.reads_tokens:
         raise LoopprobeError(f"length ({spec.length}) is of token tasks, and {label} has vectors: leave it out")
     if spec.of_text:
         raise LoopprobeError(f"{label} reads no text ({config.task.name}): give a language model, such as hf:NAME")
@@ -31,7 +31,7 @@ def draw(config: AnyConfig, label: str, spec: PromptSpec) -> Drawn:
         return held_out(config, label, spec.prompts, spec.seed, spec.shift, spec.length)
     if spec.shift is not None:
         raise LoopprobeError(f"prompts from tables cannot be shifted ({spec.shift}): leave out one of the two")
-    if config.task.tokens is not None:
+    if config.task.reads_tokens:
         raise LoopprobeError(f"{label} reads tokens, and a table ({spec.data}) gives vectors: leave it out")
     return from_table(config, spec.data, spec.target, spec.prompts, spec.seed)
 
@@ -53,7 +53,7 @@ def held_out(
         LoopprobeError: there is no such shift, the model was trained on as many examples or dimensions as it can
             read, or it cannot read so many tokens.
     """
-    if config.task.tokens is not None:
+    if config.task.reads_tokens:
         return _held_out_tokens(config, label, n_prompts, seed, shift, length)
     model = config.model
     points, dims = model.n_points, model.n_dims
@@ -74,12 +74,11 @@ def _held_out_tokens(
     config: AnyConfig, label: str, n_prompts: int, seed: int, shift: str | None, length: int | None
 ) -> TokenPrompts:
     task = config.task
-    assert task.tokens is not None
     assert task.length is not None
     if shift is not None:
         raise LoopprobeError(f"prompts of {task.name} have no shift ({shift}): give another length instead")
     length = length or task.length
-    if (n_tokens := task.tokens.n_tokens(task, length)) > config.model.n_ctx:
+    if (n_tokens := task.rules.n_tokens(length)) > config.model.n_ctx:
         raise LoopprobeError(
             f"prompts of length {length} have {n_tokens} tokens and {label} reads {config.model.n_ctx}: lower it"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from loopprobe.config.schema import Config
 from loopprobe.model.protocol import LoopedModel
+from loopprobe.reference.baselines.optimal import UNKNOWN
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.support.statistics import share_interval, summarise_errors
 from loopprobe.tasks import PromptBatch
@@ -71,7 +72,7 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
     errors = query_error(checkpoint.model, prompts, loops[-1])[[loop - 1 for loop in loops]]
     summary = summarise_errors(errors.cpu().numpy(), prompts.failure_level)
     name, best = checkpoint.optimum(prompts)
-    tokens = {} if checkpoint.config.task.tokens is None else {"right": _right(checkpoint, n_prompts, seed)}
+    tokens = {} if not checkpoint.config.task.reads_tokens else {"right": _right(checkpoint, n_prompts, seed)}
     return tokens | {
         "measure": prompts.query_unit,
         "n_prompts": n_prompts,
@@ -79,8 +80,12 @@ def evaluate(checkpoint: Checkpoint, *, n_prompts: int = 1280, seed: int = 0, fa
         "loops": loops,
         "failure_level": prompts.failure_level,
         **{name: values.tolist() for name, values in summary.items()},
-        "optimum": {"name": name, "error": prompts.errors(best)[:, -1].quantile(0.5).item()},
+        "optimum": None if name == UNKNOWN else {"name": name, "error": _median(prompts.errors(best))},
     }
+
+
+def _median(errors: Float[Tensor, "batch answer"]) -> float:
+    return errors[:, -1].quantile(0.5).item()
 
 
 def _right(checkpoint: Checkpoint, n_prompts: int, seed: int) -> dict[str, list[float]]:

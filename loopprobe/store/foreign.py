@@ -19,6 +19,7 @@ from torch import Tensor
 
 from loopprobe.config.schema import ForeignConfig, ModelConfig, TaskConfig
 from loopprobe.config.strict import build
+from loopprobe.config.task import require_recorded
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.store.checkpoint import Checkpoint
@@ -139,6 +140,7 @@ def read_checkpoint(path: Path, given: Mapping[str, Any]) -> Checkpoint:
     tensors, recorded = read_file(path)
     model = _model(path, tensors, recorded, given.get("model", {}))
     task, known = given.get("task", {}), recorded.get("task", {})
+    require_recorded(known)
     if task.get("name", known.get("name")) == known.get("name"):
         task = known | task
     if model.cfg.reads_tokens and "name" not in task:

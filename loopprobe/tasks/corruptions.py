@@ -45,7 +45,7 @@ def corrupt(
         other = (spread * normal((n_prompts,), generator)).to(ys)
         ys[:, example] = -ys[:, example] if prompts.origin.get("labels") == "sign" else other
     elif kind == "weights":
-        if prompts.origin.get("task", "linear_regression") not in ("linear_regression", "noisy_linear_regression"):
+        if "weights" not in prompts.corruptions:
             raise LoopprobeError(
                 f"corruption 'weights' is for linear regression, not {prompts.origin['task']}: choose label"
             )

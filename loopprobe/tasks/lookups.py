@@ -2,41 +2,152 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from loopprobe.config.schema import TaskConfig
-from loopprobe.tasks.algebra import Chance, TokenIds, integers
+from loopprobe.errors import LoopprobeError
+from loopprobe.tasks.started import Chance, Names, StartedTask, TokenIds, doubling, integers, letters, number_names
 
-# Copies
-
-
-def draw_copy(task: TaskConfig, chance: Chance, length: int) -> TokenIds:
-    symbols = integers(chance, task.symbols or 2)
-    return torch.cat([symbols, torch.full_like(symbols, task.symbols or 2)], 1)
+BRACKETS = ("(", ")", "[", "]")
+UNDEFINED = "∅"  # the answer where there is none
 
 
-def solve_copy(task: TaskConfig, tokens: TokenIds) -> Tensor:
-    symbols = tokens[:, : tokens.shape[1] // 2]
-    return symbols.flip(1) if task.name == "reverse" else symbols.clone()
+@dataclass(frozen=True)
+class Copy(StartedTask):
+    """The symbols once more."""
+
+    name = "copy"
+    short = "copy"
+    counts = "symbols"
+    theory = "two layers suffice with positions (Jelassi et al., arXiv 2402.01032)"
+
+    backwards: ClassVar[bool] = False
+
+    length: int = 12
+    symbols: int = 8
+
+    @property
+    def symbols_of(self) -> Names:
+        return (*letters(self.symbols), ">")
+
+    @property
+    def outputs(self) -> Names:  # type: ignore[override]
+        return letters(self.symbols)
+
+    def n_symbols(self, length: int) -> int:
+        return 2 * length
+
+    def may_be(self, length: int) -> list[int]:
+        return [self.symbols] * length + [0] * length
+
+    def lay(self, chance: Chance, length: int) -> TokenIds:
+        symbols = integers(chance, self.symbols)
+        return torch.cat([symbols, torch.full_like(symbols, self.symbols)], 1)
+
+    def answer(self, tokens: TokenIds) -> Tensor:
+        symbols = tokens[:, : tokens.shape[1] // 2]
+        return symbols.flip(1) if self.backwards else symbols.clone()
+
+    def aims(self, tokens: TokenIds) -> dict[str, Tensor]:
+        """Return the symbol that the query copies: the last one, or in reverse the first."""
+        place = torch.arange(tokens.shape[1]).expand(tokens.shape).to(tokens.device)
+        return {"its source": place == (0 if self.backwards else tokens.shape[1] // 2 - 1)}
 
 
-def source(task: TaskConfig, tokens: TokenIds) -> dict[str, Tensor]:
-    """The symbol that the query copies: the last one, or in reverse the first."""
-    place = torch.arange(tokens.shape[1]).expand(tokens.shape).to(tokens.device)
-    return {"its source": place == (0 if task.name == "reverse" else tokens.shape[1] // 2 - 1)}
+@dataclass(frozen=True)
+class Reverse(Copy):
+    """The symbols from the last to the first."""
+
+    name = "reverse"
+    short = "reverse"
+    backwards = True
 
 
-# p-hop induction
+@dataclass(frozen=True)
+class PHop(StartedTask):
+    """The symbol where so many hops end, for the last half of the symbols."""
 
+    name = "p_hop"
+    short = "phop"
+    counts = "hops"
+    theory = (
+        "depth floor(log2 p) + 2 suffices, and less than order log p does not unless parallel computation is faster "
+        "than believed (Sanford et al., arXiv 2402.09268)"
+    )
+    compares = True
 
-def draw_hops(task: TaskConfig, chance: Chance, length: int) -> TokenIds:
-    """The number of hops, and symbols of which no two neighbours are equal: a hop from the second would stay there."""
-    symbols = task.symbols or 2
-    hops = torch.full((len(chance), 1), symbols + length - 1)
-    further = 1 + integers(chance[:, 1:], symbols - 1)
-    return torch.cat([hops, torch.cat([integers(chance[:, :1], symbols), further], 1).cumsum(1) % symbols], 1)
+    length: int = 4
+    symbols: int = 4
+    context: int = 32
+
+    def __post_init__(self) -> None:
+        """Raise LoopprobeError where there are too few symbols."""
+        if self.symbols < 3:
+            raise LoopprobeError(
+                f"symbols ({self.symbols}) must be at least 3 for p_hop: no two neighbours are equal, and "
+                "two symbols would only alternate; raise it"
+            )
+
+    @property
+    def longest(self) -> int:
+        """The most hops that there is a token for."""
+        return 2 * self.length
+
+    @property
+    def symbols_of(self) -> Names:
+        return (*letters(self.symbols), *map(str, range(1, 2 * self.length + 1)))
+
+    @property
+    def outputs(self) -> Names:  # type: ignore[override]
+        return (*letters(self.symbols), UNDEFINED)
+
+    def n_symbols(self, length: int) -> int:
+        return self.context + 1
+
+    def chances(self, length: int) -> int:
+        return self.context
+
+    def may_be(self, length: int) -> list[int]:
+        return [0] + [self.symbols] * self.context
+
+    def least_depth(self, length: int) -> int:
+        return math.floor(math.log2(length)) + 2
+
+    def lay(self, chance: Chance, length: int) -> TokenIds:
+        """Make the number of hops, and symbols: of equal neighbours a hop from the second would stay there."""
+        symbols = self.symbols
+        hops = torch.full((len(chance), 1), symbols + length - 1)
+        further = 1 + integers(chance[:, 1:], symbols - 1)
+        return torch.cat([hops, torch.cat([integers(chance[:, :1], symbols), further], 1).cumsum(1) % symbols], 1)
+
+    def wanted(self, tokens: TokenIds) -> Tensor:
+        return tokens[:, 0] - int(self.symbols) + 1
+
+    def symbols_at(self, tokens: TokenIds, places: Tensor) -> Tensor:
+        found = tokens[:, 1:].gather(1, places.clamp_min(0))
+        return torch.where(places < 0, self.symbols, found)
+
+    def answer(self, tokens: TokenIds) -> Tensor:
+        wanted = self.wanted(tokens)
+        places = torch.stack(_hops(tokens, int(wanted.max())))
+        ends = places[wanted - 1, torch.arange(len(tokens), device=tokens.device)]
+        return self.symbols_at(tokens, ends)[:, -(self.context // 2) :]
+
+    def held(self, tokens: TokenIds) -> dict[str, Tensor]:
+        none = torch.full_like(tokens[:, :1], -1)
+        places = _hops(tokens, int(self.wanted(tokens).max()))
+        found = [torch.where(at < 0, -1, self.symbols_at(tokens, at)) for at in places]
+        return {f"after hop {i + 1}": torch.cat([none, symbols], 1) for i, symbols in enumerate(found)}
+
+    def aims(self, tokens: TokenIds) -> dict[str, Tensor]:
+        place = torch.arange(-1, tokens.shape[1] - 1, device=tokens.device)
+        places = _hops(tokens, int(self.wanted(tokens).max()))
+        return {f"hop {i + 1}": (place == at[:, -1:]) & (place >= 0) for i, at in enumerate(places)}
 
 
 def _hops(tokens: TokenIds, n: int) -> list[Int[Tensor, "batch symbol"]]:
@@ -55,79 +166,108 @@ def _hops(tokens: TokenIds, n: int) -> list[Int[Tensor, "batch symbol"]]:
     return places
 
 
-def _wanted_hops(task: TaskConfig, tokens: TokenIds) -> Tensor:
-    return tokens[:, 0] - (task.symbols or 2) + 1
+@dataclass(frozen=True)
+class Pointer(StartedTask):
+    """The nodes on a path through a graph, whose edges come first."""
+
+    name = "pointer"
+    short = "pointer"
+    counts = "steps"
+    theory = (
+        "depth 1 + log n suffices: edges are bound, then paths doubled (as p-hop, Sanford et al., arXiv 2402.09268)"
+    )
+    compares = True
+
+    length: int = 4
+    context: int = 8
+
+    @property
+    def symbols_of(self) -> Names:
+        return (*number_names(self.context), ">")
+
+    @property
+    def outputs(self) -> Names:  # type: ignore[override]
+        return number_names(self.context)
+
+    def n_symbols(self, length: int) -> int:
+        return 2 * self.context + length
+
+    def chances(self, length: int) -> int:
+        return 2 * self.context + 1
+
+    def least_depth(self, length: int) -> int:
+        return 1 + doubling(length)
+
+    def lay(self, chance: Chance, length: int) -> TokenIds:
+        """Make every node's edge to another in random order, the start, and a mark for each further step."""
+        n = self.context
+        order = chance[:, :n].argsort(1)
+        edges = torch.stack([order, integers(chance[:, n : 2 * n], n)], -1).flatten(1)
+        marks = torch.full((len(chance), length - 1), n)
+        return torch.cat([edges, integers(chance[:, -1:], n), marks], 1)
+
+    def answer(self, tokens: TokenIds) -> Tensor:
+        n = self.context
+        nodes, ends = tokens[:, : 2 * n].reshape(-1, n, 2).unbind(-1)
+        leads = torch.zeros_like(ends).scatter(1, nodes, ends)
+        here, visited = tokens[:, 2 * n], []
+        for _ in range(tokens.shape[1] - 2 * n):
+            here = leads.gather(1, here[:, None]).squeeze(1)
+            visited.append(here)
+        return torch.stack(visited, 1)
+
+    def may_be(self, length: int) -> list[int]:
+        n = self.context
+        return [0, n] * n + [n] + [0] * (length - 1)
 
 
-def _symbols_at(task: TaskConfig, tokens: TokenIds, places: Tensor) -> Tensor:
-    found = tokens[:, 1:].gather(1, places.clamp_min(0))
-    return torch.where(places < 0, task.symbols or 2, found)
+@dataclass(frozen=True)
+class Dyck(StartedTask):
+    """The bracket that may close next, after every bracket."""
 
+    name = "dyck"
+    short = "dyck"
+    counts = "levels"
+    theory = "two layers suffice where the depth is bounded (Yao et al., arXiv 2105.11115)"
+    symbols_of = BRACKETS
+    outputs: ClassVar[Names] = (UNDEFINED, ")", "]")  # type: ignore[misc]
+    compares = True
 
-def solve_hops(task: TaskConfig, tokens: TokenIds) -> Tensor:
-    wanted = _wanted_hops(task, tokens)
-    places = torch.stack(_hops(tokens, int(wanted.max())))
-    ends = places[wanted - 1, torch.arange(len(tokens), device=tokens.device)]
-    return _symbols_at(task, tokens, ends)[:, -(int(task.context or 2) // 2) :]
+    length: int = 4
+    context: int = 32
 
+    def n_symbols(self, length: int) -> int:
+        return self.context
 
-def hop_results(task: TaskConfig, tokens: TokenIds) -> dict[str, Tensor]:
-    none = torch.full_like(tokens[:, :1], -1)
-    places = _hops(tokens, int(_wanted_hops(task, tokens).max()))
-    found = [torch.where(at < 0, -1, _symbols_at(task, tokens, at)) for at in places]
-    return {f"after hop {i + 1}": torch.cat([none, symbols], 1) for i, symbols in enumerate(found)}
+    def chances(self, length: int) -> int:
+        return 2 * self.context
 
+    def may_be(self, length: int) -> list[int]:
+        return [len(BRACKETS)] * self.context
 
-def hop_targets(task: TaskConfig, tokens: TokenIds) -> dict[str, Tensor]:
-    place = torch.arange(-1, tokens.shape[1] - 1, device=tokens.device)
-    places = _hops(tokens, int(_wanted_hops(task, tokens).max()))
-    return {f"hop {i + 1}": (place == at[:, -1:]) & (place >= 0) for i, at in enumerate(places)}
+    def least_depth(self, length: int) -> int:
+        return 2
 
+    def lay(self, chance: Chance, length: int) -> TokenIds:
+        """Make a random walk of depth at most ``length``: the kind of an opening bracket is drawn."""
+        n = self.context
+        stack = torch.zeros(len(chance), length + 1, dtype=torch.long)
+        depth, rows, tokens = torch.zeros(len(chance), dtype=torch.long), torch.arange(len(chance)), []
+        for step in range(n):
+            opens = (depth == 0) | ((depth < length) & (chance[:, 2 * step] < 0.5))
+            kind = integers(chance[:, 2 * step + 1], 2)
+            kind = torch.where(opens, kind, stack[rows, (depth - 1).clamp_min(0)])
+            stack[rows, depth] = torch.where(opens, kind, stack[rows, depth])
+            depth = depth + torch.where(opens, 1, -1)
+            tokens.append(2 * kind + (~opens).long())
+        return torch.stack(tokens, 1)
 
-# Pointer chasing
+    def answer(self, tokens: TokenIds) -> Tensor:
+        return walk(tokens)[1]
 
-
-def draw_pointer(task: TaskConfig, chance: Chance, length: int) -> TokenIds:
-    """Every node's edge to another in random order, the start, and a mark for each further step."""
-    n = task.context or 2
-    order = chance[:, :n].argsort(1)
-    edges = torch.stack([order, integers(chance[:, n : 2 * n], n)], -1).flatten(1)
-    marks = torch.full((len(chance), length - 1), n)
-    return torch.cat([edges, integers(chance[:, -1:], n), marks], 1)
-
-
-def solve_pointer(task: TaskConfig, tokens: TokenIds) -> Tensor:
-    n = task.context or 2
-    nodes, ends = tokens[:, : 2 * n].reshape(-1, n, 2).unbind(-1)
-    leads = torch.zeros_like(ends).scatter(1, nodes, ends)
-    here, visited = tokens[:, 2 * n], []
-    for _ in range(tokens.shape[1] - 2 * n):
-        here = leads.gather(1, here[:, None]).squeeze(1)
-        visited.append(here)
-    return torch.stack(visited, 1)
-
-
-def free_pointer(task: TaskConfig, length: int) -> list[int]:
-    n = task.context or 2
-    return [0, n] * n + [n] + [0] * (length - 1)
-
-
-# Brackets
-
-
-def draw_dyck(task: TaskConfig, chance: Chance, length: int) -> TokenIds:
-    """A random walk of depth at most ``length``; what an opening bracket is, is drawn, and closing ones follow it."""
-    n = task.context or 2
-    stack = torch.zeros(len(chance), length + 1, dtype=torch.long)
-    depth, rows, tokens = torch.zeros(len(chance), dtype=torch.long), torch.arange(len(chance)), []
-    for step in range(n):
-        opens = (depth == 0) | ((depth < length) & (chance[:, 2 * step] < 0.5))
-        kind = integers(chance[:, 2 * step + 1], 2)
-        kind = torch.where(opens, kind, stack[rows, (depth - 1).clamp_min(0)])
-        stack[rows, depth] = torch.where(opens, kind, stack[rows, depth])
-        depth = depth + torch.where(opens, 1, -1)
-        tokens.append(2 * kind + (~opens).long())
-    return torch.stack(tokens, 1)
+    def held(self, tokens: TokenIds) -> dict[str, Tensor]:
+        depth, innermost = walk(tokens)
+        return {"depth": depth, "innermost": innermost}
 
 
 def walk(tokens: TokenIds) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.config.schema import TaskConfig
+from loopprobe.errors import LoopprobeError
 from loopprobe.support.statistics import at_least_single, to_numpy
 
 TOKENS_PER_POINT = 2  # an input x, then its label y
@@ -25,6 +27,7 @@ UNIT = "squared error / E(y²)"
 QUERY_UNIT = "squared error at the query / E(y²)"
 STEP_UNIT = "√E(y²)"
 FAILURE_LEVEL = 0.1  # of squared error / E(y²): a tenth of what predicting zero gives in the mean
+LINEAR = ("linear_regression", "noisy_linear_regression")  # tasks whose labels are linear in the inputs
 LOG_FLOOR = 1e-3  # added to a squared error over ``scale``: errors far below it weigh less
 
 
@@ -41,6 +44,7 @@ class Prompts:
         scale: E(y²) without noise. Squared errors are divided by it, so that predicting zero has an error of one.
             None stands for n_dims, as in linear regression.
         weights: the weights of the function, [batch, n_dims]; None where it has no such vector.
+        task: the task that they are drawn from, which may have an error of its own; None: the squared error.
     """
 
     xs: Float[Tensor, "batch n_points n_dims"]
@@ -48,16 +52,13 @@ class Prompts:
     origin: dict[str, Any] = field(default_factory=dict)
     scale: float = None  # type: ignore[assignment]
     weights: Float[Tensor, "batch n_dims"] | None = None
+    task: TaskConfig | None = None
 
-    unit: ClassVar[str] = UNIT
-    query_unit: ClassVar[str] = QUERY_UNIT
     step_unit: ClassVar[str] = STEP_UNIT
-    failure_level: ClassVar[float] = FAILURE_LEVEL
     answer_unit: ClassVar[str] = "of y"
     tokens_per_point: ClassVar[int] = TOKENS_PER_POINT
     read_at: ClassVar[slice] = INPUTS
     measures: ClassVar[tuple[str, ...]] = ("loss", "error")
-    corruptions: ClassVar[tuple[str, ...]] = ("weights", "label", "query", "noise")
 
     def __post_init__(self) -> None:
         if self.scale is None:
@@ -80,6 +81,27 @@ class Prompts:
         """Copy the prompts to another device or precision."""
         weights = None if self.weights is None else self.weights.to(target)
         return dataclasses.replace(self, xs=self.xs.to(target), ys=self.ys.to(target), weights=weights)
+
+    @property
+    def unit(self) -> str:
+        """The unit of ``errors`` and ``distance``, in words."""
+        return UNIT if self.task is None else str(self.task.rules.unit)
+
+    @property
+    def query_unit(self) -> str:
+        """The unit of ``errors`` at the query, in words."""
+        return QUERY_UNIT if self.unit == UNIT else f"{self.unit} at the query"
+
+    @property
+    def failure_level(self) -> float:
+        """The error at the query above which a prompt counts as failed, in ``unit``."""
+        return FAILURE_LEVEL if self.task is None else float(self.task.rules.failure_level)
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """The kinds of ``corrupted``, the usual one first; other weights give labels of linear functions alone."""
+        linear = self.origin.get("task", "linear_regression") in LINEAR
+        return ("weights", "label", "query", "noise") if linear else ("label", "query", "noise")
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -132,14 +154,23 @@ class Prompts:
         return math.sqrt(self.scale)
 
     def errors(self, predictions: Float[Tensor, "*loop batch n_points"]) -> Float[Tensor, "*loop batch n_points"]:
-        """Return the squared errors of predictions, divided by E(y²), on their device and at least in float32."""
+        """Return the errors of predictions in ``unit``, on their device and at least in float32."""
         return self.distance(predictions, self.ys.to(predictions.device))
 
     def distance(
         self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*other batch n_points"]
     ) -> Float[Tensor, "*loop batch n_points"]:
-        """Return the squared differences between predictions, divided by E(y²)."""
-        return (at_least_single(one) - other).square() / self.scale
+        """Return the distance between predictions: their squared difference over E(y²), or the error of the task."""
+        one = at_least_single(one)
+        error: Tensor | None = None if self.task is None else self.task.rules.error(one, other)
+        if error is None:
+            return (one - other).square() / self.scale
+        if error.shape != (shape := (one - other).shape):
+            raise LoopprobeError(
+                f"error of {self.task.name} gave {list(error.shape)} for predictions {list(shape)}: return one number "  # type: ignore[union-attr]
+                "for each"
+            )
+        return error
 
     def step(
         self, one: Float[Tensor, "*loop batch n_points"], other: Float[Tensor, "*other batch n_points"]
@@ -172,17 +203,22 @@ class Prompts:
         mean over loops and points of log(mean squared error of the prompts / scale + 0.001). It is the negative log
         likelihood of errors with a variance for each loop and point, at the best variances (Kendall et al., arXiv
         1705.07115). Points with few examples, whose error cannot fall, then do not drown the points whose error can.
-        What is recorded is the mean squared error, and the squared error at the query after the last loop over
-        ``scale``.
+        What is recorded is the mean squared error, and the error at the query after the last loop in ``unit``.
         """
         errors = (predictions - self.ys).square()
         squared = errors.mean()
         loss = squared if kind == "mse" else (errors.mean(1) / self.scale + LOG_FLOOR).log().mean()
-        return loss, torch.stack([squared.detach(), errors[-1, :, -1].detach().mean() / self.scale])
+        if self.unit == UNIT:
+            at_query = errors[-1, :, -1].detach().mean() / self.scale
+        else:
+            at_query = self.errors(predictions[-1].detach())[:, -1].mean()
+        return loss, torch.stack([squared.detach(), at_query])
 
     def baseline(self) -> tuple[str, float]:
         """Return the trivial predictor, which predicts zero, and the median of its errors at the query."""
-        return "predicting zero", float(np.median(to_numpy(self.ys[:, -1]) ** 2)) / self.scale
+        if self.unit == UNIT:
+            return "predicting zero", float(np.median(to_numpy(self.ys[:, -1]) ** 2)) / self.scale
+        return "predicting zero", float(np.median(to_numpy(self.errors(torch.zeros_like(self.ys))[:, -1])))
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0.

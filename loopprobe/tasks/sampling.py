@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 
 from loopprobe.config.budget import require_prompts
 from loopprobe.config.schema import TaskConfig
-from loopprobe.errors import LoopprobeError
-from loopprobe.tasks.functions import CLASSES
-from loopprobe.tasks.prompts import Prompts, normal
-from loopprobe.tasks.seeds import HELD_OUT, SHIFTED
+from loopprobe.tasks.prompts import Prompts
+from loopprobe.tasks.seeds import SHIFTED, held_out_generator
 from loopprobe.tasks.shifts import Shift, find_shift
-from loopprobe.tasks.tables import from_tables, load_table
 
 
 def sample(
@@ -28,13 +24,14 @@ def sample(
     shift: Shift | None = None,
     shift_generator: torch.Generator | None = None,
 ) -> Prompts:
-    """Draw prompts for in-context learning on the CPU, in float32: x ~ N(0, I) and y = f(x), f from the task's class.
+    """Draw prompts for in-context learning on the CPU, in float32.
 
-    Every prompt has its own f (``tasks.functions``). The noisy task adds N(0, noise_std²) to every label. With
-    ``labels = "sign"`` every label is replaced by its sign, +1 or -1.
+    Of the classes of functions that ship, x ~ N(0, I) and y = f(x), and every prompt has its own f
+    (``tasks.regression``). The noisy task adds N(0, noise_std²) to every label. With ``labels = "sign"`` every label is
+    replaced by its sign, +1 or -1.
 
     Args:
-        task: the function class.
+        task: the task, of regression.
         n_prompts: number of prompts.
         n_points: number of points in a prompt, with the query.
         n_dims: width of x.
@@ -47,36 +44,11 @@ def sample(
         LoopprobeError: the prompts do not fit into the memory.
     """
     require_prompts(task, n_prompts, n_points, n_dims)
-    active = n_dims if active_dims is None else active_dims
-    if task.name == "tables":
-        return _from_tables(task, n_prompts, n_points, n_dims, generator, active, "train")
-    kind = CLASSES[task.name]
-    # Each prompt has one row, so that the first prompts of a seed do not depend on how many are drawn.
-    sizes = [n_points * n_dims, kind.size(task, n_dims), n_points]
-    inputs, numbers, noise = normal((n_prompts, sum(sizes)), generator).split(sizes, dim=1)  # type: ignore[no-untyped-call]
-    xs = inputs.reshape(n_prompts, n_points, n_dims)
-    xs[..., active:] = 0
-    shift = shift or Shift("as in training")
-    xs = shift.input_factor * shift.inputs(xs, active, shift_generator or generator)
-    ys, weights = kind.label(task, xs, numbers, active)
-    assert task.noise_std is not None, "noise_std is filled in when a TaskConfig is made"
-    scale = task.scale(active)
-    ys = shift.factor * ys + (task.noise_std + shift.noise_std * scale**0.5) * noise
-    if task.labels == "sign":
-        ys = torch.where(ys < 0, -1.0, 1.0)
-    elif task.depth is None:
-        scale *= shift.input_factor**2
-    scale *= 1.0 if task.labels == "sign" else shift.factor**2
-    weights = None if weights is None else (shift.factor * weights).float()
-    return Prompts(xs.float(), ys.float(), scale=scale, weights=weights)
-
-
-def _from_tables(
-    task: TaskConfig, n_prompts: int, n_points: int, n_dims: int, generator: torch.Generator, active: int, part: str
-) -> Prompts:
-    tables = [load_table(name) for name in task.tables]
-    prompts = from_tables(tables, n_prompts, n_points, active, generator, part=part)
-    return dataclasses.replace(prompts, xs=F.pad(prompts.xs, (0, n_dims - active)))
+    prompts: Prompts = task.rules.sample(
+        n_prompts, n_points, n_dims, generator, active_dims=active_dims or n_dims, shift=shift,
+        shift_generator=shift_generator,
+    )  # fmt: skip
+    return dataclasses.replace(prompts, task=task)
 
 
 def held_out(
@@ -92,7 +64,7 @@ def held_out(
     """Draw the evaluation prompts of a seed, the same on every machine.
 
     They come from a stream that no training draws from: training seeds its generator below 2³¹, and this function
-    seeds its own above. The first k prompts do not depend on how many are drawn.
+    seeds its own above. Where a task that ships draws them, the first k prompts do not depend on how many are drawn.
 
     Args:
         task, n_prompts, n_points, n_dims, active_dims: as in ``sample``.
@@ -102,25 +74,14 @@ def held_out(
     Raises:
         LoopprobeError: there is no such shift, a number is out of range, or the prompts do not fit into the memory.
     """
-    if n_prompts < 1:
-        raise LoopprobeError(f"the number of prompts ({n_prompts}) must be at least 1: raise it")
-    if not 0 <= seed < HELD_OUT:
-        raise LoopprobeError(f"seed ({seed}) must be at least 0 and below 2**31: choose another")
-    generator = torch.Generator().manual_seed(HELD_OUT + seed)
-    if task.name == "tables":
-        if shift is not None:
-            raise LoopprobeError(f"prompts from tables cannot be shifted ({shift}): leave out one of the two")
-        require_prompts(task, n_prompts, n_points, n_dims)
-        prompts = _from_tables(task, n_prompts, n_points, n_dims, generator, active_dims or n_dims, "test")
-        return dataclasses.replace(
-            prompts, origin=prompts.origin | {"task": task.name, "held_out_seed": seed, "n_prompts": n_prompts}
-        )
-    prompts = sample(
-        task, n_prompts, n_points, n_dims, generator, active_dims=active_dims,
+    generator = held_out_generator(n_prompts, seed)
+    require_prompts(task, n_prompts, n_points, n_dims)
+    prompts: Prompts = task.rules.sample(
+        n_prompts, n_points, n_dims, generator, active_dims=active_dims or n_dims, held_out=True,
         shift=None if shift is None else find_shift(shift),
         shift_generator=torch.Generator().manual_seed(SHIFTED + seed),
     )  # fmt: skip
-    fields = {name: value for name, value in dataclasses.asdict(task).items() if name != "name" and value is not None}
-    origin = {"task": task.name, **fields, "held_out_seed": seed, "n_prompts": n_prompts}
+    told = prompts.origin | {"task": task.name} if prompts.origin else task.origin  # tables tell where they are from
+    origin = told | {"held_out_seed": seed, "n_prompts": n_prompts}
     origin |= {} if shift is None else {"shift": shift}
-    return dataclasses.replace(prompts, origin=origin)
+    return dataclasses.replace(prompts, origin=origin, task=task)

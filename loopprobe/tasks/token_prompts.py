@@ -1,8 +1,9 @@
-"""Prompts of a token task: what a model reads, and the right answers at the last tokens, which the task tells."""
+"""Prompts of a token task: what a model reads, and the right answers, which stand at tokens that the task names."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopprobe.config.schema import TaskConfig
+from loopprobe.errors import LoopprobeError
 from loopprobe.tasks.logits import LogitPrompts
-from loopprobe.tasks.token_rules import corrupted_tokens, length_of, results_of, solve_tokens, targets_of
+from loopprobe.tasks.token_corruptions import corrupted_tokens
 
 CERTAIN = 100.0  # logit of the right answer over all others, in the outputs of the best predictor
 
 
 @dataclass(frozen=True)
 class TokenPrompts(LogitPrompts):
-    """A ``PromptBatch`` of tokens with known answers, which stand at the last ``n_answers`` tokens.
+    """A ``PromptBatch`` of tokens with known answers, which stand at the last tokens or at others that are named.
 
     Attributes:
         tokens: the numbers of the tokens, [batch, pos].
@@ -29,6 +31,7 @@ class TokenPrompts(LogitPrompts):
         task: the task that they are of, which tells the names of tokens and answers.
         origin: a record of how they were drawn.
         instead: the answers at the query that ``answer`` compares the right ones with, [batch]; None: all others.
+        places: the tokens that hold the answers, in rising order; None: the last ones.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -36,6 +39,7 @@ class TokenPrompts(LogitPrompts):
     task: TaskConfig
     origin: dict[str, Any] = field(default_factory=dict)
     instead: Int[Tensor, " batch"] | None = None
+    places: tuple[int, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -43,9 +47,15 @@ class TokenPrompts(LogitPrompts):
         return int(self.origin.get("length") or length_of(self.task, self.n_tokens))
 
     @property
-    def read_at(self) -> slice:
-        """The tokens that hold the answers: the last ones."""
-        return slice(self.n_tokens - self.n_answers, self.n_tokens)
+    def read_at(self) -> slice | Sequence[int]:
+        """The tokens that hold the answers."""
+        return slice(self.n_tokens - self.n_answers, self.n_tokens) if self.places is None else list(self.places)
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The kinds of ``corrupted``; one token can be another where the task solves any tokens."""
+        solves = self.task.rules.solve(self.tokens[:1]) is not None
+        return ("token", "prompt") if solves else ("prompt",)
 
     @property
     def roles(self) -> list[str]:
@@ -58,14 +68,12 @@ class TokenPrompts(LogitPrompts):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of tokens by their numbers."""
-        assert self.task.tokens is not None
-        return self.task.tokens.inputs(self.task)
+        return tuple(self.task.rules.inputs)
 
     @property
     def answer_names(self) -> tuple[str, ...]:
         """The names of answers by their numbers."""
-        assert self.task.tokens is not None
-        return self.task.tokens.outputs(self.task)
+        return tuple(self.task.rules.outputs or self.task.rules.inputs)
 
     def against(self, corrupted: TokenPrompts) -> TokenPrompts:
         """Return the same prompts, whose ``answer`` is compared with that of corrupted ones where the two differ.
@@ -88,7 +96,7 @@ class TokenPrompts(LogitPrompts):
 
     def targets(self) -> dict[str, Float[Tensor, "batch token"]]:
         """Return the groups of tokens whose attention is of interest: 1 where a token is in the group, else 0."""
-        groups = targets_of(self.task, self.tokens)
+        groups = self.task.rules.targets(self.tokens)
         token = torch.arange(self.n_tokens, device=self.tokens.device).expand(self.n_prompts, -1)
         return {"token before": (token == self.query - 1).float()} | {
             name: (places & (token < self.query)).float() for name, places in groups.items()
@@ -96,15 +104,31 @@ class TokenPrompts(LogitPrompts):
 
     def results(self) -> dict[str, Int[Tensor, "batch pos"]]:
         """Return what a solver of the task would hold at each token, by name: whole numbers, -1 where there is none."""
-        return results_of(self.task, self.tokens)
+        held: dict[str, Int[Tensor, "batch pos"]] = self.task.rules.results(self.tokens)
+        return held
 
     def corrupted(
         self, kind: str, generator: torch.Generator, *, example: int | None = None, **options: Any
     ) -> TokenPrompts:
-        """Return a copy of the prompts with one thing changed, see ``tasks.token_rules.corrupted_tokens``."""
-        tokens = corrupted_tokens(self.task, self.tokens, self.length, kind, generator, example)
-        answers = solve_tokens(self.task, tokens)
+        """Return a copy of the prompts with one thing changed, see ``tasks.token_corruptions``."""
+        rules = self.task.rules
+        tokens, answers = corrupted_tokens(rules, self.tokens, self.answers, self.length, kind, generator, example)
         origin = self.origin | {"corruption": kind}
         return dataclasses.replace(self, tokens=tokens, answers=answers, origin=origin, instead=None).to(
             self.tokens.device
         )
+
+
+def length_of(task: TaskConfig, n_tokens: int) -> int:
+    """Return the length of prompts with so many tokens; the training's where their number does not depend on it.
+
+    Raises:
+        LoopprobeError: no prompts of the task have so many tokens.
+    """
+    lengths = (task.length or 1, *range(1, n_tokens + 1))
+    if task.rules.longest is not None:
+        lengths = tuple(length for length in lengths if length <= task.rules.longest)
+    length: int | None = next((n for n in lengths if task.rules.n_tokens(n) == n_tokens), None)
+    if length is None:
+        raise LoopprobeError(f"no prompts of {task.name} have {n_tokens} tokens: give prompts as the task draws them")
+    return length

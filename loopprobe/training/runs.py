@@ -62,7 +62,7 @@ class Run:
         self.seconds = 0.0  # before the run was last resumed
         self.started = time.monotonic()
         self.unread: list[Tensor] = []  # what was recorded of the last steps, still on the device
-        self.measures = (TokenPrompts if cfg.task.tokens else Prompts).measures
+        self.measures = (TokenPrompts if cfg.task.reads_tokens else Prompts).measures
         self.pending = torch.empty(0, len(self.measures))  # … of the steps before them, since the last row
         length = cfg.train.length
         self.mastered = length.start if length is not None and length.kind == "mastery" else None

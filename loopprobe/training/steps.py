@@ -108,7 +108,7 @@ def train_step(
         _update(optimizers, together=device.type == "cuda")  # torch's own Muon reads its rate back from the device
         return recorded
 
-    return replay((n_loops, getattr(prompts, "scale", None)), work, *prompts.tensors)
+    return replay((n_loops, getattr(prompts, "scale", None), str(prompts.read_at)), work, *prompts.tensors)
 
 
 def _set_rates(optimizers: list[torch.optim.Optimizer], step: int, cfg: TrainConfig) -> None:
@@ -169,4 +169,5 @@ def stack_step(
         return torch.stack([recorded for _, recorded in results])
 
     tensors = [torch.cat(parts) for parts in zip(*(part.tensors for part in prompts), strict=True)]
-    return replay((*loops, *(getattr(part, "scale", None) for part in prompts)), work, *tensors)
+    scales = (getattr(part, "scale", None) for part in prompts)
+    return replay((*loops, *scales, str(prompts[0].read_at)), work, *tensors)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from loopprobe.config.budget import require_training
 from loopprobe.config.schema import Config
+from loopprobe.config.sources import with_task
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.support.device import pick_device
-from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts, sample, sample_tokens
+from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts, register_task, sample, sample_tokens
+from loopprobe.tasks.registry import task_config
 from loopprobe.training.replay import Replay
 from loopprobe.training.runs import Row, Run, deferred_interrupt, recorded_config
 from loopprobe.training.stack import Stack, Trial
@@ -24,6 +27,7 @@ def train(
     cfg: Config | None,
     out: Path,
     *,
+    task: Any = None,
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[Row], None] = lambda row: None,
@@ -31,8 +35,11 @@ def train(
     """Train a model into the folder ``out``: config.json, metrics.jsonl, model.safetensors.
 
     Args:
-        cfg: the configuration; with ``resume``, None or the configuration of the run.
+        cfg: the configuration; with ``resume``, None or the configuration of the run; with ``task``, None stands for
+            the defaults.
         out: the folder of the run.
+        task: the task instead of that of ``cfg``: a class of ``RegressionTask`` or ``TokenTask`` or an instance of one,
+            a function that draws xs and ys, ``file.py:Name``, ``package.module:Name``, or a ``TaskConfig``.
         resume: True resumes from the last state in ``out``.
         overwrite: True empties ``out`` first.
         report: a function that is called with each row of metrics.
@@ -44,6 +51,10 @@ def train(
         LoopprobeError: ``out`` exists (or does not, to resume), or the loss is no longer finite.
         KeyboardInterrupt: at Ctrl-C, after the state of the last whole step was saved.
     """
+    if task is not None and cfg is None and resume:
+        register_task(task)
+    elif task is not None:
+        cfg = with_task(cfg, task_config(task))
     run = start(cfg, out, resume=resume, overwrite=overwrite, report=report)
     train_runs([run])
     return run.out
@@ -118,7 +129,7 @@ def _train_to_the_end(runs: Sequence[Run], together: bool | None) -> None:
             each = zip(left, sizes, strict=True)
             prompts = [draw(run.cfg, size, run.generator, run.device) for run, size in each]
             # runs may have mastered different lengths, or be of tasks that answer at other tokens
-            alike = len({(part.n_tokens, part.n_answers) for part in prompts}) == 1
+            alike = len({(part.n_tokens, part.n_answers, str(part.read_at)) for part in prompts}) == 1
             with trial.step(left[0].device) as as_one:
                 way = ways[as_one and alike and len(left) > 1]
                 results = way(prompts, step, [size["loops"] for size in sizes])
@@ -164,7 +175,7 @@ def draw(cfg: Config, sizes: Mapping[str, int], generator: torch.Generator, devi
     """Draw the prompts of a training step of these sizes, on a device."""
     size = cfg.train.batch_size
     prompts: Prompts | TokenPrompts
-    if cfg.task.tokens:
+    if cfg.task.reads_tokens:
         prompts = sample_tokens(cfg.task, size, sizes["length"], generator)
     else:
         prompts = sample(cfg.task, size, sizes["points"], cfg.model.n_dims, generator, active_dims=sizes["dims"])

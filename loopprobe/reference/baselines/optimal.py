@@ -1,14 +1,15 @@
 """The best predictor that knows the task but not the function: exact where that can be computed.
 
-For a linear function it is least squares or ridge, and for a sparse one the posterior mean over all supports. For the
-other classes it is the best predictor that is linear in the labels, which follows from their covariance. That is the
-posterior mean of a Gaussian process (Rasmussen and Williams 2006, section 2.2); a wide ReLU network is such a process.
+The task tells it (``tasks.interface``): for a linear function it is least squares or ridge, and for a sparse one the
+posterior mean over all supports. For tasks that tell the covariance of their labels it is the best predictor that is
+linear in the labels: the posterior mean of a Gaussian process (Rasmussen and Williams 2006, section 2.2).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import einsum
@@ -16,11 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.config.schema import TaskConfig
-from loopprobe.reference.baselines.closed import Predictions, least_squares, ridge
+from loopprobe.errors import LoopprobeError
+from loopprobe.reference.baselines.closed import Predictions, averaging, least_squares, nearest_neighbours, ridge
 from loopprobe.support.statistics import double
 from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts
+from loopprobe.tasks.interface import Predictor
 from loopprobe.tasks.protocol import Outputs
 
+PREDICTORS: dict[str, Callable[..., Predictions]] = {
+    "least_squares": least_squares, "ridge": ridge, "averaging": averaging, "nearest": nearest_neighbours,
+    "sparse_bayes": lambda prompts, sparsity: sparse_bayes(prompts, sparsity),
+}  # fmt: skip
 UNKNOWN = "unknown"  # the optimum's name where the prompts do not say which task they are from
 
 
@@ -34,25 +41,42 @@ def optimum(prompts: PromptBatch, task: TaskConfig) -> tuple[str, Outputs]:
         task: the task of the model.
 
     Returns:
-        The name, and predictions in float64. Where the prompts are not known to be from the task, the best predictor
-        is not known either: the name is ``UNKNOWN`` and the predictions are NaN.
+        The name, and predictions in float64. Where the prompts are not known to be from the task, or the task does not
+        tell, the best predictor is not known: the name is ``UNKNOWN`` and the predictions are NaN.
     """
     if isinstance(prompts, TokenPrompts):
-        return "the right answer", prompts.certain()
+        best = prompts.task.rules.optimum(prompts)
+        return ("the right answer", prompts.certain()) if best is None else _named(best, prompts)
     assert isinstance(prompts, Prompts), "no other prompts belong to a task"
-    if not is_of(prompts, task):
-        return UNKNOWN, torch.full_like(double(prompts.ys), torch.nan)
-    linear = task.name in ("linear_regression", "noisy_linear_regression")
-    if linear and task.labels == "real":
-        assert task.noise_std is not None
-        if task.noise_std == 0:
-            return "least squares", least_squares(prompts)
-        return f"ridge ({task.noise_std:g}²)", ridge(prompts, task.noise_std**2)
-    if task.sparsity is not None and task.labels == "real":
-        return "sparse Bayes", sparse_bayes(prompts, task.sparsity)
-    if task.name == "tables":
-        return "ridge (1)", ridge(prompts, 1.0)
-    return "Gaussian process", gaussian_process(prompts, covariance(prompts.xs, task))
+    if is_of(prompts, task):
+        if (best := task.rules.optimum(prompts)) is not None:
+            return _named(best, prompts)
+        if (covariance := task.rules.covariance(prompts.xs)) is not None:
+            return "Gaussian process", gaussian_process(prompts, covariance)
+    return UNKNOWN, torch.full_like(double(prompts.ys), torch.nan)
+
+
+def _named(best: Any, prompts: PromptBatch) -> tuple[str, Outputs]:
+    """Return the name and the outputs of what a task calls its best predictor.
+
+    Raises:
+        LoopprobeError: there is no such predictor, or its outputs do not fit the prompts.
+    """
+    if isinstance(best, Tensor):
+        best = "the optimum of the task", best
+    if isinstance(best, tuple):
+        words, outputs = best
+        shape = prompts.tensors[-1].shape
+        if outputs.shape[:2] != shape:
+            raise LoopprobeError(
+                f"optimum of the task gave {list(outputs.shape)} for answers {list(shape)}: return one output for each"
+            )
+        return words, outputs
+    predictor = Predictor(best) if isinstance(best, str) else best
+    if predictor.name not in PREDICTORS:
+        raise LoopprobeError(f"no predictor is called {predictor.name!r}: choose from {', '.join(PREDICTORS)}")
+    words = predictor.words or predictor.name.replace("_", " ")
+    return words, PREDICTORS[predictor.name](prompts, **predictor.options)
 
 
 def is_of(prompts: PromptBatch, task: TaskConfig) -> bool:
@@ -67,34 +91,10 @@ def is_of(prompts: PromptBatch, task: TaskConfig) -> bool:
         return prompts.task == task
     if origin.get("task", "").removeprefix("noisy_") != task.name.removeprefix("noisy_"):
         return False
+    if task.sha256 is not None:
+        return bool(origin.get("parameters", {}) == (task.parameters or {}))
     fields = [name for name in ("sparsity", "depth", "hidden", "labels") if name in origin]
     return all(origin[name] == getattr(task, name) for name in fields)
-
-
-def covariance(
-    xs: Float[Tensor, "batch n_points n_dims"], task: TaskConfig
-) -> Float[Tensor, "batch n_points n_points"]:
-    """Return E[y y'] over the functions of the class, given the inputs.
-
-    It is x·x' for linear functions, the arc-cosine kernel (Cho and Saul 2009, equation 6) for ReLU networks, and for
-    trees the probability that two inputs end in the same leaf. For signs it is (2/π) arcsin of the correlation. That is
-    exact where the labels are Gaussian, and for trees, where two inputs in the same leaf have the same sign.
-    """
-    xs = double(xs)
-    norms = xs.norm(dim=-1)
-    sizes = norms[:, :, None] * norms[:, None]
-    cosines = (einsum(xs, xs, "batch i dim, batch j dim -> batch i j") / sizes.clamp_min(1e-300)).clamp(-1, 1)
-    if task.depth is not None:
-        positive = xs > 0
-        active = (xs != 0).any(1, keepdim=True)  # no node asks about a dimension that is not filled
-        agree = (positive[:, :, None] == positive[:, None]) & active[:, None]
-        return (agree.sum(-1) / active.sum(-1)[..., None].clamp_min(1)) ** task.depth
-    if task.hidden is not None:
-        angles = cosines.arccos()
-        cosines = (angles.sin() + (math.pi - angles) * cosines) / math.pi
-    if task.labels == "sign":
-        return 2 / math.pi * cosines.arcsin()
-    return sizes * cosines
 
 
 def gaussian_process(

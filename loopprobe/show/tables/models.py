@@ -29,7 +29,7 @@ def checkpoint_tables(rows: Iterable[Recorded]) -> list[Table]:
 
 def _kind(cfg: AnyConfig) -> str:
     """Return the kind of a model as the title of its table."""
-    if cfg.task.tokens is not None:
+    if cfg.task.reads_tokens:
         return TOKENS
     if cfg.model.n_loops == 1:
         return "ordinary transformers"
@@ -93,12 +93,11 @@ def token_table(rows: Iterable[Recorded], title: str = "checkpoints") -> Table:
         }
         beyond = [shares[length] for length in lengths[1:]]
         by_length = isinstance(cfg, Config) and cfg.train.loops.kind == "length"
-        task = cfg.task.tokens
-        assert task is not None, "these rows are of token tasks"
         errors = recorded_errors(evaluation)
+        length = f"{cfg.task.length} {getattr(cfg.task.known, 'counts', '')}".strip()
         table.add_row(
             name, _in_words(cfg.task), str(cfg.model.n_layers), "length" if by_length else str(cfg.model.n_loops),
-            f"{cfg.task.length} {task.counts}", shares.get(lengths[0], "–") if lengths else "–",
+            length, shares.get(lengths[0], "–") if lengths else "–",
             *(*beyond, "–", "–")[:2], errors[0].words if errors else "–", f"{tree['step']:,}",
         )  # fmt: skip
     return table
