@@ -196,5 +196,6 @@ def require_recorded(task: Any) -> None:
         name = task.get("name", TaskConfig.name)
         if name not in _registry().SHIPPED:
             raise LoopprobeError(
-                f"task.name ({str(name)[:60]!r}) is recorded without the hash of its source: restore it"
+                f"task.name ({str(name)[:60]!r}) is not valid: no task that ships is called so, and one of your own is "
+                "recorded with the hash of its source; restore it"
             )

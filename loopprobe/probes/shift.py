@@ -113,7 +113,7 @@ def check(checkpoint: Checkpoint, config: ShiftConfig, prompts: Prompts) -> None
     if not config.shifts and not applicable(checkpoint):
         raise LoopprobeError(
             f"no shift applies to {checkpoint.label}, whose task ({checkpoint.config.task.name}) draws inputs and "
-            "labels at once: derive it from loopprobe.tasks.FunctionTask, or give other prompts to another verb"
+            "labels at once: derive it from loopprobe.tasks.FunctionTask, which draws them apart"
         )
     for name in config.shifts:
         find_shift(name)

@@ -63,7 +63,8 @@ def checked_tokens(
             raise LoopprobeError(
                 f"draw of {name} gave {what} of {_dtype(part)}: they must be whole numbers; add .long()"
             )
-        low, high = int(part.min()), int(part.max())
+        numbers = part.numpy()  # no kernels of torch
+        low, high = int(numbers.min()), int(numbers.max())
         if low < 0 or high >= n_names:
             raise LoopprobeError(
                 f"draw of {name} gave {what} from {low} to {high}: they must be from 0 to {n_names - 1}, since there "

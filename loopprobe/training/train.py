@@ -25,7 +25,7 @@ from loopprobe.training.steps import make_optimizers, stack_step, train_step
 
 def train(
     cfg: Config | None,
-    out: Path,
+    out: Path | str,
     *,
     task: Any = None,
     resume: bool = False,
@@ -45,7 +45,7 @@ def train(
         report: a function that is called with each row of metrics.
 
     Returns:
-        ``out``.
+        The folder of the run.
 
     Raises:
         LoopprobeError: ``out`` exists (or does not, to resume), or the loss is no longer finite.
@@ -55,7 +55,7 @@ def train(
         register_task(task)
     elif task is not None:
         cfg = with_task(cfg, task_config(task))
-    run = start(cfg, out, resume=resume, overwrite=overwrite, report=report)
+    run = start(cfg, Path(out), resume=resume, overwrite=overwrite, report=report)
     train_runs([run])
     return run.out
 

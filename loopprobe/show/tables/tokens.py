@@ -75,7 +75,7 @@ def extrapolate_table(data: xr.Dataset) -> Table:
     trained, works = int(data.attrs["trained_length"]), data.attrs["works"]
     table = titled(f"{data.model.item()}: prompts that are right as a whole, by length ({data.attrs['counts']})")
     table.caption = (
-        f"share of the prompts [95 % interval]; trained up to length {trained}; {in_words(data)}. {in_theory(data)}"
+        f"share of the prompts [95 % interval]; trained up to length {trained}; {in_words(data)}.{in_theory(data)}"
     )
     names = ["length", "loops as trained", "right", "best loops", "right", f"loops to {works:.0%}", "error, nats"]
     numbered = bool(np.isfinite(data.enough_loops).all())
@@ -103,7 +103,7 @@ def in_words(data: xr.Dataset) -> str:
 
 def in_theory(data: xr.Dataset) -> str:
     """Say what is known of the depth that the task needs."""
-    return f"In theory, {data.attrs['theory']}."
+    return f" In theory, {data.attrs['theory']}." if data.attrs["theory"] else ""
 
 
 def _slope(data: xr.Dataset) -> float | None:
