@@ -161,9 +161,12 @@ class RegressionTask(Task):
         self, n_prompts: int, n_points: int, n_dims: int, generator: torch.Generator, held_out: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         draw = self.draw_held_out if held_out else self.draw
-        if self.__dict__.pop(UNTRIED, False):
+        drawn = draw(n_prompts, n_points, n_dims, generator)
+        checked = checked_points(name_of(self), drawn, n_prompts, n_points, n_dims)
+        if UNTRIED in self.__dict__:
             require_reproducible(name_of(self), lambda chance: self.draw(TRIED, n_points, n_dims, chance))
-        return checked_points(name_of(self), draw(n_prompts, n_points, n_dims, generator), n_prompts, n_points, n_dims)
+            del self.__dict__[UNTRIED]
+        return checked
 
 
 class TokenTask(Task):
@@ -248,10 +251,12 @@ class TokenTask(Task):
             limit = f"from 1 to {self.longest}" if self.longest else "at least 1"
             raise LoopprobeError(f"length ({length} {self.counts}) must be {limit}: change it")
         draw = self.draw_held_out if held_out else self.draw
-        if self.__dict__.pop(UNTRIED, False):
-            require_reproducible(name_of(self), lambda chance: self.draw(TRIED, self.length, chance))
         sizes = len(self.inputs), len(self.outputs or self.inputs)
-        return checked_tokens(name_of(self), draw(n_prompts, length, generator), n_prompts, *sizes)
+        checked = checked_tokens(name_of(self), draw(n_prompts, length, generator), n_prompts, *sizes)
+        if UNTRIED in self.__dict__:
+            require_reproducible(name_of(self), lambda chance: self.draw(TRIED, self.length, chance))
+            del self.__dict__[UNTRIED]
+        return checked
 
 
 def name_of(task: Task) -> str:

@@ -75,6 +75,9 @@ def start(
         raise LoopprobeError("there is no configuration: give one, or resume a run that has its own")
     device = pick_device(cfg.train.device)
     require_training(cfg, device)
+    if cfg.task.sha256 is not None:  # a task of one's own shows its mistakes before a folder is made
+        for step in (0, cfg.train.steps - 1):
+            draw(cfg, cfg.train.reached(step), torch.Generator().manual_seed(cfg.train.seed), torch.device("cpu"))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     generator = torch.Generator().manual_seed(cfg.train.seed)
