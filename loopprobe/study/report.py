@@ -21,17 +21,19 @@ from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
 from loopprobe.study.claims.evidence import R2_CONVERGE
+from loopprobe.study.decisions import STATUSES, Outcome
 from loopprobe.study.forest import forest
 from loopprobe.study.saved import Answered
-from loopprobe.study.verdicts import STATUSES, Outcome, Verdict
+from loopprobe.study.verdicts import Verdict
 
 METHOD = """\
 The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or the
 share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice of
-prompts adds. The intervals of a claim hold together with 95 %. A finding is supported when its whole interval obeys
-what is claimed, contradicted when all of it breaks it, and undecided otherwise. A claim is supported when all of its
-findings are, mixed when some are supported and some contradicted, contradicted when some are and none is supported,
-and undecided otherwise."""
+prompts adds. An interval supports what is claimed when all of it obeys, contradicts it when all of it breaks it, and
+otherwise decides nothing. A claim is supported when the 95 % interval of every finding supports it; as all must, this
+takes no correction for their number. Otherwise the findings are looked at one by one, by wider intervals that hold
+together with 95 %: the claim is mixed when some support and some contradict it, contradicted when some do and none
+supports it, and else undecided."""
 OUTCOMES = get_args(Outcome)
 GOES_ON = ("R2", "R6")  # the sections on what happens when the loop goes on
 
@@ -61,13 +63,16 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     decided = verdicts({name: answered.datasets for name, answered in answers.items()})
     asked = {name: answered for name, answered in answers.items() if answered.datasets}
     drawn = {name: figures_of(a.saved.probe, a.datasets, a.saved.title, a.saved.by) for name, a in asked.items()}
-    claims = [(verdict, _forest(i, verdict)) for i, verdict in enumerate(decided)]
+    claims = [
+        (verdict, _forest(f"claim-{i}", verdict), _forest(f"control-{i}", verdict.control))
+        for i, verdict in enumerate(decided)
+    ]
     sections = [
         {
             "name": section,
             "title": next(a for a in answers.values() if a.saved.section == section).saved.title.split(":")[0],
             "parts": [_part(n, a, drawn[n]) for n, a in asked.items() if a.saved.section == section],
-            "claims": [(verdict, plot) for verdict, plot in claims if verdict.section == section],
+            "claims": [claim for claim in claims if claim[0].section == section],
         }
         for section in dict.fromkeys(answered.saved.section for answered in answers.values())
     ]
@@ -109,10 +114,10 @@ def _html(figure: go.Figure, name: str) -> Markup:
     )
 
 
-def _forest(i: int, verdict: Verdict) -> Markup | None:
+def _forest(name: str, verdict: Verdict | None) -> Markup | None:
     """Return the forest plot of a claim; None where it has no findings."""
-    figure = forest(verdict)
-    return None if figure is None else _html(figure, f"claim-{i}")
+    figure = None if verdict is None else forest(verdict)
+    return None if figure is None else _html(figure, name)
 
 
 def _lead(figure: go.Figure) -> Markup:

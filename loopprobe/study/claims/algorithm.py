@@ -15,6 +15,7 @@ from numpy import ndarray
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import (
     EQUAL,
+    LOWER,
     MORE,
     R8_CLASSES,
     R8_DECODE,
@@ -30,7 +31,7 @@ from loopprobe.study.claims.evidence import (
     ratio,
 )
 from loopprobe.study.estimates import Estimate, Group, estimate
-from loopprobe.study.rules import about_equal, above, below
+from loopprobe.study.rules import about_equal, above
 
 FEW = (4, 6, 8)  # fewer examples than dimensions, but enough to find a sparse function
 
@@ -60,7 +61,7 @@ def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
     for pair, looped, ordinary in _pairs(evidence, "sparse_linear_regression"):
         for k in FEW:
             a, b = (errors_at(seeds, point=k) for seeds in (looped, ordinary))
-            yield ratio(f"error from {k} examples: {pair}", a, b, below(1))
+            yield ratio(f"error from {k} examples: {pair}", a, b, LOWER)
 
 
 def r8_equal(evidence: Evidence) -> Iterator[Estimate]:

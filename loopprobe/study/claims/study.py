@@ -14,6 +14,7 @@ from numpy import ndarray
 from loopprobe.dynamics.limits import Limit
 from loopprobe.study.claims.evidence import (
     EQUAL,
+    LOWER,
     MORE,
     NO_MORE,
     R1_COMPARE,
@@ -72,7 +73,7 @@ def successive(
                 if pair not in seen:
                     seen.add(pair)
                     one, other = (values(of_task[kind]) for kind in pair)
-                    yield ratio(f"{what}: {pair[0]} over {pair[1]}", one, other, below(1)), one, other
+                    yield ratio(f"{what}: {pair[0]} over {pair[1]}", one, other, LOWER), one, other
 
 
 def r1_larger_b(evidence: Evidence) -> Iterator[Estimate]:
@@ -134,7 +135,7 @@ def _grown_over_fixed(evidence: Evidence, window: int) -> Iterator[tuple[str, Se
 
 def r3_lower_at_20(evidence: Evidence) -> Iterator[Estimate]:
     for pair, grown, fixed in _grown_over_fixed(evidence, 20):
-        yield ratio(f"error after the last loop: {pair}", grown, fixed, below(1))
+        yield ratio(f"error after the last loop: {pair}", grown, fixed, LOWER)
 
 
 def r3_same_at_10(evidence: Evidence) -> Iterator[Estimate]:
@@ -169,9 +170,12 @@ def _grows(evidence: Evidence, name: str) -> Iterator[Estimate]:
 def _more_loops(evidence: Evidence, name: str) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, name).items():
         last = int(data[0].loop[-1])
-        for n in (n for n in COMPARED_N if n in data[0].n.values):
-            more, trained = (errors_at(data, n=n, loop=loop) for loop in (last, kind.loops))
-            what = f"{kind}, n {n}: error after {last} loops over that after {kind.loops}"
+        if n := [n for n in COMPARED_N if n in data[0].n.values]:
+            more, trained = (
+                np.stack([d.error.sel(n=n, loop=loop).transpose("example", "n").values for d in data])
+                for loop in (last, kind.loops)
+            )
+            what = f"{kind}, n {n[0]} to {n[-1]}: error after {last} loops over that after {kind.loops}, mean over n"
             yield own_ratio(what, more, trained, above(NO_BETTER))
 
 
@@ -220,7 +224,7 @@ def _deeper(evidence: Evidence) -> Iterator[tuple[Kind, list[xr.Dataset], Kind, 
 def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
     for deeper, more, kind, fewer in _deeper(evidence):
         pair = f"{deeper} over L {kind.layers}"
-        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), below(1))
+        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), LOWER)
         what = f"share of failures after the last loop: {deeper} minus L {kind.layers}"
         yield difference(what, failed(far(more)), failed(far(fewer)), NO_MORE)
 
@@ -238,7 +242,7 @@ def r6_every_seed(evidence: Evidence) -> Iterator[Estimate]:
         worst = Group(far(more), log_median, of_seeds="most")
         best = Group(far(fewer), log_median, of_seeds="least")
         what = f"error after the last loop: the worst seed of {deeper} over the best of L {kind.layers}"
-        yield estimate(what, below(1), "ratio", worst, best)
+        yield estimate(what, LOWER, "ratio", worst, best)
 
 
 def falls_at(data: xr.Dataset) -> float:
@@ -268,7 +272,7 @@ def r7_earlier(evidence: Evidence) -> Iterator[Estimate]:
                 continue
             for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
                 one, more = (np.array([[measure(d)] for d in by_kind[k]]) for k in (kind, deeper))
-                yield ratio(f"step at which the loss {what}: {kind} over L {layers}", one, more, below(1))
+                yield ratio(f"step at which the loss {what}: {kind} over L {layers}", one, more, LOWER)
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -109,7 +109,7 @@ def r11_deep(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, DEEP} <= forms.keys() and task in dict(_by_length(evidence)):
             what = f"{task}: right prompts at twice the length, as many layers as loops minus looped"
-            yield difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(0, neutral=0))
+            yield difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(-AS_GOOD, neutral=0))
 
 
 def _read(seeds: Seeds, target: str, loop: int, control: str = "none", position: int | None = None) -> ndarray:
