@@ -69,6 +69,7 @@ class Estimate:
         spreads: of each group that stands for more seeds than its own, the variance over seeds (NaN of one seed) and
             their number.
         of_prompts: the variance that the choice of prompts adds.
+        per_seed: the number of every seed of each group.
     """
 
     what: str
@@ -77,6 +78,7 @@ class Estimate:
     value: float
     spreads: tuple[tuple[float, int], ...]
     of_prompts: float
+    per_seed: tuple[tuple[float, ...], ...] = ()
 
 
 def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | None = None) -> Estimate:
@@ -94,7 +96,8 @@ def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | Non
     of_prompts = float(drawn.var(ddof=1))
     if scale in ("share", "difference"):
         of_prompts = max(of_prompts, sum(map(_least, groups)))
-    return Estimate(what, rule, scale, value, tuple(spreads), of_prompts)
+    listed = tuple(tuple(map(float, numbers)) for numbers in per_seed)
+    return Estimate(what, rule, scale, value, tuple(spreads), of_prompts, listed)
 
 
 def _least(group: Group) -> float:

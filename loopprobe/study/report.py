@@ -16,7 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from loopprobe._version import __version__
-from loopprobe.probes.dataset import read_stamp, writing
+from loopprobe.probes.dataset import Stamp, read_stamp, writing
 from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
@@ -85,7 +85,11 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         "made": made, "summary": summarise(decided), "method": METHOD, "verdicts": decided, "statuses": STATUSES,
         "sections": sections, "lead": _lead(drawn[R2_CONVERGE]["figure"]) if R2_CONVERGE in drawn else None,
     }  # fmt: skip
-    record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
+    record = {
+        "made": made,
+        "models": {name: stamp.weights for name, stamp in sorted(_stamps(answers).items())},
+        "verdicts": [_finite(verdict.to_dict()) for verdict in decided],
+    }
     texts = {
         "index.html": _render("report.html", context | {"script": Markup(get_plotlyjs())}),
         "findings.md": _render("findings.md", context),
@@ -95,6 +99,11 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         with writing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return decided
+
+
+def _stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:
+    """Return the stamp of every model that was asked, by its label."""
+    return {str(data.model.item()): read_stamp(data) for a in answers.values() for data in a.datasets}
 
 
 def _render(name: str, context: Mapping[str, Any]) -> str:

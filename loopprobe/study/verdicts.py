@@ -34,6 +34,7 @@ class Finding:
         least, most: its ends, which may be infinite.
         status: the status that follows.
         reason: why there is no interval; empty where there is one.
+        per_seed: the number of every seed of each group, of ratios their logarithms.
     """
 
     what: str
@@ -49,6 +50,7 @@ class Finding:
     most: float
     status: Status
     reason: str = ""
+    per_seed: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def _finding(one: Estimate, own: Interval, together: Interval, status: Status) -
         reason = ONE_SEED if np.isfinite([one.value, one.of_prompts]).all() else NO_NUMBER
     seeds = tuple(n for _, n in one.spreads)
     ends = one.rule.low, one.rule.high
-    return Finding(one.what, value, *own, *together, one.scale, seeds, str(one.rule), *ends, status, reason)
+    rule = str(one.rule)
+    return Finding(one.what, value, *own, *together, one.scale, seeds, rule, *ends, status, reason, one.per_seed)
 
 
 def verdict_table(decided: Sequence[Verdict]) -> Table:
