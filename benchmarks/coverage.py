@@ -24,7 +24,8 @@ from numpy import ndarray
 
 from loopprobe import load_checkpoint, query_error
 from loopprobe.store.checkpoint import names
-from loopprobe.study.claims.evidence import NO_MORE, difference, failed, own_ratio, ratio
+from loopprobe.study.claims.evidence import difference, failed, own_ratio, ratio
+from loopprobe.study.claims.thresholds import NO_MORE
 from loopprobe.study.estimates import Estimate, intervals
 from loopprobe.study.rules import below
 from loopprobe.support.provenance import provenance

@@ -85,6 +85,12 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
         one, other = [np.mean(group) for group in [*finding["per_seed"], [0.0]][:2]]
         value = np.exp(one - other) if finding["scale"] == "ratio" else one - other
         assert value == pytest.approx(finding["estimate"])
+    text = (tmp_path / "findings.md").read_text()
+    assert "4 models of 3 kinds, 1 to 2 seeds a kind, of width 16, trained by Muon" in text
+    assert "**Prompts.** 20 held-out prompts a model" in text
+    assert "Named by the questions and not trained yet: not-trained." in text
+    for finding in findings:
+        assert f"| {finding['rule']} | {finding['why']} | " in text
     rows = claims_in(tmp_path / "findings.md")
     assert rows == [(verdict.claim, verdict.status) for verdict in decided]
 

@@ -16,35 +16,43 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from loopprobe._version import __version__
-from loopprobe.probes.dataset import Stamp, read_stamp, writing
+from loopprobe.probes.dataset import read_stamp, writing
 from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
 from loopprobe.study.claims.evidence import R2_CONVERGE
 from loopprobe.study.decisions import STATUSES, Outcome
 from loopprobe.study.forest import forest
+from loopprobe.study.methods import methods, stamps, thresholds
 from loopprobe.study.saved import Answered
 from loopprobe.study.verdicts import Verdict
 
-METHOD = """\
-The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or the
-share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice of
-prompts adds. An interval supports what is claimed when all of it obeys, contradicts it when all of it breaks it, and
-otherwise decides nothing. A claim is supported when the 95 % interval of every finding supports it; as all must, this
-takes no correction for their number. Otherwise the findings are looked at one by one, by wider intervals that hold
-together with 95 %: the claim is mixed when some support and some contradict it, contradicted when some do and none
-supports it, and else undecided."""
 OUTCOMES = get_args(Outcome)
-GOES_ON = ("R2", "R6")  # the sections on what happens when the loop goes on
+GOES_ON = {  # what happens when the loop goes on: of each claim its effect, and its range over kinds of models
+    "trained with b > 5 the error stays at its minimum when the loop goes on":
+        "After far more loops than the b > 5 of its training, a looped transformer's typical error is {0:.3g} times "
+        "what it was after b loops ({1:.3g} to {2:.3g} over kinds of models)",
+    "it stays because the state has come to a fixed point":
+        "{0:.0%} of the tokens of these models come to a fixed point or approach one ({1:.0%} to {2:.0%})",
+    "larger b is better":
+        "That error is multiplied by {0:.3g} where b is the next larger one ({1:.3g} to {2:.3g})",
+    "more layers give a better fixed point":
+        "It is multiplied by {0:.3g} where the loop has twice the layers ({1:.3g} to {2:.3g})",
+}  # fmt: skip
 
 
 def summarise(decided: Sequence[Verdict]) -> str:
-    """Return the report in a paragraph: how the claims ended, and what happens when the loop goes on."""
+    """Return the report in a paragraph: what happens when the loop goes on, and how the claims ended."""
+    effects = {verdict.claim: verdict for verdict in decided if verdict.findings}
+    told = [
+        f"{words.format(*effects[claim].typical)}: “{claim}” is {effects[claim].status}."
+        for claim, words in GOES_ON.items()
+        if claim in effects
+    ]
     counts = {name: sum(verdict.status == name for verdict in decided) for name in OUTCOMES}
+    held = "; ".join(f"“{one.claim}” ({one.section})" for one in decided if one.status == "supported")
     ended = ", ".join(f"{count} {name}" for name, count in counts.items())
-    going_on = [verdict for verdict in decided if verdict.section in GOES_ON and verdict.findings]
-    parts = [f"“{one.claim}” ({one.section}) is {one.status}, {one.effect}." for one in going_on]
-    return " ".join([f"Of {len(decided)} claims: {ended}.", *parts])
+    return " ".join([*told, f"Of {len(decided)} claims: {ended}.", *([f"Supported: {held}."] if held else [])])
 
 
 def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
@@ -76,18 +84,15 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         }
         for section in dict.fromkeys(answered.saved.section for answered in answers.values())
     ]
-    prompts = sorted(
-        {data.sizes["example"] for a in answers.values() for data in a.datasets if "example" in data.sizes}
-    )
-    span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
-    made = f"Made by loopprobe {__version__}, {span} held-out prompts a model."
+    made = f"Made by loopprobe {__version__}."
     context = {
-        "made": made, "summary": summarise(decided), "method": METHOD, "verdicts": decided, "statuses": STATUSES,
+        "made": made, "summary": summarise(decided), "methods": methods(answers), "thresholds": thresholds(decided),
+        "verdicts": decided, "statuses": STATUSES,
         "sections": sections, "lead": _lead(drawn[R2_CONVERGE]["figure"]) if R2_CONVERGE in drawn else None,
     }  # fmt: skip
     record = {
         "made": made,
-        "models": {name: stamp.weights for name, stamp in sorted(_stamps(answers).items())},
+        "models": {name: stamp.weights for name, stamp in sorted(stamps(answers).items())},
         "verdicts": [_finite(verdict.to_dict()) for verdict in decided],
     }
     texts = {
@@ -99,11 +104,6 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         with writing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return decided
-
-
-def _stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:
-    """Return the stamp of every model that was asked, by its label."""
-    return {str(data.model.item()): read_stamp(data) for a in answers.values() for data in a.datasets}
 
 
 def _render(name: str, context: Mapping[str, Any]) -> str:

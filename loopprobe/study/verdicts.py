@@ -30,7 +30,7 @@ class Finding:
         low_together, high_together: both ends of its interval that holds together with those of the other findings.
         scale: the kind of number.
         seeds: the number of seeds of each group.
-        rule: the range that the claim states, in words.
+        rule, why: the range that the claim states and the reason for its ends, in words.
         least, most: its ends, which may be infinite.
         status: the status that follows.
         reason: why there is no interval; empty where there is one.
@@ -46,6 +46,7 @@ class Finding:
     scale: Scale
     seeds: tuple[int, ...]
     rule: str
+    why: str
     least: float
     most: float
     status: Status
@@ -81,14 +82,20 @@ class Verdict:
         return sum(finding.status == status for finding in self.findings)
 
     @property
+    def typical(self) -> tuple[float, float, float]:
+        """The median, the least and the largest estimate of the findings of the first kind; there must be one."""
+        scale = self.findings[0].scale
+        values = [finding.estimate for finding in self.findings if finding.scale == scale]
+        return float(np.median(values)), min(values), max(values)
+
+    @property
     def effect(self) -> str:
         """The effect size in one number, the median of the findings of the first kind, with the range over them."""
         if not self.findings:
             return "–"
-        scale = self.findings[0].scale
-        values = [finding.estimate for finding in self.findings if finding.scale == scale]
-        words = f"{scale} {np.median(values):.3g}"
-        return words if len(values) == 1 else f"{words} ({min(values):.3g} to {max(values):.3g})"
+        middle, low, high = self.typical
+        words = f"{self.findings[0].scale} {middle:.3g}"
+        return words if low == high else f"{words} ({low:.3g} to {high:.3g})"
 
     @property
     def control_status(self) -> str:
@@ -123,9 +130,10 @@ def _finding(one: Estimate, own: Interval, together: Interval, status: Status) -
     if np.isnan(own).any():
         reason = ONE_SEED if np.isfinite([one.value, one.of_prompts]).all() else NO_NUMBER
     seeds = tuple(n for _, n in one.spreads)
-    ends = one.rule.low, one.rule.high
-    rule = str(one.rule)
-    return Finding(one.what, value, *own, *together, one.scale, seeds, rule, *ends, status, reason, one.per_seed)
+    rule = one.rule
+    ends = rule.low, rule.high
+    claimed = str(rule), rule.why
+    return Finding(one.what, value, *own, *together, one.scale, seeds, *claimed, *ends, status, reason, one.per_seed)
 
 
 def verdict_table(decided: Sequence[Verdict]) -> Table:

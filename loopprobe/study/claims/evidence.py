@@ -14,7 +14,7 @@ from numpy import ndarray
 from loopprobe.config.schema import TrainConfig
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.estimates import Estimate, Group, estimate, log_median, share_of
-from loopprobe.study.rules import Rule, below
+from loopprobe.study.rules import Rule
 from loopprobe.tasks.prompts import FAILURE_LEVEL
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
@@ -35,10 +35,6 @@ QUESTIONS = (
     R1_COMPARE, R2_CONVERGE, R3_CONVERGE, R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES,
     R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS,
 )  # fmt: skip
-LOWER = below(0.95)  # an error or loss is lower by a twentieth at least: a smaller difference is none
-EQUAL = 1.25  # two errors are about equal within this factor
-MORE = 0.01  # one share is larger when it exceeds the other by a hundredth at least
-NO_MORE = below(MORE, neutral=0)  # of shares of failures: no more than a hundredth above
 Seeds = Float[ndarray, "seed example"]
 OtherSeeds = Float[ndarray, "other_seed example"]  # of other models, which may be more or fewer
 

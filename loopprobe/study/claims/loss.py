@@ -8,11 +8,9 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from loopprobe.study.claims.evidence import LOWER, R9_CONVERGE, Claim, Evidence, Kind, answers, far, kinds, ratio
+from loopprobe.study.claims.evidence import R9_CONVERGE, Claim, Evidence, Kind, answers, far, kinds, ratio
+from loopprobe.study.claims.thresholds import HIGHER, LOWER
 from loopprobe.study.estimates import Estimate, Group, estimate, log_median
-from loopprobe.study.rules import above
-
-MORE_LOST = above(1 / LOWER.high)
 
 
 def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Sequence[xr.Dataset]]]:
@@ -36,7 +34,7 @@ def r9_lost(evidence: Evidence) -> Iterator[Estimate]:
             Group(np.stack([far(data), far(data, kind.loops)], axis=-1), log_median) for data in (log, squared)
         )
         what = f"{kind}: growth of the error from {kind.loops} to {last} loops, log loss over mean squared error"
-        yield estimate(what, MORE_LOST, "ratio", log_growth, squared_growth)
+        yield estimate(what, HIGHER, "ratio", log_growth, squared_growth)
 
 
 CLAIMS: tuple[Claim, ...] = (
