@@ -6,8 +6,8 @@ The population of a model are its errors on 3,840 held-out prompts, after its ow
 from it with replacement, and what the whole population says is the truth. The second table is of claims: in every
 simulation each kind of model has new seeds, whose typical errors differ as much as those of the shipped seeds do (by a
 normal and by Student's distribution with three degrees of freedom), and each seed takes the errors of a shipped one.
-A claim counts as covered when all of its intervals hold the truth at once. The goal is 93 to 97 %; above it an interval
-promises less than it holds.
+Counted are how often an interval holds its truth, and how often all those of a claim that shall hold together do. The
+goal is 93 to 97 %; above it an interval promises less than it holds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from numpy import ndarray
 
 from loopprobe import load_checkpoint, query_error
 from loopprobe.store.checkpoint import names
-from loopprobe.study.claims.evidence import NO_MORE, difference, failed, own_ratio, ratio
+from loopprobe.study.claims.evidence import difference, failed, own_ratio, ratio
+from loopprobe.study.claims.thresholds import NO_MORE
 from loopprobe.study.estimates import Estimate, intervals
 from loopprobe.study.rules import below
 from loopprobe.support.provenance import provenance
@@ -124,16 +125,22 @@ def of_claims(found: dict[str, Population], draws: int) -> Iterator[dict[str, An
         generator = np.random.default_rng(1)
         true = truths(simulation, generator)
         for seeds, prompts in ((5, 1280), (5, 320), (3, 1280), (3, 64)):
-            held: dict[str, list[bool]] = {name: [] for name in true}
+            each, all_at_once = ({name: [] for name in true} for _ in range(2))
             for _ in range(draws):
                 for name, estimates in claims(simulation.draw(generator, seeds, prompts)).items():
-                    ends = zip(intervals(estimates), true[name], strict=True)
-                    held[name].append(all(low <= value <= high for (low, high), value in ends))
-            for name, all_held in held.items():
+                    each[name].append(np.mean(holds(estimates, true[name], together=False)))
+                    all_at_once[name].append(all(holds(estimates, true[name], together=True)))
+            for name in true:
                 yield {
-                    "what": name, "tails": tails, "seeds": seeds, "prompts": prompts,
-                    "coverage": float(np.mean(all_held)), "draws": draws,
+                    "what": name, "tails": tails, "seeds": seeds, "prompts": prompts, "draws": draws,
+                    "each": float(np.mean(each[name])), "coverage": float(np.mean(all_at_once[name])),
                 }  # fmt: skip
+
+
+def holds(estimates: list[Estimate], true: list[float], together: bool) -> list[bool]:
+    """Whether each interval holds its truth."""
+    ends = zip(intervals(estimates, together=together), true, strict=True)
+    return [low <= value <= high for (low, high), value in ends]
 
 
 def page(found: dict[str, Any]) -> str:
@@ -144,9 +151,10 @@ def page(found: dict[str, Any]) -> str:
     rows = [(*key, *cells) for key, cells in models.items()]
     parts = [table(("interval of the", "model", "loops", *(f"{n} prompts" for n in SAMPLES)), rows)]
     rows = [
-        (row["what"], row["tails"], row["seeds"], row["prompts"], f"{row['coverage']:.1%}") for row in found["claims"]
+        (row["what"], row["tails"], row["seeds"], row["prompts"], f"{row['each']:.1%}", f"{row['coverage']:.1%}")
+        for row in found["claims"]
     ]
-    return "\n\n".join([*parts, table(("claim", "seeds scatter by", "seeds", "prompts", "all held"), rows)])
+    return "\n\n".join([*parts, table(("claim", "seeds scatter by", "seeds", "prompts", "each", "all together"), rows)])
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def test_weight_decay_is_of_the_matrices_under_muon_and_of_all_under_adam():
 def test_where_neither_prompts_nor_seeds_differ_an_interval_is_its_estimate():
     groups = [Group(np.full((seeds, 20), level), log_median) for seeds, level in ((3, 6.0), (4, 2.0))]
     one = estimate("x", below(1), "ratio", *groups)
-    assert (np.exp(one.value), *intervals([one])[0]) == pytest.approx((3, 3, 3))
+    assert (np.exp(one.value), *intervals([one], together=True)[0]) == pytest.approx((3, 3, 3))
 
 
 def test_a_moving_mean_is_over_the_steps_after_the_window_began():

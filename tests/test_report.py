@@ -7,6 +7,7 @@ import shutil
 from multiprocessing import active_children
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -16,7 +17,7 @@ from loopprobe.cli.options import pool_of
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.questions import Question, answer, prepare
-from loopprobe.store.checkpoint import Checkpoint, save
+from loopprobe.store.checkpoint import Checkpoint, load_checkpoint, save
 from loopprobe.study.claims import CLAIMS
 from loopprobe.study.claims.evidence import QUESTIONS
 from loopprobe.study.report import write_report
@@ -78,6 +79,18 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     record = json.loads((tmp_path / "report.json").read_text())
     assert [verdict["claim"] for verdict in record["verdicts"]] == [claim for _, claim, _ in CLAIMS]
     assert any(verdict["findings"] for verdict in record["verdicts"])
+    assert record["models"] == {name: load_checkpoint(tmp_path / "runs" / name).digest() for name in MODELS}
+    findings = [finding for verdict in record["verdicts"] for finding in verdict["findings"]]
+    for finding in findings:
+        one, other = [np.mean(group) for group in [*finding["per_seed"], [0.0]][:2]]
+        value = np.exp(one - other) if finding["scale"] == "ratio" else one - other
+        assert value == pytest.approx(finding["estimate"])
+    text = (tmp_path / "findings.md").read_text()
+    assert "4 models of 3 kinds, 1 to 2 seeds a kind, of width 16, trained by Muon" in text
+    assert "**Prompts.** 20 held-out prompts a model" in text
+    assert "Named by the questions and not trained yet: not-trained." in text
+    for finding in findings:
+        assert f"| {finding['rule']} | {finding['why']} | " in text
     rows = claims_in(tmp_path / "findings.md")
     assert rows == [(verdict.claim, verdict.status) for verdict in decided]
 

@@ -11,11 +11,12 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.study.claims import CLAIMS, check_questions, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS, kinds
 from loopprobe.study.claims.study import falls_at, flattens_at
+from loopprobe.study.decisions import held, outcome, statuses, would_take
 from loopprobe.study.estimates import Estimate, Group, estimate, intervals, log_median, share_of
 from loopprobe.study.forest import forest
 from loopprobe.study.rules import about_equal, above, below
 from loopprobe.study.saved import saved_questions
-from loopprobe.study.verdicts import NO_NUMBER, ONE_SEED, conclude, decide
+from loopprobe.study.verdicts import NO_NUMBER, ONE_SEED, conclude
 
 NAN = float("nan")
 EMPTY = dict.fromkeys(QUESTIONS, ())  # every question asked, of no model
@@ -42,14 +43,14 @@ def measured(value, spread=0.01, seeds=5, rule=None, scale="ratio"):
     ],
 )
 def test_an_interval_against_a_rule(rule, interval, status):
-    assert decide(measured(0, rule=rule), interval).status == status
+    assert held(interval, rule) == status
 
 
 @pytest.mark.parametrize(
     ("found", "status"),
     [
         ([], "undecided"),
-        (["supported", "supported"], "supported"),
+        (["supported", "supported", "supported"], "supported"),
         (["supported", "undecided"], "undecided"),
         (["supported", "contradicted", "undecided"], "mixed"),
         (["contradicted", "undecided"], "contradicted"),
@@ -61,6 +62,40 @@ def test_findings_to_a_verdict(found, status):
     verdict = conclude("R0", "claim", [measured(values[state]) for state in found])
     assert verdict.status == status
     assert [finding.status for finding in verdict.findings] == found
+
+
+def test_a_claim_is_supported_as_a_whole_or_its_findings_are_looked_at_together():
+    """That all hold takes no correction for their number, that one of many breaks or holds does."""
+    near = measured(np.log(0.8), spread=0.1)  # its own interval ends at 0.99, that of ten together above 1
+    assert conclude("R0", "claim", [near] * 10).status == "supported"
+    assert conclude("R0", "claim", [near] * 9 + [measured(0.0)]).status == "undecided"
+    [*first, last] = conclude("R0", "claim", [near] * 9 + [measured(0.5)]).findings
+    assert ({one.status for one in first}, last.status) == ({"undecided"}, "contradicted")
+    above_one = measured(-near.value, spread=0.1)
+    assert conclude("R0", "claim", [above_one]).status == "contradicted"
+    assert conclude("R0", "claim", [above_one, *[measured(0.0)] * 9]).status == "undecided"
+
+
+def test_a_claim_that_is_undecided_says_what_would_decide_it():
+    of_prompts = [dataclasses.replace(measured(np.log(0.9)), of_prompts=1.0)]
+    assert would_take(of_prompts) == "more prompts would decide it, for seeds differ little"
+    of_seeds = [dataclasses.replace(measured(np.log(0.9), spread=0.12, seeds=3), of_prompts=0.0)]
+    words = would_take(of_seeds)
+    assert words == "more prompts would not decide it, 8 seeds of every kind of model would"
+    for seeds, status in ((7, "undecided"), (8, "supported")):  # as the same numbers of so many seeds would have it
+        more = [dataclasses.replace(of_seeds[0], spreads=((0.12**2, seeds),))]
+        assert outcome(statuses(more)) == status
+    assert would_take([measured(0.0)]).startswith("neither more prompts nor 50 seeds")
+    assert "second seed" in would_take([Estimate("x", below(1), "ratio", 0.0, ((NAN, 1),), 1.0)])
+    for found in ([measured(0.0)], [measured(0.5)], []):
+        verdict = conclude("R0", "claim", found)
+        assert bool(verdict.takes) == (verdict.status == "undecided")
+
+
+def test_one_seed_takes_no_variance_of_another_kind_of_number():
+    share_of_one = Estimate("x", below(0.5), "share", 0.1, ((NAN, 1),), 0.0)
+    [_, finding] = conclude("R0", "claim", [measured(0.0, spread=2.0), share_of_one]).findings
+    assert finding.reason == ONE_SEED
 
 
 def test_thresholds_that_are_moved_can_change_a_verdict():
@@ -76,11 +111,15 @@ def test_a_forest_plot_has_every_finding_with_its_interval_and_the_claimed_range
     parts = [dataclasses.replace(one, what=f"finding {i}") for i, one in enumerate(parts)]
     verdict = conclude("R0", "claim", parts)
     figure = forest(verdict)
-    assert [trace.name for trace in figure.data] == ["supported", "contradicted", "undecided", "supported"]
-    for trace in figure.data[:3]:
+    named = [trace.name for trace in figure.data]
+    assert named == [name for name in ("supported", "contradicted", "undecided", "supported") for _ in range(2)]
+    for trace in figure.data[:6]:
         [finding] = [one for one in verdict.findings if one.what == trace.y[0]]
         ends = trace.x[0] - trace.error_x.arrayminus[0], trace.x[0], trace.x[0] + trace.error_x.array[0]
-        assert ends == pytest.approx((finding.low, finding.estimate, finding.high))
+        own = finding.low, finding.estimate, finding.high
+        together = finding.low_together, finding.estimate, finding.high_together
+        assert ends == pytest.approx(own if trace.error_x.thickness > 2 else together)
+        assert together[0] < own[0] < own[2] < together[2]
     assert (figure.layout.xaxis.type, figure.layout.xaxis2.type) == ("log", None)
     shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert [shape.x1 for shape in shaded] == [1, 1]  # below 1, in both panels
@@ -96,13 +135,15 @@ def test_pairs_stay_paired():
     prompts = np.random.default_rng(0).lognormal(0, 2, size=(1, 500))
     parts = np.stack([1.1 * prompts, prompts], axis=-1)
     paired = estimate("x", above(1), "ratio", Group(parts, log_median, of_seeds="these"))
-    [(low, high)] = intervals([paired])
+    [(low, high)] = intervals([paired], together=True)
     assert low == pytest.approx(1.1)
     assert high == pytest.approx(1.1)
     of_groups = estimate("x", above(1), "ratio", *(Group(parts[..., i], log_median, of_seeds="these") for i in (0, 1)))
-    assert intervals([of_groups])[0] == pytest.approx((1.1, 1.1))
+    assert intervals([of_groups], together=True)[0] == pytest.approx((1.1, 1.1))
     shuffled = np.stack([1.1 * prompts, prompts[:, ::-1]], axis=-1)
-    [(low, high)] = intervals([estimate("x", above(1), "ratio", Group(shuffled, log_median, of_seeds="these"))])
+    [(low, high)] = intervals(
+        [estimate("x", above(1), "ratio", Group(shuffled, log_median, of_seeds="these"))], together=True
+    )
     assert low < 1 < high
 
 
@@ -112,12 +153,14 @@ def test_an_interval_has_the_width_of_theory():
 
     one, other = np.random.default_rng(1).normal([[0.0], [1.0]], 0.3, size=(2, 5))
     prompts = np.ones((1, 50))
-    [(low, high)] = intervals([estimate("x", below(1), "ratio", Group(np.exp(one)[:, None] * prompts, log_median))])
+    of_one = estimate("x", below(1), "ratio", Group(np.exp(one)[:, None] * prompts, log_median))
+    [(low, high)] = intervals([of_one], together=False)
     half = t.ppf(0.975, 4) * one.std(ddof=1) / np.sqrt(5)
     assert (low, high) == pytest.approx(tuple(np.exp(one.mean() + np.array([-half, half]))))
     groups = [Group(np.exp(values)[:, None] * prompts, log_median) for values in (one, other)]
     welch = ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
-    assert intervals([estimate("x", below(1), "ratio", *groups)])[0] == pytest.approx(tuple(np.exp(welch)), rel=1e-6)
+    [ends] = intervals([estimate("x", below(1), "ratio", *groups)], together=False)
+    assert ends == pytest.approx(tuple(np.exp(welch)), rel=1e-6)
 
 
 def test_prompts_widen_an_interval_by_what_theory_says():
@@ -130,10 +173,13 @@ def test_prompts_widen_an_interval_by_what_theory_says():
 def test_intervals_of_many_findings_are_wider_so_that_they_hold_together():
     from scipy.stats import t
 
-    together = intervals([measured(0.0, spread=1.0)] * 2 + [measured(NAN)])  # what is no number makes no mistake
+    three = [measured(0.0, spread=1.0)] * 2 + [measured(NAN)]  # what is no number makes no mistake
+    alone, together = (intervals(three, together=choice) for choice in (False, True))
     freedom = 1.2**2 / (0.2**2 / 4)  # of the sum of the variances of five seeds and of the prompts
     half = t.ppf(0.5 + 0.95**0.5 / 2, freedom) * np.sqrt(1.2)
     assert np.log(together[0]) == pytest.approx((-half, half))
+    half = t.ppf(0.975, freedom) * np.sqrt(1.2)
+    assert np.log(alone[0]) == pytest.approx((-half, half))
     assert np.isnan(together[2]).all()
 
 
@@ -149,10 +195,10 @@ def test_one_seed_takes_the_variance_of_the_others_or_decides_nothing():
 def test_few_failures_have_a_width():
     """As Agresti and Coull have it: two more prompts that fail, and two that do not."""
     whole = Group(np.ones((5, 400)), share_of)
-    [(low, high)] = intervals([estimate("x", above(0.95), "share", whole)])
+    [(low, high)] = intervals([estimate("x", above(0.95), "share", whole)], together=False)
     assert (low, high) == (pytest.approx(1 - 1.96 * np.sqrt(402 / 404 * 2 / 404 / 404), rel=1e-4), 1)
     none = Group(np.zeros((5, 400, 2)), share_of)
-    [(low, high)] = intervals([estimate("x", below(0.01), "difference", none)])
+    [(low, high)] = intervals([estimate("x", below(0.01), "difference", none)], together=False)
     assert low == pytest.approx(-high)
     assert high == pytest.approx(1.96 * np.sqrt(2 / 402 / 402), rel=1e-4)
 
@@ -206,7 +252,7 @@ def curves(falls, **model):
     return xr.Dataset({"error": ("step", error), "loss": ("step", 2 + 3 * error)}, {"step": step}, meta(**model))
 
 
-def outcome(evidence, part):
+def ended(evidence, part):
     return verdict_of(part, evidence).status
 
 
@@ -220,6 +266,16 @@ def test_nothing_is_decided_without_results():
     assert len(verdicts({})) == len(CLAIMS) == 33
 
 
+def test_models_of_the_studys_recipe_have_verdicts_of_their_own_beside_ours():
+    steady, lost = converged({20: 1, 500: 1.01}), converged({20: 0.01, 500: 2})
+    verdict = verdict_of("stays at its minimum", {"r2_converge": [steady], "r2_converge_study": [lost]})
+    assert (verdict.status, verdict.control.status) == ("supported", "contradicted")
+    assert verdict.to_dict()["control"]["findings"][0]["estimate"] == pytest.approx(200)
+    alone = verdict_of("stays at its minimum", {"r2_converge": [steady]})
+    assert (alone.control.findings, alone.control_status) == ((), "–")
+    assert {one.section for one in verdicts(EMPTY) if one.control} == {"R1", "R2", "R3", "R4", "R5"}
+
+
 def test_r1():
     @seeds
     def data(level, **model):
@@ -228,24 +284,24 @@ def test_r1():
 
     ordinary = data(1.0, layers=12, loops=1, window=1)
     better = [data(level, loops=loops) for level, loops in ((3, 5), (1.9, 10), (1, 20))]
-    assert outcome({"r1_compare": [ordinary, *better]}, "larger b gives lower loss") == "supported"
-    assert outcome({"r1_compare": [ordinary, *better]}, "12 times fewer") == "supported"
-    assert outcome({"r1_compare": [*better[::-1], data(4, loops=25)]}, "larger b gives lower loss") == "mixed"
-    assert outcome({"r1_compare": [data(1, loops=5), data(2, loops=10)]}, "gives lower loss") == "contradicted"
-    assert outcome({"r1_compare": [ordinary, data(3, loops=20)]}, "12 times fewer") == "contradicted"
+    assert ended({"r1_compare": [ordinary, *better]}, "larger b gives lower loss") == "supported"
+    assert ended({"r1_compare": [ordinary, *better]}, "12 times fewer") == "supported"
+    assert ended({"r1_compare": [*better[::-1], data(4, loops=25)]}, "larger b gives lower loss") == "mixed"
+    assert ended({"r1_compare": [data(1, loops=5), data(2, loops=10)]}, "gives lower loss") == "contradicted"
+    assert ended({"r1_compare": [ordinary, data(3, loops=20)]}, "12 times fewer") == "contradicted"
 
 
 def test_r2():
     steady = converged({20: 1, 500: 1.01})
-    assert outcome({"r2_converge": [steady]}, "stays at its minimum") == "supported"
+    assert ended({"r2_converge": [steady]}, "stays at its minimum") == "supported"
     assert (
-        outcome({"r2_converge": [converged({20: 1, 500: 2})]}, "stays at its minimum") == "mixed"
+        ended({"r2_converge": [converged({20: 1, 500: 2})]}, "stays at its minimum") == "mixed"
     )  # all fail from the start
-    assert outcome({"r2_converge": [converged({20: 0.01, 500: 2})]}, "stays at its minimum") == "contradicted"
-    assert outcome({"r2_converge": [converged({5: 1, 500: 9}, loops=5)]}, "stays at its minimum") == "undecided"
-    assert outcome({"r2_converge": [steady, converged({10: 2, 500: 2}, loops=10)]}, "larger b is better") == "supported"
+    assert ended({"r2_converge": [converged({20: 0.01, 500: 2})]}, "stays at its minimum") == "contradicted"
+    assert ended({"r2_converge": [converged({5: 1, 500: 9}, loops=5)]}, "stays at its minimum") == "undecided"
+    assert ended({"r2_converge": [steady, converged({10: 2, 500: 2}, loops=10)]}, "larger b is better") == "supported"
     noisy = converged({10: 2, 500: 0.5}, loops=10, task="noisy_linear_regression")
-    assert outcome({"r2_converge": [steady, noisy]}, "larger b is better") == "undecided"  # other tasks are no pair
+    assert ended({"r2_converge": [steady, noisy]}, "larger b is better") == "undecided"  # other tasks are no pair
 
 
 def test_r3():
@@ -254,23 +310,23 @@ def test_r3():
     ]
     grown = [converged({500: 0.5}, window=20, grown=True), converged({500: 1.0}, window=10, grown=True)]
     evidence = {"r3_converge": [*fixed, *grown]}
-    assert outcome(evidence, "for T = 20") == "supported"
-    assert outcome(evidence, "cannot be told apart") == "supported"
-    assert outcome(evidence, "spread much more") == "contradicted"
+    assert ended(evidence, "for T = 20") == "supported"
+    assert ended(evidence, "cannot be told apart") == "supported"
+    assert ended(evidence, "spread much more") == "contradicted"
     other_steps = converged({500: 9.0}, window=20, grown=True, steps=1000)
-    assert outcome({"r3_converge": [*fixed, *grown, other_steps]}, "for T = 20") == "supported"
+    assert ended({"r3_converge": [*fixed, *grown, other_steps]}, "for T = 20") == "supported"
 
 
 def test_r4_and_r5():
     last, first = mask_data(lambda n, loop: 32 - n), mask_data(lambda n, loop: 32 - n)
     evidence = {"r4_last_n": [last], "r5_first_n": [first]}
     for claim in ("shrinks (last", "shrinks (first", "do not help (last", "do not help (first", "equally", "as memory"):
-        assert outcome(evidence, claim) == "supported", claim
+        assert ended(evidence, claim) == "supported", claim
     other = mask_data(lambda n, loop: (10 + n) / loop)
     evidence = {"r4_last_n": [other], "r5_first_n": [first]}
     for claim in ("shrinks (last", "do not help (last", "equally"):
-        assert outcome(evidence, claim) == "contradicted", claim
-    assert outcome({"r4_last_n": [mask_data(lambda n, loop: 1)]}, "as memory") == "contradicted"
+        assert ended(evidence, claim) == "contradicted", claim
+    assert ended({"r4_last_n": [mask_data(lambda n, loop: 1)]}, "as memory") == "contradicted"
 
 
 def test_r6():
@@ -278,15 +334,15 @@ def test_r6():
         pairs = list(zip((1, 2, 4), levels, strict=True))
         return [converged({500: level}, layers=deep, seed=seed) for deep, level in pairs for seed in range(seeds)]
 
-    assert outcome({"r6_converge": grid(1, 0.1, 0.01)}, "better fixed point") == "supported"
-    assert outcome({"r6_converge": grid(1, 0.1, 0.5)}, "better fixed point") == "mixed"
-    assert outcome({"r6_converge": grid(1, 0.1, 0.01)}, "every T and seed") == "supported"
+    assert ended({"r6_converge": grid(1, 0.1, 0.01)}, "better fixed point") == "supported"
+    assert ended({"r6_converge": grid(1, 0.1, 0.5)}, "better fixed point") == "mixed"
+    assert ended({"r6_converge": grid(1, 0.1, 0.01)}, "every T and seed") == "supported"
     crossed = [
         *grid(1, 0.1, 0.01, seeds=2),
         converged({500: 0.1}, layers=1, seed=2),
         converged({500: 1}, layers=2, seed=2),
     ]
-    assert outcome({"r6_converge": crossed}, "every T and seed") == "mixed"
+    assert ended({"r6_converge": crossed}, "every T and seed") == "mixed"
     assert len(kinds(crossed)) == 3
 
 
@@ -302,7 +358,7 @@ def rests(share, n=200, **model):
 
 @pytest.mark.parametrize(("share", "status"), [(1.0, "supported"), (0.99, "supported"), (0.5, "contradicted")])
 def test_r2_rests(share, status):
-    assert outcome({"r2_converge": [rests(share, loops=20)]}, "it stays because") == status
+    assert ended({"r2_converge": [rests(share, loops=20)]}, "it stays because") == status
 
 
 def test_r6_rests():
@@ -311,10 +367,10 @@ def test_r6_rests():
             "r6_converge": [rests(share, n=1000, layers=deep) for deep, share in zip((1, 2, 4), shares, strict=True)]
         }
 
-    assert outcome(grid(0.3, 0.6, 0.9), "more tokens come to a fixed point") == "supported"
-    assert outcome(grid(0.3, 0.6, 0.4), "more tokens come to a fixed point") == "mixed"
-    assert outcome(grid(0.5, 0.5, 0.5), "more tokens come to a fixed point") == "contradicted", "as many are not more"
-    assert outcome(grid(0.5, 1.0, 1.0), "more tokens come to a fixed point") == "supported", "more than all cannot be"
+    assert ended(grid(0.3, 0.6, 0.9), "more tokens come to a fixed point") == "supported"
+    assert ended(grid(0.3, 0.6, 0.4), "more tokens come to a fixed point") == "mixed"
+    assert ended(grid(0.5, 0.5, 0.5), "more tokens come to a fixed point") == "contradicted", "as many are not more"
+    assert ended(grid(0.5, 1.0, 1.0), "more tokens come to a fixed point") == "supported", "more than all cannot be"
 
 
 def test_r9():
@@ -326,11 +382,11 @@ def test_r9():
         return {"r9_converge": [*seeds, *log]}
 
     lower, lost = "better after b loops", "loses more"
-    assert [outcome(answers(0.5, 4), part) for part in (lower, lost)] == ["supported", "supported"]
-    assert [outcome(answers(2, 1), part) for part in (lower, lost)] == ["contradicted", "contradicted"]
-    assert [outcome(answers(1, 2), part) for part in (lower, lost)] == ["undecided", "undecided"]
-    assert outcome(answers(1, 2.3), lost) == "supported"  # the ends of a seed stay together: 1.94 to 2.05
-    assert outcome({"r9_converge": answers(0.5, 4)["r9_converge"][:3]}, lower) == "undecided"
+    assert [ended(answers(0.5, 4), part) for part in (lower, lost)] == ["supported", "supported"]
+    assert [ended(answers(2, 1), part) for part in (lower, lost)] == ["contradicted", "contradicted"]
+    assert [ended(answers(1, 2), part) for part in (lower, lost)] == ["undecided", "undecided"]
+    assert ended(answers(1, 2.3), lost) == "supported"  # the ends of a seed stay together: 1.94 to 2.05
+    assert ended({"r9_converge": answers(0.5, 4)["r9_converge"][:3]}, lower) == "undecided"
 
 
 def test_r7():
@@ -338,10 +394,10 @@ def test_r7():
         pairs = list(zip((1, 2, 4), steps, strict=True))
         return [curves(at + 20 * seed, layers=deep, seed=seed) for deep, at in pairs for seed in range(seeds)]
 
-    assert outcome({"r7_curves": grid(400, 800, 1600)}, "earlier") == "supported"
-    assert outcome({"r7_curves": grid(800, 400, 1600)}, "earlier") == "mixed"
-    assert outcome({"r7_curves": grid(1600, 800, 400)}, "earlier") == "contradicted"
-    assert outcome({"r7_curves": grid(400, 800, 1600, seeds=1)}, "earlier") == "undecided"
+    assert ended({"r7_curves": grid(400, 800, 1600)}, "earlier") == "supported"
+    assert ended({"r7_curves": grid(800, 400, 1600)}, "earlier") == "mixed"
+    assert ended({"r7_curves": grid(1600, 800, 400)}, "earlier") == "contradicted"
+    assert ended({"r7_curves": grid(400, 800, 1600, seeds=1)}, "earlier") == "undecided"
 
 
 def test_where_a_curve_falls_and_flattens():

@@ -1,10 +1,11 @@
-"""Estimates over seeds and prompts, with intervals that hold together for all findings of a claim.
+"""Estimates over seeds and prompts, with intervals that hold each by itself or all findings of a claim together.
 
 A claim is about models that are trained in some way, so the seed is its unit: a number is computed for every seed, and
 seeds of two groups are independent. Prompts are shared by all models, and a bootstrap over them (of all models at once)
 adds what the choice of prompts contributes. The interval is Student's, with Satterthwaite's degrees of freedom for the
-sum of variances (Welch 1947). A group of one seed takes the variance that the other groups of its claim have in common.
-The intervals of a claim hold together with 95 % (Šidák 1967). ``benchmarks/coverage.py`` measures how often they do.
+sum of variances (Welch 1947). A group of one seed takes the variance that the other groups of its claim have in common,
+in numbers of its kind. Every interval holds with 95 %, or all intervals of a claim together do (Šidák 1967);
+``benchmarks/coverage.py`` measures how often.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from numpy import ndarray
 
 from loopprobe.study.rules import Rule
 
-LEVEL = 0.95  # that all intervals of a claim hold together
+LEVEL = 0.95  # of an interval, or of all intervals of a claim together
 FREEDOM = 1e6  # degrees of freedom that stand for a normal distribution
 RESAMPLES = 400  # of prompts: they give a variance, not an interval
 Scale = Literal["ratio", "difference", "share", "correlation"]
 BOUNDS: dict[Scale, tuple[float, float]] = {
     "ratio": (0, np.inf), "difference": (-np.inf, np.inf), "share": (0, 1), "correlation": (-1, 1),
 }  # fmt: skip
+Interval = tuple[float, float]
 Statistic = Callable[[Float[ndarray, "... example part"]], Float[ndarray, "..."]]
 
 
@@ -67,6 +69,7 @@ class Estimate:
         spreads: of each group that stands for more seeds than its own, the variance over seeds (NaN of one seed) and
             their number.
         of_prompts: the variance that the choice of prompts adds.
+        per_seed: the number of every seed of each group.
     """
 
     what: str
@@ -75,6 +78,7 @@ class Estimate:
     value: float
     spreads: tuple[tuple[float, int], ...]
     of_prompts: float
+    per_seed: tuple[tuple[float, ...], ...] = ()
 
 
 def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | None = None) -> Estimate:
@@ -92,7 +96,8 @@ def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | Non
     of_prompts = float(drawn.var(ddof=1))
     if scale in ("share", "difference"):
         of_prompts = max(of_prompts, sum(map(_least, groups)))
-    return Estimate(what, rule, scale, value, tuple(spreads), of_prompts)
+    listed = tuple(tuple(map(float, numbers)) for numbers in per_seed)
+    return Estimate(what, rule, scale, value, tuple(spreads), of_prompts, listed)
 
 
 def _least(group: Group) -> float:
@@ -111,19 +116,19 @@ def _least(group: Group) -> float:
     )
 
 
-def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple[float, float]]:
-    """Return both ends of every estimate's interval, which hold together with probability ``level``.
+def intervals(estimates: Sequence[Estimate], *, together: bool) -> list[Interval]:
+    """Return both ends of every estimate's interval, of 95 % each, or wider so that all hold together with 95 %.
 
     Ends are NaN where no seed tells how much seeds differ, or an estimate is not finite.
     """
     from scipy.stats import t  # imported here: it takes half a second
 
-    pooled = _pooled([spread for one in estimates for spread in one.spreads])
+    common = pooled(estimates)
     decided = [bool(np.isfinite([one.value, one.of_prompts]).all()) for one in estimates]
-    each = 1 - level ** (1 / max(1, sum(decided)))
+    error = 1 - LEVEL ** (1 / max(1, sum(decided))) if together else 1 - LEVEL
     made = []
     for one, is_finite in zip(estimates, decided, strict=True):
-        known = [(variance, n - 1) if n > 1 else pooled for variance, n in one.spreads]
+        known = [(variance, n - 1) if n > 1 else common[one.scale] for variance, n in one.spreads]
         parts = [variance / n for (variance, _), (_, n) in zip(known, one.spreads, strict=True)]
         total = sum(parts) + one.of_prompts
         if not (is_finite and np.isfinite(total)):
@@ -131,7 +136,7 @@ def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple
             continue
         slack = sum(part**2 / freedom for part, (_, freedom) in zip(parts, known, strict=True))
         freedom = min(total**2 / slack, FREEDOM) if slack else FREEDOM
-        half = float(t.ppf(1 - each / 2, freedom)) * np.sqrt(total)
+        half = float(t.ppf(1 - error / 2, freedom)) * np.sqrt(total)
         ends = one.value - half, one.value + half
         low, high = (float(np.exp(end)) for end in ends) if one.scale == "ratio" else ends
         least, most = BOUNDS[one.scale]
@@ -139,23 +144,30 @@ def intervals(estimates: Sequence[Estimate], level: float = LEVEL) -> list[tuple
     return made
 
 
-def _pooled(spreads: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Return the variance that groups have in common, and its degrees of freedom; NaN where none has two seeds."""
-    known = [(variance, n - 1) for variance, n in spreads if n > 1]
-    if not known:
-        return np.nan, np.nan
-    freedom = sum(own for _, own in known)
-    return sum(own * variance for variance, own in known) / freedom, freedom
+def pooled(estimates: Sequence[Estimate]) -> dict[Scale, tuple[float, float]]:
+    """Return the variance over seeds that groups have in common, and its degrees of freedom, of each kind of number.
+
+    They are NaN where no group has two seeds.
+    """
+    found: dict[Scale, tuple[float, float]] = {}
+    for scale in {one.scale for one in estimates}:
+        spreads = [spread for one in estimates if one.scale == scale for spread in one.spreads]
+        known = [(variance, n - 1) for variance, n in spreads if n > 1]
+        freedom = sum(own for _, own in known)
+        total = sum(own * variance for variance, own in known)
+        found[scale] = (total / freedom, freedom) if known else (np.nan, np.nan)
+    return found
 
 
 # Statistics of a seed's prompts, [..., example, part] → [...]
 
 
 def log_median(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
-    """Return the logarithm of the median; of two parts, how much that of the first is above that of the second."""
+    """Return the logarithm of the median; of more parts than one, by how much their first half is above the second."""
     with np.errstate(divide="ignore"):
         logs = np.log(np.median(values, axis=-2))
-    return logs[..., 0] if logs.shape[-1] == 1 else logs[..., 0] - logs[..., 1]
+    half = logs.shape[-1] // 2
+    return logs[..., 0] if half == 0 else logs[..., :half].mean(-1) - logs[..., half:].mean(-1)
 
 
 def share_of(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:

@@ -9,14 +9,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from loopprobe.show.figures.style import finish
-from loopprobe.study.verdicts import STATUSES, Finding, Status, Verdict
+from loopprobe.study.decisions import STATUSES, Status
+from loopprobe.study.verdicts import Finding, Verdict
 
 LOOKS: dict[Status, tuple[str, str]] = {  # colour-blind readers tell the colours apart, and the symbols
     "supported": ("#009e73", "circle"),
     "contradicted": ("#d55e00", "x"),
     "undecided": ("#7f7f7f", "circle-open"),
 }
-ROW = 24  # pixels of a finding
+OWN, TOGETHER = 4.0, 1.2  # pixels of the lines of both intervals
+ROW, BETWEEN = 24, 80  # pixels of a finding, and between panels
 WORDS = {
     "ratio": "ratio of median errors, or of steps", "difference": "difference", "share": "share",
     "correlation": "rank correlation",
@@ -26,15 +28,17 @@ WORDS = {
 def forest(verdict: Verdict) -> go.Figure | None:
     """Draw the findings of a claim, one row each and one panel for each kind of number; None where there are none.
 
-    The shaded range is what the claim states. A finding without an interval is a point alone.
+    A thick line is a finding's 95 % interval, a thin one its interval that holds together with the others. The shaded
+    range is what the claim states. A finding without an interval is a point alone.
     """
     drawn = [finding for finding in verdict.findings if np.isfinite(finding.estimate)]
     scales = list(dict.fromkeys(finding.scale for finding in drawn))
     if not drawn:
         return None
     counts = [sum(finding.scale == scale for finding in drawn) for scale in scales]
+    inner = ROW * len(drawn) + BETWEEN * len(scales)
     figure = make_subplots(
-        rows=len(scales), cols=1, row_heights=[count + 1 for count in counts], vertical_spacing=0.6 / (len(drawn) + 3)
+        rows=len(scales), cols=1, row_heights=[count + 1 for count in counts], vertical_spacing=BETWEEN / inner
     )
     shown: set[str] = set()
     for row, scale in enumerate(scales, 1):
@@ -49,27 +53,30 @@ def forest(verdict: Verdict) -> go.Figure | None:
         axis = {"type": "log", "exponentformat": "power"} if scale == "ratio" else {}
         figure.update_xaxes(title=WORDS[scale], **axis, row=row, col=1)
     finish(figure, verdict.claim)
-    figure.update_layout(hovermode="closest", height=ROW * len(drawn) + 90 * len(scales) + 130)
+    figure.update_layout(hovermode="closest", height=inner + 170)
     return figure
 
 
 def _points(figure: go.Figure, findings: list[Finding], status: Status, row: int, in_legend: bool) -> None:
     colour, symbol = LOOKS[status]
     x = np.array([finding.estimate for finding in findings])
-    low, high = (np.array([getattr(finding, end) for finding in findings]) for end in ("low", "high"))
-    figure.add_scatter(
-        x=x, y=[_name(finding) for finding in findings], mode="markers", name=status, legendgroup=status,
-        showlegend=in_legend, marker={"color": colour, "symbol": symbol, "size": 8},
-        error_x={"type": "data", "symmetric": False, "array": np.nan_to_num(high - x),
-                 "arrayminus": np.nan_to_num(x - low), "color": colour, "thickness": 1.5, "width": 3},
-        hovertemplate="%{y}: %{x:.4g}<extra></extra>", row=row, col=1,
-    )  # fmt: skip
+    for ends, thickness in ((("low_together", "high_together"), TOGETHER), (("low", "high"), OWN)):
+        low, high = (np.array([getattr(finding, end) for finding in findings]) for end in ends)
+        is_own = thickness == OWN
+        figure.add_scatter(
+            x=x, y=[_name(finding) for finding in findings], mode="markers", name=status, legendgroup=status,
+            showlegend=in_legend and is_own, marker={"color": colour, "symbol": symbol, "size": 9},
+            error_x={"type": "data", "symmetric": False, "array": np.nan_to_num(high - x),
+                     "arrayminus": np.nan_to_num(x - low), "color": colour, "thickness": thickness, "width": 0},
+            hoverinfo=None if is_own else "skip", row=row, col=1,
+            hovertemplate="%{y}: %{x:.4g}<extra></extra>" if is_own else None,
+        )  # fmt: skip
 
 
 def _claimed(figure: go.Figure, findings: list[Finding], row: int) -> None:
     """Shade the range of every rule, where the axis has it: an end that is missing is that of the axis."""
     for least, most in {(finding.least, finding.most) for finding in findings}:
-        values = [value for one in findings for value in (one.estimate, one.low, one.high)]
+        values = [value for one in findings for value in (one.estimate, one.low_together, one.high_together)]
         values += [least, most]
         known = [v for v in values if np.isfinite(v) and (v > 0 or findings[0].scale != "ratio")]
         low, high = min(known), max(known)

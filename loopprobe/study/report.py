@@ -21,28 +21,38 @@ from loopprobe.show.present import figures_of, tables_of
 from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
 from loopprobe.study.claims.evidence import R2_CONVERGE
+from loopprobe.study.decisions import STATUSES, Outcome
 from loopprobe.study.forest import forest
+from loopprobe.study.methods import methods, stamps, thresholds
 from loopprobe.study.saved import Answered
-from loopprobe.study.verdicts import STATUSES, Outcome, Verdict
+from loopprobe.study.verdicts import Verdict
 
-METHOD = """\
-The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or the
-share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice of
-prompts adds. The intervals of a claim hold together with 95 %. A finding is supported when its whole interval obeys
-what is claimed, contradicted when all of it breaks it, and undecided otherwise. A claim is supported when all of its
-findings are, mixed when some are supported and some contradicted, contradicted when some are and none is supported,
-and undecided otherwise."""
 OUTCOMES = get_args(Outcome)
-GOES_ON = ("R2", "R6")  # the sections on what happens when the loop goes on
+GOES_ON = {  # what happens when the loop goes on: of each claim its effect, and its range over kinds of models
+    "trained with b > 5 the error stays at its minimum when the loop goes on":
+        "After far more loops than the b > 5 of its training, a looped transformer's typical error is {0:.3g} times "
+        "what it was after b loops ({1:.3g} to {2:.3g} over kinds of models)",
+    "it stays because the state has come to a fixed point":
+        "{0:.0%} of the tokens of these models come to a fixed point or approach one ({1:.0%} to {2:.0%})",
+    "larger b is better":
+        "That error is multiplied by {0:.3g} where b is the next larger one ({1:.3g} to {2:.3g})",
+    "more layers give a better fixed point":
+        "It is multiplied by {0:.3g} where the loop has twice the layers ({1:.3g} to {2:.3g})",
+}  # fmt: skip
 
 
 def summarise(decided: Sequence[Verdict]) -> str:
-    """Return the report in a paragraph: how the claims ended, and what happens when the loop goes on."""
+    """Return the report in a paragraph: what happens when the loop goes on, and how the claims ended."""
+    effects = {verdict.claim: verdict for verdict in decided if verdict.findings}
+    told = [
+        f"{words.format(*effects[claim].typical)}: “{claim}” is {effects[claim].status}."
+        for claim, words in GOES_ON.items()
+        if claim in effects
+    ]
     counts = {name: sum(verdict.status == name for verdict in decided) for name in OUTCOMES}
+    held = "; ".join(f"“{one.claim}” ({one.section})" for one in decided if one.status == "supported")
     ended = ", ".join(f"{count} {name}" for name, count in counts.items())
-    going_on = [verdict for verdict in decided if verdict.section in GOES_ON and verdict.findings]
-    parts = [f"“{one.claim}” ({one.section}) is {one.status}, {one.effect}." for one in going_on]
-    return " ".join([f"Of {len(decided)} claims: {ended}.", *parts])
+    return " ".join([*told, f"Of {len(decided)} claims: {ended}.", *([f"Supported: {held}."] if held else [])])
 
 
 def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
@@ -61,26 +71,30 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     decided = verdicts({name: answered.datasets for name, answered in answers.items()})
     asked = {name: answered for name, answered in answers.items() if answered.datasets}
     drawn = {name: figures_of(a.saved.probe, a.datasets, a.saved.title, a.saved.by) for name, a in asked.items()}
-    claims = [(verdict, _forest(i, verdict)) for i, verdict in enumerate(decided)]
+    claims = [
+        (verdict, _forest(f"claim-{i}", verdict), _forest(f"control-{i}", verdict.control))
+        for i, verdict in enumerate(decided)
+    ]
     sections = [
         {
             "name": section,
             "title": next(a for a in answers.values() if a.saved.section == section).saved.title.split(":")[0],
             "parts": [_part(n, a, drawn[n]) for n, a in asked.items() if a.saved.section == section],
-            "claims": [(verdict, plot) for verdict, plot in claims if verdict.section == section],
+            "claims": [claim for claim in claims if claim[0].section == section],
         }
         for section in dict.fromkeys(answered.saved.section for answered in answers.values())
     ]
-    prompts = sorted(
-        {data.sizes["example"] for a in answers.values() for data in a.datasets if "example" in data.sizes}
-    )
-    span = " to ".join(f"{n:,}" for n in dict.fromkeys((prompts[0], prompts[-1]))) if prompts else "no"
-    made = f"Made by loopprobe {__version__}, {span} held-out prompts a model."
+    made = f"Made by loopprobe {__version__}."
     context = {
-        "made": made, "summary": summarise(decided), "method": METHOD, "verdicts": decided, "statuses": STATUSES,
+        "made": made, "summary": summarise(decided), "methods": methods(answers), "thresholds": thresholds(decided),
+        "verdicts": decided, "statuses": STATUSES,
         "sections": sections, "lead": _lead(drawn[R2_CONVERGE]["figure"]) if R2_CONVERGE in drawn else None,
     }  # fmt: skip
-    record = {"made": made, "verdicts": [_finite(verdict.to_dict()) for verdict in decided]}
+    record = {
+        "made": made,
+        "models": {name: stamp.weights for name, stamp in sorted(stamps(answers).items())},
+        "verdicts": [_finite(verdict.to_dict()) for verdict in decided],
+    }
     texts = {
         "index.html": _render("report.html", context | {"script": Markup(get_plotlyjs())}),
         "findings.md": _render("findings.md", context),
@@ -109,10 +123,10 @@ def _html(figure: go.Figure, name: str) -> Markup:
     )
 
 
-def _forest(i: int, verdict: Verdict) -> Markup | None:
+def _forest(name: str, verdict: Verdict | None) -> Markup | None:
     """Return the forest plot of a claim; None where it has no findings."""
-    figure = forest(verdict)
-    return None if figure is None else _html(figure, f"claim-{i}")
+    figure = None if verdict is None else forest(verdict)
+    return None if figure is None else _html(figure, name)
 
 
 def _lead(figure: go.Figure) -> Markup:

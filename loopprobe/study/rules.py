@@ -14,11 +14,13 @@ class Rule:
     Attributes:
         low, high: the ends of the range; -inf and inf stand for no end.
         neutral: the value that means no effect, from which the ends are measured where thresholds are varied.
+        why: the reason for the ends, in words.
     """
 
     low: float = -np.inf
     high: float = np.inf
     neutral: float = 1.0
+    why: str = ""
 
     def __str__(self) -> str:
         if self.low == -np.inf:
@@ -33,16 +35,16 @@ class Rule:
         return replace(self, low=low, high=high)
 
 
-def below(high: float, neutral: float = 1.0) -> Rule:
+def below(high: float, neutral: float = 1.0, why: str = "") -> Rule:
     """Return the rule that an estimate is at most ``high``."""
-    return Rule(high=high, neutral=neutral)
+    return Rule(high=high, neutral=neutral, why=why)
 
 
-def above(low: float, neutral: float = 1.0) -> Rule:
+def above(low: float, neutral: float = 1.0, why: str = "") -> Rule:
     """Return the rule that an estimate is at least ``low``."""
-    return Rule(low=low, neutral=neutral)
+    return Rule(low=low, neutral=neutral, why=why)
 
 
-def about_equal(factor: float) -> Rule:
+def about_equal(factor: float, why: str = "") -> Rule:
     """Return the rule that a ratio differs from one by at most ``factor`` in either direction."""
-    return Rule(1 / factor, factor)
+    return Rule(1 / factor, factor, why=why)

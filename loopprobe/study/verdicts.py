@@ -1,27 +1,21 @@
-"""Verdicts on claims: a claim is a set of findings, each an estimate with its interval held against a rule.
+"""Verdicts on claims: a claim is a set of findings, each an estimate with its intervals held against a rule.
 
-A finding is supported when its whole interval obeys the rule, contradicted when all of it breaks the rule, and
-undecided otherwise. A claim is supported when all of its findings are, mixed when some are supported and some
-contradicted, contradicted when some are and none is supported, and else undecided. Since the intervals of a claim hold
-together (``estimates``), so do its findings.
+How they are decided is told in ``decisions``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from loopprobe.show.tables.common import titled
-from loopprobe.study.estimates import Estimate, Scale, intervals
-from loopprobe.study.rules import Rule
+from loopprobe.study.decisions import STATUSES, Outcome, Status, outcome, statuses, would_take
+from loopprobe.study.estimates import Estimate, Interval, Scale, intervals
 
-Status = Literal["supported", "contradicted", "undecided"]
-STATUSES: tuple[Status, ...] = get_args(Status)
-Outcome = Literal["supported", "mixed", "contradicted", "undecided"]
 ONE_SEED = "one seed does not tell how much seeds differ"
 NO_NUMBER = "it is no finite number"
 
@@ -32,26 +26,32 @@ class Finding:
 
     Attributes:
         what: the estimate in words.
-        estimate, low, high: the estimate and both ends of its interval.
+        estimate, low, high: the estimate and both ends of its 95 % interval.
+        low_together, high_together: both ends of its interval that holds together with those of the other findings.
         scale: the kind of number.
         seeds: the number of seeds of each group.
-        rule: the range that the claim states, in words.
+        rule, why: the range that the claim states and the reason for its ends, in words.
         least, most: its ends, which may be infinite.
         status: the status that follows.
         reason: why there is no interval; empty where there is one.
+        per_seed: the number of every seed of each group, of ratios their logarithms.
     """
 
     what: str
     estimate: float
     low: float
     high: float
+    low_together: float
+    high_together: float
     scale: Scale
     seeds: tuple[int, ...]
     rule: str
+    why: str
     least: float
     most: float
     status: Status
     reason: str = ""
+    per_seed: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Verdict:
         status: supported, mixed, contradicted or undecided.
         findings: the evidence.
         halved, doubled: the outcome if every threshold were half or twice as far from no effect.
+        takes: what would decide it; empty where it is decided.
+        control: the verdict on the same claim for models of the study's own recipe; None where that is not asked.
     """
 
     section: str
@@ -72,63 +74,66 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     halved: Outcome = "undecided"
     doubled: Outcome = "undecided"
+    takes: str = ""
+    control: Verdict | None = None
 
     def count(self, status: Status) -> int:
         """Return the number of findings with a status."""
         return sum(finding.status == status for finding in self.findings)
 
     @property
+    def typical(self) -> tuple[float, float, float]:
+        """The median, the least and the largest estimate of the findings of the first kind; there must be one."""
+        scale = self.findings[0].scale
+        values = [finding.estimate for finding in self.findings if finding.scale == scale]
+        return float(np.median(values)), min(values), max(values)
+
+    @property
     def effect(self) -> str:
         """The effect size in one number, the median of the findings of the first kind, with the range over them."""
         if not self.findings:
             return "–"
-        scale = self.findings[0].scale
-        values = [finding.estimate for finding in self.findings if finding.scale == scale]
-        words = f"{scale} {np.median(values):.3g}"
-        return words if len(values) == 1 else f"{words} ({min(values):.3g} to {max(values):.3g})"
+        middle, low, high = self.typical
+        words = f"{self.findings[0].scale} {middle:.3g}"
+        return words if low == high else f"{words} ({low:.3g} to {high:.3g})"
+
+    @property
+    def control_status(self) -> str:
+        """The outcome for models of the study's own recipe; a dash where there are none."""
+        return self.control.status if self.control and self.control.findings else "–"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return asdict(self) | {"effect": self.effect}
-
-
-def decide(one: Estimate, interval: tuple[float, float], rule: Rule | None = None) -> Finding:
-    """Hold the interval of an estimate against its rule, or another; one that is not finite decides nothing."""
-    rule = rule or one.rule
-    low, high = interval
-    value = float(np.exp(one.value)) if one.scale == "ratio" else one.value
-    status: Status = "undecided"
-    reason = ""
-    if np.isnan([low, high]).any():
-        reason = NO_NUMBER if not np.isfinite([one.value, one.of_prompts]).all() else ONE_SEED
-    elif rule.low <= low and high <= rule.high:
-        status = "supported"
-    elif high < rule.low or low > rule.high:
-        status = "contradicted"
-    seeds = tuple(n for _, n in one.spreads)
-    ends = rule.low, rule.high
-    return Finding(one.what, value, float(low), float(high), one.scale, seeds, str(rule), *ends, status, reason)
+        control = None if self.control is None else self.control.to_dict()
+        return asdict(self) | {"effect": self.effect, "control": control}
 
 
 def conclude(section: str, claim: str, estimates: Iterable[Estimate]) -> Verdict:
     """Decide a claim by its estimates; without any it is undecided."""
     estimates = tuple(estimates)
-    ends = intervals(estimates)
-    by_factor = {
-        factor: tuple(
-            decide(one, interval, one.rule.scaled(factor)) for one, interval in zip(estimates, ends, strict=True)
-        )
-        for factor in (1.0, 0.5, 2.0)
-    }
-    outcomes = [_outcome(findings) for findings in by_factor.values()]
-    return Verdict(section, claim, outcomes[0], by_factor[1.0], *outcomes[1:])
+    ends = (intervals(estimates, together=together) for together in (False, True))
+    found = statuses(estimates)
+    findings = tuple(map(_finding, estimates, *ends, found))
+    halved, doubled = (outcome(statuses(_scaled(estimates, factor))) for factor in (0.5, 2.0))
+    reached = outcome(found)
+    takes = would_take(estimates) if reached == "undecided" else ""
+    return Verdict(section, claim, reached, findings, halved, doubled, takes)
 
 
-def _outcome(findings: Sequence[Finding]) -> Outcome:
-    statuses = {finding.status for finding in findings}
-    if "contradicted" in statuses:
-        return "mixed" if "supported" in statuses else "contradicted"
-    return "supported" if statuses == {"supported"} else "undecided"
+def _scaled(estimates: Sequence[Estimate], factor: float) -> list[Estimate]:
+    return [replace(one, rule=one.rule.scaled(factor)) for one in estimates]
+
+
+def _finding(one: Estimate, own: Interval, together: Interval, status: Status) -> Finding:
+    value = float(np.exp(one.value)) if one.scale == "ratio" else one.value
+    reason = ""
+    if np.isnan(own).any():
+        reason = ONE_SEED if np.isfinite([one.value, one.of_prompts]).all() else NO_NUMBER
+    seeds = tuple(n for _, n in one.spreads)
+    rule = one.rule
+    ends = rule.low, rule.high
+    claimed = str(rule), rule.why
+    return Finding(one.what, value, *own, *together, one.scale, seeds, *claimed, *ends, status, reason, one.per_seed)
 
 
 def verdict_table(decided: Sequence[Verdict]) -> Table:

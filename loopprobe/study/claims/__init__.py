@@ -5,13 +5,15 @@ models do not exist, it has none and is undecided.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.claims import algorithm, loss, study, tokens
-from loopprobe.study.claims.evidence import QUESTIONS, Claim, Evidence, MissingQuestionError
+from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence, MissingQuestionError, answers
 from loopprobe.study.estimates import Estimate
 from loopprobe.study.verdicts import Verdict, conclude
 
+CONTROLLED = ("R1", "R2", "R3", "R4", "R5")  # sections that are answered by the study's own recipe too
 CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS)
 
 
@@ -22,7 +24,14 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
         LoopprobeError: the evidence has some questions of the study, but not all that the claims read.
     """
     asked = any(question in evidence for question in QUESTIONS)
-    return [conclude(claim[0], claim[1], _estimates(claim, evidence) if asked else ()) for claim in CLAIMS]
+    decided = []
+    for claim in CLAIMS:
+        verdict = conclude(claim[0], claim[1], _estimates(claim, evidence) if asked else ())
+        if claim[0] in CONTROLLED:
+            control = _estimates(claim, evidence, of_control=True) if asked else ()
+            verdict = replace(verdict, control=conclude(claim[0], claim[1], control))
+        decided.append(verdict)
+    return decided
 
 
 def check_questions(names: Iterable[str]) -> None:
@@ -34,10 +43,12 @@ def check_questions(names: Iterable[str]) -> None:
     verdicts(dict.fromkeys(names, ()))
 
 
-def _estimates(claim: Claim, evidence: Evidence) -> list[Estimate]:
-    """Return the estimates of one claim."""
+def _estimates(claim: Claim, evidence: Evidence, of_control: bool = False) -> list[Estimate]:
+    """Return the estimates of one claim, of our models or of those of the study's own recipe."""
     section, words, decide = claim
     try:
+        if of_control:
+            evidence = {name: answers(evidence, control) for name, control in CONTROLS.items()}
         return list(decide(evidence))
     except MissingQuestionError as error:
         raise LoopprobeError(

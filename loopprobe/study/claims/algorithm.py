@@ -14,8 +14,6 @@ from numpy import ndarray
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import (
-    EQUAL,
-    MORE,
     R8_CLASSES,
     R8_DECODE,
     R8_FOLDS,
@@ -29,8 +27,8 @@ from loopprobe.study.claims.evidence import (
     kinds,
     ratio,
 )
+from loopprobe.study.claims.thresholds import EQUAL, LOWER, MORE, NO_LESS
 from loopprobe.study.estimates import Estimate, Group, estimate
-from loopprobe.study.rules import about_equal, above, below
 
 FEW = (4, 6, 8)  # fewer examples than dimensions, but enough to find a sparse function
 
@@ -60,13 +58,13 @@ def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
     for pair, looped, ordinary in _pairs(evidence, "sparse_linear_regression"):
         for k in FEW:
             a, b = (errors_at(seeds, point=k) for seeds in (looped, ordinary))
-            yield ratio(f"error from {k} examples: {pair}", a, b, below(1))
+            yield ratio(f"error from {k} examples: {pair}", a, b, LOWER)
 
 
 def r8_equal(evidence: Evidence) -> Iterator[Estimate]:
     for task in ("linear_regression", "relu_network"):
         for pair, looped, ordinary in _pairs(evidence, task):
-            yield ratio(f"error at the query: {pair}", at_query(looped), at_query(ordinary), about_equal(EQUAL))
+            yield ratio(f"error at the query: {pair}", at_query(looped), at_query(ordinary), EQUAL)
 
 
 def _r2(squared: Float[ndarray, "... example"], spread: ndarray) -> Float[ndarray, ...]:
@@ -92,7 +90,7 @@ def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray) -> Estima
         return _r2(last, of_all) - _r2(first, of_all)
 
     parts = np.stack([before, after, spread], axis=-1)[None]
-    return estimate(what, above(MORE, neutral=0), "difference", Group(parts, gain, of_seeds="these"))
+    return estimate(what, MORE, "difference", Group(parts, gain, of_seeds="these"))
 
 
 def r8_with_loops(evidence: Evidence) -> Iterator[Estimate]:
@@ -123,7 +121,7 @@ def r8_tables(evidence: Evidence) -> Iterator[Estimate]:
                 for seeds in (looped, ordinary)
             )
             what = f"accuracy on {table}, left out of training: looped minus ordinary"
-            yield difference(what, a, b, above(-MORE, neutral=0))
+            yield difference(what, a, b, NO_LESS)
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -14,7 +14,7 @@ from numpy import ndarray
 from loopprobe.config.schema import TrainConfig
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.estimates import Estimate, Group, estimate, log_median, share_of
-from loopprobe.study.rules import Rule, below
+from loopprobe.study.rules import Rule
 from loopprobe.tasks.prompts import FAILURE_LEVEL
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
@@ -25,13 +25,16 @@ R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge
 R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
 R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE = "r8_classes", "r8_decode", "r8_folds", "r9_converge"
 R10_LENGTH, R11_LOOPS, R12_RESULTS = "r10_length", "r11_loops", "r12_results"
+# The same questions of models that were trained by the study's own recipe.
+CONTROLS = {
+    R1_COMPARE: "r1_compare_study", R2_CONVERGE: "r2_converge_study", R3_CONVERGE: "r3_converge_study",
+    R4_LAST_N: "r4_last_n_study", R5_FIRST_N: "r5_first_n_study",
+}  # fmt: skip
 QUESTIONS = (
+    *CONTROLS.values(),
     R1_COMPARE, R2_CONVERGE, R3_CONVERGE, R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES,
     R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS,
 )  # fmt: skip
-EQUAL = 1.25  # two errors are about equal within this factor
-MORE = 0.01  # one share is larger when it exceeds the other by a hundredth at least
-NO_MORE = below(MORE, neutral=0)  # of shares of failures: no more than a hundredth above
 Seeds = Float[ndarray, "seed example"]
 OtherSeeds = Float[ndarray, "other_seed example"]  # of other models, which may be more or fewer
 
@@ -98,8 +101,9 @@ def ratio(what: str, one: Seeds, other: OtherSeeds, rule: Rule) -> Estimate:
 
 
 def own_ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
-    """Estimate the ratio of the typical errors of the same models in two states."""
-    return estimate(what, rule, "ratio", Group(np.stack([one, other], axis=-1), log_median))
+    """Estimate the ratio of the typical errors of the same models in two states, or its mean over pairs of states."""
+    parts = [values if values.ndim == 3 else values[..., None] for values in (one, other)]
+    return estimate(what, rule, "ratio", Group(np.concatenate(parts, axis=-1), log_median))
 
 
 def difference(what: str, one: Seeds, other: OtherSeeds, rule: Rule) -> Estimate:

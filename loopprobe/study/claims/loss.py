@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from loopprobe.study.claims.evidence import R9_CONVERGE, Claim, Evidence, Kind, answers, far, kinds, ratio
+from loopprobe.study.claims.thresholds import HIGHER, LOWER
 from loopprobe.study.estimates import Estimate, Group, estimate, log_median
-from loopprobe.study.rules import above, below
 
 
 def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Sequence[xr.Dataset]]]:
@@ -24,7 +24,7 @@ def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Seq
 def r9_lower(evidence: Evidence) -> Iterator[Estimate]:
     for kind, log, squared in _pairs(evidence):
         errors = far(log, kind.loops), far(squared, kind.loops)
-        yield ratio(f"{kind}: error after {kind.loops} loops, log loss over mean squared error", *errors, below(1))
+        yield ratio(f"{kind}: error after {kind.loops} loops, log loss over mean squared error", *errors, LOWER)
 
 
 def r9_lost(evidence: Evidence) -> Iterator[Estimate]:
@@ -34,7 +34,7 @@ def r9_lost(evidence: Evidence) -> Iterator[Estimate]:
             Group(np.stack([far(data), far(data, kind.loops)], axis=-1), log_median) for data in (log, squared)
         )
         what = f"{kind}: growth of the error from {kind.loops} to {last} loops, log loss over mean squared error"
-        yield estimate(what, above(1), "ratio", log_growth, squared_growth)
+        yield estimate(what, HIGHER, "ratio", log_growth, squared_growth)
 
 
 CLAIMS: tuple[Claim, ...] = (

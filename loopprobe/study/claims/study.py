@@ -13,9 +13,6 @@ from numpy import ndarray
 
 from loopprobe.dynamics.limits import Limit
 from loopprobe.study.claims.evidence import (
-    EQUAL,
-    MORE,
-    NO_MORE,
     R1_COMPARE,
     R2_CONVERGE,
     R3_CONVERGE,
@@ -40,16 +37,22 @@ from loopprobe.study.claims.evidence import (
     ratio,
     share,
 )
+from loopprobe.study.claims.thresholds import (
+    EQUAL,
+    GROWS,
+    IN_ORDER,
+    LOWER,
+    MORE,
+    NO_BETTER,
+    NO_MORE,
+    RESTS,
+    STAYS,
+    WELL,
+    WIDER,
+)
 from loopprobe.study.estimates import Estimate, Group, estimate, log_median, log_spread
-from loopprobe.study.rules import about_equal, above, below
 from loopprobe.support.statistics import moving_mean
 
-STAYS = 1.2  # an error stays at its level while it is below this multiple: less than seeds differ by
-RESTS = 0.95  # a model has come to rest when this share of its tokens is at a fixed point
-WELL = 2.0  # a small model does well when it errs at most twice as much as a large one
-NO_BETTER = 0.9  # more loops do not help while they lower the error by less than a tenth
-IN_ORDER = -0.8  # the rank correlation from which two orders count as opposite
-WIDER = 1.5  # errors spread much more when their spread is half as large again
 AT_REST = (int(Limit.FIXED), int(Limit.APPROACHING))
 COMPARED_N = (10, 15, 20, 25)  # values of n at which masks are compared
 
@@ -72,7 +75,7 @@ def successive(
                 if pair not in seen:
                     seen.add(pair)
                     one, other = (values(of_task[kind]) for kind in pair)
-                    yield ratio(f"{what}: {pair[0]} over {pair[1]}", one, other, below(1)), one, other
+                    yield ratio(f"{what}: {pair[0]} over {pair[1]}", one, other, LOWER), one, other
 
 
 def r1_larger_b(evidence: Evidence) -> Iterator[Estimate]:
@@ -89,7 +92,7 @@ def r1_does_well(evidence: Evidence) -> Iterator[Estimate]:
         if ordinary and looped:
             best = looped[max(looped)]
             what = f"error at the query: {best} over ordinary"
-            yield ratio(what, at_query(by_kind[best]), at_query(ordinary[0]), below(WELL))
+            yield ratio(what, at_query(by_kind[best]), at_query(ordinary[0]), WELL)
 
 
 def r2_stays(evidence: Evidence) -> Iterator[Estimate]:
@@ -98,7 +101,7 @@ def r2_stays(evidence: Evidence) -> Iterator[Estimate]:
             last = int(data[0].loop[-1])
             at_end, at_b = far(data), far(data, kind.loops)
             what = f"{kind}: error after {last} loops over that after {kind.loops}"
-            yield own_ratio(what, at_end, at_b, below(STAYS))
+            yield own_ratio(what, at_end, at_b, STAYS)
             what = f"{kind}: share of failures after {last} loops minus that after {kind.loops}"
             yield own_difference(what, failed(at_end), failed(at_b), NO_MORE)
 
@@ -112,7 +115,7 @@ def r2_rests(evidence: Evidence) -> Iterator[Estimate]:
     for kind, data in kinds([d for d in answers(evidence, R2_CONVERGE) if "limit" in d]).items():
         if kind.loops > 5:
             what = f"{kind}: share of tokens at or approaching a fixed point after {data[0].attrs['far']} loops"
-            yield share(what, at_rest(data), above(RESTS))
+            yield share(what, at_rest(data), RESTS)
 
 
 def r2_larger_b(evidence: Evidence) -> Iterator[Estimate]:
@@ -134,19 +137,19 @@ def _grown_over_fixed(evidence: Evidence, window: int) -> Iterator[tuple[str, Se
 
 def r3_lower_at_20(evidence: Evidence) -> Iterator[Estimate]:
     for pair, grown, fixed in _grown_over_fixed(evidence, 20):
-        yield ratio(f"error after the last loop: {pair}", grown, fixed, below(1))
+        yield ratio(f"error after the last loop: {pair}", grown, fixed, LOWER)
 
 
 def r3_same_at_10(evidence: Evidence) -> Iterator[Estimate]:
     for pair, grown, fixed in _grown_over_fixed(evidence, 10):
-        yield ratio(f"error after the last loop: {pair}", grown, fixed, about_equal(EQUAL))
+        yield ratio(f"error after the last loop: {pair}", grown, fixed, EQUAL)
 
 
 def r3_spread(evidence: Evidence) -> Iterator[Estimate]:
     for window in (10, 20):
         for pair, *both in _grown_over_fixed(evidence, window):
             grown, fixed = (Group(errors, log_spread) for errors in both)
-            yield estimate(f"10 % to 90 % of errors: {pair}", above(WIDER), "ratio", grown, fixed)
+            yield estimate(f"10 % to 90 % of errors: {pair}", WIDER, "ratio", grown, fixed)
 
 
 def _masks(evidence: Evidence, name: str) -> dict[Kind, list[xr.Dataset]]:
@@ -163,16 +166,19 @@ def _grows(evidence: Evidence, name: str) -> Iterator[Estimate]:
             return (error_ranks - ranks.mean()) @ (ranks - ranks.mean()) / ((ranks - ranks.mean()) ** 2).sum()
 
         what = f"{kind}: rank correlation of error and n"
-        yield estimate(what, below(IN_ORDER, neutral=-1), "correlation", Group(errors, spearman))
+        yield estimate(what, IN_ORDER, "correlation", Group(errors, spearman))
 
 
 def _more_loops(evidence: Evidence, name: str) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, name).items():
         last = int(data[0].loop[-1])
-        for n in (n for n in COMPARED_N if n in data[0].n.values):
-            more, trained = (errors_at(data, n=n, loop=loop) for loop in (last, kind.loops))
-            what = f"{kind}, n {n}: error after {last} loops over that after {kind.loops}"
-            yield own_ratio(what, more, trained, above(NO_BETTER))
+        if n := [n for n in COMPARED_N if n in data[0].n.values]:
+            more, trained = (
+                np.stack([d.error.sel(n=n, loop=loop).transpose("example", "n").values for d in data])
+                for loop in (last, kind.loops)
+            )
+            what = f"{kind}, n {n[0]} to {n[-1]}: error after {last} loops over that after {kind.loops}, mean over n"
+            yield own_ratio(what, more, trained, NO_BETTER)
 
 
 def r4_grows(evidence: Evidence) -> Iterator[Estimate]:
@@ -197,7 +203,7 @@ def r5_first_and_last(evidence: Evidence) -> Iterator[Estimate]:
         for n in (n for n in COMPARED_N if all(n in masks[kind][0].n.values for masks in (first, last))):
             a, b = (errors_at(masks[kind], n=n, loop=kind.loops) for masks in (last, first))
             what = f"{kind}, n {n}: error with the last over that with the first"
-            yield own_ratio(what, a, b, about_equal(EQUAL))
+            yield own_ratio(what, a, b, EQUAL)
 
 
 def r5_memory(evidence: Evidence) -> Iterator[Estimate]:
@@ -205,7 +211,7 @@ def r5_memory(evidence: Evidence) -> Iterator[Estimate]:
         if 1 in data[0].n.values:
             alone, clean = errors_at(data, n=1, loop=kind.loops), errors_at(data, "clean_error", loop=kind.loops)
             what = f"{kind}: error with the query's own state alone over the clean run"
-            yield own_ratio(what, alone, clean, above(STAYS))
+            yield own_ratio(what, alone, clean, GROWS)
 
 
 def _deeper(evidence: Evidence) -> Iterator[tuple[Kind, list[xr.Dataset], Kind, list[xr.Dataset]]]:
@@ -220,7 +226,7 @@ def _deeper(evidence: Evidence) -> Iterator[tuple[Kind, list[xr.Dataset], Kind, 
 def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
     for deeper, more, kind, fewer in _deeper(evidence):
         pair = f"{deeper} over L {kind.layers}"
-        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), below(1))
+        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), LOWER)
         what = f"share of failures after the last loop: {deeper} minus L {kind.layers}"
         yield difference(what, failed(far(more)), failed(far(fewer)), NO_MORE)
 
@@ -228,9 +234,9 @@ def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
 def r6_rests(evidence: Evidence) -> Iterator[Estimate]:
     for deeper, more, kind, fewer in _deeper(evidence):
         followed = all("limit" in data for data in (*more, *fewer))
-        if followed and at_rest(fewer).mean() <= 1 - MORE:  # nearly all leave no room for more
+        if followed and at_rest(fewer).mean() <= 1 - MORE.low:  # nearly all leave no room for more
             what = f"share of tokens at or approaching a fixed point: {deeper} minus L {kind.layers}"
-            yield difference(what, at_rest(more), at_rest(fewer), above(MORE, neutral=0))
+            yield difference(what, at_rest(more), at_rest(fewer), MORE)
 
 
 def r6_every_seed(evidence: Evidence) -> Iterator[Estimate]:
@@ -238,7 +244,7 @@ def r6_every_seed(evidence: Evidence) -> Iterator[Estimate]:
         worst = Group(far(more), log_median, of_seeds="most")
         best = Group(far(fewer), log_median, of_seeds="least")
         what = f"error after the last loop: the worst seed of {deeper} over the best of L {kind.layers}"
-        yield estimate(what, below(1), "ratio", worst, best)
+        yield estimate(what, LOWER, "ratio", worst, best)
 
 
 def falls_at(data: xr.Dataset) -> float:
@@ -268,7 +274,7 @@ def r7_earlier(evidence: Evidence) -> Iterator[Estimate]:
                 continue
             for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
                 one, more = (np.array([[measure(d)] for d in by_kind[k]]) for k in (kind, deeper))
-                yield ratio(f"step at which the loss {what}: {kind} over L {layers}", one, more, below(1))
+                yield ratio(f"step at which the loss {what}: {kind} over L {layers}", one, more, LOWER)
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -26,14 +26,20 @@ from loopprobe.study.claims.evidence import (
     own_difference,
     share,
 )
+from loopprobe.study.claims.thresholds import (
+    AS_GOOD,
+    COMPUTED,
+    FAR_BETTER,
+    FEWER,
+    HALF,
+    LATER,
+    NOT_YET,
+    READ,
+    SOLVED,
+)
 from loopprobe.study.estimates import Estimate
-from loopprobe.study.rules import above, below
 
-AS_GOOD = 0.05  # of all prompts: a share of right ones that is less lower counts as as good
-BETTER = 0.2  # … and one that is more higher as far better
-SOLVED = 0.9  # the share of right prompts from which a length counts as solved
 IN_THE_TOKENS = 0.99  # the share from which a model that was never trained holds a result: nothing is left to compute
-READ = 0.9  # the share of prompts from which a result counts as read
 LOOPED, DEEP, SHALLOW = "looped", "as deep", "one block"
 Seeds = Sequence[xr.Dataset]
 
@@ -69,14 +75,14 @@ def r10_as_good(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, DEEP} <= forms.keys():
             what = f"{task}: right prompts at the training's length, looped minus as many layers as loops"
-            yield difference(what, _right(forms[LOOPED]), _right(forms[DEEP]), above(-AS_GOOD, neutral=0))
+            yield difference(what, _right(forms[LOOPED]), _right(forms[DEEP]), AS_GOOD)
 
 
 def r10_better(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, SHALLOW} <= forms.keys():
             what = f"{task}: right prompts at the training's length, looped minus one layer"
-            yield difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), above(BETTER, neutral=0))
+            yield difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), FAR_BETTER)
 
 
 def _by_length(evidence: Evidence) -> Iterator[tuple[str, Seeds]]:
@@ -90,26 +96,26 @@ def _by_length(evidence: Evidence) -> Iterator[tuple[str, Seeds]]:
 def r11_longer(evidence: Evidence) -> Iterator[Estimate]:
     for task, seeds in _by_length(evidence):
         for factor in (1.5, 2.0):
-            yield share(f"{task}: right prompts at {factor:g} times the length", _right(seeds, factor), above(SOLVED))
+            yield share(f"{task}: right prompts at {factor:g} times the length", _right(seeds, factor), SOLVED)
 
 
 def r11_needed(evidence: Evidence) -> Iterator[Estimate]:
     for task, seeds in _by_length(evidence):
         what = f"{task}: right prompts at the training's length after half as many loops"
-        yield share(what, _right(seeds, 1.0, 0.5), below(0.5, neutral=0))
+        yield share(what, _right(seeds, 1.0, 0.5), HALF)
 
 
 def r11_harmless(evidence: Evidence) -> Iterator[Estimate]:
     for task, seeds in _by_length(evidence):
         what = f"{task}: right prompts at the training's length, twice the loops minus the loops"
-        yield own_difference(what, _right(seeds, 1.0, 2.0), _right(seeds), above(-AS_GOOD, neutral=0))
+        yield own_difference(what, _right(seeds, 1.0, 2.0), _right(seeds), AS_GOOD)
 
 
 def r11_deep(evidence: Evidence) -> Iterator[Estimate]:
     for task, forms in _forms(evidence, R10_LENGTH).items():
         if {LOOPED, DEEP} <= forms.keys() and task in dict(_by_length(evidence)):
             what = f"{task}: right prompts at twice the length, as many layers as loops minus looped"
-            yield difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), below(0, neutral=0))
+            yield difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), FEWER)
 
 
 def _read(seeds: Seeds, target: str, loop: int, control: str = "none", position: int | None = None) -> ndarray:
@@ -129,16 +135,14 @@ def r12_in_turn(evidence: Evidence) -> Iterator[Estimate]:
         names = [str(name) for name in hops[0].target.values if str(name).startswith("after hop")]
         for name, following in pairwise(names):
             shares = {one: [_read(hops, one, int(loop)).mean() for loop in hops[0].loop] for one in (name, following)}
-            first = next((int(hops[0].loop[i]) for i, share in enumerate(shares[name]) if share >= READ), None)
+            first = next((int(hops[0].loop[i]) for i, share in enumerate(shares[name]) if share >= READ.low), None)
             if first is not None:
                 what = f"p_hop: read {following} minus {name}, in the loop that first has {name} ({first})"
-                yield own_difference(
-                    what, _read(hops, following, first), _read(hops, name, first), below(-BETTER / 2, neutral=0)
-                )
+                yield own_difference(what, _read(hops, following, first), _read(hops, name, first), LATER)
     moves = _forms(evidence, R12_RESULTS).get("s5", {}).get(LOOPED, [])
     if moves:
         middle = int(moves[0].position[-1]) // 2
-        for loop, rule in ((middle, above(READ)), (middle - 2, below(0.5, neutral=0))):
+        for loop, rule in ((middle, READ), (middle - 2, NOT_YET)):
             what = f"s5: product of {middle} moves read at their token after {loop} loops"
             yield share(what, _read(moves, "product so far", loop, position=middle), rule)
 
@@ -152,7 +156,7 @@ def r12_computed(evidence: Evidence) -> Iterator[Estimate]:
             read, unread = (_read(seeds, str(target), last, control) for control in ("none", "untrained"))
             if unread.mean() > IN_THE_TOKENS:
                 continue
-            yield own_difference(what, read, unread, above(BETTER / 2, neutral=0))
+            yield own_difference(what, read, unread, COMPUTED)
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -1,0 +1,84 @@
+"""Methods: what the report says of its models, prompts and statistics, and of what was not tested."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from loopprobe.probes.dataset import Stamp, read_stamp
+from loopprobe.study.saved import Answered
+from loopprobe.study.verdicts import Verdict
+
+STATISTICS = """\
+The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or the
+share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice of
+prompts adds. An interval supports what is claimed when all of it obeys, contradicts it when all of it breaks it, and
+otherwise decides nothing. A claim is supported when the 95 % interval of every finding supports it; as all must, this
+takes no correction for their number. Otherwise the findings are looked at one by one, by wider intervals that hold
+together with 95 %: the claim is mixed when some support and some contradict it, contradicted when some do and none
+supports it, and else undecided. What is claimed has thresholds, which are below with their reasons; the table of claims
+says which verdicts would be others if each were half or twice as far from no effect."""
+
+
+def stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:
+    """Return the stamp of every model that was asked, by its label."""
+    return {str(data.model.item()): read_stamp(data) for a in answers.values() for data in a.datasets}
+
+
+def methods(answers: Mapping[str, Answered]) -> dict[str, str]:
+    """Return the paragraphs of the methods, by what they are about."""
+    return {
+        "Models": _models(list(stamps(answers).values())),
+        "Prompts": _prompts(answers),
+        "Statistics": STATISTICS,
+        "Not tested": _missing(answers),
+    }
+
+
+def thresholds(decided: Sequence[Verdict]) -> list[tuple[str, str, str]]:
+    """Return what is claimed of a finding, the reason for its ends, and the sections that claim it."""
+    sections: dict[tuple[str, str], list[str]] = {}
+    for verdict in decided:
+        for finding in verdict.findings:
+            sections.setdefault((finding.rule, finding.why), []).append(verdict.section)
+    return [(rule, why, ", ".join(dict.fromkeys(where))) for (rule, why), where in sections.items()]
+
+
+def _models(models: Sequence[Stamp]) -> str:
+    kinds: dict[str, int] = {}
+    for stamp in models:
+        trained: dict[str, Any] = {key: value for key, value in (stamp.config["train"] or {}).items() if key != "seed"}
+        kind = json.dumps([stamp.config["model"], stamp.config["task"], trained], sort_keys=True)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    configs = [stamp.config for stamp in models]
+    trainings = [config["train"] for config in configs if config["train"]]
+    tasks = sorted({config["task"]["name"].replace("_", " ") for config in configs})
+    optimizers = sorted({train["optimizer"].capitalize() for train in trainings})
+    return (
+        f"{len(models)} models of {len(kinds)} kinds, {_span(kinds.values())} seeds a kind, of width "
+        f"{_span(config['model']['d_model'] for config in configs)}, trained by {' and '.join(optimizers)} for "
+        f"{_span(train['steps'] for train in trainings)} steps on {', '.join(tasks)}."
+    )
+
+
+def _prompts(answers: Mapping[str, Answered]) -> str:
+    sizes = [data.sizes["example"] for a in answers.values() for data in a.datasets if "example" in data.sizes]
+    return f"{_span(sizes)} held-out prompts a model, which no training has seen, the same for all models of a task."
+
+
+def _missing(answers: Mapping[str, Answered]) -> str:
+    kinds: dict[str, int] = {}
+    for name in sorted({name for a in answers.values() for name in a.missing}):
+        kind = re.sub(r"-s\d+$", "", name)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    listed = ", ".join(kind if count == 1 else f"{kind} ({count} seeds)" for kind, count in kinds.items())
+    named = f"Named by the questions and not trained yet: {listed}. " if kinds else ""
+    return f"{named}Models of the reference's size (20 dimensions, width 256) and language models are in no claim."
+
+
+def _span(numbers: Iterable[float]) -> str:
+    """Return the least and the largest of some numbers in words, one where they are the same."""
+    found = sorted(set(numbers))
+    return " to ".join(f"{n:,}" for n in dict.fromkeys((found[0], found[-1]))) if found else "no"
