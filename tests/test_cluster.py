@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_own_task import CODE
 from test_sweep import grid
 
 from loopprobe.errors import LoopprobeError
@@ -187,3 +188,24 @@ def test_jobs_that_no_node_can_hold_are_refused(start, tmp_path):
     process = start("sweep", path, "--out", tmp_path / "out", "--gpus", "1")
     assert process.wait(timeout=60) == 2
     assert "no node of the Ray cluster has 1 CPU and 1 GPU" in (tmp_path / "log").read_text()
+
+
+DRAWN = """
+from pathlib import Path
+from loopprobe import TaskConfig, held_out
+from loopprobe.support.cluster import RayPool
+
+task = TaskConfig(name="my_tasks.py:AbsLinear", parameters={"slope": 2.0})
+Path("my_tasks.py").unlink()  # as on another machine, where it is not
+with RayPool() as pool:
+    far = pool.submit(held_out, task, 4, 5, 3).result()
+assert far.origin["parameters"] == {"slope": 2.0}
+print((far.ys - held_out(task, 4, 5, 3).ys).abs().max().item(), far.ys.abs().sum().item() > 0)
+"""
+
+
+@pytest.mark.ray
+def test_a_task_of_ones_own_travels_to_the_cluster(cluster, tmp_path):
+    (tmp_path / "my_tasks.py").write_text(CODE)
+    done = subprocess.run([sys.executable, "-c", DRAWN], env=cluster, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split()[-2:] == ["0.0", "True"], done.stderr
