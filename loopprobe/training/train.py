@@ -22,7 +22,7 @@ from loopprobe.training.steps import make_optimizers, stack_step, train_step
 
 def train(
     cfg: Config | None,
-    out: Path,
+    out: Path | str,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -38,13 +38,13 @@ def train(
         report: a function that is called with each row of metrics.
 
     Returns:
-        ``out``.
+        ``out``, which ``load_checkpoint`` takes.
 
     Raises:
         LoopprobeError: ``out`` exists (or does not, to resume), or the loss is no longer finite.
         KeyboardInterrupt: at Ctrl-C, after the state of the last whole step was saved.
     """
-    run = start(cfg, out, resume=resume, overwrite=overwrite, report=report)
+    run = start(cfg, Path(out), resume=resume, overwrite=overwrite, report=report)
     train_runs([run])
     return run.out
 
