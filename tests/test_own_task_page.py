@@ -27,7 +27,7 @@ def session(monkeypatch, tmp_path):
 
 def test_the_code_of_the_page_runs(session, monkeypatch, capsys):
     text = re.sub(r"train\.steps=\d+", "train.steps=4", PAGE.read_text())
-    blocks = re.findall(r"```(\w+)(?: file=(\S+))?\n(.*?)```", text, re.S)
+    blocks = re.findall(r'```(\w+)(?: title="(\S+)")?\n(.*?)```', text, re.S)
     assert {kind for kind, _, _ in blocks} == KNOWN
     names = {"__name__": "page"}
     commands = 0
@@ -51,7 +51,7 @@ def test_the_code_of_the_page_runs(session, monkeypatch, capsys):
 
 
 def test_the_task_of_the_page_is_what_it_says(session):
-    code = re.search(r"```python file=my_tasks.py\n(.*?)```", PAGE.read_text(), re.S)[1]
+    code = re.search(r'```python title="my_tasks.py"\n(.*?)```', PAGE.read_text(), re.S)[1]
     (session / "my_tasks.py").write_text(code)
     task = loopprobe.TaskConfig(name="my_tasks.py:Recall")
     prompts = loopprobe.tasks.held_out_tokens(task, 50, 3)

@@ -47,7 +47,9 @@ def edited(
         name: of the activation, as in ``run_with_cache`` (``"mlp_out"``, ``"attn_z"``, ``"z"`` for the state).
         edit: from the activation and its hook point to its replacement, of a shape that broadcasts.
         loops: iterations, from 0: a number, several, a slice; negative ones count from the end of each run. None: all.
-        layers, heads, positions: the places, alike; the positions of scores and patterns are the query's.
+        layers: layers, chosen as loops are.
+        heads: heads, chosen as loops are.
+        positions: tokens, chosen as loops are; of scores and patterns those of the query.
 
     Raises:
         LoopprobeError: no such activation, or it has no heads or positions, or not these; at the end of the block, a

@@ -240,7 +240,8 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         """One iteration, z_t → z_{t+1}: the map whose fixed points the loop looks for; passes loop's hooks.
 
         Args:
-            z, e: the state and the injected input, of all tokens, or with ``past`` of the later ones.
+            z: the state of all tokens, or with ``past`` of the later ones.
+            e: the injected input of the same tokens.
             loop: whose hooks are passed.
             past: keys and values of the tokens before, one pair a layer, as they were in this loop: attention is
                 causal, so the earlier tokens do not depend on these and need not be computed again.

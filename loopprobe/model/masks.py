@@ -83,12 +83,15 @@ def masked(
 
     Args:
         model: the model to mask; use it inside the ``with`` block as usual.
-        mode, n, unit, invert: see ``kept_tokens``. A sequence of n masks the batch in equal blocks, the i-th
-            block by the i-th n, so that many masks go through together.
+        mode: keep the ``first`` or the ``last`` positions.
+        n: how many are kept. A sequence masks the batch in equal blocks, the i-th block by the i-th n, so that many
+            masks go through together.
         fill: ``initial`` (the state that the loop starts from), ``zero``, or a tensor [pos, d_model] or
             [loop, pos, d_model], such as ``mean_states`` gives.
         loops: the loops before which the state is masked, from 0: a number, several, a slice; negative ones count
             from the end of each run. None for every loop.
+        unit: what n counts, ``point`` or ``token``.
+        invert: mask the named positions and keep the others.
 
     Raises:
         LoopprobeError: the model has no state to mask, n does not fit the prompt, or the batch does not divide into the

@@ -203,7 +203,9 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
     """Load a model with its configuration and history, or a language model with its tokenizer.
 
     Args:
-        name, device, options: as in ``load``.
+        name: the name or folder of a checkpoint, or ``hf:…`` as in ``load``.
+        device: the device of the model.
+        options: the options of language models, as in ``load``.
 
     Returns:
         A Checkpoint, or a LanguageModel.

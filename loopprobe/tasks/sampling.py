@@ -67,8 +67,12 @@ def held_out(
     seeds its own above. Where a task that ships draws them, the first k prompts do not depend on how many are drawn.
 
     Args:
-        task, n_prompts, n_points, n_dims, active_dims: as in ``sample``.
-        seed: seed of the prompts.
+        task: the task, whose prompts ``sample`` draws.
+        n_prompts: the number of prompts.
+        n_points: points of a prompt, the query included.
+        n_dims: dimensions of an input x.
+        seed: the seed of the prompts.
+        active_dims: as in ``sample``.
         shift: name of a shift in ``tasks.shifts.SHIFTS``; None: the distribution of training.
 
     Raises:

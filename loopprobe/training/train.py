@@ -45,7 +45,7 @@ def train(
         report: a function that is called with each row of metrics.
 
     Returns:
-        The folder of the run.
+        ``out``, which ``load_checkpoint`` takes.
 
     Raises:
         LoopprobeError: ``out`` exists (or does not, to resume), or the loss is no longer finite.

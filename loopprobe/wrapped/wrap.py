@@ -54,7 +54,8 @@ def wrap(
         example: inputs of a call, a tensor or several [batch, pos, …], that the check runs; a few tokens suffice.
         state: the module whose output the next loop reads, or several; None: the last layer of the core. False: no
             tensor is all that goes from loop to loop, so that no state can be stepped on or masked.
-        coda, head: layers that run once behind the loop, and what makes answers of their output.
+        coda: layers that run once behind the loop.
+        head: what makes answers of the coda's output, or of the state.
         norm: the norm between the last layer and the state, where the state is its output.
         start: the state that the loop starts from: "input" (e), "zeros", "ones", or a function from the module, e and a
             seed. None: the one of the three that is right.
@@ -62,7 +63,8 @@ def wrap(
         sites: places within every layer, such as ``{"hook_attn_out": "attn", "hook_resid_mid": ("norm2", "in")}``.
         points: further places that a loop passes, by the paths of submodules.
         attention: the path within a layer of an attention that uses transformers' interface.
-        n_heads, n_ctx: attention heads of a layer, and the most tokens that it reads.
+        n_heads: attention heads of a layer.
+        n_ctx: the most tokens that the model reads.
         call: keywords of every call.
 
     Returns:
