@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 WITH_SESSION = [page for page in PAGES if ">>> " in page.read_text() and page.name != "README.md"]
-WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text() and page.name not in ("wrapping.md", "own_task.md")]
+OF_THEIR_OWN = ("wrapping.md", "own_task.md")  # pages with tests of their own
+WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text() and page.name not in OF_THEIR_OWN]
 CODE = re.compile(r"^    (loopprobe .*)$|`(loopprobe [a-z-]+(?: [^`]*)?)`", re.M)
 
 

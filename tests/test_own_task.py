@@ -227,7 +227,7 @@ def test_more_points_than_in_training_are_a_shift_of_any_task(file, tmp_path):
     assert torch.equal(checkpoint.held_out(2, shift="more_examples").ys, expected(2, 6, 3, 2**31)[1])
 
 
-def test_probes_of_a_token_task_that_is_read_in_the_middle(file, tmp_path):
+def test_probes_of_a_token_task_that_is_read_in_the_middle(file, tmp_path, monkeypatch):
     checkpoint = trained(tmp_path, load_config(overrides=["task.name=my_tasks.py:Middle", *TOKEN_SIZES]))
     assert (checkpoint.config.model.d_vocab, checkpoint.config.model.d_vocab_out) == (4, 3)
     prompts = checkpoint.held_out(6, length=2)
@@ -242,6 +242,13 @@ def test_probes_of_a_token_task_that_is_read_in_the_middle(file, tmp_path):
     assert lengths.enough_loops.isnull().all()
     with pytest.raises(LoopprobeError, match="labelled points"):
         loopprobe.probe("compare", checkpoint, prompts)
+    forget(monkeypatch)
+    again = load_checkpoint(tmp_path / "run")
+    assert again.config == checkpoint.config
+    assert not registry._SEEN
+    assert torch.equal(again.held_out(6, length=2).tokens, prompts.tokens)
+    with pytest.raises(LoopprobeError, match="Middle have no shift"):
+        again.held_out(6, shift="skewed")
     config = patch.PatchConfig(sites=("z",), loops=2)
     corrupted = prompts.corrupted("prompt", torch.Generator().manual_seed(0))
     assert (corrupted.answers != prompts.answers).all()
@@ -288,8 +295,8 @@ def test_workers_of_a_question_draw_from_the_task(file, tmp_path, monkeypatch):
 
 
 def test_what_has_changed_or_moved_is_told_and_named_again(file, tmp_path, monkeypatch, command):
-    train(config(), tmp_path / "run")
-    ask = ("mask", "--ckpt", tmp_path / "run", "--n", 2, "--loops", 2, "--prompts", 4, "--overwrite", "--out", "out")
+    run = train(config(), tmp_path / "runs" / "folded")
+    ask = ("mask", "--ckpt", run, "--n", 2, "--loops", 2, "--prompts", 4, "--overwrite", "--out", "out")
     file.write_text(CODE + "\n# mended\n")
     forget(monkeypatch)
     code, _, err = command(*ask)
@@ -302,8 +309,11 @@ def test_what_has_changed_or_moved_is_told_and_named_again(file, tmp_path, monke
     code, _, err = command(*ask)
     assert code == 2
     assert f"task AbsLinear is not at {file}:AbsLinear" in err
-    assert command("list")[0] == 0
-    checkpoint = load_checkpoint(tmp_path / "run")
+    for verb in (["list"], ["show", "folded"], ["export", "folded", "--out", "weights"]):
+        code, out, _ = command(*verb)
+        assert code == 0
+        assert "AbsLinear" in out or verb[0] == "export"
+    checkpoint = load_checkpoint(run)
     assert "AbsLinear" in repr(checkpoint)
     xs = torch.randn(4, 6, 3)
     by_hand = loopprobe.Prompts(xs, xs.sum(-1).abs())
@@ -313,8 +323,10 @@ def test_what_has_changed_or_moved_is_told_and_named_again(file, tmp_path, monke
         loopprobe.probe("lens", checkpoint, by_hand)
     assert command(*ask, "--task", "moved.py:AbsLinear")[0] == 0
     forget(monkeypatch)
-    assert command("evaluate", tmp_path / "run", "--prompts", 8, "--far", 0, "--task", "moved.py:AbsLinear")[0] == 0
-    assert read_json(tmp_path / "run")[1]["evaluation"]["n_prompts"] == 8
+    assert command("evaluate", run, "--prompts", 8, "--far", 0, "--task", "moved.py:AbsLinear")[0] == 0
+    assert read_json(run)[1]["evaluation"]["n_prompts"] == 8
+    forget(monkeypatch)
+    assert command("train", "--resume", "--out", run, "--task", "moved.py:AbsLinear")[0] == 2, "it is done"
 
 
 def test_a_foreign_checkpoint_runs_no_code(tmp_path, monkeypatch):
@@ -402,6 +414,24 @@ def test_an_error_a_unit_and_an_optimum_of_its_own(tmp_path):
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["error"] != pytest.approx(row["loss"])
     assert "skewed" in shift.applicable(checkpoint)
+
+
+def test_labels_that_are_signs_have_an_accuracy(tmp_path):
+    class Halfspace(RegressionTask):
+        labels = "sign"
+
+        def draw(self, n_prompts, n_points, n_dims, generator):
+            xs = torch.randn(n_prompts, n_points, n_dims, generator=generator)
+            return xs, (xs @ torch.randn(n_prompts, n_dims, 1, generator=generator)).squeeze(-1).sign()
+
+    train(load_config(overrides=SIZES), tmp_path / "run", task=Halfspace)
+    checkpoint = load_checkpoint(tmp_path / "run")
+    prompts = checkpoint.held_out(6)
+    assert prompts.scale == 1
+    data = compare.run(checkpoint, prompts, compare.CompareConfig(baselines=("nearest",)))
+    with torch.no_grad():
+        right = (checkpoint.model(*prompts)[-1] > 0) == (prompts.ys > 0)
+    torch.testing.assert_close(torch.from_numpy(data.accuracy.values), right.double().mean(0))
 
 
 def test_held_out_prompts_may_be_others_than_those_of_training():

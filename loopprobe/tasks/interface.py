@@ -56,14 +56,10 @@ class Task:
     Attributes:
         name: what the task is registered as; empty: the name of the class.
         short: the part of a model's name; empty: the name in lower case.
-        theory: what is known of the depth that the task needs, and where it is shown.
-        baselines: the baselines that fit the task, of ``reference.baselines.BASELINES``; None: all.
     """
 
     name: ClassVar[str] = ""
     short: ClassVar[str] = ""
-    theory: ClassVar[str] = ""
-    baselines: ClassVar[tuple[str, ...] | None] = None
 
     def optimum(self, prompts: Any) -> Optimum:
         """Return the best predictor that knows the task but not what a prompt was drawn with.
@@ -82,8 +78,10 @@ class RegressionTask(Task):
         labels: ``real``; ``sign`` for labels that are +1 or -1, whose accuracy is told too.
         unit: the unit of ``error``, in words.
         failure_level: the error at the query above which a prompt counts as failed.
+        baselines: the baselines that fit the task, of ``reference.baselines.BASELINES``; None: all.
     """
 
+    baselines: ClassVar[tuple[str, ...] | None] = None
     labels: str = "real"
     unit: str = UNIT
     failure_level: float = FAILURE_LEVEL
@@ -177,12 +175,14 @@ class TokenTask(Task):
         outputs: the names of the answers, in the order of their numbers; empty: those of the tokens.
         length: the greatest length in training, which draws prompts of each length from 1 to it.
         counts: what a length counts, in words.
+        theory: what is known of the depth that the task needs, and where it is shown.
     """
 
     inputs: Sequence[str] = ()
     outputs: Sequence[str] = ()
     length: int = 16
     counts: ClassVar[str] = "tokens"
+    theory: ClassVar[str] = ""
 
     @property
     def longest(self) -> int | None:
