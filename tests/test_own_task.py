@@ -302,7 +302,7 @@ def test_what_has_changed_or_moved_is_told_and_named_again(file, tmp_path, monke
     code, _, err = command(*ask)
     assert code == 2
     assert "task AbsLinear has changed since the training" in err
-    assert "--task FILE.py:NAME" in err
+    assert "restore it, name it again (--task FILE.py:AbsLinear, or loopprobe.register_task)" in err
     assert err.count("\n") == 1
     file.rename(tmp_path / "moved.py")
     forget(monkeypatch)

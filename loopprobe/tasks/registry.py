@@ -173,7 +173,8 @@ def entry_for(task: TaskConfig) -> Entry:
     key = task.name, str(task.sha256)
     if key in _BROUGHT:
         return _seen(_loaded(_BROUGHT[key], task.name), key)
-    again = "register it (loopprobe.register_task, --task FILE.py:NAME)"
+    name = (task.source or task.name).rpartition(":")[2]
+    again = f"name it again (--task FILE.py:{name}, or loopprobe.register_task)"
     if task.source is None:
         raise LoopprobeError(
             f"task {task.name} was defined in a session, and no file of it is recorded: {again}, or give prompts="
