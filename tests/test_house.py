@@ -67,8 +67,3 @@ def test_public_names_load(name):
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nope"):
         loopprobe.nope  # noqa: B018
-
-
-def test_the_version_is_stated_once_and_the_same():
-    text = (ROOT / "pyproject.toml").read_text()
-    assert re.search(r'^version = "(.+)"$', text, re.M)[1] == loopprobe.__version__

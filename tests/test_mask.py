@@ -10,10 +10,11 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.masks import masked, mean_states
 from loopprobe.probes import mask as probe
 from loopprobe.probes.dataset import read_dataset, write_dataset
+from loopprobe.show import sentences
 from loopprobe.show.arrange import loops_to_show
 from loopprobe.show.figures.mask import mask_figure
 from loopprobe.show.figures.style import write_html
-from loopprobe.show.tables import mask_finding, mask_table
+from loopprobe.show.tables import mask_table
 from loopprobe.tasks import held_out
 
 
@@ -144,5 +145,5 @@ def test_the_table_and_the_sentence_show_the_numbers_of_the_dataset(checkpoint, 
     failing = float((data.error.sel(n=3, loop=6) > 0.1).mean())
     assert list(table.columns[3].cells)[2].startswith(f"{100 * failing:.2g} % [")
     assert list(table.columns[4].cells)[2] == f"{data.error.sel(n=3, loop=6).mean().item():.3g}"
-    assert f"{data.clean_median[-1].item():.3g} in the clean run" in mask_finding(data)
+    assert f"{data.clean_median[-1].item():.3g} in the clean run" in sentences.mask(data)
     assert loops_to_show(data) == [1, 4, 5, 6]

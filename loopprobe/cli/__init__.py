@@ -17,6 +17,7 @@ import typer
 from loopprobe._version import __version__
 from loopprobe.cli import inside, models, probes
 from loopprobe.cli.options import Interrupted, OnceCommand
+from loopprobe.cli.output import recording
 from loopprobe.errors import LoopprobeError
 from loopprobe.support.memory import keep_freed_memory
 from loopprobe.support.storage import release_all
@@ -44,7 +45,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does: what is done is kept
         sys.unraisablehook = _interrupt_again
     try:
-        code = app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
+        with recording("--json" in sys.argv):
+            code = app(args=[arg for arg in sys.argv[1:] if arg not in ("--debug", "--json")], standalone_mode=False)
     except (LoopprobeError, _USAGE_ERROR) as error:
         if "--debug" in sys.argv:
             raise
@@ -117,5 +119,6 @@ def _version(show: bool) -> None:
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where an error would be one line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: tables, sentences, files.")] = False,
 ) -> None:
     pass

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loopprobe.cli.options import Common, Loops, Positions, output_folder, with_common
+from loopprobe.cli.output import say
 from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_positions, parse_words
 from loopprobe.cli.probes import ask, show
 from loopprobe.errors import LoopprobeError
@@ -52,7 +53,7 @@ def cache(
         stream_cache(checkpoint.model, prompts, path, config, attrs=attrs, progress=track(f"cache {checkpoint.label}"))
     except OSError as error:
         raise LoopprobeError(f"cannot write {path} ({error}): free the disk, or keep fewer loops or names") from None
-    print(path)
+    say(files=[path])
 
 
 @with_common()

@@ -20,6 +20,7 @@ from loopprobe.cli.options import (
     cluster_of,
     register,
 )
+from loopprobe.cli.output import say
 from loopprobe.cli.parsing import at_least
 from loopprobe.errors import LoopprobeError
 
@@ -97,7 +98,7 @@ def sweep(
     for option, value in (("workers", workers), ("stack", stack)):
         if value is not None and value < 1:
             raise LoopprobeError(f"{option} ({value}) must be at least 1: raise it")
-    from loopprobe.show.tables import checkpoint_table, plan_table, show_table
+    from loopprobe.show.tables import checkpoint_table, plan_table
     from loopprobe.store.checkpoint_file import read_json
     from loopprobe.support.progress import sweep_progress
     from loopprobe.training.sweep import plan, read_grid
@@ -105,36 +106,36 @@ def sweep(
 
     read = [read_grid(path) for path in grids]
     for note in dict.fromkeys(note for _, notes in read for note in notes):
-        print(note)
+        say(sentences=[note])
     planned = plan(list(dict.fromkeys(config for configs, _ in read for config in configs)), out)
     if dry_run:
-        show_table(plan_table(planned))
+        say([plan_table(planned)])
         return
     for model in planned:
         if model.status == "differs":
-            print(f"{model.folder} was trained with another configuration: left as it is")
+            say(sentences=[f"{model.folder} was trained with another configuration: left as it is"])
     todo = {model.name: model.steps for model in planned if model.todo}
     cluster = cluster_of(engine, cpus, gpus) if todo else None
     with sweep_progress(todo) as report:
         run_sweep(planned, workers, report, stack=stack, cluster=cluster)
     there = [model for model in planned if model.status != "differs"]
-    show_table(checkpoint_table([(model.name, *read_json(model.folder)) for model in there]))
+    say([checkpoint_table([(model.name, *read_json(model.folder)) for model in there])])
 
 
 def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page in Markdown.")] = False,
 ) -> None:
     """List the checkpoints that can be given by name."""
-    from loopprobe.show.tables import checkpoint_tables, show_table
+    from loopprobe.show.tables import checkpoint_tables
     from loopprobe.show.tables import markdown as as_markdown
     from loopprobe.store.checkpoint import names
     from loopprobe.store.checkpoint_file import read_json
 
-    for table in checkpoint_tables((name, *read_json(folder)) for name, folder in names().items()):
-        if markdown:
-            print(as_markdown(table))
-        else:
-            show_table(table)
+    tables = checkpoint_tables((name, *read_json(folder)) for name, folder in names().items())
+    if markdown:
+        say(sentences=map(as_markdown, tables))
+    else:
+        say(tables)
 
 
 def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:
@@ -144,7 +145,9 @@ def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) 
     from loopprobe.store.checkpoint_file import read_json
 
     folder = find(name)
-    print(checkpoint_summary(folder, *read_json(folder)))
+    cfg, tree = read_json(folder)
+    known = {"folder": str(folder), **cfg.to_dict(), "evaluation": tree["evaluation"], "provenance": tree["provenance"]}
+    say(sentences=[checkpoint_summary(folder, cfg, tree)], checkpoint=known)
 
 
 def inspect_(
@@ -156,7 +159,7 @@ def inspect_(
 ) -> None:
     """Show what a model is made of: its loop, its hook points, and what probes can use."""
     at_least(tokens, 1, "tokens")
-    from loopprobe.show.tables import diagram, inspection_tables, show_table
+    from loopprobe.show.tables import diagram, inspection_tables
     from loopprobe.store.checkpoint import load_checkpoint
     from loopprobe.store.inspection import inspect
     from loopprobe.support.device import pick_device
@@ -164,9 +167,8 @@ def inspect_(
 
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code} if name.startswith(PREFIX) else {}
     found = inspect(load_checkpoint(name, pick_device(device), **options), tokens)
-    print(f"\n{diagram(found)}\n")
-    for table in inspection_tables(found):
-        show_table(table)
+    say(sentences=[f"\n{diagram(found)}\n"])
+    say(inspection_tables(found))
 
 
 def import_(
@@ -267,7 +269,7 @@ def export(
         raise LoopprobeError(f"{path} exists: give another --out or add --overwrite")
     checkpoint = load_checkpoint(name)
     write_transformer_lens(checkpoint.model, path, checkpoint.config.task)
-    print(path)
+    say(files=[path])
 
 
 VERBS: dict[str, Callable[..., None]] = {

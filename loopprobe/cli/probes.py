@@ -27,6 +27,7 @@ from loopprobe.cli.options import (
     register,
     with_common,
 )
+from loopprobe.cli.output import say
 from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_words
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.shipped import study_folder, toml_files
@@ -170,7 +171,6 @@ def run(
     register(task)
     from loopprobe.show.figures.style import require_png, write_figures
     from loopprobe.show.present import figures_of, tables_of
-    from loopprobe.show.tables import show_table
     from loopprobe.study.saved import answer_saved, read_saved
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
@@ -184,14 +184,11 @@ def run(
     for name, answered in answers.items():
         question, folder = answered.saved, out / name
         if answered.missing:
-            print(f"not trained yet, and so left out: {', '.join(answered.missing)}")
+            say(sentences=[f"not trained yet, and so left out: {', '.join(answered.missing)}"])
         if not answered.datasets:
             continue
-        for table in tables_of(question.probe, answered.datasets):
-            show_table(table)
         made = figures_of(question.probe, answered.datasets, question.title, question.by)
-        for path in sorted(write_figures(made, folder, png=png)):
-            print(path)
+        say(tables_of(question.probe, answered.datasets), files=sorted(write_figures(made, folder, png=png)))
 
 
 def report(
@@ -205,7 +202,6 @@ def report(
 ) -> None:
     """Answer all saved questions, and judge the study's claims."""
     toml_files(questions or study_folder())
-    from loopprobe.show.tables import show_table
     from loopprobe.study.claims import check_questions
     from loopprobe.study.report import write_report
     from loopprobe.study.saved import answer_saved, saved_questions
@@ -220,9 +216,8 @@ def report(
     data = out / ("data-quick" if quick else "data")
     with pool_of(workers, where) as pool:
         answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
-    show_table(verdict_table(write_report(answers, out)))
-    for name in ("report.json", "findings.md", "index.html"):
-        print(out / name)
+    files = [out / name for name in ("report.json", "findings.md", "index.html")]
+    say([verdict_table(write_report(answers, out))], files=files)
 
 
 def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple[list[xr.Dataset], Path]:
@@ -287,15 +282,10 @@ def show(datasets: list[xr.Dataset], folder: Path, png: bool, loops: list[int] |
     """
     from loopprobe.show.figures.style import write_figures
     from loopprobe.show.present import figures, findings, tables_for
-    from loopprobe.show.tables import show_table
 
-    for table in tables_for(datasets, loops):
-        show_table(table)
-    for sentence in findings(datasets):
-        print(sentence)
+    say(tables_for(datasets, loops), findings(datasets))
     write_figures(figures(datasets), folder, png=png)
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")):
-        print(path)
+    say(files=sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")))
 
 
 VERBS: dict[str, Callable[..., None]] = {

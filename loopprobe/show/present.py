@@ -206,12 +206,10 @@ def tables_for(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = Non
 
 def findings(datasets: Sequence[xr.Dataset]) -> list[str]:
     """Return the sentences that a verb prints below its tables, one per model."""
-    if _probe(datasets[0]) != "mask":
-        return []
+    says = import_module("loopprobe.show.sentences")
+    probe = _probe(datasets[0]).replace("-", "_")
     return [
-        _tabling("study:mask_modes_finding")(*members)
-        if len(members) == 2
-        else _tabling("study:mask_finding")(members[0])
+        says.mask_modes(*members) if len(members) == 2 else getattr(says, probe)(members[0])
         for members in _by_model(_labelled(datasets)).values()
     ]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.paired import mask_difference
-from loopprobe.show.arrange import baselines_of, by_prompts, ignoring, loops_to_show
+from loopprobe.show.arrange import baselines_of, by_prompts, loops_to_show
 from loopprobe.show.folds_rows import rows_of
 from loopprobe.show.tables.common import (
     cell,
@@ -74,18 +74,6 @@ def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] |
     return table
 
 
-def mask_modes_finding(first: xr.Dataset, last: xr.Dataset) -> str:
-    """Return a sentence on where first and last differ most after the last loop."""
-    end = mask_difference(first, last).isel(loop=-1)
-    largest = end.isel(n=abs(end["median"]).argmax("n"))
-    text = with_ends(largest, "median")
-    clean = float(first.clean_median.sel(loop=int(end.loop)))
-    return (
-        f"{first.model.item()}: after {int(end.loop)} loops first minus last is largest with n = {int(largest.n)}: "
-        f"{text}; the median error of the clean run is {clean:.3g}."
-    )
-
-
 def mask_difference_table(data: xr.Dataset) -> Table:
     """Tabulate the paired difference alone, one row per n and one column per loop count."""
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
@@ -97,18 +85,6 @@ def mask_difference_table(data: xr.Dataset) -> Table:
     for n in data.n.values:
         table.add_row(str(n), *(cell(data, "median", n=n, loop=loop) for loop in shown))
     return table
-
-
-def mask_finding(data: xr.Dataset) -> str:
-    """Return a sentence on what the mask costs after the last loop."""
-    last = data.isel(loop=-1)
-    clean, worst = float(last.clean_median), last.isel(n=last["median"].argmax("n"))
-    others = "".join(f"; {name} gives {error:.3g}" for name, error in ignoring(data).items())
-    most = float(worst["median"])
-    return (
-        f"After {int(last.loop)} loops the median error is {clean:.3g} in the clean run and {most:.3g} with n = "
-        f"{int(worst.n)} ({most / clean:.3g} times){others}."
-    )
 
 
 def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:

@@ -1,0 +1,54 @@
+"""What verbs say: tables, sentences and files, printed for a person, or with --json as one object for a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_recorded: ContextVar[dict[str, Any] | None] = ContextVar("recorded", default=None)  # of a verb that runs with --json
+
+
+@contextmanager
+def recording(as_json: bool) -> Iterator[None]:
+    """Keep what is said within the block, and print it at its end as one JSON object, unless the block fails."""
+    record: dict[str, Any] | None = {"tables": [], "sentences": [], "files": []} if as_json else None
+    token = _recorded.set(record)
+    try:
+        yield
+    finally:
+        _recorded.reset(token)
+    if record is not None:
+        print(json.dumps(record, ensure_ascii=False, default=str))
+
+
+def say(tables: Iterable[Table] = (), sentences: Iterable[str] = (), files: Iterable[Path] = (), **facts: Any) -> None:
+    """Print tables, sentences and the names of files, or keep them where a script is told.
+
+    Args:
+        tables: printed at their full width where the output is no terminal.
+        sentences: lines of text.
+        files: what was written.
+        facts: plain data that only a script gets, by name.
+    """
+    from loopprobe.show.tables import lines_of, show_table  # imported here: --help needs no tables
+
+    record = _recorded.get()
+    if record is None:
+        for table in tables:
+            show_table(table)
+        for line in (*sentences, *files):
+            print(line)
+        return
+    for table in tables:
+        columns, *rows = lines_of(table)
+        record["tables"].append({"title": table.title, "columns": columns, "rows": rows, "note": table.caption})
+    record["sentences"] += sentences
+    record["files"] += map(str, files)
+    record.update(facts)
