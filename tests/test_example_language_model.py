@@ -303,10 +303,10 @@ def test_the_weights_that_ship_read_text_that_they_never_saw_and_better_in_a_loo
 
 
 @pytest.mark.usefixtures("modules_in_tmp_path")
-def test_the_perplexity_by_loops_that_readme_shows_is_that_of_the_command():
+def test_the_perplexity_by_loops_that_the_documentation_shows_is_that_of_the_command():
     """One and four loops are measured again, in full; the other columns are those of the example's own page."""
     train, folder = load_module("train"), FOLDER.parents[1] / "checkpoints" / "hub" / "raven-docs"
-    lines = (FOLDER.parents[1] / "README.md").read_text().splitlines()
+    lines = (FOLDER.parents[1] / "docs" / "howto" / "language_models.md").read_text().splitlines()
     top = next(i for i, line in enumerate(lines) if line.startswith("| loops | 1 |"))
     shown = list(
         zip(*([cell.strip() for cell in lines[i].split("|")[2:-1]] for i in (top, top + 2, top + 3)), strict=True)

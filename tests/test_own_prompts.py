@@ -10,9 +10,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes import align, compare, converge, decode, lens, patch, paths, recover, shift
 from loopprobe.probes.session import probe
 from loopprobe.reference.baselines.optimal import UNKNOWN, optimum
-from loopprobe.study.estimates import Estimate
+from loopprobe.study.decisions import held
 from loopprobe.study.rules import below
-from loopprobe.study.verdicts import decide
 from loopprobe.support.statistics import bootstrap_mean, bootstrap_ratio, correlation
 from loopprobe.tasks import Prompts, held_out
 
@@ -138,7 +137,7 @@ def test_one_prompt_has_no_interval_and_no_warning(checkpoint):
     mean, low, high = bootstrap_mean(np.array([[2.0], [3.0]]))
     assert mean.tolist() == [2, 3]
     assert np.isnan([low, high]).all()
-    assert decide(Estimate("x", below(2), "ratio", 0.0, (), 0.0), (low[0], high[0])).status == "undecided"
+    assert held((low[0], high[0]), below(2)) == "undecided"
     assert np.isnan(bootstrap_ratio(np.zeros((2, 5)), np.zeros(5))).all()
     assert np.isnan(correlation(np.ones(1), np.ones(1)))
     assert correlation(np.arange(4.0), -np.arange(4.0)) == pytest.approx(-1)
