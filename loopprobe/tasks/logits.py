@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loopprobe.support.statistics import at_least_single
+from loopprobe.tasks.protocol import described
 
 UNKNOWN = -1  # stands for an answer that nobody knows
 Kind = TypeVar("Kind", bound="LogitPrompts")
@@ -94,6 +95,10 @@ class LogitPrompts:
     def n_answers(self) -> int:
         """The number of answers of a prompt."""
         return self.answers.shape[1]
+
+    def __repr__(self) -> str:
+        """Return a line: how many prompts, how long, of which task, and the seed where they are held out."""
+        return described(self)
 
     @property
     def extent(self) -> str:

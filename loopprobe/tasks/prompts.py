@@ -20,6 +20,7 @@ from torch import Tensor
 from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.support.statistics import at_least_single, to_numpy
+from loopprobe.tasks.protocol import described
 
 TOKENS_PER_POINT = 2  # an input x, then its label y
 INPUTS = slice(0, None, TOKENS_PER_POINT)  # the tokens of inputs, at which the labels are predicted
@@ -31,7 +32,7 @@ LINEAR = ("linear_regression", "noisy_linear_regression")  # tasks whose labels 
 LOG_FLOOR = 1e-3  # added to a squared error over ``scale``: errors far below it weigh less
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts:
     """A ``PromptBatch`` of labelled examples for regression: the last point is the query, the others are its context.
 
@@ -63,6 +64,10 @@ class Prompts:
     def __post_init__(self) -> None:
         if self.scale is None:
             object.__setattr__(self, "scale", float(self.xs.shape[-1]))
+
+    def __repr__(self) -> str:
+        """Return a line: how many prompts, how long, of which task, and the seed where they are held out."""
+        return described(self)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the inputs and then the labels, for ``xs, ys = prompts``."""

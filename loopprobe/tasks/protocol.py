@@ -11,6 +11,17 @@ from torch import Tensor
 Outputs = Shaped[Tensor, "..."]  # [*loop, batch, answer, *value]
 
 
+def described(prompts: Any) -> str:
+    """Return prompts in a line, for ``repr``: how many, how long, of which task, and the seed of held-out ones."""
+    origin = prompts.origin
+    task = str(origin.get("task", "no task that is known")).replace("_", " ")
+    seed = origin.get("held_out_seed")
+    return (
+        f"{type(prompts).__name__}({prompts.n_prompts:,} prompts of {task}, {prompts.extent}"
+        f"{'' if seed is None else f', held out with seed {seed}'})"
+    )
+
+
 @runtime_checkable
 class PromptBatch(Protocol):
     """A batch of prompts: the inputs of a model, the positions of its answers, and the errors of these answers.

@@ -15,7 +15,7 @@ from loopprobe.tasks.logits import UNKNOWN, LogitPrompts
 from loopprobe.tasks.prompts import uniform
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextPrompts(LogitPrompts):
     """A ``PromptBatch`` of text for a causal or a masked language model; all prompts have the same number of tokens.
 

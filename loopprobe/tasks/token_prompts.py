@@ -21,7 +21,7 @@ from loopprobe.tasks.token_corruptions import corrupted_tokens
 CERTAIN = 100.0  # logit of the right answer over all others, in the outputs of the best predictor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenPrompts(LogitPrompts):
     """A ``PromptBatch`` of tokens with known answers, which stand at the last tokens or at others that are named.
 
