@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.optimize import NoConvergence, anderson, newton_krylov
 from torch import Tensor
 
 from loopprobe.dynamics.maps import Map, State
@@ -90,9 +89,11 @@ def solve(
             f"tolerance ({tolerance:g}) must be above the noise of {str(z.dtype).removeprefix('torch.')} "
             f"({10 * noise:.1e}): raise it, or use float64"
         )
-    solver = {"newton_krylov": newton_krylov, "anderson": anderson}.get(method)
-    if solver is None:
+    if method not in get_args(Method):
         raise LoopprobeError(f"method ({method!r}) must be newton_krylov or anderson: choose one")
+    from scipy import optimize  # imported here: it takes a quarter of a second
+
+    solver = getattr(optimize, method)
     ends = [_one(system.at(slice(i, i + 1)), z[i : i + 1], solver, tolerance, max_iterations) for i in range(len(z))]
     states, residuals, iterations, evaluations, status = zip(*ends, strict=True)
     return Solution(
@@ -172,6 +173,8 @@ def _one(
 
 def _run(search: _Search, solver: Callable[..., ndarray], tolerance: float, max_iterations: int) -> Status:
     """Run the solver repeatedly from its last state until a state is good enough; return the reason if none is."""
+    from scipy.optimize import NoConvergence  # imported here, as in ``solve``
+
     end = search.best
     search.consider(end)
     while search.residual > tolerance and search.iterations < max_iterations:

@@ -267,6 +267,11 @@ class HookTrees(Mapping[str, HookPoint]):
             tree.update(self.shared, self.thread.attached)
         return [point for tree in self.thread.trees.values() for point in tree.points.values()]
 
+    @property
+    def is_hooked(self) -> bool:
+        """Tell whether a hook is attached that acts in this thread."""
+        return bool(self.shared or self.thread.attached) or any(point.has_hooks() for point in self.made)
+
     # Copies
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HookTrees:
@@ -284,7 +289,7 @@ class HookTrees(Mapping[str, HookPoint]):
         return copied
 
     def __getstate__(self) -> dict[str, HookLayout]:
-        if self.shared or self.thread.attached or any(point.has_hooks() for point in self.made):
+        if self.is_hooked:
             raise LoopprobeError(
                 "a model with hooks attached cannot be saved: leave the `with` block, or call model.reset_hooks()"
             )

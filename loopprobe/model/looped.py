@@ -30,6 +30,7 @@ from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability
 from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens, read_places
 from loopprobe.model.weight_views import WeightViews
+from loopprobe.support.threads import go_on
 
 
 class LoopedTransformer(WeightViews, LoopedRootModule):
@@ -75,6 +76,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             "linear_readout": self.cfg.n_coda_layers > 0,
             "generate": True,
             "gate": True,
+            "threads": self.device.type != "cpu" or self.hook_trees.is_hooked or hooked(*self.modules()),
         }
         return frozenset(name for name in get_args(Capability) if not lost.get(name))
 
@@ -168,6 +170,8 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             e = self.embed(*inputs)
             z = self.initial_state(e)
             for loop in range(n_loops):
+                if not torch.compiler.is_compiling():
+                    go_on()
                 with torch.set_grad_enabled(with_grad and loop >= n_loops - grad_loops):
                     z = self.step(z, e, loop)
                     if loop < n_loops - keep_loops:

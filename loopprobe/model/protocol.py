@@ -25,6 +25,7 @@ Capability = Literal[
     "map",  # step takes a state, which is all that goes from loop to loop
     "generate",  # the module generates text
     "gate",  # hook_gate exists: the logit, in every loop and at every token, that it stops there
+    "threads",  # several threads can run it at once, each some prompts
     "weights",  # the weights of a LoopedTransformer, under TransformerLens's names
 ]
 MEANS: dict[str, str] = {
@@ -36,6 +37,7 @@ MEANS: dict[str, str] = {
     "map": "a state that is all that goes from loop to loop",
     "generate": "generation of text",
     "gate": "a gate that tells when to stop",
+    "threads": "runs in several threads at once",
     "weights": "the weights of a LoopedTransformer",
 }
 

@@ -18,7 +18,7 @@ from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.reference.baselines import BASELINES, check_baselines
 from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import over_batches
 from loopprobe.support.statistics import at_least_single, share_interval, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.types import Progress
@@ -64,12 +64,8 @@ def run(
     check(checkpoint, config, prompts)
     model = checkpoint.model
     prompts = prompts.to(checkpoint.device)
-    with torch.no_grad():
-        chunks = [
-            model(*batch, config.loops, keep_loops=1)[0]
-            for batch in progress(prompts.split(chunk_size(prompts.xs.device)))
-        ]
-    predictions = torch.cat(chunks)
+    answers_of = lambda batch: model(*batch, config.loops, keep_loops=1)[0]  # noqa: E731
+    predictions = torch.cat(list(progress(over_batches(model, prompts, answers_of))))
     signs = prompts.origin.get("labels") == "sign"
     name, best = checkpoint.optimum(prompts)
     variables: Variables = {}

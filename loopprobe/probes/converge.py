@@ -16,7 +16,7 @@ from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_far, require_looped
 from loopprobe.probes.states import follow_states
-from loopprobe.store.evaluate import batches
+from loopprobe.store.evaluate import over_batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.tasks import PromptBatch, TextPrompts
@@ -85,17 +85,24 @@ def run(
     by_point = np.zeros((config.loops, n_points))
     to_last = np.empty_like(errors)
     done = 0
-    with torch.no_grad():
-        for batch in progress(batches(model, prompts, config.loops)):
-            outputs = model(*batch.inputs, n_loops=config.loops, read_at=batch.read_at)
-            error = to_numpy(batch.errors(outputs))
-            if (correct := batch.correct(outputs)) is not None:
-                right.append(to_numpy(correct.sum((1, 2))))
-                apart = batch.distance(outputs[:, :, -1:], outputs[-1:, :, -1:])
-                to_last[:, done : done + batch.n_prompts] = to_numpy(apart)[..., 0]
-            errors[:, done : done + error.shape[1]] = error[..., -1]
-            by_point += error.sum(axis=1, dtype=np.float64)
-            done += error.shape[1]
+
+    def measured(batch: PromptBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        outputs = model(*batch.inputs, n_loops=config.loops, read_at=batch.read_at)
+        error = to_numpy(batch.errors(outputs))
+        at_query, summed = error[..., -1].copy(), error.sum(axis=1, dtype=np.float64)
+        if (correct := batch.correct(outputs)) is None:
+            return at_query, summed, None, None
+        apart = batch.distance(outputs[:, :, -1:], outputs[-1:, :, -1:])
+        return at_query, summed, to_numpy(correct.sum((1, 2))), to_numpy(apart)[..., 0]
+
+    for at_query, summed, correct, apart in progress(over_batches(model, prompts, measured, config.loops)):
+        here = slice(done, done + at_query.shape[1])
+        errors[:, here] = at_query
+        by_point += summed
+        if correct is not None:
+            right.append(correct)
+            to_last[:, here] = apart
+        done = here.stop
     name, best = subject.optimum(prompts)
     best_error = to_numpy(prompts.errors(best))
     data = xr.Dataset(

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import xarray as xr
 from jaxtyping import Float
 from pydantic import Field, PositiveInt
@@ -20,7 +19,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import over_batches
 from loopprobe.store.subject import PromptSpec, Subject
 from loopprobe.support.statistics import share_interval, to_numpy
 from loopprobe.tasks import TokenPrompts
@@ -140,14 +139,15 @@ def _measured(
     subject: Subject, prompts: TokenPrompts, loops: int
 ) -> tuple[Float[np.ndarray, "loop prompt"], Float[np.ndarray, "loop prompt"], Float[np.ndarray, "loop prompt"]]:
     """Return for every loop and prompt whether it is right as a whole, the share of right answers, and the error."""
-    parts: list[tuple[np.ndarray, ...]] = []
-    with torch.no_grad():
-        for batch in prompts.split(chunk_size(subject.device)):
-            outputs = subject.model(*batch.inputs, n_loops=loops, read_at=batch.read_at)
-            right = batch.correct(outputs)
-            assert right is not None, "a task knows its answers"
-            measures = right.all(-1).float(), right.float().mean(-1), batch.errors(outputs).mean(-1)
-            parts.append(tuple(to_numpy(values) for values in measures))
+
+    def measured(batch: TokenPrompts) -> tuple[np.ndarray, ...]:
+        outputs = subject.model(*batch.inputs, n_loops=loops, read_at=batch.read_at)
+        right = batch.correct(outputs)
+        assert right is not None, "a task knows its answers"
+        measures = right.all(-1).float(), right.float().mean(-1), batch.errors(outputs).mean(-1)
+        return tuple(to_numpy(values) for values in measures)
+
+    parts = list(over_batches(subject.model, prompts, measured, loops))
     exact, accuracy, error = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))
     return exact, accuracy, error
 

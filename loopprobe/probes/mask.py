@@ -26,9 +26,10 @@ from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import answer_tokens
-from loopprobe.store.evaluate import batches
+from loopprobe.store.evaluate import batches, over_batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import median_interval, to_numpy
+from loopprobe.support.threads import go_on
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -126,15 +127,22 @@ def _measured(
     by_point = np.zeros((len(counts), config.loops, prompts.n_answers))
     at_end = np.empty((len(counts), prompts.n_prompts, prompts.n_answers), np.float32)
     done = 0
-    with torch.no_grad():
-        for batch in progress(chunks):
-            here = slice(done, done + batch.n_prompts)
-            for loop, outputs in enumerate(outputs_of(model, batch, keep, fill, config.loops, at)):
-                error = to_numpy(batch.errors(torch.stack(outputs)))  # [n, example, answer]
-                errors[:, loop, here] = error[..., -1]
-                by_point[:, loop] += error.sum(axis=1, dtype=np.float64)
-            at_end[:, here] = error
-            done += batch.n_prompts
+
+    def measured(batch: PromptBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at_query = np.empty((len(counts), config.loops, batch.n_prompts), np.float32)
+        summed = np.empty_like(by_point)
+        for loop, outputs in enumerate(outputs_of(model, batch, keep, fill, config.loops, at)):
+            go_on()
+            error = to_numpy(batch.errors(torch.stack(outputs)))  # [n, example, answer]
+            at_query[:, loop] = error[..., -1]
+            summed[:, loop] = error.sum(axis=1, dtype=np.float64)
+        return at_query, summed, error
+
+    for at_query, summed, last in progress(over_batches(model, prompts, measured, len(counts), chunks)):
+        here = slice(done, done + at_query.shape[-1])
+        errors[..., here], at_end[:, here] = at_query, last
+        by_point += summed
+        done = here.stop
     return errors, by_point / prompts.n_prompts, at_end
 
 

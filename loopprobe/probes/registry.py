@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes import (
-    align,
-    attention,
-    attribute,
-    compare,
-    converge,
-    curves,
-    decode,
-    exit,
-    extrapolate,
-    fixed_points,
-    folds,
-    lens,
-    mask,
-    patch,
-    paths,
-    recover,
-    shift,
-)
 from loopprobe.probes.declaration import Probe
 
-PROBES: dict[str, Probe] = {
-    module.PROBE.name: module.PROBE
-    for module in (
-        align, attention, attribute, compare, converge, curves, decode, exit, extrapolate, fixed_points, folds, lens,
-        mask, patch, paths, recover, shift,
-    )
-}  # fmt: skip
+NAMES = (
+    "align", "attention", "attribute", "compare", "converge", "curves", "decode", "exit", "extrapolate", "fixed_points",
+    "folds", "lens", "mask", "patch", "paths", "recover", "shift",
+)  # fmt: skip
+
+
+class Registry(MutableMapping[str, Probe]):
+    """Probes by name, each imported when it is asked for: together they take a second."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._probes: dict[str, Probe | None] = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Probe:
+        probe = self._probes[name]
+        if probe is None:
+            probe = self._probes[name] = import_module(f"loopprobe.probes.{name}").PROBE
+        return probe
+
+    def __setitem__(self, name: str, probe: Probe) -> None:
+        self._probes[name] = probe
+
+    def __delitem__(self, name: str) -> None:
+        del self._probes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._probes)
+
+    def __len__(self) -> int:
+        return len(self._probes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._probes
+
+
+PROBES = Registry(NAMES)
 
 
 def find_probe(name: str) -> Probe:

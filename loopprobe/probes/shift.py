@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 import xarray as xr
 from pydantic import PositiveInt
 
@@ -12,7 +11,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.store.evaluate import chunk_size
+from loopprobe.store.evaluate import over_batches
 from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.tasks import Prompts
 from loopprobe.tasks.shifts import SHIFTS, find_shift
@@ -56,16 +55,13 @@ def run(
     model = checkpoint.model
     seed = prompts.origin.get("held_out_seed", 0)
     n_prompts, n_points = len(prompts.ys), model.cfg.n_points
+    loops = config.loops or model.cfg.n_loops
     names: list[str | None] = [None, *(config.shifts or applicable(checkpoint))]
     errors, by_point = [], np.full((3, len(names), n_points), np.nan)
     for i, name in enumerate(progress(names)):
         shifted = prompts.to(checkpoint.device) if name is None else checkpoint.held_out(n_prompts, seed, name)
-        with torch.no_grad():
-            parts = [
-                batch.errors(model(*batch, config.loops)).cpu()
-                for batch in shifted.split(chunk_size(shifted.xs.device))
-            ]
-        squared = to_numpy(torch.cat(parts, dim=1))
+        parts = over_batches(model, shifted, lambda batch: to_numpy(batch.errors(model(*batch, config.loops))), loops)
+        squared = np.concatenate(list(parts), axis=1)
         errors.append(squared[..., -1])
         if name is None or not SHIFTS[name].at_query:
             by_point[:, i, : squared.shape[-1]] = np.stack(median_interval(squared[-1].T))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,8 +15,11 @@ from loopprobe.model.protocol import LoopedModel
 from loopprobe.reference.baselines.optimal import UNKNOWN
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.support.statistics import share_interval, summarise_errors
+from loopprobe.support.threads import Parallel
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.tokens import longest_length
+
+Result = TypeVar("Result")
 
 TOKENS = 256  # of a prompt; fewer prompts run at once where they have more
 NUMBERS = 2**28  # of answers that are kept at once: 1 GB in float32
@@ -40,13 +45,46 @@ def batches(model: LoopedModel, prompts: Any, loops_kept: int = 1, states: bool 
     return list(prompts.split(max(1, min(size, NUMBERS // (loops_kept * numbers)))))
 
 
+def over_batches(
+    model: LoopedModel,
+    prompts: Any,
+    run: Callable[[Any], Result],
+    loops_kept: int = 1,
+    at_once: Sequence[Any] | None = None,
+) -> Parallel[Any, Result]:
+    """Run every batch of prompts without gradient, several at once where the model can, and give the results in order.
+
+    The results are those of one batch after the other, bit for bit. Where somebody hooks the model, and on a GPU, that
+    is what is done.
+
+    Args:
+        model: the model that runs them.
+        prompts: the prompts.
+        run: from one batch to a result; it calls ``support.threads.go_on`` in loops of its own.
+        loops_kept: how many loops' answers are kept of each batch at once.
+        at_once: the batches; None: those of ``batches``.
+    """
+    parts = batches(model, prompts, loops_kept) if at_once is None else at_once
+    shared = "threads" in model.supports
+    threads = torch.get_num_threads() if shared else 1
+    if threads > 1 and parts:
+        numbers = loops_kept * parts[0].n_prompts * parts[0].n_answers * model.value_size
+        threads = min(threads, max(1, NUMBERS // numbers))
+
+    def quiet(part: Any) -> Result:
+        with torch.inference_mode() if shared else torch.no_grad():
+            return run(part)
+
+    return Parallel(quiet, parts, threads)
+
+
 def query_error(model: LoopedModel, prompts: PromptBatch, n_loops: int | None = None) -> Float[Tensor, "loop batch"]:
     """Return the error at the query after every loop, in the unit of the prompts."""
-    with torch.no_grad():
-        chunks = [
-            batch.errors(model(*batch.inputs, n_loops=n_loops, read_at=batch.read_at))[..., -1]
-            for batch in batches(model, prompts, n_loops or model.sizes.n_loops)
-        ]
+
+    def run(batch: PromptBatch) -> Tensor:
+        return batch.errors(model(*batch.inputs, n_loops=n_loops, read_at=batch.read_at))[..., -1]
+
+    chunks = list(over_batches(model, prompts, run, n_loops or model.sizes.n_loops))
     return torch.cat(chunks, dim=1)
 
 
@@ -97,17 +135,19 @@ def _right(checkpoint: Checkpoint, n_prompts: int, seed: int) -> dict[str, list[
     for length in dict.fromkeys(lengths):
         prompts = checkpoint.held_out(n_prompts, seed, length=length)
         loops = checkpoint.loops_of(prompts)
-        with torch.no_grad():
-            parts = [
-                batch.correct(checkpoint.model(*batch.inputs, n_loops=loops, keep_loops=1, read_at=batch.read_at)[0])
-                for batch in prompts.split(chunk_size(checkpoint.device))
-            ]
-        right = torch.cat(parts).cpu()
+        answered = partial(_correct, checkpoint.model, loops)
+        right = torch.cat(list(over_batches(checkpoint.model, prompts, answered))).cpu()
         ends = share_interval(right.all(-1).numpy())
         values = (length, loops, *(float(end) for end in ends), right.float().mean().item())
         for name, value in zip(rows, values, strict=True):
             rows[name].append(value)
     return rows
+
+
+def _correct(model: LoopedModel, loops: int, batch: PromptBatch) -> Tensor:
+    right = batch.correct(model(*batch.inputs, n_loops=loops, keep_loops=1, read_at=batch.read_at)[0])
+    assert right is not None, "a task knows its answers"
+    return right
 
 
 def prompts_after_training(config: Config) -> int:

@@ -7,10 +7,13 @@ prompt costs is told by the median, and how often the loop fails by a share.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Real
 from numpy import ndarray
+from scipy.special import bdtr, bdtrik, betaincinv  # scipy.stats has the same, and takes half a second to import
 from torch import Tensor
 
 SUMMARY = ("median", "median_low", "median_high", "failures", "failures_low", "failures_high", "mean")  # of errors
@@ -59,18 +62,27 @@ def median_interval(
         The median, the lower end and the upper end, each without the last axis; NaN where a value is NaN. Fewer than
         six samples do not determine a 95 % interval, so that both ends are NaN.
     """
-    from scipy.stats import binom  # imported here: it takes half a second
-
     n = values.shape[-1]
     ordered = np.sort(values, axis=-1)
     broken = np.isnan(ordered[..., -1])  # NaN is sorted to the end
     median = np.where(broken, np.nan, (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2)
-    below = int(binom.ppf((1 - level) / 2, n, 0.5))  # the largest rank with too little outside, from 1
+    below = _rank((1 - level) / 2, n)  # the largest rank with too little outside, from 1
     if below < 1:
         missing = np.full(median.shape, np.nan)
         return median, missing, missing.copy()
     low, high = (np.where(broken, np.nan, ordered[..., rank]) for rank in (below - 1, n - below))
     return median, low, high
+
+
+def _rank(outside: float, n: int) -> int:
+    """The ``outside`` quantile of the number of heads in n throws, ``scipy.stats.binom.ppf(outside, n, 0.5)``."""
+    rank = max(0, math.ceil(bdtrik(outside, n, 0.5)))
+    return rank - 1 if rank and bdtr(rank - 1, n, 0.5) >= outside else rank
+
+
+def _beta(share: float, a: Float[ndarray, ...], b: Float[ndarray, ...]) -> Float[ndarray, ...]:
+    """The quantile of a beta distribution, ``scipy.stats.beta.ppf``; NaN where a parameter is not above 0."""
+    return np.where((a > 0) & (b > 0), betaincinv(a, b, share), np.nan)
 
 
 def share_interval(
@@ -89,12 +101,10 @@ def share_interval(
     Returns:
         The share, the lower end and the upper end, each without the last axis; NaN where a value is NaN.
     """
-    from scipy.stats import beta  # imported here: it takes half a second
-
     n, share = values.shape[-1], values.astype(np.float64).mean(-1)
     outside, total = (1 - level) / 2, share * n
-    low = np.where(total > TINY, beta.ppf(outside, total, n - total + 1), 0.0)
-    high = np.where(total < n - TINY, beta.ppf(1 - outside, total + 1, n - total), 1.0)
+    low = np.where(total > TINY, _beta(outside, total, n - total + 1), 0.0)
+    high = np.where(total < n - TINY, _beta(1 - outside, total + 1, n - total), 1.0)
     unknown = np.isnan(share)
     low, high = (np.where(unknown, np.nan, end) for end in (np.where(low < TINY, 0.0, low), high))
     return share, low, high
