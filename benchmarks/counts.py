@@ -61,8 +61,16 @@ def counted(work: Callable[[], Any]) -> dict[str, int]:
 
 
 def counts() -> dict[str, dict[str, int]]:
-    """All that is counted, on models before their training and on 8 prompts: the default model, and one of tokens."""
-    return _of_vectors() | _of_tokens()
+    """All that is counted, on models before their training and on 8 prompts: the default model, and one of tokens.
+
+    Torch counts in the thread that asks alone, so that batches run there too, one after the other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _of_vectors() | _of_tokens()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _untrained(cfg: Config) -> tuple[Checkpoint, Any, Callable[[], None]]:
