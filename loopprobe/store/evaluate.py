@@ -65,14 +65,13 @@ def over_batches(
         at_once: the batches; None: those of ``batches``.
     """
     parts = batches(model, prompts, loops_kept) if at_once is None else at_once
-    shared = "threads" in model.supports
-    threads = torch.get_num_threads() if shared else 1
+    threads = torch.get_num_threads() if "threads" in model.supports else 1
     if threads > 1 and parts:
         numbers = loops_kept * parts[0].n_prompts * parts[0].n_answers * model.value_size
         threads = min(threads, max(1, NUMBERS // numbers))
 
     def quiet(part: Any) -> Result:
-        with torch.inference_mode() if shared else torch.no_grad():
+        with torch.no_grad():
             return run(part)
 
     return Parallel(quiet, parts, threads)
