@@ -36,6 +36,7 @@ QUESTIONS = (
     R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS,
 )  # fmt: skip
 Seeds = Float[ndarray, "seed example"]
+SeedParts = Float[ndarray, "seed example *part"]
 OtherSeeds = Float[ndarray, "other_seed example"]  # of other models, which may be more or fewer
 
 
@@ -100,7 +101,7 @@ def ratio(what: str, one: Seeds, other: OtherSeeds, rule: Rule) -> Estimate:
     return estimate(what, rule, "ratio", Group(one, log_median), Group(other, log_median))
 
 
-def own_ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
+def own_ratio(what: str, one: SeedParts, other: SeedParts, rule: Rule) -> Estimate:
     """Estimate the ratio of the typical errors of the same models in two states, or its mean over pairs of states."""
     parts = [values if values.ndim == 3 else values[..., None] for values in (one, other)]
     return estimate(what, rule, "ratio", Group(np.concatenate(parts, axis=-1), log_median))
