@@ -37,18 +37,19 @@ def say(tables: Iterable[Table] = (), sentences: Iterable[str] = (), files: Iter
         files: what was written.
         facts: plain data that only a script gets, by name.
     """
-    from loopprobe.show.tables import lines_of, show_table  # imported here: --help needs no tables
-
     record = _recorded.get()
-    if record is None:
-        for table in tables:
+    for table in tables:
+        from loopprobe.show.tables import lines_of, show_table  # imported here: much that is said has no table
+
+        if record is None:
             show_table(table)
+        else:
+            columns, *rows = lines_of(table)
+            record["tables"].append({"title": table.title, "columns": columns, "rows": rows, "note": table.caption})
+    if record is None:
         for line in (*sentences, *files):
             print(line)
         return
-    for table in tables:
-        columns, *rows = lines_of(table)
-        record["tables"].append({"title": table.title, "columns": columns, "rows": rows, "note": table.caption})
     record["sentences"] += sentences
     record["files"] += map(str, files)
     record.update(facts)

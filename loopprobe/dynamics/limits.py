@@ -64,6 +64,9 @@ class Limit(IntEnum):
         return ("fixed point", "cycle", "slow drift", "unsettled", "diverged", "non-finite", "approaching")[self]
 
 
+AT_REST = (int(Limit.FIXED), int(Limit.APPROACHING))  # the types of limit of what comes to rest
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """The thresholds that separate the types.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
@@ -73,10 +73,14 @@ def follow(system: Map, n_loops: int, far: State) -> Moves:
 
 def settled_after(distance: Float[ndarray, "loop ..."], tolerance: float) -> Float[ndarray, ...]:
     """Count the loops until the distance stays at or below the tolerance for good; NaN where it does not."""
-    outside = ~(distance <= tolerance)
-    n_loops = len(distance)
-    last_outside = np.where(outside.any(0), n_loops - outside[::-1].argmax(0), 0)
-    return np.where(last_outside < n_loops, last_outside + 1.0, np.nan)
+    return for_good(distance <= tolerance)
+
+
+def for_good(holds: Bool[ndarray, "time ..."]) -> Float[ndarray, ...]:
+    """Count the times until a condition holds to the end, from 1; NaN where it does not hold at the end."""
+    n_times = len(holds)
+    last_broken = np.where(holds.all(0), 0, n_times - (~holds)[::-1].argmax(0))
+    return np.where(last_broken < n_times, last_broken + 1.0, np.nan)
 
 
 def decimal_places(distance: Float[ndarray, ...]) -> Float[ndarray, ...]:

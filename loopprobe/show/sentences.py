@@ -7,7 +7,8 @@ from collections.abc import Hashable
 import numpy as np
 import xarray as xr
 
-from loopprobe.dynamics.limits import Limit
+from loopprobe.dynamics.limits import AT_REST
+from loopprobe.dynamics.trajectory import settled_after
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import answer_of, ignoring
@@ -46,7 +47,7 @@ def converge(data: xr.Dataset) -> str:
     before, after = float(at_b["median"]), float(end["median"])
     resting = ""
     if "limit" in data:
-        share = float(data.limit.isin((int(Limit.FIXED), int(Limit.APPROACHING))).mean())
+        share = float(data.limit.isin(AT_REST).mean())
         resting = f"; {share:.0%} of the states come to a fixed point or approach one"
     return (
         f"{_name(data)}: after {_loops(end)} the median error is {after:.3g}, {_times(after, before)} that after the "
@@ -66,8 +67,7 @@ def compare(data: xr.Dataset) -> str:
 def curves(data: xr.Dataset) -> str:
     """Say where the training loss ends, and from when on it stays near that."""
     loss = moving_mean(data.loss.values, data.step.values)
-    away = np.flatnonzero(np.abs(loss / loss[-1] - 1) > 0.1)
-    since = int(data.step[min(away[-1] + 1, len(loss) - 1)]) if len(away) else int(data.step[0])
+    since = int(data.step[int(settled_after(np.abs(loss / loss[-1] - 1), 0.1)) - 1])
     return f"{_name(data)}: the loss ends at {loss[-1]:.3g}, and is within a tenth of that from step {since:,} on."
 
 
@@ -215,7 +215,7 @@ def recover(data: xr.Dataset) -> str:
 def paths(data: xr.Dataset) -> str:
     """Say how many of the states of the last layer come to a fixed point."""
     limits = data.layer_limit.isel(layer=-1)
-    share = float(limits.isin((int(Limit.FIXED), int(Limit.APPROACHING))).mean())
+    share = float(limits.isin(AT_REST).mean())
     return (
         f"{_name(data)}: after layer {int(data.layer[-1])} {share:.0%} of the states come to a fixed point or approach "
         f"one in {int(data.loop[-1])} loops."

@@ -105,7 +105,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         control = None if self.control is None else self.control.to_dict()
-        return asdict(self) | {"effect": self.effect, "control": control}
+        return asdict(replace(self, control=None)) | {"effect": self.effect, "control": control}
 
 
 def conclude(section: str, claim: str, estimates: Iterable[Estimate]) -> Verdict:

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from loopprobe.dynamics.limits import Limit
+from loopprobe.dynamics.limits import AT_REST
+from loopprobe.dynamics.trajectory import for_good
 from loopprobe.study.claims.evidence import (
     R1_COMPARE,
     R2_CONVERGE,
@@ -53,7 +54,6 @@ from loopprobe.study.claims.thresholds import (
 from loopprobe.study.estimates import Estimate, Group, estimate, log_median, log_spread
 from loopprobe.support.statistics import moving_mean
 
-AT_REST = (int(Limit.FIXED), int(Limit.APPROACHING))
 COMPARED_N = (10, 15, 20, 25)  # values of n at which masks are compared
 
 
@@ -258,11 +258,10 @@ def flattens_at(data: xr.Dataset) -> float:
     return _for_good(data, np.abs(loss / loss[-1] - 1) < 0.1)
 
 
-def _for_good(data: xr.Dataset, holds: ndarray) -> float:
+def _for_good(data: xr.Dataset, holds: Bool[ndarray, " step"]) -> float:
     """Return the first step from which a condition holds to the end, or infinity."""
-    broken = np.flatnonzero(~holds)
-    first = 0 if len(broken) == 0 else broken[-1] + 1
-    return float(data.step[first]) if first < len(holds) else np.inf
+    first = for_good(holds)
+    return np.inf if np.isnan(first) else float(data.step[int(first) - 1])
 
 
 def r7_earlier(evidence: Evidence) -> Iterator[Estimate]:
