@@ -14,8 +14,12 @@ COMMAND = re.compile(r"<!-- run: (.+?) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace every comment that names a module to run, with its arguments, by what it prints."""
-    return COMMAND.sub(lambda found: _run(*shlex.split(found[1])), markdown)
+    """Replace every comment that names a module to run, with its arguments, by what it prints.
+
+    What is folded away is Markdown too, which other readers of these pages take for granted.
+    """
+    whole = COMMAND.sub(lambda found: _run(*shlex.split(found[1])), markdown)
+    return whole.replace("<details>", '<details markdown="1">')
 
 
 def _run(module: str, *arguments: str) -> str:

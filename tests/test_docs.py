@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -72,3 +73,11 @@ def test_no_page_is_left_out_of_the_site():
     nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
     for page in PAGES[1:]:
         assert f": {page.relative_to(ROOT / 'docs')}\n" in nav + "\n", page
+
+
+def test_what_the_site_writes_into_a_page_and_folds_away_is_markdown():
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    page = hooks["on_page_markdown"]("# A\n\n<!-- run: loopprobe list --markdown -->\n")
+    assert page.startswith("# A\n")
+    assert "| lr-b20-T10 | linear regression | 1 | 20 | 10 |" in page
+    assert page.count('<details markdown="1">') == page.count("</details>") > 1
