@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 
 from loopprobe.errors import LoopprobeError
@@ -14,7 +14,7 @@ NAMES = (
 )  # fmt: skip
 
 
-class Registry(Mapping[str, Probe]):
+class Registry(MutableMapping[str, Probe]):
     """Probes by name, each imported when it is asked for: together they take a second."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -25,6 +25,12 @@ class Registry(Mapping[str, Probe]):
         if probe is None:
             probe = self._probes[name] = import_module(f"loopprobe.probes.{name}").PROBE
         return probe
+
+    def __setitem__(self, name: str, probe: Probe) -> None:
+        self._probes[name] = probe
+
+    def __delitem__(self, name: str) -> None:
+        del self._probes[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._probes)
