@@ -1,7 +1,5 @@
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 from conftest import TINY, make_model
 from safetensors.torch import load_file, save_file
 
-from loopprobe.config.schema import ForeignConfig, ModelConfig
+from loopprobe.config.schema import ForeignConfig
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.store import checkpoint as cp
@@ -212,24 +210,3 @@ def test_an_imported_checkpoint_says_that_it_was_trained_elsewhere(tmp_path):
     model = read_model_of_golden(n_heads=4, n_loops=6).float()
     cp.save(cp.Checkpoint(ForeignConfig(model=model.cfg), model), tmp_path)
     assert cp.load_checkpoint(tmp_path).config == ForeignConfig(model=model.cfg)
-
-
-@pytest.mark.slow
-def test_shipped_checkpoints_are_found_from_an_installed_wheel(tmp_path):
-    root = Path(__file__).resolve().parents[1]
-
-    def run(*command):
-        return subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
-
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(root))
-    wheel = next(tmp_path.glob("*.whl"))
-    run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
-    code = "import sys; sys.path.insert(0, 'site'); import loopprobe as l; print(l.__file__, l.load().cfg.n_loops)"
-    questions = "from loopprobe.study.saved import saved_questions; print(len(saved_questions()))"
-    count = run(sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, 'site'); {questions}").stdout
-    assert int(count) == len(list((root / "probes").glob("*.toml"))) - len(
-        list((root / "probes").glob("*_models.toml"))
-    )
-    printed = run(sys.executable, "-I", "-c", code).stdout.split()
-    assert printed[0].startswith(str(tmp_path))
-    assert printed[1] == str(ModelConfig().n_loops)

@@ -30,9 +30,9 @@ from loopprobe.store.checkpoint_file import (
     read_json,
     read_tensors,
     recorded_errors,
-    shipped_folder,
 )
 from loopprobe.store.language import load_language_model
+from loopprobe.store.shipped import shipped_folder, whole_file
 from loopprobe.store.subject import PromptSpec
 from loopprobe.support.device_names import known_device
 from loopprobe.support.provenance import provenance
@@ -227,7 +227,7 @@ def _read_checkpoint(name: str | Path, device: str | torch.device) -> Checkpoint
     folder = find(name)
     config, tree = read_json(folder)
     require_model(config.model)
-    tensors = read_tensors(folder / WEIGHTS)
+    tensors = read_tensors(whole_file(folder / WEIGHTS))
     reason = f"{CONFIG} and {WEIGHTS} are of different models"
     layers = {int(part[1]) for key in tensors if (part := key.split("."))[0] == "blocks" and part[1].isdecimal()}
     if len(layers) != config.model.n_layers:  # checked before the model is built, which may be large

@@ -26,13 +26,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the dt
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.safetensors"
 
 
-def shipped_folder() -> Path:
-    """Return the folder of the shipped checkpoints: in an installed wheel, or at the top of the clone."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "_checkpoints"
-    return installed if installed.is_dir() else package.parent / "checkpoints"
-
-
 @dataclasses.dataclass(frozen=True)
 class RecordedErrors:
     """What config.json records of the errors at the query after a number of loops.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.store.checkpoint_file import shipped_folder
+from loopprobe.store.shipped import shipped_folder, whole_folder
 from loopprobe.store.subject import PromptSpec
 from loopprobe.tasks.protocol import Outputs
 from loopprobe.tasks.text import TextPrompts
@@ -221,7 +221,7 @@ def _folder_of(text: str) -> str | None:
     if text and Path(text).is_dir():
         return text
     shipped = shipped_language_models().get(text)
-    return None if shipped is None else str(shipped)
+    return None if shipped is None else str(whole_folder(shipped))
 
 
 def _require_no_folder(source: str, revision: str | None) -> None:
