@@ -1,5 +1,7 @@
 """The types of limit: controls of the calibration, and maps that it knows nothing of."""
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -7,7 +9,15 @@ import pytest
 import torch
 from conftest import needs_peak, run_script
 
-from loopprobe.dynamics.calibration import calibrate, confusion, controls
+from loopprobe.dynamics.calibration import (
+    RECORD,
+    calibrate,
+    code_digest,
+    compute_thresholds,
+    confusion,
+    control_errors,
+    controls,
+)
 from loopprobe.dynamics.limits import Limit, classify, features, to_limit
 from loopprobe.dynamics.maps import PointwiseMap, contraction, linear_map, logistic, rotation, spiral
 from loopprobe.dynamics.trail import LAGS, STAGES, Trail, run_late
@@ -38,11 +48,23 @@ def test_every_control_is_classified_as_what_it_is(dtype):
         assert periods.eq(control.period).all()
 
 
-def test_the_error_rate_of_the_classifier_is_reported_by_true_type():
-    table = confusion(calibrate())
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_recorded_thresholds_and_mistakes_are_those_of_the_controls(dtype):
+    recorded, computed = calibrate(dtype), compute_thresholds(dtype)
+    for name, value in dataclasses.asdict(computed).items():
+        # rounding, which differs between machines, is all that the first one is
+        rtol = 1 if name == "fixed" else 0.05
+        np.testing.assert_allclose(getattr(recorded, name), value, rtol=rtol, err_msg=name)
+    table = confusion(recorded, dtype)
     assert table.shape == (len(Limit), len(Limit))
     np.testing.assert_allclose(table.sum(1), 1)
+    np.testing.assert_allclose(control_errors(dtype), 1 - table.diagonal(), atol=0.02)
     assert table.diagonal().min() > 0.95
+
+
+def test_the_record_is_of_the_code_that_is_here():
+    assert json.loads(RECORD.read_text())["code"] == code_digest(), "run python benchmarks/calibration.py"
 
 
 def test_a_slow_contraction_approaches_its_point_and_then_is_there():

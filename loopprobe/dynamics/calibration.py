@@ -1,12 +1,18 @@
-"""Thresholds between the types of limit, computed from maps whose limit is known, and how often those are mistaken."""
+"""Thresholds between the types of limit, computed from maps whose limit is known, and how often those are mistaken.
+
+Computing them takes ten seconds and more. They stand in ``calibrated.json``, which benchmarks/calibration.py writes.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +29,7 @@ from loopprobe.support.statistics import HALF
 LEAST_MISTAKE = 1e-12  # stands for zero where the logarithm of controls without any error is needed
 NOISIER = 30  # the rounding of a transformer against that of a linear map, at most
 GOLDEN = (5**0.5 - 1) / 2
+RECORD = Path(__file__).with_name("calibrated.json")
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,31 @@ def require_calibrated(dtype: torch.dtype) -> None:
 
 
 @functools.cache
-def calibrate(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 0) -> Thresholds:
+def calibrate(dtype: torch.dtype = torch.float32) -> Thresholds:
+    """Return the thresholds for states in float32 or float64, as ``compute_thresholds`` found them.
+
+    Raises:
+        LoopprobeError: the precision is half precision.
+    """
+    return Thresholds(**_recorded(dtype)["thresholds"])
+
+
+def control_errors(dtype: torch.dtype = torch.float32) -> Float[np.ndarray, " limit"]:
+    """Return which share of fresh controls of each type ``confusion`` found to be mistaken for another one.
+
+    Raises:
+        LoopprobeError: the precision is half precision.
+    """
+    return np.asarray(_recorded(dtype)["mistaken"])
+
+
+def _recorded(dtype: torch.dtype) -> dict[str, Any]:
+    require_calibrated(dtype)
+    recorded: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))[str(dtype).removeprefix("torch.")]
+    return recorded
+
+
+def compute_thresholds(dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 0) -> Thresholds:
     """Compute thresholds from controls in float32 or float64.
 
     ``fixed`` is thirty times the largest movement that rounding leaves to a contraction at its point. Each other
@@ -163,7 +194,6 @@ def _middle(below: list[float], above: list[float]) -> float:
     return float(np.sqrt(max(*below, LEAST_MISTAKE) * max(min(above), LEAST_MISTAKE)))
 
 
-@functools.cache
 def confusion(
     thresholds: Thresholds, dtype: torch.dtype = torch.float32, n_loops: int = 1500, seed: int = 1
 ) -> Float[np.ndarray, "true found"]:
@@ -175,3 +205,11 @@ def confusion(
         types = torch.where(right_period, types, torch.full_like(types, Limit.UNSETTLED))
         counts[control.limit] += np.bincount(types.flatten().numpy(), minlength=len(Limit))
     return counts / counts.sum(1, keepdims=True)
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of the code that the thresholds depend on, by which a record of other code is told."""
+    content = hashlib.sha256()
+    for name in ("approach", "calibration", "limits", "maps", "trail"):
+        content.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return content.hexdigest()

@@ -15,7 +15,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loopprobe.dynamics.calibration import calibrate, confusion
+from loopprobe.dynamics.calibration import calibrate, control_errors
 from loopprobe.dynamics.limits import Features, Limit, Thresholds, classify, features, to_limit
 from loopprobe.dynamics.maps import LoopMap, State
 from loopprobe.dynamics.spectrum import has_blocks, position_spectra
@@ -94,7 +94,7 @@ def follow_states(
     coords = {"loop": np.arange(1, loops + 1), "position": np.arange(end.shape[1])}
     data = xr.Dataset(variables, coords=coords)
     data["limit"].attrs["types"] = data["prediction_limit"].attrs["types"] = ", ".join(t.words for t in Limit)
-    wrong = 1 - confusion(thresholds, system.e.dtype).diagonal()
+    wrong = control_errors(system.e.dtype)
     data.attrs |= {"far": far, "tolerance": tolerance, "fixed_threshold": thresholds.fixed}
     data.attrs["control_errors"] = ", ".join(f"{t.words} {wrong[t]:.1%}" for t in Limit)
     return data
