@@ -68,6 +68,7 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
         ("patch", ["--sites", "z,attn_z,mlp_out", "--positions", "3,10"], ["patch-attn_z", "patch-mlp_out", "patch-z"]),
         ("exit", ["--loops", 12], ["exit"]),
         ("recover", ["--loops", 4], ["recover"]),
+        ("failures", ["--loops", 130], ["failures"]),
         ("paths", ["--loops", 130, "--positions", "1,10"], ["paths", "paths-plane"]),
         ("fixed-points", ["--far", 128, "--random-starts", 1], ["fixed-points"]),
         (

@@ -141,6 +141,7 @@ PROBES = {
     "patch, linear": dict(loops=2, exact=False),
     "paths": dict(loops=130),
     "recover": dict(after=3, loops=5),
+    "failures": dict(loops=130),
     "shift": dict(shifts=("skewed", "noise")),
 }
 

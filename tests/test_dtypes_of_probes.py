@@ -28,8 +28,9 @@ OPTIONS = {
     "patch": {"loops": 2, "sites": ("z", "attn_z")},
     "paths": {"loops": 130},
     "recover": {"loops": 3},
+    "failures": {"loops": 130},
 }
-SLOW = {"align", "decode", "fixed_points", "paths"}
+SLOW = {"align", "decode", "failures", "fixed_points", "paths"}
 RUN = [  # all but those that read a file of metrics, and tables
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
     for name in sorted(set(PROBES) - {"curves", "folds"})

@@ -30,6 +30,7 @@ OPTIONS = {
     "paths": {"loops": 130},
     "fixed_points": {"far": 130, "random_starts": 0, "lyapunov_steps": 5, "max_iterations": 5, "eigenvalues": 2},
     "recover": {"loops": 2},
+    "failures": {"loops": 130, "spectra": False},
     "exit": {"loops": 4},
 }
 

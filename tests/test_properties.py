@@ -98,6 +98,7 @@ OPTIONS = {
     "fixed-points": {"--method": one("newton_krylov", "anderson"), "--random-starts": one("0", "1")},
     "exit": {"--loops": st.integers(0, 12).map(str)},
     "recover": {"--after": loops, "--loops": loops, "--positions": positions},
+    "failures": {"--loops": st.integers(126, 140).map(str), "--before": few, "--no-spectra": flag},
     "paths": {"--loops": st.integers(126, 140).map(str), "--positions": positions},
     "cache": {"--loops": numbers(7), "--layers": numbers(2), "--positions": positions,
               "--names": one("z", "embed", "pattern,q", "readout", "resid_post,mlp_out")},
@@ -105,7 +106,8 @@ OPTIONS = {
 QUICK = {"fixed-points": {"--random-starts": "0", "--far": "128"},
          "decode": {"--train-prompts": "40", "--network-loops": "0"},
          "converge": {"--states": "0", "--loops": "9", "--far": "200"}, "mask": {"--loops": "5", "--n": "2"},
-         "cache": {"--loops": "0:3"}, "paths": {"--loops": "130"}, "exit": {"--loops": "9"}}  # fmt: skip
+         "cache": {"--loops": "0:3"}, "paths": {"--loops": "130"}, "exit": {"--loops": "9"},
+         "failures": {"--loops": "130"}}  # fmt: skip
 COMPARING = ("compare", "converge", "shift")  # draw all models in one figure
 
 

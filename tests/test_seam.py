@@ -30,6 +30,7 @@ OPTIONS = {
     "paths": {"loops": 140},
     "fixed_points": {"far": 200, "random_starts": 1, "lyapunov_steps": 20},
     "recover": {"loops": 5},
+    "failures": {"loops": 130},
     "exit": {"loops": 12},
 }
 

@@ -25,7 +25,7 @@ OPTIONS = {
     "mask": {"n": (0, 2, 4), "loops": 4}, "converge": {"loops": 6, "states": 1, "far": 160},
     "lens": {"train_prompts": 30}, "patch": {"sites": ("z", "attn_z"), "loops": 2}, "attention": {},
     "paths": {"loops": 130}, "fixed_points": {"far": 160, "random_starts": 1, "lyapunov_steps": 5},
-    "recover": {"loops": 4}, "exit": {"loops": 5},
+    "recover": {"loops": 4}, "exit": {"loops": 5}, "failures": {"loops": 130, "spectra": False},
 }  # fmt: skip
 
 

@@ -178,6 +178,7 @@ OPTIONS = {
     "paths": {"loops": 130},
     "fixed_points": {"far": 130, "random_starts": 0, "lyapunov_steps": 5, "max_iterations": 5, "eigenvalues": 2},
     "recover": {"loops": 2},
+    "failures": {"loops": 130, "spectra": False},
     "exit": {"loops": 4},
 }
 NAMED = {"converge": "mean", "mask": "mean", "lens": "query_error", "patch": "clean", "exit": "budget_mean"}
@@ -207,7 +208,7 @@ def test_every_probe_works_in_half_precision_or_says_that_it_does_not(asked, nam
     whole, half = subjects[name]
     assert half.model.dtype == torch.bfloat16
     prompts = half.draw(PromptSpec(text=TEXTS))
-    if asked == "paths":
+    if asked in ("failures", "paths"):
         with pytest.raises(LoopprobeError, match="limits of states cannot be told apart") as error:
             probe(asked, half, prompts, **OPTIONS[asked])
         assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Verbs that look inside the loop: cache, lens, attribute, attention, patch, fixed-points, exit, recover, paths."""
+"""Verbs that look inside the loop, from cache and lens to failures and paths."""
 
 from __future__ import annotations
 
@@ -221,6 +221,27 @@ def recover(
     show(*ask("recover", options, "recover", common), common.png)
 
 
+@with_common()
+def failures(
+    loops: Annotated[int, typer.Option(help="Loops in all; they go on beyond the training.")] = 500,
+    before: Annotated[
+        int, typer.Option(help="Loops before and after a first failure in which the motion is looked at.")
+    ] = 30,
+    spectra: Annotated[
+        bool,
+        typer.Option(
+            "--spectra/--no-spectra", help="Whether the spectral radius is a sign too; as slow as some 200 loops."
+        ),
+    ] = True,
+    *,
+    common: Common,
+) -> None:
+    """Which prompts fail when the loop goes on, and what told so?"""
+    at_least(loops, 1, "loops")
+    at_least(before, 1, "before")
+    show(*ask("failures", {"loops": loops, "before": before, "spectra": spectra}, "failures", common), common.png)
+
+
 @with_common(prompts=6)
 def paths(
     loops: Annotated[int, typer.Option(help="Loops to follow.")] = 300,
@@ -245,6 +266,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "fixed-points": fixed_points,
     "exit": exit_,
     "extrapolate": extrapolate,
+    "failures": failures,
     "recover": recover,
     "paths": paths,
 }

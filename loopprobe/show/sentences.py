@@ -10,9 +10,11 @@ import xarray as xr
 from loopprobe.dynamics.limits import AT_REST
 from loopprobe.dynamics.trajectory import settled_after
 from loopprobe.probes.dataset import read_stamp
+from loopprobe.probes.failures import COURSES
 from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import answer_of, ignoring
 from loopprobe.show.tables.common import with_ends
+from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
 from loopprobe.support.statistics import moving_mean
 
@@ -210,6 +212,18 @@ def recover(data: xr.Dataset) -> str:
         f"{_name(data)}: a push of {float(data['size'][-1]):g} at {where} changes "
         f"the prediction by {float(most.max()):.2g}, and {left:.0%} of it is left {int(data.after[-1])} loops later."
     )
+
+
+def failures(data: xr.Dataset) -> str:
+    """Say how many prompts fail that were right after the trained loops, and what told so."""
+    trained, late = int(data.attrs["trained_loops"]), int(data.onset.notnull().sum())
+    right = data.sizes["example"] - int((data.prompt_course == COURSES.index("wrong before")).sum())
+    begin = f"{_name(data)}: of {right} prompts that are right after {trained} loops {late} fail in the following ones"
+    if not late:
+        return f"{begin}."
+    lasting = int((data.prompt_course == COURSES.index("wrong for good")).sum())
+    told = "" if data.auc.isnull().all() else f"; what tells most beforehand is {best_sign(data)}"
+    return f"{begin}, {lasting} of them for good{told}."
 
 
 def paths(data: xr.Dataset) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Real
 from numpy import ndarray
-from scipy.special import bdtr, bdtrik, betaincinv  # scipy.stats has the same, and takes half a second to import
+from scipy.special import bdtr, bdtrik, betaincinv, ndtri  # scipy.stats has the same, and takes half a second to import
 from torch import Tensor
 
 SUMMARY = ("median", "median_low", "median_high", "failures", "failures_low", "failures_high", "mean")  # of errors
@@ -187,6 +187,39 @@ def bootstrap_ratio(
         chunks = [np.quantile(flat[i : i + 1024] @ counts.T / scale, ends, axis=1) for i in range(0, len(flat), 1024)]
     low, high = np.concatenate(chunks, axis=1)
     return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def auc_interval(
+    positive: Float[ndarray, " one"], negative: Float[ndarray, " other"], *, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the area under the ROC curve: how often a value of the first sample is above one of the second.
+
+    Ties count half. The interval is that of DeLong, DeLong and Clarke-Pearson (1988), taken of the logit, so that it
+    stays between 0 and 1.
+
+    Args:
+        positive, negative: the values of the two samples.
+        level: the coverage of the interval.
+
+    Returns:
+        The area, the lower end and the upper end; all NaN with fewer than two values in a sample, or where one is not a
+        number. Where the samples do not overlap the ends are NaN: no variance can be told.
+    """
+    if min(len(positive), len(negative)) < 2 or np.isnan([*positive, *negative]).any():
+        return math.nan, math.nan, math.nan
+    below = _placements(positive, negative)
+    area = float(below.mean())
+    variance = below.var(ddof=1) / len(positive) + _placements(-negative, -positive).var(ddof=1) / len(negative)
+    if not 0 < area < 1 or variance == 0:
+        return area, math.nan, math.nan
+    logit, wide = math.log(area / (1 - area)), float(ndtri((1 + level) / 2)) * math.sqrt(variance) / (area * (1 - area))
+    return area, 1 / (1 + math.exp(wide - logit)), 1 / (1 + math.exp(-wide - logit))
+
+
+def _placements(values: Float[ndarray, " one"], others: Float[ndarray, " other"]) -> Float[ndarray, " one"]:
+    """The share of the others that lie below each value; ties count half."""
+    ordered = np.sort(others)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(others))
 
 
 def correlation(a: Float[ndarray, ...], b: Float[ndarray, ...]) -> float:
