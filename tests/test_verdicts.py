@@ -263,7 +263,7 @@ def flat(answers):
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
     assert {verdict.status for verdict in verdicts(EMPTY)} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 33
+    assert len(verdicts({})) == len(CLAIMS) == 36
 
 
 def test_models_of_the_studys_recipe_have_verdicts_of_their_own_beside_ours():
@@ -387,6 +387,37 @@ def test_r9():
     assert [ended(answers(1, 2), part) for part in (lower, lost)] == ["undecided", "undecided"]
     assert ended(answers(1, 2.3), lost) == "supported"  # the ends of a seed stay together: 1.94 to 2.05
     assert ended({"r9_converge": answers(0.5, 4)["r9_converge"][:3]}, lower) == "undecided"
+
+
+def test_r13():
+    def model(seed, lasting=0.2, lead=3.0, apart=2.0, failing=60):
+        """Of 200 prompts some fail in loop 20; a share of them for good, after steps and with signs that are larger."""
+        rng = np.random.default_rng(seed)
+        fails = np.arange(200) < failing
+        course = np.where(fails, np.where(np.arange(200) < lasting * failing, 3, 1), 0)
+        step = rng.uniform(0.9, 1.1, (40, 200)) * np.where(fails, lead, 1)
+        sign = rng.normal(apart * fails, 1)
+        return xr.Dataset(
+            {
+                "onset": ("example", np.where(fails, 20.0, np.nan)), "prompt_course": ("example", course),
+                "query_step": (("loop", "example"), step), "seen": (("sign", "example"), sign[None]),
+            },
+            {"loop": np.arange(1, 41), "sign": ["state's step"]}, meta(loops=5, window=5, seed=seed),
+        )  # fmt: skip
+
+    def asked(**how):
+        return {"r13_failures": [model(seed, **how) for seed in range(3)]}
+
+    again, announced, told = "right again later", "its state moves more", "can be told"
+    assert [ended(asked(), part) for part in (again, announced, told)] == ["supported"] * 3
+    others = asked(lasting=0.9, lead=1.0, apart=0.0)
+    assert [ended(others, part) for part in (again, announced, told)] == ["contradicted"] * 3
+    one = verdict_of(told, asked()).findings[0]
+    assert one.estimate == pytest.approx(0.9214, abs=0.02), "two normal distributions 2 apart: Φ(√2)"
+    assert verdict_of(announced, asked()).findings[0].estimate == pytest.approx(3, rel=0.02)
+    assert verdict_of(again, asked()).findings[0].estimate == pytest.approx(0.8)
+    few = verdict_of(again, asked(failing=4))
+    assert (few.status, few.findings) == ("undecided", ()), "too few prompts fail"
 
 
 def test_r7():

@@ -214,22 +214,45 @@ def courses(wrong: Bool[ndarray, "loop example"]) -> tuple[Int[ndarray, " exampl
     return np.where(wrong[0], BEFORE, course), spells
 
 
+def leads(
+    step: Float[ndarray, "loop example"],
+    onset: Float[ndarray, " example"],
+    right: Bool[ndarray, " example"],
+    lags: Int[ndarray, " lag"],
+) -> Float[ndarray, "lag example"]:
+    """Return the steps of prompts around their onset, over the median step in the same loop of those that stay right.
+
+    Args:
+        step: of the query's state, by loop from 1.
+        onset: the loop of the first failure; NaN where there is none.
+        right: which prompts stay right.
+        lags: loops since the onset.
+
+    Returns:
+        The ratios; NaN for prompts without an onset, and where there is no such loop or no prompt that stays right.
+    """
+    failing = np.flatnonzero(~np.isnan(onset))
+    usual = np.median(step[:, right], axis=1) if right.any() else np.full(len(step), np.nan)
+    ratios = np.full((len(lags), step.shape[1]), np.nan)
+    for ratio, lag in zip(ratios, lags, strict=True):
+        at = onset[failing].astype(int) - 1 + lag
+        inside = (at >= 0) & (at < len(step))
+        ratio[failing[inside]] = step[at[inside], failing[inside]] / np.maximum(usual[at[inside]], TINY)
+    return ratios
+
+
 def _lead(
     step: Float[ndarray, "loop example"],
     onset: Float[ndarray, " example"],
     right: Bool[ndarray, " example"],
     lags: Int[ndarray, " lag"],
 ) -> tuple[tuple[ndarray, ndarray, ndarray], Int[ndarray, " lag"]]:
-    """The steps of prompts around their onset, over the median step of those that stay right in the same loop."""
+    """The median of ``leads`` with its interval, and of how many prompts it is."""
     rows, counts = [], []
-    failing = np.flatnonzero(~np.isnan(onset))
-    usual = np.median(step[:, right], axis=1) if right.any() else np.full(len(step), np.nan)
-    for lag in lags:
-        at = onset[failing].astype(int) - 1 + lag
-        inside = (at >= 0) & (at < len(step))
-        ratio = step[at[inside], failing[inside]] / np.maximum(usual[at[inside]], TINY)
-        counts.append(len(ratio := ratio[np.isfinite(ratio)]))
-        rows.append([float(end) for end in median_interval(ratio)] if len(ratio) else [np.nan] * 3)
+    for ratios in leads(step, onset, right, lags):
+        known = ratios[np.isfinite(ratios)]
+        counts.append(len(known))
+        rows.append([float(end) for end in median_interval(known)] if len(known) else [np.nan] * 3)
     lead, low, high = np.array(rows).T
     return (lead, low, high), np.array(counts)
 

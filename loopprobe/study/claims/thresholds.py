@@ -24,6 +24,12 @@ HALF = below(0.5, neutral=0, why="without its loops a task is lost when most pro
 READ = above(0.9, why="a result stands in the state when it is read right on nine of ten prompts")
 NOT_YET = below(0.5, neutral=0, why="a result does not stand in the state yet when it is mostly read wrong")
 LATER = below(-0.1, neutral=0, why="a result comes later when it is read on a tenth fewer of the prompts at that loop")
+RETURNS = above(0.5, why="most means more than half")
+TOLD = above(
+    0.7,
+    neutral=0.5,
+    why="told means that of a prompt that fails and one that does not it names the right one in seven of ten",
+)
 COMPUTED = above(0.1, neutral=0, why="a result is computed when it is read on a tenth more prompts than untrained")
 # Of rank correlations
 IN_ORDER = below(-0.8, neutral=-1, why="an error grows as n shrinks when their ranks correlate with at most -0.8")

@@ -1,0 +1,91 @@
+"""Claims of this project, section R13: prompts that fail when the loop goes on.
+
+A finding is about kinds of models of which every seed has at least five prompts that fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from numpy import ndarray
+
+from loopprobe.probes.failures import BEFORE, LASTING, RIGHT, leads
+from loopprobe.study.claims.evidence import R13_FAILURES, Claim, Evidence, Kind, answers, kinds
+from loopprobe.study.claims.thresholds import GROWS, RETURNS, TOLD
+from loopprobe.study.estimates import Estimate, Group, estimate
+
+LEAST = 5  # prompts of a seed that fail
+LEAD = -5  # loops before the first failure
+
+
+def _failing(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], ndarray]]:
+    """Yield kinds of models with their seeds, and which prompts fail that were right after the trained loops."""
+    for kind, seeds in kinds(answers(evidence, R13_FAILURES)).items():
+        failing = np.stack([data.onset.notnull().values for data in seeds])
+        if failing.sum(1).min() >= LEAST:
+            yield kind, seeds, failing
+
+
+def r13_returns(evidence: Evidence) -> Iterator[Estimate]:
+    for kind, seeds, failing in _failing(evidence):
+        lasting = np.stack([data.prompt_course.values == LASTING for data in seeds])
+        values = np.stack([failing & ~lasting, failing], axis=-1).astype(float)
+        what = f"{kind}: share of the prompts that fail which are right again later"
+        yield estimate(what, RETURNS, "share", Group(values, _share_among))
+
+
+def r13_announced(evidence: Evidence) -> Iterator[Estimate]:
+    for kind, seeds, _ in _failing(evidence):
+        ratios = np.stack([
+            leads(
+                data.query_step.values, data.onset.values, data.prompt_course.values == RIGHT, np.array([LEAD])
+            )[0]
+            for data in seeds
+        ])  # fmt: skip
+        what = f"{kind}: step of the query's state {-LEAD} loops before a failure, over that of prompts that stay right"
+        yield estimate(what, GROWS, "ratio", Group(ratios, _log_median_known))
+
+
+def r13_foreseen(evidence: Evidence) -> Iterator[Estimate]:
+    for kind, seeds, failing in _failing(evidence):
+        signs = np.stack([data.seen.sel(sign="state's step").values for data in seeds])
+        counted = np.stack([data.prompt_course.values != BEFORE for data in seeds])
+        values = np.stack([signs, failing, counted], axis=-1).astype(float)
+        what = f"{kind}: how well the state's step after {kind.loops} loops tells which prompts will fail (area)"
+        yield estimate(what, TOLD, "share", Group(values, _area))
+
+
+def _share_among(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+    """The share of the prompts that the second part counts which the first counts too."""
+    counted = values.sum(-2)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(counted[..., 0] / counted[..., 1])
+
+
+def _log_median_known(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+    """The logarithm of the median of what is known; NaN where nothing is."""
+    flat = values[..., 0].reshape(-1, values.shape[-2])
+    known = (row[np.isfinite(row)] for row in flat)
+    return np.array([np.log(np.median(row)) if len(row) else np.nan for row in known]).reshape(values.shape[:-2])
+
+
+def _area(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+    """The area under the ROC curve of a sign, of [sign, fails, counts] for every prompt (Mann and Whitney 1947)."""
+    from scipy.stats import rankdata  # imported here: it takes half a second
+
+    areas = []
+    for sign, fails, counts in np.moveaxis(values.reshape(-1, *values.shape[-2:]), -1, 1):
+        ranks, failing = rankdata(sign[counts > 0]), fails[counts > 0] > 0
+        n, other = failing.sum(), (~failing).sum()
+        areas.append((ranks[failing].sum() - n * (n + 1) / 2) / (n * other) if n and other else np.nan)
+    return np.array(areas).reshape(values.shape[:-2])
+
+
+CLAIMS: tuple[Claim, ...] = (
+    ("R13", "most prompts that fail beyond the training are right again later", r13_returns),
+    ("R13", "before a prompt fails its state moves more than those of others", r13_announced),
+    ("R13", "which prompts will fail can be told after the trained loops", r13_foreseen),
+)
