@@ -32,6 +32,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "cache": {"cpu": []},
     "wrapped": {"cpu": []},
     "session": {"cpu": []},
+    "sweep": {"cpu": []},
     "baselines": {"cpu": []},
     "coverage": {"cpu": []},
 }

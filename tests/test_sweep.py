@@ -10,9 +10,10 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 
+from loopprobe.config.schema import Config
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.checkpoint import load_checkpoint
-from loopprobe.training.sweep import last_row, plan, read_grid, sweep
+from loopprobe.training.sweep import last_row, plan, read_grid, stacks, sweep
 from loopprobe.training.train import train
 
 LINES = [f'"model.{key}" = {value}' for key, value in TINY.items() if key != "n_loops"] + [
@@ -35,6 +36,21 @@ def test_a_grid_is_the_product_of_its_axes(tmp_path):
         "lr-L2-b2-T2", "lr-L2-b2-T2-s1", "lr-L2-b4-T2", "lr-L2-b4-T2-s1", "lr-L2-b4-T4", "lr-L2-b4-T4-s1",
     ]  # fmt: skip
     assert set(notes) == {"window 4 is above 2 loops: it is 2"}
+
+
+def test_what_a_model_of_a_grid_costs_does_not_grow_with_their_number(tmp_path, monkeypatch):
+    compared = [0]
+    equal = Config.__eq__
+
+    def counted(self, other):
+        compared[0] += 1
+        return equal(self, other)
+
+    monkeypatch.setattr(Config, "__eq__", counted)
+    configs, _ = read_grid(grid(tmp_path / "g.toml", f'"train.seed" = {list(range(300))}'))
+    planned = plan(configs, tmp_path / "out")
+    assert [len(members) for members in stacks(planned, 16)] == [16] * 18 + [12]
+    assert compared[0] < 300, "each configuration is looked up, not compared with all others"
 
 
 def test_a_grid_may_start_from_a_preset(tmp_path):

@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
@@ -70,7 +71,7 @@ def read_grid(path: Path) -> tuple[list[Config], list[str]]:
     tables = tree.get("grid")
     if not isinstance(tables, list) or set(tree) - {"grid"}:
         raise LoopprobeError(f"{path} must hold [[grid]] tables and nothing else: see `loopprobe sweep --help`")
-    configs: list[Config] = []
+    configs: dict[Config, None] = {}
     notes: list[str] = []
     for table in tables:
         axes = [
@@ -78,10 +79,8 @@ def read_grid(path: Path) -> tuple[list[Config], list[str]]:
             for key, values in table.items()
         ]
         for point in itertools.product(*axes):
-            config = _config(dict(point), notes)
-            if config not in configs:
-                configs.append(config)
-    return configs, notes
+            configs[_config(dict(point), notes)] = None
+    return list(configs), notes
 
 
 def _config(point: dict[str, Any], notes: list[str]) -> Config:
@@ -104,8 +103,8 @@ def plan(configs: Iterable[Config], out: Path) -> list[Planned]:
     for config in configs:
         folder = out / config.name
         planned.append(Planned(config.name, config, folder, _status(config, folder)))
-    names = [model.name for model in planned]
-    if repeated := {name for name in names if names.count(name) > 1}:
+    counts = Counter(model.name for model in planned)
+    if repeated := {name for name, count in counts.items() if count > 1}:
         raise LoopprobeError(f"two different models of the grid are called {min(repeated)}: give them different seeds")
     return planned
 
@@ -126,15 +125,16 @@ def stacks(todo: Iterable[Planned], size: int | None, workers: int = 1) -> list[
     are in the order of their first models.
     """
     alike: dict[Any, list[Planned]] = {}
-    todo = list(todo)
+    place: dict[str, int] = {}
     for model in todo:
+        place[model.name] = len(place)
         alike.setdefault(_shapes(model), []).append(model)
     groups = []
     for members in alike.values():
         most = size or (STACK if pick_device(members[0].config.train.device).type == "cuda" else 1)
         most = min(most, math.ceil(len(members) / workers))
         groups += [members[i : i + most] for i in range(0, len(members), most)]
-    return sorted(groups, key=lambda members: todo.index(members[0]))
+    return sorted(groups, key=lambda members: place[members[0].name])
 
 
 def _shapes(model: Planned) -> tuple[Any, ...]:
@@ -170,28 +170,31 @@ def sweep(
     """
     todo = [model for model in planned if model.todo]
     with cluster or FreshProcesses(workers) as pool:
-        futures: dict[Future[None], str] = {}
+        futures: dict[Future[None], list[Planned]] = {}
+        rows: dict[str, dict[str, Any]] = {}
         if isinstance(pool, RayPool):
             keepers = {folder: pool.keeper(folder) for folder in {m.folder.parent for m in todo}}
             for members in stacks(todo, stack or 1):
                 kept_by = [keepers[m.folder.parent] for m in members]
-                futures[pool.submit(_train_kept, kept_by, members, pool.threads)] = _names(members)
+                futures[pool.submit(_train_kept, kept_by, members, pool.threads)] = members
         else:
             together = None if stack is None else True
             for members in stacks(todo, stack, workers):
                 folders = [m.folder for m in members]
-                futures[pool.submit(_train, members, folders, pool.threads, together)] = _names(members)
+                futures[pool.submit(_train, members, folders, pool.threads, together)] = members
         waiting = set(futures)
         try:
             while waiting:
-                _, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                report({model.name: row for model in todo if (row := last_row(model.folder)) is not None})
+                ended, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                going = (model for future in ended | waiting for model in futures[future])
+                rows |= {model.name: row for model in going if (row := last_row(model.folder)) is not None}
+                report(rows)
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)  # the workers are interrupted too, and save
             raise
-    failed = [(names, error) for future, names in futures.items() if (error := future.exception()) is not None]
+    failed = [(members, error) for future, members in futures.items() if (error := future.exception()) is not None]
     if failed:
-        raise LoopprobeError("; ".join(f"{name}: {error}" for name, error in failed))
+        raise LoopprobeError("; ".join(f"{_names(members)}: {error}" for members, error in failed))
 
 
 def last_row(folder: Path) -> dict[str, Any] | None:
