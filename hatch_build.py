@@ -27,7 +27,7 @@ class Shipped(BuildHookInterface):
         models = root / "checkpoints"
         left_out: dict[str, str] = {}
         kept = set(self.config["weights"])
-        for path in sorted(path for path in models.rglob("*") if path.is_file()):
+        for path in sorted(path for path in models.rglob("*") if path.is_file() and not path.name.startswith(".")):
             name = path.relative_to(models)
             if name.as_posix() == "registry.json":  # of the sdist that this wheel is built from
                 left_out |= json.loads(path.read_text(encoding="utf-8"))
