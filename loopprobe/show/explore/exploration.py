@@ -70,6 +70,7 @@ class Exploration(Html):
         spec: which prompts are drawn, which the page may draw anew; None: only ``prompts`` are explored.
         loops: iterations; None: as many as the training gives such prompts.
         shown: prompts whose runs a saved page holds.
+        effects: whether it holds the effects of patches on them too.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class Exploration(Html):
         spec: PromptSpec | None = None,
         loops: int | None = None,
         shown: int = SHOWN,
+        effects: bool = False,
     ) -> None:
         if prompts is None and spec is None:
             raise LoopprobeError("there are no prompts to explore: give some, or say which to draw")
-        self.subject, self.spec, self.loops = subject, spec, loops
+        self.subject, self.spec, self.loops, self.patches = subject, spec, loops, effects
         self.lock = threading.Lock()  # hooks of two runs at once must not mix, nor their memory
         self.prompts = subject.draw(spec) if prompts is None and spec is not None else prompts
         self._drawn: tuple[Chosen, Any] = (Chosen(), self.prompts)
@@ -163,15 +165,17 @@ class Exploration(Html):
             LoopprobeError: as in ``view``, or the prompt cannot be corrupted so.
         """
         asked = self.asked(tree)
-        probe, options = PROBES["patch"], asked.options
         with self.lock:
-            prompts = self.chosen(asked.prompts)
-            self.check(dataclasses.replace(asked, options=ExploreConfig(prompt=options.prompt)), prompts)
-            one = prompts[options.prompt : options.prompt + 1]
-            fields = {"corruption": asked.corruption, "loops": options.loops or self.loops, "exact": asked.exact}
-            config = build(probe.config, {"sites": ("z",), **fields})
-            probe.require(self.subject, one, config)
-            return effects_of(probe.run(self.subject, one, config, _stopping))
+            return self._effects(asked, self.chosen(asked.prompts))
+
+    def _effects(self, asked: Asked, prompts: Any) -> Any:
+        probe, options = PROBES["patch"], asked.options
+        self.check(Asked(options=ExploreConfig(prompt=options.prompt)), prompts)
+        one = prompts[options.prompt : options.prompt + 1]
+        fields = {"corruption": asked.corruption, "loops": options.loops or self.loops, "exact": asked.exact}
+        config = build(probe.config, {"sites": ("z",), **fields})
+        probe.require(self.subject, one, config)
+        return effects_of(probe.run(self.subject, one, config, _stopping))
 
     @property
     def offers(self) -> dict[str, bool]:
@@ -212,9 +216,12 @@ class Exploration(Html):
         Args:
             live: with the first prompt alone, for a server that answers for the others and for changes.
         """
+        asked = [Asked(options=ExploreConfig(prompt=i)) for i in range(1 if live else self.shown)]
         with self.lock:
-            options = [ExploreConfig(prompt=i) for i in range(1 if live else self.shown)]
-            views = {one.prompt: self._view(Asked(options=one), self.prompts) for one in options}
+            views = {one.options.prompt: self._view(one, self.prompts) for one in asked}
+            if self.patches:
+                for one in asked:
+                    views[one.options.prompt]["effects"] = self._effects(one, self.prompts)
         model, prompts = self.subject.model.sizes, self.prompts
         about = (
             f"{self.subject.task_name.replace('_', ' ')}; b = {model.n_loops} loops of {model.n_layers} "

@@ -33,14 +33,15 @@ function look(more = {}) {
   return {paper_bgcolor: paper, plot_bgcolor: paper, font: {color: ink, family: "system-ui, sans-serif", size: 12}, margin: {l: 55, r: 15, t: 12, b: 45},
     hovermode: "closest", legend: {orientation: "h", y: -0.2}, xaxis: {...axis, ...xaxis}, yaxis: {...axis, ...yaxis}, ...rest};
 }
-const colours = () => [css("--accent"), css("--changed")];
+const diverging = () => [[0, "#2166ac"], [0.5, theme(dark.matches).paper], [1, "#b2182b"]];  // blue below zero, red above
+const inks = () => [css("--accent"), css("--changed")];
 
 function drawError() {
   const measure = $("measure").value, loops = view.loops, lines = [];
   const answer = Math.max(0, view.readAt.indexOf(state.focus) < 0 ? view.readAt.length - 1 : view.readAt.indexOf(state.focus));
   const at = view.readAt[answer];
   view.runs.forEach((name, run) => {
-    const colour = colours()[run], get = (array, ...rest) => loops.map((_, t) => array(run, t, ...rest));
+    const colour = inks()[run], get = (array, ...rest) => loops.map((_, t) => array(run, t, ...rest));
     if (measure === "error") {
       const low = get(view.median_low), high = get(view.median_high);
       if (view.nPrompts > 1) {
@@ -77,10 +78,10 @@ function drawPath() {
     {x: tokens.map((p) => all[p].x[state.loop]), y: tokens.map((p) => all[p].y[state.loop]), mode: "markers", name: `after ${view.loops[state.loop]} loops`, customdata: tokens, text: names,
       marker: {size: 7, color: tokens, colorscale: "Viridis", opacity: 0.85}, hovertemplate: "%{text}<extra></extra>"},
   ];
-  view.runs.forEach((name, r) => traces.push({...along(r, state.focus), mode: "lines+markers", name: `${name}: ${state.focus}`, line: {color: colours()[r], width: 2}, marker: {size: 4},
+  view.runs.forEach((name, r) => traces.push({...along(r, state.focus), mode: "lines+markers", name: `${name}: ${state.focus}`, line: {color: inks()[r], width: 2}, marker: {size: 4},
     customdata: view.loops, hovertemplate: "after %{customdata} loops<extra></extra>"}));
-  traces.push({x: [traces[1].x[state.focus]], y: [traces[1].y[state.focus]], mode: "markers", marker: {size: 14, symbol: "circle-open", color: colours()[run], line: {width: 3}}, hoverinfo: "skip", showlegend: false});
-  const axis = (i) => ({title: {text: `PC ${i + 1} (${Math.round(100 * (view.explained[i] ?? 0))} %)`}});
+  traces.push({x: [traces[1].x[state.focus]], y: [traces[1].y[state.focus]], mode: "markers", marker: {size: 14, symbol: "circle-open", color: inks()[run], line: {width: 3}}, hoverinfo: "skip", showlegend: false});
+  const axis = (i) => ({title: {text: `PC ${i + 1} (${Math.round(100 * (i < view.arrays.explained.shape[0] ? view.explained(i) : 0))} %)`}});
   Plotly.react("path", traces, look({xaxis: axis(first), yaxis: axis(first + 1), showlegend: true}), PLOT);
 }
 
@@ -133,18 +134,21 @@ function markHeads() {
 }
 const pairs = () => range(view.layers).flatMap((layer) => range(view.nHeads).map((head) => [layer, head]));
 
+function ticks(words) {  // as many words beside an axis as there is room for
+  const step = Math.ceil(words.length / (innerWidth < 760 ? 24 : 64)), places = range(words.length).filter((p) => p % step === 0);
+  return {tickvals: places, ticktext: places.map((p) => words[p].slice(0, 14)), tickfont: {size: words.length > 40 ? 8 : 10, family: "ui-monospace, monospace"}, showgrid: false};
+}
 function drawPattern() {
   if (!view.pattern) return;
   const [layer, head] = pairs()[state.head], n = view.tokens.length, what = $("pattern-run").value;
   const of = (run) => view.pattern(run, state.loop, layer, head);
   const values = what === "difference" ? of(1).map((x, i) => x - of(0)[i]) : Float32Array.from(of(Math.min(Number(what), nRuns() - 1)));
   const rows = range(n).map((q) => Array.from(values.subarray(q * n, (q + 1) * n)));
-  const size = Math.max(0.01, ...values.map(Math.abs)), ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1];
-  const scale = what === "difference" ? {z: rows, colorscale: "RdBu", reversescale: true, zmin: -size, zmax: size, colorbar: {thickness: 10}}
+  const size = Math.max(0.01, ...values.map(Math.abs)), levels = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1];
+  const scale = what === "difference" ? {z: rows, colorscale: diverging(), zmin: -size, zmax: size, colorbar: {thickness: 10}}
     : {z: rows.map((row) => row.map(Math.sqrt)), zmin: 0, zmax: 1, colorscale: [0, 128, 255].map((i) => [Math.sqrt(i / 255), `rgb(${(dark.matches ? DARKS : SHADES)[i]})`]),
-      colorbar: {thickness: 10, tickvals: ticks.map(Math.sqrt), ticktext: ticks.map(String)}};
-  const step = Math.ceil(n / 32), places = range(n).filter((p) => p % step === 0), words = places.map((p) => view.tokens[p].slice(0, 14));
-  const axis = {tickvals: places, ticktext: words, tickfont: {size: 10, family: "ui-monospace, monospace"}, showgrid: false, zeroline: false};
+      colorbar: {thickness: 10, tickvals: levels.map(Math.sqrt), ticktext: levels.map(String)}};
+  const axis = {...ticks(view.tokens), zeroline: false};
   Plotly.react("pattern", [{type: "heatmap", ...scale, customdata: rows, text: range(n).map((q) => range(n).map((k) => `${view.tokens[q]} → ${view.tokens[k]}`)),
     hovertemplate: "%{text}: %{customdata:.3f}<extra></extra>"}], look({
     xaxis: {...axis, title: {text: "attended to"}, tickangle: -60}, yaxis: {...axis, title: {text: `loop ${view.loops[state.loop]}, head ${layer}.${head}`}, autorange: "reversed"},
@@ -223,10 +227,10 @@ function drawEffects() {
   $("effects").hidden = !found;
   if (!found) return;
   const values = grid(found.values), size = Math.max(0.01, ...range(found.loops.length).flatMap((t) => [...values(t)].map(Math.abs)));
-  const words = found.positions.map((p) => `${view.tokens[p]}`), step = Math.ceil(words.length / 32), places = range(words.length).filter((i) => i % step === 0);
+  const words = found.positions.map((p) => view.tokens[p]);
   Plotly.react("effects", [{type: "heatmap", x: range(words.length), y: found.loops, z: found.loops.map((_, t) => Array.from(values(t))), customdata: found.loops.map(() => found.positions),
-    text: found.loops.map(() => words), hovertemplate: "after %{y} loops, %{text}: %{z:.3f}<extra></extra>", colorscale: "RdBu", reversescale: true, zmin: -size, zmax: size, colorbar: {thickness: 10}}],
-    look({xaxis: {tickvals: places, ticktext: places.map((i) => words[i].slice(0, 14)), tickangle: -60, showgrid: false, tickfont: {size: 10, family: "ui-monospace, monospace"}}, yaxis: {title: {text: "loops done"}, showgrid: false}}), PLOT);
+    text: found.loops.map(() => words), hovertemplate: "after %{y} loops, %{text}: %{z:.3f}<extra></extra>", colorscale: diverging(), zmin: -size, zmax: size, colorbar: {thickness: 10}}],
+    look({xaxis: {...ticks(words), tickangle: -60}, yaxis: {title: {text: "loops done"}, showgrid: false}}), PLOT);
   $("effects-told").textContent = found.told;
   if (!$("effects").linked) {  // a click shows the loop and the token in the other views
     $("effects").linked = true;
