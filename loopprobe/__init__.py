@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from loopprobe.model.masks import masked, mean_states
     from loopprobe.model.stream import open_cache
     from loopprobe.probes.session import probe
+    from loopprobe.show.explore.session import explore
     from loopprobe.show.present import figure, figures
     from loopprobe.store.checkpoint import load, load_checkpoint
     from loopprobe.store.evaluate import query_error
@@ -64,6 +65,7 @@ _HOME = {
     "keep_freed_memory": "support.memory",
     "figure": "show.present",
     "figures": "show.present",
+    "explore": "show.explore.session",
     "query_error": "store.evaluate",
     "corrupt": "tasks.corruptions",
     "probe": "probes.session",

@@ -152,7 +152,9 @@ def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.", au
 
 
 def inspect_(
-    name: Annotated[str, typer.Argument(help="Checkpoint, or hf:NAME, hf:NAME@REVISION, hf:FOLDER.", autocompletion=named)],
+    name: Annotated[
+        str, typer.Argument(help="Checkpoint, or hf:NAME, hf:NAME@REVISION, hf:FOLDER.", autocompletion=named)
+    ],
     tokens: Annotated[int, typer.Option(help="Length of the prompt that shapes and memory are told for.")] = 128,
     device: Device = "cpu",
     dtype: Dtype = None,

@@ -143,7 +143,7 @@ def run(
         * ``token [position]``, ``right [answer]``: what stands at the tokens, and the right answers, in words;
           ``read_at [answer]``: the tokens that hold them
 
-        ``attrs["description"]`` tells the change in words, ``attrs["query_token"]`` the token that holds the last answer.
+        ``attrs["description"]`` tells the change in words, ``attrs["query_token"]`` which token holds the last answer.
 
     Raises:
         LoopprobeError: there is no such prompt, token, head, layer or loop, or the model cannot be changed there.
@@ -165,7 +165,6 @@ def run(
     coords: dict[str, Any] = {"run": runs, "loop": np.arange(1, n_loops + 1), "model": subject.label}
     coords |= {"position": np.arange(prompts.n_tokens)}
     data = xr.Dataset(variables, coords, {"description": describe(config), "query_token": prompts.query})
-    data.attrs["n_tokens"] = prompts.n_tokens
     for name in ("error", "answer_error"):
         data[name].attrs["units"] = prompts.unit
     return stamp(data, "explore", subject, prompts, config)

@@ -61,13 +61,13 @@ class Asked:
 class Exploration(Html):
     """A model with prompts: a page of linked views of its runs, for a notebook, a file or a browser.
 
-    ``explore`` makes one. In a notebook it shows itself; ``save(path)`` writes the page with the clean runs of the first
-    prompts, ``show()`` opens it, and ``serve()`` opens the same page with live runs.
+    ``explore`` makes one. In a notebook it shows itself; ``save(path)`` writes the page with the clean runs of the
+    first prompts, ``show()`` opens it, and ``serve()`` opens the same page with live runs.
 
     Args:
         subject: the model with its task.
-        prompts: the prompts; None: those of ``spec``.
-        spec: which prompts are drawn, which the page may draw anew; None: only ``prompts`` are explored.
+        prompts: the prompts.
+        spec: from which they were drawn, so that the page may draw others; None: these alone are explored.
         loops: iterations; None: as many as the training gives such prompts.
         shown: prompts whose runs a saved page holds.
         effects: whether it holds the effects of patches on them too.
@@ -76,17 +76,15 @@ class Exploration(Html):
     def __init__(
         self,
         subject: Subject,
-        prompts: PromptBatch | None = None,
+        prompts: PromptBatch,
         spec: PromptSpec | None = None,
         loops: int | None = None,
         shown: int = SHOWN,
         effects: bool = False,
     ) -> None:
-        if prompts is None and spec is None:
-            raise LoopprobeError("there are no prompts to explore: give some, or say which to draw")
         self.subject, self.spec, self.loops, self.patches = subject, spec, loops, effects
         self.lock = threading.Lock()  # hooks of two runs at once must not mix, nor their memory
-        self.prompts = subject.draw(spec) if prompts is None and spec is not None else prompts
+        self.prompts: Any = prompts
         self._drawn: tuple[Chosen, Any] = (Chosen(), self.prompts)
         self.shown = min(shown, self.prompts.n_prompts)
         if self.shown < 1:
@@ -139,24 +137,23 @@ class Exploration(Html):
             self._drawn = chosen, self.subject.draw(dataclasses.replace(spec, **fields))
         return self._drawn[1]
 
-    def view(self, tree: Mapping[str, Any], steps: Callable[[Iterable[Any]], Iterable[Any]] = lambda steps: steps) -> Any:
+    def view(self, tree: Mapping[str, Any]) -> Any:
         """Run what the page asks for, and return a view of it as plain data.
 
         Args:
             tree: the fields of ``Asked``.
-            steps: wraps the runs.
 
         Raises:
             LoopprobeError: the request does not fit the model, the prompts or the memory.
         """
         asked = self.asked(tree)
         with self.lock:
-            return self._view(asked, self.chosen(asked.prompts), steps)
+            return self._view(asked, self.chosen(asked.prompts))
 
-    def _view(self, asked: Asked, prompts: Any, steps: Callable[[Iterable[Any]], Iterable[Any]] = lambda steps: steps) -> Any:
+    def _view(self, asked: Asked, prompts: Any) -> Any:
         options = dataclasses.replace(asked.options, loops=asked.options.loops or self.loops)
         self.check(dataclasses.replace(asked, options=options), prompts)
-        return view_of(PROBES["explore"].run(self.subject, prompts, options, steps))
+        return view_of(PROBES["explore"].run(self.subject, prompts, options, _stopping))
 
     def effects(self, tree: Mapping[str, Any]) -> Any:
         """Patch the state of one prompt, place by place, and return the effects as plain data.
@@ -222,11 +219,10 @@ class Exploration(Html):
             if self.patches:
                 for one in asked:
                     views[one.options.prompt]["effects"] = self._effects(one, self.prompts)
-        model, prompts = self.subject.model.sizes, self.prompts
+        model = self.subject.model.sizes
         about = (
-            f"{self.subject.task_name.replace('_', ' ')}; b = {model.n_loops} loops of {model.n_layers} "
-            f"layer{'s' * (model.n_layers != 1)}, {model.n_heads} heads, a state of {model.d_model}; {prompts.n_prompts} "
-            f"prompt{'s' * (prompts.n_prompts != 1)} of {prompts.extent}."
+            f"{self.subject.task_name.replace('_', ' ')}; b = {model.n_loops} loop{'s' * (model.n_loops != 1)} of "
+            f"{model.n_layers} layer{'s' * (model.n_layers != 1)}, {model.n_heads} heads, a state of {model.d_model}."
         )
         return explorer_page(self.title, about, views, self.facts(live))
 

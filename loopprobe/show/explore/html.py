@@ -15,7 +15,10 @@ HEIGHT = 900  # pixels of a page within a notebook
 class Html:
     """A whole page, made when it is asked for."""
 
-    title = "loopprobe"
+    @property
+    def title(self) -> str:
+        """What the page shows."""
+        raise NotImplementedError
 
     def html(self) -> str:
         """Return the page."""
@@ -62,7 +65,12 @@ class Page(Html):
     """
 
     def __init__(self, title: str, content: str) -> None:
-        self.title, self.content = title, content
+        self._title, self.content = title, content
+
+    @property
+    def title(self) -> str:
+        """What the page shows."""
+        return self._title
 
     def html(self) -> str:
         """Return the page."""

@@ -28,7 +28,7 @@ def view_of(data: xr.Dataset) -> dict[str, Any]:
     """
     told = read_stamp(data)
     names = [name for name in ARRAYS if name in data and (name != "pattern" or data[name].size <= MOST_PATTERNS)]
-    left = "" if len(names) == sum(name in data for name in ARRAYS) else " Attention is too large for a page: fewer loops."
+    left = "" if "pattern" in names or "pattern" not in data else " Its attention is too large for a page: lower loops."
     words = {"topAnswer": data.top_answer.values.tolist()} if "top_answer" in data else {}
     return words | {
         "arrays": {name: packed(data[name].values, share=name in SHARES) for name in names},

@@ -144,7 +144,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.send_response(status)
             headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": POLICY}
-            headers |= {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+            headers |= {
+                "Cache-Control": "no-store",
+                "Referrer-Policy": "no-referrer",
+                "X-Content-Type-Options": "nosniff",
+            }
             headers |= {"Connection": "close"} if self.close_connection else {}
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -92,7 +92,7 @@ def _of_subject(subject: Subject, prompts: Any, loops: int | None, shown: int) -
         spec = PromptSpec(prompts=prompts or PROMPTS)
     else:
         raise LoopprobeError(f"prompts ({type(prompts).__name__}) must be prompts of {subject.label}, or how many")
-    return Exploration(subject, spec=spec, loops=loops, shown=shown)
+    return Exploration(subject, subject.draw(spec), spec, loops, shown)
 
 
 def _batch(model: LoopedModel, prompts: Any) -> PromptBatch:
@@ -125,14 +125,14 @@ class ModelAlone:
 
     Attributes:
         model: the model.
+        name: the class of the model, which has no other name.
     """
 
     model: Any
+    name: str = ""
 
-    @property
-    def name(self) -> str:
-        """The class of the model, which has no other name."""
-        return type(getattr(self.model, "module", self.model)).__name__
+    def __post_init__(self) -> None:
+        self.name = self.name or type(getattr(self.model, "module", self.model)).__name__
 
     @property
     def label(self) -> str:

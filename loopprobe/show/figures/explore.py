@@ -23,7 +23,14 @@ def explore_figures(data: xr.Dataset) -> dict[str, go.Figure]:
         row = data.sel(run=name)
         ends = row.median_low, row.median_high
         curve(figure, data.loop, row["median"], ends, colour=colour, name=f"{name}, median")
-        curve(figure, data.loop, row.error.isel(example=prompt), colour=colour, name=f"{name}, prompt {prompt}", dash="dot")
+        curve(
+            figure,
+            data.loop,
+            row.error.isel(example=prompt),
+            colour=colour,
+            name=f"{name}, prompt {prompt}",
+            dash="dot",
+        )
     positive = bool((data["median"] > 0).all())
     figure.update_yaxes(title=read_stamp(data).query_unit, type="log" if positive else "linear", exponentformat="power")
     figure.update_xaxes(title="loops done")

@@ -136,7 +136,7 @@ const pairs = () => range(view.layers).flatMap((layer) => range(view.nHeads).map
 
 function ticks(words) {  // as many words beside an axis as there is room for
   const step = Math.ceil(words.length / (innerWidth < 760 ? 24 : 64)), places = range(words.length).filter((p) => p % step === 0);
-  return {tickvals: places, ticktext: places.map((p) => words[p].slice(0, 14)), tickfont: {size: words.length > 40 ? 8 : 10, family: "ui-monospace, monospace"}, showgrid: false};
+  return {tickvals: places, ticktext: places.map((p) => words[p].split(" = ")[0].slice(0, 14)), tickfont: {size: words.length > 40 ? 8 : 10, family: "ui-monospace, monospace"}, showgrid: false};
 }
 function drawPattern() {
   if (!view.pattern) return;
@@ -262,6 +262,7 @@ function show(packed) {
   $("run").value = nRuns() - 1;
   fill("measure", [["error", "error at the query"], ["answer", "error at the token looked at"], ["final", "distance to the last clean answer"],
     ...(view.topAnswer ? [["probability", "probability of the right answer"]] : [])], $("measure").value || "error");
+  $("extent").textContent = `${view.nPrompts} prompt${view.nPrompts > 1 ? "s" : ""} of ${view.tokens.length} tokens.`;
   say(view.told);
   $("loop").value = state.loop + 1;
   $("loop-told").textContent = view.loops[state.loop];
