@@ -31,6 +31,7 @@ OPTIONS = {
     "fixed_points": {"far": 130, "random_starts": 0, "lyapunov_steps": 5, "max_iterations": 5, "eigenvalues": 2},
     "recover": {"loops": 2},
     "exit": {"loops": 4},
+    "explore": {"loops": 3, "reset": (0,)},
 }
 
 

@@ -179,8 +179,9 @@ OPTIONS = {
     "fixed_points": {"far": 130, "random_starts": 0, "lyapunov_steps": 5, "max_iterations": 5, "eigenvalues": 2},
     "recover": {"loops": 2},
     "exit": {"loops": 4},
+    "explore": {"loops": 3, "reset": (0,)},
 }
-NAMED = {"converge": "mean", "mask": "mean", "lens": "query_error", "patch": "clean", "exit": "budget_mean"}
+NAMED = {"converge": "mean", "mask": "mean", "lens": "query_error", "patch": "clean", "exit": "budget_mean", "explore": "mean"}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.figures.style import curve, finish, loop_colour
+from loopprobe.show.figures.style import curve, finish, loop_colour, trained_line
 
 CHANGED = "#c1440e"  # of the changed run, here and on the page
 
@@ -34,4 +34,5 @@ def explore_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     positive = bool((data["median"] > 0).all())
     figure.update_yaxes(title=read_stamp(data).query_unit, type="log" if positive else "linear", exponentformat="power")
     figure.update_xaxes(title="loops done")
+    trained_line(figure, int(data.attrs["trained_loops"]), 1)
     return {"explore": finish(figure, f"{data.model.item()}: {data.attrs['description']}")}
