@@ -63,8 +63,7 @@ def explore(
         _write(exploration, f"explore-{exploration.subject.label}", common, browser)
         return
     exploration.serve(port, browser=browser, told=lambda line: say(sentences=[line]))
-    if exploration.lock.locked():  # a run that nobody can stop goes on in a thread, and nothing is being written
-        os._exit(0)
+    os._exit(0)  # at once: nothing is being written, and Python's own end would wait for a run that cannot be stopped
 
 
 def _name(what: str | None, common: Common) -> str:

@@ -229,6 +229,8 @@ class Exploration(Html):
     def serve(self, port: int = 0, *, browser: bool = True, told: Callable[[str], None] = print) -> None:
         """Open the page with live runs, and answer it on this machine alone until Ctrl-C.
 
+        A run that is under way then stops between two loops.
+
         Args:
             port: of the loopback address; 0: any that is free.
             browser: whether the page is opened in a browser.

@@ -11,8 +11,10 @@ import json
 import secrets
 import sys
 import threading
+import time
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 MOST_BYTES = 2**17  # of a request
-PATIENCE = 1.0  # seconds that a run in progress is waited for at the end
+PATIENCE = 0.5  # seconds that a run in progress is waited for at the end
 POLICY = (  # the page fetches from its own server and from nowhere else
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -56,6 +58,7 @@ class ExplorerServer(ThreadingHTTPServer):
             raise LoopprobeError(f"port {port} cannot be used ({reason}): choose another, or none") from None
         self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
         self.page: bytes | None = None
+        self.working: set[threading.Thread] = set()  # those that answer a request
 
     @property
     def url(self) -> str:
@@ -72,18 +75,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send the page."""
-        if self._is_allowed("") and (page := self._made()) is not None:
-            self._send(HTTPStatus.OK, page, "text/html; charset=utf-8")
+        with self._working():
+            if self._is_allowed("") and (page := self._made()) is not None:
+                self._send(HTTPStatus.OK, page, "text/html; charset=utf-8")
 
     def do_POST(self) -> None:
         """Run what the page asks for."""
-        asked = self.path.rpartition("/")[2]
-        if not self._is_allowed(asked if asked in ("view", "effects") else "view"):
-            return
-        if (tree := self._read()) is not None:
-            answer = getattr(self.server.exploration, asked)
-            if (found := self._tried(lambda: answer(tree))) is not None:
-                self._send(HTTPStatus.OK, json.dumps(found, allow_nan=False).encode())
+        with self._working():
+            asked = self.path.rpartition("/")[2]
+            if not self._is_allowed(asked if asked in ("view", "effects") else "view"):
+                return
+            if (tree := self._read()) is not None:
+                answer = getattr(self.server.exploration, asked)
+                if (found := self._tried(lambda: answer(tree))) is not None:
+                    self._send(HTTPStatus.OK, json.dumps(found, allow_nan=False).encode())
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Note that this thread is at work; once the server is to stop, it ends after that."""
+        self.server.working.add(threading.current_thread())
+        try:
+            yield
+        finally:
+            self.close_connection = self.close_connection or self.server.stop.is_set()
+            if not self.close_connection:
+                self.server.working.discard(threading.current_thread())
 
     def _made(self) -> bytes | None:
         """Make the page once."""
@@ -174,5 +190,6 @@ def serve(exploration: Exploration, port: int, *, browser: bool, told: Callable[
     finally:
         server.stop.set()
         server.server_close()
-        if exploration.lock.acquire(timeout=PATIENCE):  # a run stops between two loops
-            exploration.lock.release()
+        until = time.monotonic() + PATIENCE
+        for thread in list(server.working):  # a run stops between two loops
+            thread.join(max(0.0, until - time.monotonic()))

@@ -45,7 +45,7 @@ function drawError() {
     if (measure === "error") {
       const low = get(view.median_low), high = get(view.median_high);
       if (view.nPrompts > 1) {
-        lines.push({x: [...loops, ...[...loops].reverse()], y: [...high, ...low.reverse()], fill: "toself", fillcolor: colour, opacity: 0.15, line: {width: 0}, mode: "lines",
+        if (low.some(Number.isFinite)) lines.push({x: [...loops, ...[...loops].reverse()], y: [...high, ...low.reverse()], fill: "toself", fillcolor: colour, opacity: 0.15, line: {width: 0}, mode: "lines",
           hoverinfo: "skip", showlegend: false, name});
         lines.push({x: loops, y: get(view.median), name: `${name}, median of ${view.nPrompts}`, line: {color: colour, dash: "dot", width: 1.5}, mode: "lines"});
       }
