@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         add,
         edited,
         freeze,
+        hide,
         mean_activations,
         replace,
         resample,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         zero,
     )
     from loopprobe.model.looped import LoopedTransformer
-    from loopprobe.model.masks import masked, mean_states
+    from loopprobe.model.masks import masked, mean_states, reset
     from loopprobe.model.stream import open_cache
     from loopprobe.probes.session import probe
     from loopprobe.show.explore.session import explore
@@ -53,10 +54,12 @@ _HOME = {
     "LoopprobeError": "errors",
     "masked": "model.masks",
     "mean_states": "model.masks",
+    "reset": "model.masks",
     "edited": "model.interventions",
     "skipped": "model.interventions",
     "add": "model.interventions",
     "freeze": "model.interventions",
+    "hide": "model.interventions",
     "mean_activations": "model.interventions",
     "replace": "model.interventions",
     "resample": "model.interventions",

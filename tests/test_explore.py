@@ -153,7 +153,13 @@ def test_a_model_without_attention_patterns_is_not_asked_for_them(checkpoint, mo
     trees = checkpoint.model.hook_trees
     left = tuple(name for name in trees.local_names if "pattern" not in name)
     monkeypatch.setattr(trees, "local_names", left)
-    assert changeable(checkpoint.model) == {"reset": True, "hide": False, "heads": True, "attention": True, "mlps": True}
+    assert changeable(checkpoint.model) == {
+        "reset": True,
+        "hide": False,
+        "heads": True,
+        "attention": True,
+        "mlps": True,
+    }
     assert "pattern" not in explored(checkpoint)
     with pytest.raises(LoopprobeError, match="tiny shows no pattern, on which hide acts"):
         explored(checkpoint, hide=(1,))

@@ -204,7 +204,10 @@ def test_a_file_of_a_probe_is_a_page(name, checkpoint, tmp_path, monkeypatch, ca
 @pytest.fixture
 def tiny(tmp_path):
     """Tiny models in ./runs, by their names."""
-    for name, cfg, model in (("tiny", TINY_CFG, make_model(torch.float32)), ("tiny-add", TOKEN_CFG, make_token_model())):
+    for name, cfg, model in (
+        ("tiny", TINY_CFG, make_model(torch.float32)),
+        ("tiny-add", TOKEN_CFG, make_token_model()),
+    ):
         (tmp_path / "runs" / name).mkdir(parents=True)
         save(Checkpoint(cfg, model), tmp_path / "runs" / name)
     return "tiny"
@@ -303,7 +306,13 @@ def test_other_hosts_pages_and_paths_are_refused(server, method):
     assert request(server, method, path, Origin=f"http://127.0.0.1:{server.server_port}")[0] == 200
     for origin in ("http://evil.example", "null", f"https://127.0.0.1:{server.server_port}", "http://127.0.0.1"):
         assert request(server, method, path, Origin=origin)[0] == 403, origin
-    for wrong in ("/", "/view", f"/{server.token[:-1]}/{path}", f"/{server.token}x/{path}", f"/{server.token}/{path}/.."):
+    for wrong in (
+        "/",
+        "/view",
+        f"/{server.token[:-1]}/{path}",
+        f"/{server.token}x/{path}",
+        f"/{server.token}/{path}/..",
+    ):
         assert request(server, method, wrong)[0] == 404, wrong
     assert request(server, method, "/%C3%A9")[0] == 404
 
@@ -417,7 +426,9 @@ def browsing(url, width, scheme="light"):
         browser.close()
 
 
-DRAWN = "id => document.getElementById(id).data.map(t => [t.name, Array.from(t.y ?? []).filter(y => y !== null).length])"
+DRAWN = (
+    "id => document.getElementById(id).data.map(t => [t.name, Array.from(t.y ?? []).filter(y => y !== null).length])"
+)
 LINE = "name => document.getElementById('error').data.find(t => t.name === name)?.y"
 
 
@@ -518,7 +529,9 @@ def test_a_text_is_typed_and_read():
         assert page.locator("#lens tbody tr").count() == 1 + 6  # the right answers, and every loop
         assert "' Returns'" in page.inner_text("#tokens")
         page.select_option("#measure", "probability")
-        low, high = page.evaluate("() => { const y = document.getElementById('error').data[0].y; return [Math.min(...y), Math.max(...y)]; }")
+        low, high = page.evaluate(
+            "() => { const y = document.getElementById('error').data[0].y; return [Math.min(...y), Math.max(...y)]; }"
+        )
         assert 0 <= low <= high <= 1
         page.check("[name=click][value=hide]")
         page.click("#tokens button[data-token='2']")

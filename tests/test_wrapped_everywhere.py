@@ -181,7 +181,14 @@ OPTIONS = {
     "exit": {"loops": 4},
     "explore": {"loops": 3, "reset": (0,)},
 }
-NAMED = {"converge": "mean", "mask": "mean", "lens": "query_error", "patch": "clean", "exit": "budget_mean", "explore": "mean"}
+NAMED = {
+    "converge": "mean",
+    "mask": "mean",
+    "lens": "query_error",
+    "patch": "clean",
+    "exit": "budget_mean",
+    "explore": "mean",
+}
 
 
 @pytest.fixture(scope="module")

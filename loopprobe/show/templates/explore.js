@@ -74,11 +74,11 @@ function drawPath() {
   const all = tokens.map((p) => along(run, p));
   const names = tokens.map((p) => `${p}: ${view.tokens[p]}`);
   const traces = [
-    {x: all.flatMap((one) => [...one.x, null]), y: all.flatMap((one) => [...one.y, null]), mode: "lines", line: {color: css("--line"), width: 1}, hoverinfo: "skip", name: "all tokens"},
+    {x: all.flatMap((one) => [...one.x, null]), y: all.flatMap((one) => [...one.y, null]), mode: "lines", line: {color: css("--line"), width: 1}, opacity: 0.5, hoverinfo: "skip", name: "all tokens"},
     {x: tokens.map((p) => all[p].x[state.loop]), y: tokens.map((p) => all[p].y[state.loop]), mode: "markers", name: `after ${view.loops[state.loop]} loops`, customdata: tokens, text: names,
       marker: {size: 7, color: tokens, colorscale: "Viridis", opacity: 0.85}, hovertemplate: "%{text}<extra></extra>"},
   ];
-  view.runs.forEach((name, r) => traces.push({...along(r, state.focus), mode: "lines+markers", name: `${name}: ${state.focus}`, line: {color: inks()[r], width: 2}, marker: {size: 4},
+  view.runs.forEach((name, r) => traces.push({...along(r, state.focus), mode: "lines+markers", name: `${name}: token ${state.focus}`, line: {color: inks()[r], width: 2}, marker: {size: 4},
     customdata: view.loops, hovertemplate: "after %{customdata} loops<extra></extra>"}));
   traces.push({x: [traces[1].x[state.focus]], y: [traces[1].y[state.focus]], mode: "markers", marker: {size: 14, symbol: "circle-open", color: inks()[run], line: {width: 3}}, hoverinfo: "skip", showlegend: false});
   const axis = (i) => ({title: {text: `PC ${i + 1} (${Math.round(100 * (i < view.arrays.explained.shape[0] ? view.explained(i) : 0))} %)`}});
