@@ -27,7 +27,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         _take(browser, server.url, "explore.png", viewport={"width": 1280, "height": 1210}, color_scheme="light")
-        _take(browser, server.url, "explore-phone.png", viewport={"width": 420, "height": 860}, color_scheme="dark")
+        _take(browser, server.url, "explore-phone.png", viewport={"width": 500, "height": 860}, color_scheme="dark")
         browser.close()
     server.shutdown()
     server.server_close()

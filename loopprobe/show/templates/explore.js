@@ -276,9 +276,9 @@ function say(text, wrong = false) { $("told").textContent = text; $("told").clas
 
 // Live runs.
 const number = (id) => $(id).value === "" ? null : Number($(id).value);
-function prompts() {
-  const offered = (name) => boot.offers[name] && !document.querySelector(`[data-needs=${name}]`).hidden;
-  return {...(offered("seed") ? {seed: number("seed")} : {}), ...(offered("length") ? {length: number("length")} : {}), ...(offered("text") ? {text: $("text").value} : {})};
+function prompts() {  // what differs from the start, whose prompts are there already
+  const now = {seed: number("seed"), length: number("length"), text: $("text").value};
+  return Object.fromEntries(Object.entries(now).filter(([name, value]) => boot.offers[name] && value !== boot.asked[name]));
 }
 function options() {
   const changed = Object.values(state.change).some((part) => part.length), where = $("where").value, last = number("loops") ?? view.loops.length;
