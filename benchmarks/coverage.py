@@ -23,7 +23,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe import load_checkpoint, query_error
-from loopprobe.store.checkpoint import names
+from loopprobe.store.shipped import names
 from loopprobe.study.claims.evidence import difference, failed, own_ratio, ratio
 from loopprobe.study.claims.thresholds import NO_MORE
 from loopprobe.study.estimates import Estimate, intervals

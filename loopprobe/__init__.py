@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         add,
         edited,
         freeze,
+        hide,
         mean_activations,
         replace,
         resample,
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
         zero,
     )
     from loopprobe.model.looped import LoopedTransformer
-    from loopprobe.model.masks import masked, mean_states
+    from loopprobe.model.masks import masked, mean_states, reset
     from loopprobe.model.stream import open_cache
     from loopprobe.probes.session import probe
+    from loopprobe.show.explore.session import explore
     from loopprobe.show.present import figure, figures
     from loopprobe.store.checkpoint import load, load_checkpoint
     from loopprobe.store.evaluate import query_error
@@ -52,10 +54,12 @@ _HOME = {
     "LoopprobeError": "errors",
     "masked": "model.masks",
     "mean_states": "model.masks",
+    "reset": "model.masks",
     "edited": "model.interventions",
     "skipped": "model.interventions",
     "add": "model.interventions",
     "freeze": "model.interventions",
+    "hide": "model.interventions",
     "mean_activations": "model.interventions",
     "replace": "model.interventions",
     "resample": "model.interventions",
@@ -64,6 +68,7 @@ _HOME = {
     "keep_freed_memory": "support.memory",
     "figure": "show.present",
     "figures": "show.present",
+    "explore": "show.explore.session",
     "query_error": "store.evaluate",
     "corrupt": "tasks.corruptions",
     "probe": "probes.session",

@@ -134,6 +134,7 @@ PROBES = {
     "converge": dict(loops=12, states=2, far=130),
     "decode": dict(loops=3, train_prompts=64, network_loops=0),
     "exit": dict(loops=12),
+    "explore": dict(loops=3, reset=(1,), hide=(0,), heads=((0, 1),)),
     "fixed_points": dict(random_starts=0, far=130, lyapunov_steps=5),
     "lens": dict(loops=3, train_prompts=64),
     "mask": dict(n=(1, 3), loops=4),

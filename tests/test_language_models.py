@@ -32,6 +32,7 @@ OPTIONS = {
     "recover": {"loops": 2},
     "failures": {"loops": 130, "spectra": False},
     "exit": {"loops": 4},
+    "explore": {"loops": 3, "reset": (0,)},
 }
 
 

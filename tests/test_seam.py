@@ -32,6 +32,7 @@ OPTIONS = {
     "recover": {"loops": 5},
     "failures": {"loops": 130},
     "exit": {"loops": 12},
+    "explore": {"loops": 5, "prompt": 1, "reset": (1, 2), "hide": (4,), "heads": ((0, 1), (1, 2))},
 }
 
 
@@ -71,7 +72,7 @@ def test_a_dataset_is_shown_in_its_own_units_and_survives_a_file(name, answers, 
     assert tables_for([data])
     text = str([figure.to_dict() for figure in made.values()]) + str([t.caption for t in tables_for([data])])
     assert "E(y²)" not in text
-    if name in ("mask", "converge", "lens", "exit", "fixed_points"):
+    if name in ("mask", "converge", "lens", "exit", "explore", "fixed_points"):
         assert "absolute error" in text
 
 

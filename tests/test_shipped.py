@@ -33,8 +33,7 @@ def package(tmp_path, monkeypatch):
         registry[path.as_posix()] = hashlib.sha256((ROOT / "checkpoints" / path).read_bytes()).hexdigest()
     registry["hub/raven-docs/model.safetensors"] = "0" * 64
     (folder / "registry.json").write_text(json.dumps(registry))
-    for module in (shipped, cp, language):
-        monkeypatch.setattr(module, "shipped_folder", lambda: folder)
+    monkeypatch.setattr(shipped, "shipped_folder", lambda: folder)
     monkeypatch.setenv("LOOPPROBE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LOOPPROBE_CHECKPOINTS", raising=False)
     return folder
@@ -153,7 +152,7 @@ def test_an_installed_package_has_its_models_and_questions(tmp_path, monkeypatch
     assert {path.name for path in (installed / "_questions").iterdir()} == {
         path.name for path in (ROOT / "probes").glob("*.toml")
     }
-    listed = python("import loopprobe.store.checkpoint as c; print(*c.names())").split()
+    listed = python("import loopprobe.store.shipped as s; print(*s.names())").split()
     assert listed == sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json"))
     # what is not there is in the registry, and read from a clone
     package = installed / "_checkpoints"

@@ -180,8 +180,16 @@ OPTIONS = {
     "recover": {"loops": 2},
     "failures": {"loops": 130, "spectra": False},
     "exit": {"loops": 4},
+    "explore": {"loops": 3, "reset": (0,)},
 }
-NAMED = {"converge": "mean", "mask": "mean", "lens": "query_error", "patch": "clean", "exit": "budget_mean"}
+NAMED = {
+    "converge": "mean",
+    "mask": "mean",
+    "lens": "query_error",
+    "patch": "clean",
+    "exit": "budget_mean",
+    "explore": "mean",
+}
 
 
 @pytest.fixture(scope="module")

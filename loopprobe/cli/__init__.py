@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from loopprobe._version import __version__
-from loopprobe.cli import inside, models, probes
+from loopprobe.cli import explore, inside, models, probes
 from loopprobe.cli.options import Interrupted, OnceCommand
 from loopprobe.cli.output import recording
 from loopprobe.errors import LoopprobeError
@@ -24,12 +24,11 @@ from loopprobe.support.storage import release_all
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train looped transformers and probe what happens in every loop.",
 )
-for name, verb in (models.VERBS | probes.VERBS | inside.VERBS).items():
+for name, verb in (models.VERBS | explore.VERBS | probes.VERBS | inside.VERBS).items():
     app.command(name, cls=OnceCommand)(verb)
 
 # The base of what typer raises for a wrong command line; typer itself exports only this child of it.

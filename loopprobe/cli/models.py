@@ -18,6 +18,7 @@ from loopprobe.cli.options import (
     OwnTask,
     TrustRemoteCode,
     cluster_of,
+    named,
     register,
 )
 from loopprobe.cli.output import say
@@ -128,8 +129,8 @@ def list_(
     """List the checkpoints that can be given by name."""
     from loopprobe.show.tables import checkpoint_tables
     from loopprobe.show.tables import markdown as as_markdown
-    from loopprobe.store.checkpoint import names
     from loopprobe.store.checkpoint_file import read_json
+    from loopprobe.store.shipped import names
 
     tables = checkpoint_tables((name, *read_json(folder)) for name, folder in names().items())
     if markdown:
@@ -138,7 +139,7 @@ def list_(
         say(tables)
 
 
-def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.", autocompletion=named)]) -> None:
     """Show all that is known of a checkpoint."""
     from loopprobe.show.tables import checkpoint_summary
     from loopprobe.store.checkpoint import find
@@ -151,7 +152,9 @@ def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.")]) 
 
 
 def inspect_(
-    name: Annotated[str, typer.Argument(help="Checkpoint, or hf:NAME, hf:NAME@REVISION, hf:FOLDER.")],
+    name: Annotated[
+        str, typer.Argument(help="Checkpoint, or hf:NAME, hf:NAME@REVISION, hf:FOLDER.", autocompletion=named)
+    ],
     tokens: Annotated[int, typer.Option(help="Length of the prompt that shapes and memory are told for.")] = 128,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -217,7 +220,7 @@ def import_(
 
 
 def evaluate_(
-    names: Annotated[list[str], typer.Argument(help="Checkpoint names or paths.")],
+    names: Annotated[list[str], typer.Argument(help="Checkpoint names or paths.", autocompletion=named)],
     prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 1280,
     seed: Annotated[int, typer.Option(help="Seed of the held-out prompts.")] = 0,
     far: Annotated[
@@ -254,7 +257,7 @@ def evaluate_(
 
 
 def export(
-    name: Annotated[str, typer.Argument(help="Checkpoint name or path.")],
+    name: Annotated[str, typer.Argument(help="Checkpoint name or path.", autocompletion=named)],
     out: Annotated[
         Path | None, typer.Option(help="File to write; by default NAME.transformer-lens.safetensors.")
     ] = None,

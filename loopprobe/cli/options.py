@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from loopprobe.support.cluster import Processes, RayPool
 
 
+def named(incomplete: str) -> list[str]:
+    """Complete the name of a checkpoint or of a language model that ships, for the shell."""
+    from loopprobe.store.shipped import names, shipped_language_models
+
+    known = [*names(), *(f"hf:{name}" for name in shipped_language_models())]
+    return [name for name in known if name.startswith(incomplete)]
+
+
 OwnTask = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,6 +47,7 @@ Ckpt = Annotated[
     typer.Option(
         "--ckpt",
         help="Checkpoint name or path; hf:NAME or hf:FOLDER of a language model. Repeat for several.",
+        autocompletion=named,
     ),
 ]
 Prompts = Annotated[int, typer.Option(help="Held-out prompts.")]

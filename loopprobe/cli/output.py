@@ -28,6 +28,11 @@ def recording(as_json: bool) -> Iterator[None]:
         print(json.dumps(record, ensure_ascii=False, default=str))
 
 
+def as_json() -> bool:
+    """Whether what is said is kept for one JSON object at the end."""
+    return _recorded.get() is not None
+
+
 def say(tables: Iterable[Table] = (), sentences: Iterable[str] = (), files: Iterable[Path] = (), **facts: Any) -> None:
     """Print tables, sentences and the names of files, or keep them where a script is told.
 
@@ -48,7 +53,7 @@ def say(tables: Iterable[Table] = (), sentences: Iterable[str] = (), files: Iter
             record["tables"].append({"title": table.title, "columns": columns, "rows": rows, "note": table.caption})
     if record is None:
         for line in (*sentences, *files):
-            print(line)
+            print(line, flush=True)
         return
     record["sentences"] += sentences
     record["files"] += map(str, files)

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
+from loopprobe.model.in_hand import cache_html
+
 
 class LoopActivationCache(ActivationCache):
     """The activations of one iteration under TransformerLens's names.
@@ -32,6 +34,10 @@ class LoopActivationCache(ActivationCache):
                 f"{error.args[0]} is not in this cache: name it in run_with_cache(names=...), or leave names out to "
                 f"keep everything; it keeps {', '.join(names)}"
             ) from None
+
+    def _repr_html_(self) -> str:
+        """Tell names, shapes and memory in a table, for a notebook."""
+        return cache_html("activations of one loop", ((name, None, x) for name, x in self.cache_dict.items()))
 
     def decompose_resid(self, layer: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """Decompose as TransformerLens does; with ``apply_ln`` and all components, the norm's offset comes last."""

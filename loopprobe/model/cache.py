@@ -18,11 +18,12 @@ from loopprobe.model.activation_cache import LoopActivationCache
 from loopprobe.model.cache_file import read_tensors, write_tensors
 from loopprobe.model.cache_gradients import WithGradients
 from loopprobe.model.hook_points import LoopHookPoint, full_name, short_name, split_name
+from loopprobe.model.in_hand import ShownCache
 from loopprobe.model.labels import Positions, at_positions, labelled, to_numpy, token_axis
 from loopprobe.model.selection import Names, Numbers, ranges, resolve, selector
 
 
-class LoopCache(WithGradients, Mapping[str, Tensor]):
+class LoopCache(ShownCache, WithGradients, Mapping[str, Tensor]):
     """Activations of a run by full hook name, with a loop axis.
 
     ``cache[7, "resid_post", 0]`` is one activation, ``cache["loops.7.hook_z"]`` too; without a loop,
@@ -186,12 +187,6 @@ class LoopCache(WithGradients, Mapping[str, Tensor]):
     def names(self) -> list[str]:
         """The kept names without their loop, each once."""
         return list(self._loops)
-
-    def __repr__(self) -> str:
-        size = sum(self._stack(local).nbytes for local in self._stacks)
-        return (
-            f"LoopCache(loops {ranges(self.loops)} of {self.n_loops}, {len(self.names())} names, {size / 1e6:.1f} MB)"
-        )
 
     # Several loops, one loop
 

@@ -23,6 +23,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import ConfigLayout, Direction, HookLayout, LoopHookPoint, full_name, split_name
 from loopprobe.model.hook_trees import Attached, HookTrees, Loops
+from loopprobe.model.in_hand import ShownModel
 from loopprobe.model.lens_options import one_of, refuse_options
 from loopprobe.model.protocol import Sizes
 from loopprobe.model.selection import Names, Numbers
@@ -30,7 +31,7 @@ from loopprobe.model.selection import Names, Numbers
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
 
-class LoopedRootModule(HookedRootModule):
+class LoopedRootModule(ShownModel, HookedRootModule):
     """A HookedRootModule with hook points ``loops.{t}`` for loops of any number."""
 
     cfg: ModelConfig

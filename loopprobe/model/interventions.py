@@ -108,6 +108,23 @@ def zero(x: Tensor, hook: LoopHookPoint) -> Tensor:
     return torch.zeros_like(x)
 
 
+def hide(positions: Numbers) -> Edit:
+    """Attention without some tokens: of ``"pattern"``, no other token attends to them, and the rest adds up to one.
+
+    Args:
+        positions: the tokens, from 0, or from the end where negative. Each still attends to itself.
+    """
+
+    def edit(pattern: Tensor, hook: LoopHookPoint) -> Tensor:
+        n = pattern.shape[-1]
+        seen = torch.ones(n, n, dtype=pattern.dtype, device=pattern.device)
+        seen[:, resolve(positions, n, "position") or slice(None)] = 0
+        left = pattern * seen.fill_diagonal_(1)
+        return left / left.sum(-1, keepdim=True).clamp_min(torch.finfo(pattern.dtype).tiny)
+
+    return edit
+
+
 def resample(generator: torch.Generator | None = None) -> Edit:
     """Resample ablation: the activation of another prompt of the batch, the same one at every place.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, get_args
@@ -16,7 +16,7 @@ from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.interventions import mean_activations
 from loopprobe.model.protocol import LoopedModel, require
-from loopprobe.model.selection import LoopChoice, Numbers, selector
+from loopprobe.model.selection import LoopChoice, Numbers, resolve, selector
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.prompts import TOKENS_PER_POINT
 
@@ -97,11 +97,51 @@ def masked(
         LoopprobeError: the model has no state to mask, n does not fit the prompt, or the batch does not divide into the
             blocks of n; at the end of the block, a loop was named that no run came to.
     """
-    if isinstance(fill, str) and fill not in ("initial", "zero"):
-        raise LoopprobeError(f"fill ({fill!r}) must be initial, zero or a tensor: for the mean give mean_states(…)")
-    require(model, frozenset({"map"}), "the model", "masked")
     kept = partial(kept_tokens, mode, n, unit=unit, invert=invert, tokens_per_point=model.tokens_per_point)
     kept(model.sizes.n_ctx)
+    with _masking(model, kept, fill, loops, "masked"):
+        yield model
+
+
+@contextmanager
+def reset(
+    model: LoopedRootModule, positions: Numbers, *, fill: Fill = "initial", loops: Numbers = None
+) -> Iterator[LoopedRootModule]:
+    """Reset the state of chosen tokens before each loop, and keep that of all others.
+
+    Args:
+        model: the model to mask; use it inside the ``with`` block as usual.
+        positions: the tokens, from 0: a number, several, a slice; negative ones count from the end. None for all.
+        fill, loops: as in ``masked``.
+
+    Raises:
+        LoopprobeError: the model has no state to mask, or a prompt has no such token; at the end of the block, a loop
+            was named that no run came to.
+    """
+
+    def kept(n_pos: int) -> Bool[Tensor, "1 pos"]:
+        chosen = resolve(positions, n_pos, "position")
+        keep = torch.full((1, n_pos), chosen is not None)
+        keep[:, chosen or []] = False
+        return keep
+
+    with _masking(model, kept, fill, loops, "reset"):
+        yield model
+
+
+@contextmanager
+def _masking(
+    model: LoopedRootModule, kept: Callable[[int], Bool[Tensor, "n pos"]], fill: Fill, loops: Numbers, what: str
+) -> Iterator[None]:
+    """Replace the state outside the tokens that are kept, before each of the chosen loops.
+
+    Args:
+        kept: from the number of tokens to a mask of those that are kept, one row for each equal block of the batch.
+        what: the name of the mask, for messages.
+    """
+    if isinstance(fill, str) and fill not in ("initial", "zero"):
+        raise LoopprobeError(f"fill ({fill!r}) must be initial, zero or a tensor: for the mean give mean_states(…)")
+    require(model, frozenset({"map"}), "the model", what)
     choice, initial = LoopChoice(loops), list[Tensor]()
 
     def note_initial(e: Tensor, hook: LoopHookPoint) -> None:
@@ -120,7 +160,7 @@ def masked(
 
     at_loops = selector("z_pre", choice.known, None, model)
     with model.hooks(fwd_hooks=[("hook_embed", note_initial), (at_loops, mask)]), model.hook_trees.watch() as runs:
-        yield model
+        yield
         choice.require_reached(runs.longest)
 
 

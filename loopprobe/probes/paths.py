@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from pydantic import PositiveInt
+from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.calibration import calibrate, require_calibrated
@@ -62,11 +66,8 @@ def run(
         *prompts.inputs, n_loops=config.loops, keep_loops=1, read_at=[prompts.query], names=names, positions=tokens
     )
     z = double(cache.stack("z"))  # loop followed position d_model
-    flat = z.flatten(0, 2)
-    centred = flat - flat.mean(0)
-    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()  # the largest entry positive
-    path = (centred @ axes.mT).unflatten(0, z.shape[:3]).permute(1, 2, 0, 3)
+    components = principal_components(z)
+    path = components.of(z).permute(1, 2, 0, 3)
     layers = [cache.stack("resid_post", layer) for layer in range(model.sizes.n_layers)]
     thresholds = calibrate(layers[0].dtype)
     limits = torch.stack([classify(features(Trail.of(x)), thresholds)[0] for x in layers], dim=-1)
@@ -75,7 +76,7 @@ def run(
     data = xr.Dataset(
         {
             "path": (("followed", "position", "loop", "component"), to_numpy(path.float())),
-            "explained": ("component", to_numpy(singular[:3].square() / singular.square().sum())),
+            "explained": ("component", to_numpy(components.explained)),
             "layer_limit": (("followed", "position", "layer"), to_numpy(limits)),
             "layer_distance": (("layer", "other_layer"), to_numpy(apart.mean((-2, -1)))),
         },
@@ -84,6 +85,34 @@ def run(
     )
     data = data.assign_coords(layer=np.arange(len(layers)), other_layer=np.arange(len(layers)))
     return stamp(data, "paths", subject, prompts, config)
+
+
+@dataclass(frozen=True)
+class Components:
+    """The directions in which states vary most.
+
+    Attributes:
+        mean: of the states.
+        axes: at most three, each with its largest entry positive.
+        explained: their shares of the variance.
+    """
+
+    mean: Float[Tensor, " d_model"]
+    axes: Float[Tensor, "component d_model"]
+    explained: Float[Tensor, " component"]
+
+    def of(self, states: Float[Tensor, "*tokens d_model"]) -> Float[Tensor, "*tokens component"]:
+        """Project states on the axes."""
+        return (double(states) - self.mean) @ self.axes.mT
+
+
+def principal_components(states: Float[Tensor, "*tokens d_model"]) -> Components:
+    """Find the three directions in which states vary most, over all of them together."""
+    flat = double(states).flatten(0, -2)
+    mean = flat.mean(0)
+    _, singular, axes = torch.linalg.svd(flat - mean, full_matrices=False)
+    axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()
+    return Components(mean, axes, singular[:3].square() / singular.square().sum())
 
 
 def check(subject: Subject, config: PathsConfig, prompts: PromptBatch) -> None:

@@ -1,4 +1,4 @@
-"""What people see of a dataset: figures, tables, and which of them belong to which probe.
+"""What people see of a dataset: figures, tables, pages, and the explorer, whose server asks probes for new datasets.
 
-Nothing is measured here: every number stands in the dataset.
+Nothing is measured here: every number stands in a dataset.
 """

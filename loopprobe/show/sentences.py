@@ -194,6 +194,19 @@ def exit(data: xr.Dataset) -> str:
     )
 
 
+def explore(data: xr.Dataset) -> str:
+    """Say what a change does to the error after the last loop."""
+    end = data.isel(loop=-1)
+    clean = float(end["median"].sel(run="clean"))
+    if "changed" not in data.run:
+        return f"{_name(data)}: after {_loops(end)} the median error at the query is {clean:.3g}."
+    error = float(end["median"].sel(run="changed"))
+    return (
+        f"{_name(data)}: with {data.attrs['description']}, the median error at the query after {_loops(end)} is "
+        f"{error:.3g}, {_times(error, clean)} the {clean:.3g} of the clean run."
+    )
+
+
 def extrapolate(data: xr.Dataset) -> str:
     """Say what is right at the training's length, and where it ends."""
     trained = int(data.attrs["trained_length"])

@@ -32,7 +32,7 @@ from loopprobe.store.checkpoint_file import (
     recorded_errors,
 )
 from loopprobe.store.language import load_language_model
-from loopprobe.store.shipped import shipped_folder, whole_file
+from loopprobe.store.shipped import names, whole_file
 from loopprobe.store.subject import PromptSpec
 from loopprobe.support.device_names import known_device
 from loopprobe.support.provenance import provenance
@@ -154,15 +154,6 @@ class Checkpoint:
     def optimum(self, prompts: PromptBatch) -> tuple[str, Outputs]:
         """Return name and outputs of the best predictor of the task, see ``reference.baselines.optimal``."""
         return optimum(prompts, self.config.task)
-
-
-def names() -> dict[str, Path]:
-    """Return the folder of every checkpoint by its name; one in ./runs takes precedence over a shipped one."""
-    folders = {}
-    for folder in (shipped_folder(), Path("runs")):
-        for path in sorted(folder.glob(f"*/{CONFIG}")):
-            folders[path.parent.name] = path.parent
-    return folders
 
 
 def find(name: str | Path) -> Path:

@@ -19,11 +19,12 @@ from loopprobe.config.schema import AnyConfig, read_config
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
+from loopprobe.store.shipped import CONFIG
 from loopprobe.support.statistics import SUMMARY
 
 FORMAT = 1  # the version of config.json, raised when an older reader would misread it
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the dtypes that weights may have
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "state.safetensors"
+WEIGHTS, STATE = "model.safetensors", "state.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)

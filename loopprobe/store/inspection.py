@@ -51,17 +51,18 @@ class Inspection:
     n_tokens: int
 
 
-def inspect(subject: Any, n_tokens: int = 128) -> Inspection:
+def inspect(subject: Any, n_tokens: int = 128, *, run: bool = True) -> Inspection:
     """Look at the model of a subject.
 
     Args:
         subject: a checkpoint or a language model.
         n_tokens: the length of the prompt that shapes and memory are told for; at most what the model reads.
+        run: whether a wrapped module may run, to tell what a loop begins with.
     """
     model = subject.model
     n_tokens = min(n_tokens, model.sizes.n_ctx)
     module = model.module if isinstance(model, WrappedModel) else model
-    parts, injection = _of_wrapped(model) if isinstance(model, WrappedModel) else _of_own(model)
+    parts, injection = _of_wrapped(model, run) if isinstance(model, WrappedModel) else _of_own(model)
     layout, trees = model.hook_trees.layout, model.hook_trees
     n_points = n_tokens // model.tokens_per_point
     numbers = {local: layout.numbers_of(local, n_tokens, n_tokens, n_points) for local in trees.local_names}
@@ -110,7 +111,7 @@ def _of_own(model: LoopedTransformer) -> tuple[list[tuple[str, str]], str]:
     return parts, INJECTIONS[cfg.injection]
 
 
-def _of_wrapped(model: WrappedModel) -> tuple[list[tuple[str, str]], str]:
+def _of_wrapped(model: WrappedModel, run: bool) -> tuple[list[tuple[str, str]], str]:
     anatomy, order = model.anatomy, model.wiring.order
     start = anatomy.start if isinstance(anatomy.start, str) else f"{_words(anatomy.start)}, seed {model.start_seed}"
     set_loops = anatomy.set_loops if isinstance(anatomy.set_loops, str) else "keywords of the call"
@@ -120,7 +121,8 @@ def _of_wrapped(model: WrappedModel) -> tuple[list[tuple[str, str]], str]:
     parts += [("coda", _listed(anatomy.coda))] if anatomy.coda else []
     parts += [("head", anatomy.head)] if anatomy.head else []
     parts += [("gate", anatomy.gate)] if anatomy.gate else []
-    return [*parts, ("loop count", set_loops)], injection_of(model)
+    injection = injection_of(model) if run else model.anatomy.injection or "f(z, e)"
+    return [*parts, ("loop count", set_loops)], injection
 
 
 def _words(function: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.store.shipped import shipped_folder, whole_folder
+from loopprobe.store.shipped import shipped_language_models, whole_folder
 from loopprobe.store.subject import PromptSpec
 from loopprobe.tasks.protocol import Outputs
 from loopprobe.tasks.text import TextPrompts
@@ -193,11 +193,6 @@ class LanguageModel:
         """Return that the best predictor of text is unknown: NaN in the shape of outputs, without their memory."""
         shape = (prompts.n_prompts, prompts.n_answers, self.model.value_size)
         return "unknown", torch.full((1, 1, 1), torch.nan, device=self.device).expand(shape)
-
-
-def shipped_language_models() -> dict[str, Path]:
-    """Return the folders of the language models that ship with the package, by their names."""
-    return {path.parent.name: path.parent for path in sorted((shipped_folder() / "hub").glob("*/config.json"))}
 
 
 def source_of(name: str) -> tuple[str, str | None]:

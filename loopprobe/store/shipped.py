@@ -1,7 +1,8 @@
-"""The models that ship: a clone has all of their files, an installed package those that are used most.
+"""Checkpoints by name: those in ./runs and those that ship; imports no torch.
 
-The package has the configuration and the history of every model. The weights that it leaves out stand in its
-``registry.json`` with their SHA-256 and are fetched when they are asked for, from where LOOPPROBE_CHECKPOINTS says.
+A clone has all files of the models that ship, an installed package the configuration and the history of each, and the
+weights that are used most. Those that it leaves out stand in its ``registry.json`` with their SHA-256 and are fetched
+when they are asked for, from where LOOPPROBE_CHECKPOINTS says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from loopprobe.errors import LoopprobeError
 
+CONFIG = "config.json"  # of a checkpoint
 SOURCE = "LOOPPROBE_CHECKPOINTS"
 CACHE = "LOOPPROBE_CACHE"
 REGISTRY = "registry.json"
@@ -22,6 +24,20 @@ def shipped_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "_checkpoints"
     return installed if installed.is_dir() else package.parent / "checkpoints"
+
+
+def names() -> dict[str, Path]:
+    """Return the folder of every checkpoint by its name; one in ./runs takes precedence over a shipped one."""
+    folders = {}
+    for folder in (shipped_folder(), Path("runs")):
+        for path in sorted(folder.glob(f"*/{CONFIG}")):
+            folders[path.parent.name] = path.parent
+    return folders
+
+
+def shipped_language_models() -> dict[str, Path]:
+    """Return the folders of the language models that ship with the package, by their names."""
+    return {path.parent.name: path.parent for path in sorted((shipped_folder() / "hub").glob(f"*/{CONFIG}"))}
 
 
 def whole_file(path: Path) -> Path:

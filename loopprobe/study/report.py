@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import jinja2
 import plotly.graph_objects as go
-import plotly.io
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from loopprobe._version import __version__
 from loopprobe.probes.dataset import read_stamp, writing
+from loopprobe.show.page import figure_html, render, table_parts
 from loopprobe.show.present import figures_of, tables_of
-from loopprobe.show.tables import lines_of
 from loopprobe.study.claims import verdicts
 from loopprobe.study.claims.evidence import R2_CONVERGE
 from loopprobe.study.decisions import STATUSES, Outcome
@@ -96,8 +92,8 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
         "verdicts": [_finite(verdict.to_dict()) for verdict in decided],
     }
     texts = {
-        "index.html": _render("report.html", context | {"script": Markup(get_plotlyjs())}),
-        "findings.md": _render("findings.md", context),
+        "index.html": render("report.html", context, "study"),
+        "findings.md": render("findings.md", context, "study"),
         "report.json": json.dumps(record, indent=2) + "\n",
     }
     for name, text in texts.items():
@@ -106,33 +102,16 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     return decided
 
 
-def _render(name: str, context: Mapping[str, Any]) -> str:
-    """Fill a template of the report."""
-    template = resources.files("loopprobe.study") / "templates" / name
-    environment = jinja2.Environment(
-        autoescape=name.endswith(".html"), undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    return environment.from_string(template.read_text(encoding="utf-8")).render(context).strip() + "\n"
-
-
-def _html(figure: go.Figure, name: str) -> Markup:
-    """Return a figure as a part of the page."""
-    config = {"responsive": True, "displaylogo": False}
-    return Markup(
-        plotly.io.to_html(figure, div_id=name, full_html=False, include_plotlyjs=False, auto_play=False, config=config)
-    )
-
-
 def _forest(name: str, verdict: Verdict | None) -> Markup | None:
     """Return the forest plot of a claim; None where it has no findings."""
     figure = None if verdict is None else forest(verdict)
-    return None if figure is None else _html(figure, name)
+    return None if figure is None else figure_html(figure, name)
 
 
 def _lead(figure: go.Figure) -> Markup:
     """Return the figure of what happens when the loop goes on, for the top of the page."""
     title = "What looped transformers do when the loop goes on"
-    return _html(go.Figure(figure).update_layout(title_text=title), "lead")
+    return figure_html(go.Figure(figure).update_layout(title_text=title), "lead")
 
 
 def _part(name: str, answered: Answered, figures: Mapping[str, go.Figure]) -> dict[str, Any]:
@@ -140,14 +119,11 @@ def _part(name: str, answered: Answered, figures: Mapping[str, go.Figure]) -> di
     return {
         "name": name,
         "asks": answered.saved.asks,
-        "figures": [_html(figure, f"{stem}-{name}") for stem, figure in figures.items()],
+        "figures": [figure_html(figure, f"{stem}-{name}") for stem, figure in figures.items()],
         "missing": answered.missing,
         "models": [data.model.item() for data in answered.datasets],
         "prompts": read_stamp(answered.datasets[0]).prompts["n_prompts"],
-        "tables": [
-            {"lines": lines_of(table), "caption": table.caption or ""}
-            for table in tables_of(answered.saved.probe, answered.datasets)
-        ],
+        "tables": [table_parts(table) for table in tables_of(answered.saved.probe, answered.datasets)],
     }
 
 

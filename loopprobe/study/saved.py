@@ -24,7 +24,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import attributes, read_dataset, read_stamp, write_dataset
 from loopprobe.probes.questions import Prepared, Question, as_answered, prepare
 from loopprobe.probes.registry import PROBES
-from loopprobe.store.checkpoint import load_checkpoint, names
+from loopprobe.store.checkpoint import load_checkpoint
+from loopprobe.store.shipped import names
 from loopprobe.study.shipped import study_folder, toml_files
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.storage import claim_shared

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -32,9 +33,19 @@ _here = _Here()
 
 
 def go_on() -> None:
-    """Raise Stopped in a thread of ``Parallel`` whose results nobody waits for any more; nothing in other threads."""
+    """Raise Stopped in a thread of ``Parallel`` or within ``stoppable`` whose results nobody waits for any more."""
     if _here.stop is not None and _here.stop.is_set():
         raise Stopped
+
+
+@contextmanager
+def stoppable(stop: threading.Event) -> Iterator[None]:
+    """Let an event stop the work of this thread, while a block lasts, at the next ``go_on``."""
+    before, _here.stop = _here.stop, stop
+    try:
+        yield
+    finally:
+        _here.stop = before
 
 
 class Parallel(Generic[Part, Result]):

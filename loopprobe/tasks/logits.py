@@ -39,6 +39,8 @@ class LogitPrompts:
     origin: dict[str, Any]
     instead: Int[Tensor, " batch"] | None
     read_at: Any
+    names: Any
+    answer_names: Any
 
     unit: ClassVar[str] = "cross entropy, nats"
     query_unit: ClassVar[str] = "cross entropy at the query, nats"
@@ -111,6 +113,18 @@ class LogitPrompts:
         at: slice | Sequence[int] = self.read_at
         return range(self.n_tokens)[at][-1] if isinstance(at, slice) else at[-1]
 
+    def token_words(self, index: int) -> list[str]:
+        """Return what stands at each token of one prompt."""
+        return [name_in(self.names, token) for token in self.tokens[index].tolist()]
+
+    def right_words(self, index: int) -> list[str]:
+        """Return the right answers of one prompt, ``?`` where one is unknown."""
+        return ["?" if n == UNKNOWN else self.answer_word(n) for n in self.answers[index].tolist()]
+
+    def answer_word(self, number: int) -> str:
+        """Return an answer by its number in words."""
+        return name_in(self.answer_names, number)
+
     # Outputs are logits [*loop, batch, answer, d_vocab_out].
 
     def errors(self, logits: Float[Tensor, "*loop batch answer vocab"]) -> Float[Tensor, "*loop batch answer"]:
@@ -182,6 +196,11 @@ class LogitPrompts:
     def _with(self: Kind, **fields: Any) -> Kind:
         changed: Kind = dataclasses.replace(self, **fields)  # type: ignore[type-var]  # its subclasses are dataclasses
         return changed
+
+
+def name_in(names: Sequence[str], number: int) -> str:
+    """Return a token's name by its number; models often have more tokens than have names."""
+    return names[number] if 0 <= number < len(names) else f"#{number}"
 
 
 def _chosen(values: Float[Tensor, "*loop vocab"], chosen: Int[Tensor, ...]) -> Float[Tensor, "*loop"]:

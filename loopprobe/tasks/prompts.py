@@ -153,6 +153,15 @@ class Prompts:
         """The names of the tokens: inputs and labels in turn."""
         return ["x", "y"] * self.n_answers
 
+    def token_words(self, index: int) -> list[str]:
+        """Return what stands at each token of one prompt: inputs by their number, labels with their value."""
+        labels = [f"y{i + 1} = {y:.2f}" for i, y in enumerate(self.ys[index].tolist())]
+        return [word for i, label in enumerate(labels) for word in (f"x{i + 1}", label)]
+
+    def right_words(self, index: int) -> list[str]:
+        """Return the labels of one prompt."""
+        return [f"{y:.2f}" for y in self.ys[index].tolist()]
+
     @property
     def output_size(self) -> float:
         """The typical size of a label, √E(y²)."""

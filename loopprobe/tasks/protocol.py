@@ -158,3 +158,24 @@ class PromptBatch(Protocol):
         Raises:
             LoopprobeError: the kind of corruption is not known.
         """
+
+
+@runtime_checkable
+class Worded(Protocol):
+    """Prompts that can say in words what stands at their tokens; a ``PromptBatch`` need not."""
+
+    def token_words(self, index: int) -> list[str]:
+        """Return what stands at each token of one prompt."""
+
+    def right_words(self, index: int) -> list[str]:
+        """Return the right answers of one prompt."""
+
+
+def token_words(prompts: PromptBatch, index: int) -> list[str]:
+    """Return what stands at each token of one prompt, or the roles of the tokens where the prompts have no words."""
+    return prompts.token_words(index) if isinstance(prompts, Worded) else list(prompts.roles)
+
+
+def right_words(prompts: PromptBatch, index: int) -> list[str]:
+    """Return the right answers of one prompt, empty words where the prompts have none."""
+    return prompts.right_words(index) if isinstance(prompts, Worded) else [""] * prompts.n_answers

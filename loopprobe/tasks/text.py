@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.tasks.logits import UNKNOWN, LogitPrompts
+from loopprobe.tasks.logits import UNKNOWN, LogitPrompts, name_in
 from loopprobe.tasks.prompts import uniform
 
 
@@ -70,7 +70,7 @@ class TextPrompts(LogitPrompts):
 
     def name(self, token: int) -> str:
         """Return how a token is shown; models often have more tokens than their tokenizer has."""
-        return self.texts[token] if 0 <= token < len(self.texts) else f"#{token}"
+        return name_in(self.texts, token)
 
     @property
     def names(self) -> tuple[str, ...]:

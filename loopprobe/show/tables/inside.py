@@ -12,7 +12,7 @@ from loopprobe.dynamics.limits import Limit
 from loopprobe.dynamics.solve import Status
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import answer_of, loops_to_show
-from loopprobe.show.tables.common import failing, interval, percent, titled, with_ends
+from loopprobe.show.tables.common import errors_caption, failing, interval, percent, titled, with_ends
 from loopprobe.support.statistics import share_interval
 
 
@@ -276,4 +276,21 @@ def paths_table(data: xr.Dataset) -> Table:
         shares = (f"{(limits == i).mean():.0%}" for i in range(len(types)))
         apart = (f"{float(data.layer_distance.sel(layer=layer, other_layer=o)):.2f}" for o in data.other_layer.values)
         table.add_row(str(layer), *shares, *apart)
+    return table
+
+
+def explore_table(data: xr.Dataset) -> Table:
+    """Tabulate the median error of the clean and the changed run, one column per loop count."""
+    table = titled(f"{data.model.item()}: {data.attrs['description']}")
+    table.caption = errors_caption(data)
+    table.add_column("run")
+    shown = loops_to_show(data)
+    for loop in shown:
+        table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
+    table.add_column("fail", justify="right")
+    for name in data.run.values:
+        row = data.sel(run=name)
+        table.add_row(
+            str(name), *(with_ends(row.sel(loop=t), "median") for t in shown), percent(row.isel(loop=-1), "failures")
+        )
     return table

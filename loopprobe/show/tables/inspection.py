@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from loopprobe.model.in_hand import megabytes
 from loopprobe.show.tables.common import titled
 from loopprobe.store.inspection import Inspection
 
@@ -23,7 +24,7 @@ def inspection_tables(found: Inspection) -> list[Table]:
     for role, what in found.parts:
         parts.add_row(role, escape(what))
     points = titled("hook points, t the loop and l the layer")
-    kept = ", ".join(f"{name} {_size(n)}" for name, n in found.bytes_of_loop.items())
+    kept = ", ".join(f"{name} {megabytes(n)}" for name, n in found.bytes_of_loop.items())
     points.caption = f"shapes of one prompt of {found.n_tokens} tokens; keeping one loop of it takes: {kept}"
     for column in ("name", "axes", "shape"):
         points.add_column(column, justify="right" if column == "shape" else "left")
@@ -51,7 +52,3 @@ def diagram(found: Inspection) -> str:
     back = "╰" + times.center(right - middle - 1, "─") + "╯"
     return "\n".join([line, " " * middle + "▲" + " " * (right - middle - 1) + "│", " " * middle + back,
                       " " * middle + f"z starts as: {start}"])  # fmt: skip
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:,.1f} kB"
