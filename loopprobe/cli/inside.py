@@ -9,7 +9,7 @@ import typer
 
 from loopprobe.cli.options import Common, Loops, Positions, output_folder, with_common
 from loopprobe.cli.output import say
-from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_positions, parse_words
+from loopprobe.cli.parsing import at_least, one_of, parse_choice, parse_numbers, parse_words
 from loopprobe.cli.probes import ask, show
 from loopprobe.errors import LoopprobeError
 
@@ -26,15 +26,15 @@ def cache(
     common: Common,
 ) -> None:
     """Write activations to a file, loop by loop."""
-    wanted, chosen = parse_numbers(loops, "--loops"), parse_positions(positions)
-    choice = None if layers is None else tuple(parse_numbers(layers, "--layers"))
+    wanted, chosen = parse_numbers(loops, "--loops"), parse_choice(positions, "--positions")
+    parse_choice(layers, "--layers")
     if common.png:
         raise LoopprobeError("cache draws no figure: drop --png")
     if len(common.ckpt or []) > 1:
         raise LoopprobeError(f"cache takes one model and {len(common.ckpt or [])} are given: give one")
     from loopprobe.model.stream import CacheConfig, check_cache, stream_cache
     from loopprobe.probes.dataset import attributes
-    from loopprobe.probes.loops import with_query
+    from loopprobe.probes.loops import chosen_tokens
     from loopprobe.probes.questions import drawn
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
@@ -43,8 +43,8 @@ def cache(
     config = CacheConfig(
         loops=tuple(wanted),
         names=None if names == "all" else parse_words(names),
-        layers=choice,
-        positions=None if chosen is None else tuple(with_query(chosen, prompts)),
+        layers=layers,
+        positions=None if chosen is None else tuple(chosen_tokens(chosen, prompts, prompts.n_tokens - 1)),
     )
     check_cache(checkpoint.model, config)
     path = output_folder(f"cache-{checkpoint.label}", common.out, common.overwrite) / "cache.nc"
@@ -148,7 +148,7 @@ def patch(
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
         "noise_std": noise_std, "exact": not estimate,
-        "positions": parse_positions(positions),
+        "positions": parse_choice(positions, "--positions"),
     }  # fmt: skip
     show(*ask("patch", options, f"patch-{corruption}" if corruption else "patch", common), common.png)
 
@@ -217,7 +217,7 @@ def recover(
     """Push the state at one token; does the loop come back?"""
     at_least(after, 1, "after")
     at_least(loops, 1, "loops")
-    options = {"after": after, "loops": loops, "positions": parse_positions(positions)}
+    options = {"after": after, "loops": loops, "positions": parse_choice(positions, "--positions")}
     show(*ask("recover", options, "recover", common), common.png)
 
 
@@ -230,7 +230,7 @@ def paths(
 ) -> None:
     """Draw the paths of states; the limit of each layer."""
     at_least(loops, 1, "loops")
-    options = {"loops": loops, "positions": parse_positions(positions)}
+    options = {"loops": loops, "positions": parse_choice(positions, "--positions")}
     show(*ask("paths", options, "paths", common), common.png)
 
 

@@ -84,8 +84,8 @@ Loops = Annotated[
 Positions = Annotated[
     str | None,
     typer.Option(
-        help="Tokens from 0 (even: inputs, odd: labels), -1 for the last, or query, such as 0,5,query; default: all, "
-        "in recover and paths some of each kind."
+        help="Tokens: numbers from 0, -1 for the last, ranges such as 0:4 (both ends), or query, inputs, labels; "
+        "default: all, in recover and paths some of each kind."
     ),
 ]
 Workers = Annotated[

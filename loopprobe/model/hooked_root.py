@@ -19,13 +19,14 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 
 from loopprobe.config.budget import require
 from loopprobe.config.schema import ModelConfig
+from loopprobe.config.selection import Numbers
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import ConfigLayout, Direction, HookLayout, LoopHookPoint, full_name, split_name
 from loopprobe.model.hook_trees import Attached, HookTrees, Loops
 from loopprobe.model.lens_options import one_of, refuse_options
 from loopprobe.model.protocol import Sizes
-from loopprobe.model.selection import Names, Numbers
+from loopprobe.model.selection import Names
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
@@ -190,7 +191,7 @@ class LoopedRootModule(HookedRootModule):
         Args:
             inputs, n_loops, keep_loops, read_at: as in ``forward``.
             names: None for all, short names (``"resid_post"``, or several), full names, or a predicate.
-            loops: iterations to keep, from 0: a number, several, a slice; negative ones count from the end. None: all.
+            loops: iterations to keep, from 0, see ``config.selection``; negative ones count from the end. None: all.
             layers, positions: layers and tokens to keep, alike (of the query, for scores and patterns); None: all.
             device: where to keep them; None: where they are computed.
             loss: from the outputs to one number, whose gradient at the same points is kept as ``cache.grads``.

@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
@@ -31,7 +32,7 @@ from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_ratio, correlation, double, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.seeds import CORRUPTED
-from loopprobe.types import Positions, Progress
+from loopprobe.types import Progress
 
 GIVEN: Final = "given"  # the corruption where the user gives the corrupted prompts
 
@@ -48,7 +49,7 @@ class PatchConfig:
         noise_std: the standard deviation of the noise, in the units of y.
         sites: names of activations; ``z`` is the state after a loop, ``attn_z`` the output of a head.
         loops: iterations; None: as many as trained.
-        positions: tokens to patch, from 0, or from the end where negative; None: all up to the query's.
+        positions: tokens to patch, see ``config.selection``; None: all up to the query's.
         exact: whether to run the patches; otherwise attribution patching estimates them.
     """
 
@@ -57,7 +58,7 @@ class PatchConfig:
     noise_std: NonNegativeFloat = 1.0
     sites: tuple[Site, ...] = ("z", "attn_z")
     loops: PositiveInt | None = None
-    positions: Positions | None = None
+    positions: Choice | None = None
     exact: bool = True
 
 

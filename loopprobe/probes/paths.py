@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 from pydantic import PositiveInt
 
+from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.calibration import calibrate, require_calibrated
 from loopprobe.dynamics.limits import Limit, classify, features
@@ -18,7 +19,7 @@ from loopprobe.probes.loops import chosen_tokens, require_looped, some_tokens
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import double, to_numpy
 from loopprobe.tasks import PromptBatch
-from loopprobe.types import Positions, Progress
+from loopprobe.types import Progress
 
 
 @configuration
@@ -27,11 +28,11 @@ class PathsConfig:
 
     Attributes:
         loops: iterations; limits are judged by the last 128.
-        positions: tokens from 0, or from the end where negative; None: some inputs, their labels, and the query's.
+        positions: tokens, see ``config.selection``; None: some inputs, their labels, and the query's.
     """
 
     loops: PositiveInt = 300
-    positions: Positions | None = None
+    positions: Choice | None = None
 
 
 def run(
