@@ -1,4 +1,4 @@
-"""Verbs that look inside the loop: cache, lens, attribute, attention, patch, fixed-points, exit, recover, paths."""
+"""Verbs that look inside the loop: cache, lens, attribute, ablate, patch, fixed-points, exit, recover, paths, …"""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import Common, Loops, Positions, output_folder, with_common
+from loopprobe.cli.options import (
+    Common,
+    Heads,
+    InLoops,
+    Layers,
+    Loops,
+    Measure,
+    Positions,
+    ReadLoop,
+    output_folder,
+    with_common,
+)
 from loopprobe.cli.output import say
 from loopprobe.cli.parsing import at_least, one_of, parse_choice, parse_numbers, parse_words
 from loopprobe.cli.probes import ask, show
@@ -20,7 +31,7 @@ def cache(
     loops: Annotated[
         str, typer.Option(help="Loops to keep by index, the first is loop 0: 0:49 (both ends), 7, or 0:500:10.")
     ] = "0:19",
-    layers: Annotated[str | None, typer.Option(help="Layers to keep; default: all.")] = None,
+    layers: Layers = None,
     positions: Positions = None,
     *,
     common: Common,
@@ -112,6 +123,43 @@ def attention(loops: Loops = None, *, common: Common) -> None:
     """Where each head attends, loop by loop."""
     at_least(loops, 1, "loops")
     show(*ask("attention", {"loops": loops}, "attention", common), common.png)
+
+
+@with_common(prompts=32)
+def ablate(
+    methods: Annotated[
+        str, typer.Option("--by", help="What replaces an output: zero, mean, resample, optimal; several with commas.")
+    ] = "mean",
+    sites: Annotated[str, typer.Option(help="attn_z (heads), mlp_out (MLPs).")] = "attn_z,mlp_out",
+    loops: Loops = None,
+    in_loops: InLoops = None,
+    read_loop: ReadLoop = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    positions: Positions = None,
+    each_position: Annotated[bool, typer.Option("--each-position", help="Ablate each token by itself.")] = False,
+    together: Annotated[bool, typer.Option("--together/--singles", help="Also ablate in all loops at once.")] = True,
+    agreement: Annotated[
+        bool, typer.Option("--agreement/--no-agreement", help="Also rank the places by patching and attribution.")
+    ] = True,
+    measure: Measure = "error",
+    fit_prompts: Annotated[int, typer.Option(help="Other prompts that optimal constants are fitted on.")] = 64,
+    *,
+    common: Common,
+) -> None:
+    """Ablate heads and MLPs, loop by loop and in all loops."""
+    chosen = tuple(one_of(word, ("zero", "mean", "resample", "optimal"), "by") for word in parse_words(methods))
+    at_least(loops, 1, "loops")
+    at_least(read_loop, 1, "read_loop")
+    at_least(fit_prompts, 1, "fit_prompts")
+    options = {
+        "methods": chosen, "sites": parse_words(sites), "loops": loops, "read_loop": read_loop,
+        "in_loops": parse_choice(in_loops, "--in-loops"), "layers": parse_choice(layers, "--layers"),
+        "heads": parse_choice(heads, "--heads"), "positions": parse_choice(positions, "--positions"),
+        "each_position": each_position, "together": together, "agreement": agreement, "measure": measure,
+        "fit_prompts": fit_prompts,
+    }  # fmt: skip
+    show(*ask("ablate", options, "ablate", common), common.png)
 
 
 @with_common(prompts=64)
@@ -235,6 +283,7 @@ def paths(
 
 
 VERBS: dict[str, Callable[..., None]] = {
+    "ablate": ablate,
     "cache": cache,
     "lens": lens,
     "align": align,

@@ -106,7 +106,7 @@ def run(
     model = subject.model
     prompts = prompts.to(subject.device)
     n_loops = config.loops or subject.loops_of(prompts)
-    other = _corrupted(subject, prompts, config) if corrupted is None else _fitting(prompts, corrupted)
+    other = corrupted_prompts(subject, prompts, config) if corrupted is None else matched(prompts, corrupted)
     prompts = prompts.against(other)
     runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), metric)
     tokens = list(range(runs.last + 1))
@@ -140,10 +140,10 @@ def check(subject: Subject, config: PatchConfig, prompts: PromptBatch) -> None:
     if config.positions is not None:
         chosen_tokens(config.positions, prompts, last_token(subject, prompts))
     if config.corruption != GIVEN:
-        _corrupted(subject, prompts[:1], config)
+        corrupted_prompts(subject, prompts[:1], config)
 
 
-def _corrupted(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> PromptBatch:
+def corrupted_prompts(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> PromptBatch:
     """Corrupt the prompts as the options say.
 
     Raises:
@@ -161,7 +161,7 @@ def _corrupted(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> P
     return prompts.corrupted(kind, generator, example=config.example, noise_std=config.noise_std)
 
 
-def _fitting(prompts: PromptBatch, corrupted: PromptBatch) -> PromptBatch:
+def matched(prompts: PromptBatch, corrupted: PromptBatch) -> PromptBatch:
     """The corrupted prompts on the device of the clean ones.
 
     Raises:

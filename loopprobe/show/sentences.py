@@ -166,6 +166,27 @@ def patch(data: xr.Dataset) -> str:
     )
 
 
+def ablate(data: xr.Dataset) -> str:
+    """Say which component costs most to ablate, and how well its importance is told by other ways."""
+    first = data.isel(replaced_by=0)
+    method, name = str(first.replaced_by.item()), data.attrs["measure"]
+    alone = first["median"].isel(_largest(abs(first["median"])))
+    words = f"in loop {int(alone.loop)} {alone.component.item()} changes it most, by {float(alone):.3g}"
+    if "together" in data:
+        most = first.isel(_largest(abs(first.together_median)))
+        words = (
+            f"{most.component.item()} in all loops changes it most, by {with_ends(most, 'together_median')}, and in "
+            f"one loop {alone.component.item()} in loop {int(alone.loop)}, by {float(alone):.3g}"
+        )
+    others = data.rank_correlation.sel(way=method).drop_sel(other=method).dropna("other")
+    agree = ""
+    if others.size:
+        nearest = others.isel(_largest(others))
+        agree = f"; of {others.size} other ways {nearest.other.item()} ranks places most alike ({float(nearest):.2f})"
+    clean = float(data.clean.median())
+    return f"{_name(data)}: the median {name} is {clean:.3g}; ablated by {method}, {words}{agree}."
+
+
 def fixed_points(data: xr.Dataset) -> str:
     """Say for how many prompts a fixed point was found, and how many of these are stable."""
     found = (data.status == "FOUND").isel(start=0)
