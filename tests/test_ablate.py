@@ -11,7 +11,6 @@ from loopprobe import probe
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.interventions import edited, mean_activations, replace, resample, zero
 from loopprobe.probes import ablate, attribute, patch
-from loopprobe.probes.loops import LoopsConfig
 from loopprobe.support.statistics import median_interval, ranks
 
 METHODS = ("zero", "mean", "resample")
@@ -139,7 +138,7 @@ def test_ways_to_rank_places_are_those_of_their_probes(checkpoint, batch):
     runs = patch.PatchedRuns(model, batch, other, 3, ("attn_z",), 10)
     estimate = runs.estimated("attn_z", list(range(11)))[1, 0, 1].sum(0)
     np.testing.assert_allclose(importance.sel(way="attribution patching"), estimate.abs().quantile(0.5), rtol=1e-3)
-    split = attribute.run(checkpoint, batch, LoopsConfig(loops=3)).contribution.sel(place)
+    split = attribute.run(checkpoint, batch, attribute.AttributeConfig(loops=3)).contribution.sel(place)
     np.testing.assert_allclose(importance.sel(way="direct attribution"), abs(split).median(), rtol=1e-4)
     flat = data.importance.values.reshape(6, -1)
     for i, j in ((0, 1), (1, 3), (2, 5)):

@@ -112,10 +112,17 @@ def decode(
 
 
 @with_common()
-def attribute(loops: Loops = None, *, common: Common) -> None:
+def attribute(
+    loops: Loops = None,
+    measure: Annotated[
+        str | None, typer.Option(help="What is split: answer, logit_difference, or FILE.py:NAME, if it is linear.")
+    ] = None,
+    *,
+    common: Common,
+) -> None:
     """Split the prediction into what each head and MLP wrote."""
     at_least(loops, 1, "loops")
-    show(*ask("attribute", {"loops": loops}, "attribute", common), common.png)
+    show(*ask("attribute", {"loops": loops, "measure": measure}, "attribute", common), common.png)
 
 
 @with_common(prompts=256)
@@ -183,6 +190,7 @@ def patch(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only estimate, from one gradient (attribution patching).")
     ] = False,
+    measure: Measure = "answer",
     *,
     common: Common,
 ) -> None:
@@ -196,7 +204,7 @@ def patch(
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
         "noise_std": noise_std, "exact": not estimate,
-        "positions": parse_choice(positions, "--positions"),
+        "positions": parse_choice(positions, "--positions"), "measure": measure,
     }  # fmt: skip
     show(*ask("patch", options, f"patch-{corruption}" if corruption else "patch", common), common.png)
 

@@ -84,7 +84,7 @@ def run(
         prompts = rankings.prompts
     parts = batches(subject.model, prompts)
     means = mean_activations(subject.model, parts, plan.n_loops, config.sites)
-    constants = _constants(subject, prompts, config, plan, training, means)
+    constants, fitted_on = _constants(subject, prompts, config, plan, training)
     everything = [*plan.singles, *plan.together]
     shape = (len(config.methods), len(everything), prompts.n_prompts)
     effect, moved = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -113,8 +113,9 @@ def run(
     data["importance"].attrs["units"] = prompts.answer_unit
     data["rank_correlation"].attrs["units"] = ""
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}
+    data.attrs["fitted_on"] = fitted_on
     data.attrs["corruption"] = "" if rankings is None else rankings.words
-    return stamp(data, "ablate", subject, prompts, dataclasses.replace(config, measure=chosen.name))
+    return stamp(data, "ablate", subject, prompts, dataclasses.replace(config, measure=chosen.name), chosen.record)
 
 
 def check(
@@ -147,13 +148,12 @@ def _constants(
     config: AblateConfig,
     plan: Plan,
     training: PromptBatch | None,
-    means: Any,
-) -> list[Values]:
-    """The optimal constants of every run, fitted on further prompts; none where nobody asks for them."""
+) -> tuple[list[Values], str]:
+    """The optimal constants of every run, and what they are fitted on; none where nobody asks for them."""
     if "optimal" not in config.methods:
-        return []
+        return [], ""
     seed = prompts.origin.get("held_out_seed", 0) + 1
-    fitting, _ = training_prompts(subject, prompts, config.fit_prompts, seed, training)
+    fitting, words = training_prompts(subject, prompts, config.fit_prompts, seed, training)
     fitting = fitting[: batches(subject.model, fitting)[0].n_prompts]
     own = mean_activations(subject.model, [fitting], plan.n_loops, config.sites)
     fitted = best_constants(
@@ -163,7 +163,7 @@ def _constants(
         lambda outputs: fitting.errors(outputs)[..., -1],
         config.fit_steps,
     )
-    return [one.__getitem__ for one in fitted]
+    return [one.__getitem__ for one in fitted], words
 
 
 def _known(means: Any) -> Known:

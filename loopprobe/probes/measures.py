@@ -43,6 +43,11 @@ class Measure:
     source: str = ""
 
     @property
+    def record(self) -> tuple[str, str, str] | None:
+        """What ``dataset.stamp`` notes of it; None for the error at the query."""
+        return None if self.name == "error" else (self.name, self.words, self.source)
+
+    @property
     def words(self) -> str:
         """The name with the unit, for axes and captions."""
         words = self.name.replace("_", " ")

@@ -20,7 +20,13 @@ from loopprobe.support.statistics import moving_mean
 def mask(data: xr.Dataset) -> str:
     """Say what the mask costs after the last loop."""
     last = data.isel(loop=-1)
-    clean, worst = float(last.clean_median), last.isel(_largest(last["median"]))
+    clean, worst = float(last.clean_median), last.isel(_largest(abs(last["median"] - last.clean_median)))
+    if "measure" in data.attrs:
+        return (
+            f"{_name(data)}: after {_loops(last)} the median {data.attrs['measure']} is {clean:.3g} in the clean run, "
+            f"and differs most from it with n = {int(worst.n)}: {float(worst['median']):.3g}."
+        )
+    worst = last.isel(_largest(last["median"]))
     others = "".join(f"; {name} gives {error:.3g}" for name, error in ignoring(data).items())
     most = float(worst["median"])
     return (
@@ -33,10 +39,10 @@ def mask_modes(first: xr.Dataset, last: xr.Dataset) -> str:
     """Say where first and last differ most after the last loop."""
     end = mask_difference(first, last).isel(loop=-1)
     largest = end.isel(_largest(abs(end["median"])))
-    clean = float(first.clean_median.sel(loop=int(end.loop)))
+    clean, name = float(first.clean_median.sel(loop=int(end.loop))), first.attrs.get("measure", "error")
     return (
         f"{_name(first)}: after {_loops(end)} first minus last is largest with n = {int(largest.n)}: "
-        f"{with_ends(largest, 'median')}; the median error of the clean run is {clean:.3g}."
+        f"{with_ends(largest, 'median')}; the median {name} of the clean run is {clean:.3g}."
     )
 
 
