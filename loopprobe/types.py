@@ -1,9 +1,8 @@
 """Types that several modules share. No torch."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]  # wraps the steps of long work, to show how far it is
-Positions = tuple[int | Literal["query"], ...]  # tokens, from the end where negative; or that of the query
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")  # of a model, by torch's names

@@ -5,7 +5,6 @@ from conftest import TINY_CFG, make_model
 
 from loopprobe.model.interventions import edited, zero
 from loopprobe.probes import attribute
-from loopprobe.probes.loops import LoopsConfig
 from loopprobe.show import present
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
@@ -24,7 +23,7 @@ def test_contributions_sum_to_the_prediction(injection, n_layers, prompts):
 
 def test_a_dataset_says_how_much_each_part_is(checkpoint):
     batch = held_out(TINY_CFG.task, 70, 6, 3)
-    data = attribute.run(checkpoint, batch, LoopsConfig(loops=3))
+    data = attribute.run(checkpoint, batch, attribute.AttributeConfig(loops=3))
     total = data.contribution.sum(("loop", "component")) + data.initial + data.offset
     np.testing.assert_allclose(total, data.prediction, atol=1e-5)
     with_ends = (data.initial + data.offset) * data.prediction
@@ -69,7 +68,7 @@ def test_a_head_that_does_everything_has_all_of_the_prediction():
     assert cache[0, "pattern", 0][:, 1, 10, 1:11:2].sum(-1).min() > 0.99  # it attends to the labels
     mean_label = batch.ys[:, :-1].mean(1)
     assert np.corrcoef(predictions[0, :, -1], mean_label)[0, 1] > 0.99
-    data = attribute.run(checkpoint, batch, LoopsConfig(loops=1))
+    data = attribute.run(checkpoint, batch, attribute.AttributeConfig(loops=1))
     [bars] = present.figure(data).data
     assert dict(zip(bars.x, bars.y, strict=True))["head 0.1"] == pytest.approx(1, abs=0.02)
     share = data.share.isel(loop=0)

@@ -9,7 +9,6 @@ from loopprobe import probe
 from loopprobe.config.schema import ForeignConfig, ModelConfig, TaskConfig
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes import attribute
-from loopprobe.probes.loops import LoopsConfig
 from loopprobe.show import present
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out, held_out_tokens
@@ -159,7 +158,7 @@ def test_regression_is_named_as_before():
     data = attribute.run(
         Checkpoint(TINY_CFG, make_model(torch.float32), name="runs/tiny"),
         held_out(TINY_CFG.task, 9, 6, 3),
-        LoopsConfig(),
+        attribute.AttributeConfig(),
     )
     assert data.attrs["answer"] == "the prediction"
     assert data.offset.attrs["units"] == "of y"

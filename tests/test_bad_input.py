@@ -17,8 +17,8 @@ from loopprobe.store import checkpoint as cp
 PENDING = set()  # cases whose mending is under way elsewhere
 
 PROBES = [
-    "mask", "converge", "compare", "shift", "attention", "attribute", "align", "decode", "exit", "fixed-points", "lens",
-    "patch", "paths", "recover", "failures",
+    "ablate", "mask", "converge", "compare", "shift", "attention", "attribute", "align", "decode", "exit",
+    "fixed-points", "lens", "patch", "paths", "recover", "failures",
 ]  # fmt: skip
 SETTINGS = [
     "model.n_layers=true", 'model.n_layers="1"', "model.n_layers=1.0", "model.n_layers=0", "model.n_layers=-1",

@@ -7,9 +7,10 @@ from conftest import TINY, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loopprobe.config.selection import resolve
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.interventions import edited, zero
-from loopprobe.model.selection import LoopChoice, resolve
+from loopprobe.model.selection import LoopChoice
 from loopprobe.tasks import Prompts
 
 N_LOOPS, N_POS = 5, 2 * TINY["n_points"]

@@ -63,6 +63,12 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
     ("verb", "options", "figures"),
     [
         ("lens", ["--train-prompts", 20], ["lens", "lens-by-point"]),
+        ("ablate", ["--by", "mean,zero", "--in-loops", "2,last"], ["ablate", "ablate-agreement"]),
+        (
+            "ablate",
+            ["--each-position", "--positions", "query,labels", "--sites", "mlp_out", "--no-agreement"],
+            ["ablate"],
+        ),
         ("attribute", ["--loops", 3], ["attribute"]),
         ("attention", [], ["attention", "attention-distance", "attention-measures", "attention-query"]),
         ("patch", ["--sites", "z,attn_z,mlp_out", "--positions", "3,10"], ["patch-attn_z", "patch-mlp_out", "patch-z"]),

@@ -17,6 +17,7 @@ from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.support.statistics import at_least_single, double, to_numpy
 
 OPTIONS = {
+    "ablate": {"methods": ("zero", "optimal"), "loops": 2, "fit_prompts": 4, "fit_steps": 2},
     "align": {"steps": 4, "fit_prompts": 8},
     "compare": {"baselines": ("least_squares", "ridge", "nearest", "averaging"), "baseline_prompts": 2},
     "converge": {"loops": 4},

@@ -19,6 +19,7 @@ FITTED = {
     "decode": {"network_loops": 1, "network_steps": 3},
     "align": {"steps": 4},
     "lens": {},
+    "ablate": {"methods": ("optimal",), "agreement": False, "fit_steps": 2, "loops": 2},
 }
 
 
@@ -88,7 +89,7 @@ def test_decoding_shows_progress_for_networks_and_the_causal_check(checkpoint):
     assert 4 in lengths, "its edited runs"
 
 
-def test_patching_takes_corrupted_prompts_and_a_metric(checkpoint):
+def test_patching_takes_corrupted_prompts_and_a_measure(checkpoint):
     clean, corrupted = absolute(5, 0), absolute(5, 1)
     config = patch.PatchConfig(sites=("z",), loops=2, positions=(-2, 3))
     data = patch.run(checkpoint, clean, config, corrupted=corrupted)
@@ -97,17 +98,27 @@ def test_patching_takes_corrupted_prompts_and_a_metric(checkpoint):
     np.testing.assert_allclose(data.corrupted, expected, atol=1e-6)
     assert list(data.position.values) == [10, 3]
     np.testing.assert_allclose(data.z.sel(loop=2, position=10), 1, atol=1e-5)
-    tripled = patch.run(checkpoint, clean, config, corrupted=corrupted, metric=lambda p: 3 * p + 1)
+    tripled = patch.run(
+        checkpoint, clean, config, corrupted=corrupted, measure=lambda outputs, prompts: 3 * outputs[:, -1] + 1
+    )
     np.testing.assert_allclose(tripled.clean, 3 * data.clean + 1, rtol=1e-5)
     np.testing.assert_allclose(tripled.z, data.z, atol=1e-5)
     np.testing.assert_allclose(tripled.z_attribution, data.z_attribution, atol=1e-5)
-    squares = probe("patch", checkpoint, clean, sites=["z"], loops=2, corrupted=corrupted, metric=torch.square)
+    squares = probe(
+        "patch",
+        checkpoint,
+        clean,
+        sites=["z"],
+        loops=2,
+        corrupted=corrupted,
+        measure=lambda outputs, prompts: outputs[:, -1].square(),
+    )
     np.testing.assert_allclose(squares.clean, data.clean**2, rtol=1e-5)
     for options, message in (
         ({}, "corrupted="),
         ({"corrupted": absolute(4, 1)}, "of the same shape"),
-        ({"corrupted": corrupted, "metric": lambda p: p.mean()}, "one number for each"),
-        ({"corrupted": corrupted, "metric": lambda p: p.detach()}, "differentiable"),
+        ({"corrupted": corrupted, "measure": lambda outputs, prompts: outputs.mean()}, "one number for each"),
+        ({"corrupted": corrupted, "measure": lambda outputs, prompts: outputs[:, -1].detach()}, "differentiable"),
     ):
         with pytest.raises(LoopprobeError, match=message):
             patch.run(checkpoint, clean, config, **options)
@@ -122,9 +133,9 @@ def test_positions_are_those_of_the_prompts(module, checkpoint):
     data = module.run(checkpoint, short, config(positions=(-2, 6, 0, -8), **options))
     assert [p for p in data.position.values if p >= 0] == [6, 0], "each token once"
     for position in (8, 10, -9):  # the model reads ten tokens, but these prompts have eight
-        with pytest.raises(LoopprobeError, match=f"position {position} must be at most"):
+        with pytest.raises(LoopprobeError, match=f"position {position} must be (at most|below)"):
             module.run(checkpoint, short, config(positions=(position,), **options))
-        with pytest.raises(LoopprobeError, match=f"position {position} must be at most"):
+        with pytest.raises(LoopprobeError, match=f"position {position} must be (at most|below)"):
             module.check(checkpoint, config(positions=(position,), **options), short)
     with pytest.raises(LoopprobeError, match="empty"):
         module.check(checkpoint, config(positions=(), **options), short)

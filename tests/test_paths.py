@@ -83,7 +83,7 @@ def test_layers_of_a_block_have_limits_of_their_own(batch):
         (recover, recover.RecoverConfig(positions=(11,)), "position 11 must be at most 10"),
         (recover, recover.RecoverConfig(sizes=()), "must not be empty"),
         (paths, paths.PathsConfig(loops=20), "loops \\(20\\) must be at least 128"),
-        (paths, paths.PathsConfig(positions=(12,)), "from 0 to 11"),
+        (paths, paths.PathsConfig(positions=(12,)), "0 to 11"),
     ],
 )
 def test_mistakes_are_named(probe, config, message, checkpoint):

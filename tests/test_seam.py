@@ -22,6 +22,7 @@ from loopprobe.tasks import PromptBatch, Prompts
 
 PACKAGE = Path(loopprobe.__file__).parent
 OPTIONS = {
+    "ablate": {"methods": ("zero", "mean", "resample", "optimal"), "fit_steps": 3},
     "mask": {"n": (0, 1, 2, 4), "loops": 6},
     "converge": {"loops": 20, "states": 2, "far": 200},
     "lens": {"train_prompts": 200},
@@ -45,7 +46,7 @@ def subject():
 def answers(subject):
     """Every probe's dataset, and the prompts."""
     prompts = draw(6)
-    given = {"patch": {"corrupted": draw(6, seed=1)}}
+    given = {name: {"corrupted": draw(6, seed=1)} for name in ("patch", "ablate")}
     return prompts, {
         name: probe(name, subject, prompts, **options, **given.get(name, {})) for name, options in OPTIONS.items()
     }
@@ -72,7 +73,7 @@ def test_a_dataset_is_shown_in_its_own_units_and_survives_a_file(name, answers, 
     assert tables_for([data])
     text = str([figure.to_dict() for figure in made.values()]) + str([t.caption for t in tables_for([data])])
     assert "E(y²)" not in text
-    if name in ("mask", "converge", "lens", "exit", "explore", "fixed_points"):
+    if name in ("mask", "converge", "lens", "exit", "explore", "fixed_points", "ablate"):
         assert "absolute error" in text
 
 

@@ -7,9 +7,20 @@ from typing import Annotated
 
 import typer
 
-from loopprobe.cli.options import Common, Loops, Positions, output_folder, with_common
+from loopprobe.cli.options import (
+    Common,
+    Heads,
+    InLoops,
+    Layers,
+    Loops,
+    Measure,
+    Positions,
+    ReadLoop,
+    output_folder,
+    with_common,
+)
 from loopprobe.cli.output import say
-from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_positions, parse_words
+from loopprobe.cli.parsing import at_least, one_of, parse_choice, parse_numbers, parse_words
 from loopprobe.cli.probes import ask, show
 from loopprobe.errors import LoopprobeError
 
@@ -20,21 +31,21 @@ def cache(
     loops: Annotated[
         str, typer.Option(help="Loops to keep by index, the first is loop 0: 0:49 (both ends), 7, or 0:500:10.")
     ] = "0:19",
-    layers: Annotated[str | None, typer.Option(help="Layers to keep; default: all.")] = None,
+    layers: Layers = None,
     positions: Positions = None,
     *,
     common: Common,
 ) -> None:
     """Write activations to a file, loop by loop."""
-    wanted, chosen = parse_numbers(loops, "--loops"), parse_positions(positions)
-    choice = None if layers is None else tuple(parse_numbers(layers, "--layers"))
+    wanted, chosen = parse_numbers(loops, "--loops"), parse_choice(positions, "--positions")
+    parse_choice(layers, "--layers")
     if common.png:
         raise LoopprobeError("cache draws no figure: drop --png")
     if len(common.ckpt or []) > 1:
         raise LoopprobeError(f"cache takes one model and {len(common.ckpt or [])} are given: give one")
     from loopprobe.model.stream import CacheConfig, check_cache, stream_cache
     from loopprobe.probes.dataset import attributes
-    from loopprobe.probes.loops import with_query
+    from loopprobe.probes.loops import chosen_tokens
     from loopprobe.probes.questions import drawn
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
@@ -43,8 +54,8 @@ def cache(
     config = CacheConfig(
         loops=tuple(wanted),
         names=None if names == "all" else parse_words(names),
-        layers=choice,
-        positions=None if chosen is None else tuple(with_query(chosen, prompts)),
+        layers=layers,
+        positions=None if chosen is None else tuple(chosen_tokens(chosen, prompts, prompts.n_tokens - 1)),
     )
     check_cache(checkpoint.model, config)
     path = output_folder(f"cache-{checkpoint.label}", common.out, common.overwrite) / "cache.nc"
@@ -101,10 +112,17 @@ def decode(
 
 
 @with_common()
-def attribute(loops: Loops = None, *, common: Common) -> None:
+def attribute(
+    loops: Loops = None,
+    measure: Annotated[
+        str | None, typer.Option(help="What is split: answer, logit_difference, or FILE.py:NAME, if it is linear.")
+    ] = None,
+    *,
+    common: Common,
+) -> None:
     """Split the prediction into what each head and MLP wrote."""
     at_least(loops, 1, "loops")
-    show(*ask("attribute", {"loops": loops}, "attribute", common), common.png)
+    show(*ask("attribute", {"loops": loops, "measure": measure}, "attribute", common), common.png)
 
 
 @with_common(prompts=256)
@@ -112,6 +130,43 @@ def attention(loops: Loops = None, *, common: Common) -> None:
     """Where each head attends, loop by loop."""
     at_least(loops, 1, "loops")
     show(*ask("attention", {"loops": loops}, "attention", common), common.png)
+
+
+@with_common(prompts=32)
+def ablate(
+    methods: Annotated[
+        str, typer.Option("--by", help="What replaces an output: zero, mean, resample, optimal; several with commas.")
+    ] = "mean",
+    sites: Annotated[str, typer.Option(help="attn_z (heads), mlp_out (MLPs).")] = "attn_z,mlp_out",
+    loops: Loops = None,
+    in_loops: InLoops = None,
+    read_loop: ReadLoop = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    positions: Positions = None,
+    each_position: Annotated[bool, typer.Option("--each-position", help="Ablate each token by itself.")] = False,
+    together: Annotated[bool, typer.Option("--together/--singles", help="Also ablate in all loops at once.")] = True,
+    agreement: Annotated[
+        bool, typer.Option("--agreement/--no-agreement", help="Also rank the places by patching and attribution.")
+    ] = True,
+    measure: Measure = "error",
+    fit_prompts: Annotated[int, typer.Option(help="Other prompts that optimal constants are fitted on.")] = 64,
+    *,
+    common: Common,
+) -> None:
+    """Ablate heads and MLPs, loop by loop and in all loops."""
+    chosen = tuple(one_of(word, ("zero", "mean", "resample", "optimal"), "by") for word in parse_words(methods))
+    at_least(loops, 1, "loops")
+    at_least(read_loop, 1, "read_loop")
+    at_least(fit_prompts, 1, "fit_prompts")
+    options = {
+        "methods": chosen, "sites": parse_words(sites), "loops": loops, "read_loop": read_loop,
+        "in_loops": parse_choice(in_loops, "--in-loops"), "layers": parse_choice(layers, "--layers"),
+        "heads": parse_choice(heads, "--heads"), "positions": parse_choice(positions, "--positions"),
+        "each_position": each_position, "together": together, "agreement": agreement, "measure": measure,
+        "fit_prompts": fit_prompts,
+    }  # fmt: skip
+    show(*ask("ablate", options, "ablate", common), common.png)
 
 
 @with_common(prompts=64)
@@ -135,6 +190,7 @@ def patch(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only estimate, from one gradient (attribution patching).")
     ] = False,
+    measure: Measure = "answer",
     *,
     common: Common,
 ) -> None:
@@ -148,7 +204,7 @@ def patch(
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
         "noise_std": noise_std, "exact": not estimate,
-        "positions": parse_positions(positions),
+        "positions": parse_choice(positions, "--positions"), "measure": measure,
     }  # fmt: skip
     show(*ask("patch", options, f"patch-{corruption}" if corruption else "patch", common), common.png)
 
@@ -217,7 +273,7 @@ def recover(
     """Push the state at one token; does the loop come back?"""
     at_least(after, 1, "after")
     at_least(loops, 1, "loops")
-    options = {"after": after, "loops": loops, "positions": parse_positions(positions)}
+    options = {"after": after, "loops": loops, "positions": parse_choice(positions, "--positions")}
     show(*ask("recover", options, "recover", common), common.png)
 
 
@@ -251,11 +307,12 @@ def paths(
 ) -> None:
     """Draw the paths of states; the limit of each layer."""
     at_least(loops, 1, "loops")
-    options = {"loops": loops, "positions": parse_positions(positions)}
+    options = {"loops": loops, "positions": parse_choice(positions, "--positions")}
     show(*ask("paths", options, "paths", common), common.png)
 
 
 VERBS: dict[str, Callable[..., None]] = {
+    "ablate": ablate,
     "cache": cache,
     "lens": lens,
     "align": align,

@@ -93,10 +93,26 @@ Loops = Annotated[
 Positions = Annotated[
     str | None,
     typer.Option(
-        help="Tokens from 0 (even: inputs, odd: labels), -1 for the last, or query, such as 0,5,query; default: all, "
-        "in recover and paths some of each kind."
+        help="Tokens: numbers from 0, -1 for the last, ranges such as 0:4 (both ends), or query, inputs, labels; "
+        "default: all, in recover and paths some of each kind."
     ),
 ]
+Measure = Annotated[
+    str,
+    typer.Option(
+        help="What is measured: error, error:K (of answer K), answer; of tokens logit_difference, margin, probability; "
+        "or FILE.py:NAME, a function of outputs and prompts, which runs that file."
+    ),
+]
+Layers = Annotated[str | None, typer.Option(help="Layers from 0, such as 0, 1:3 or last; default: all.")]
+Heads = Annotated[str | None, typer.Option(help="Heads from 0, chosen alike; default: all.")]
+InLoops = Annotated[
+    str | None,
+    typer.Option(
+        help="Loops in which something is edited, from 1 as in tables, such as 5, 1:10 or last; default: all."
+    ),
+]
+ReadLoop = Annotated[int | None, typer.Option(help="Read the answer after this loop; default: the last that runs.")]
 Workers = Annotated[
     int | None,
     typer.Option(help="Models at a time, which share the threads; by default up to 4 on a CPU, and 1 on a GPU."),

@@ -17,6 +17,7 @@ from loopprobe.cli.options import (
     Engine,
     Gpus,
     Loops,
+    Measure,
     OwnTask,
     Png,
     Quick,
@@ -55,6 +56,7 @@ def mask(
     ] = None,
     unit: Annotated[str, typer.Option(help="What n counts: point (two tokens) or token.")] = "point",
     invert: Annotated[bool, typer.Option("--invert", help="Mask the named positions and keep the others.")] = False,
+    measure: Measure = "error",
     *,
     common: Common,
 ) -> None:
@@ -67,6 +69,7 @@ def mask(
     options = {
         "n": tuple(numbers), "loops": max(loop_counts), "unit": one_of(unit, ("point", "token"), "unit"),
         "invert": invert, "fill": one_of(fill, ("initial", "zero", "mean"), "fill"), "once": not every_loop, "at": at,
+        "measure": measure,
     }  # fmt: skip
     at_least(at, 0, "at")
     if at is not None and every_loop:

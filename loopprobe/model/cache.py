@@ -13,6 +13,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.utilities import get_act_name
 
+from loopprobe.config.selection import Numbers, ranges, resolve
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.activation_cache import LoopActivationCache
 from loopprobe.model.cache_file import read_tensors, write_tensors
@@ -20,7 +21,7 @@ from loopprobe.model.cache_gradients import WithGradients
 from loopprobe.model.hook_points import LoopHookPoint, full_name, short_name, split_name
 from loopprobe.model.in_hand import ShownCache
 from loopprobe.model.labels import Positions, at_positions, labelled, to_numpy, token_axis
-from loopprobe.model.selection import Names, Numbers, ranges, resolve, selector
+from loopprobe.model.selection import Names, selector
 
 
 class LoopCache(ShownCache, WithGradients, Mapping[str, Tensor]):

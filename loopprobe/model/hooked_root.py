@@ -19,6 +19,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 
 from loopprobe.config.budget import require
 from loopprobe.config.schema import ModelConfig
+from loopprobe.config.selection import Numbers
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import ConfigLayout, Direction, HookLayout, LoopHookPoint, full_name, split_name
@@ -26,7 +27,7 @@ from loopprobe.model.hook_trees import Attached, HookTrees, Loops
 from loopprobe.model.in_hand import ShownModel
 from loopprobe.model.lens_options import one_of, refuse_options
 from loopprobe.model.protocol import Sizes
-from loopprobe.model.selection import Names, Numbers
+from loopprobe.model.selection import Names
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 
@@ -191,11 +192,10 @@ class LoopedRootModule(ShownModel, HookedRootModule):
         Args:
             inputs, n_loops, keep_loops, read_at: as in ``forward``.
             names: None for all, short names (``"resid_post"``, or several), full names, or a predicate.
-            loops: iterations to keep, from 0: a number, several, a slice; negative ones count from the end. None: all.
+            loops: iterations to keep, from 0, see ``config.selection``; negative ones count from the end. None: all.
             layers, positions: layers and tokens to keep, alike (of the query, for scores and patterns); None: all.
             device: where to keep them; None: where they are computed.
             loss: from the outputs to one number, whose gradient at the same points is kept as ``cache.grads``.
-                Without it nothing is computed that a gradient would need.
             grad_loops: the last ``grad_loops`` iterations carry gradient; None: all.
             detach: False keeps the graph: outputs and activations can be differentiated by each other.
             remove_batch_dim: drop the batch axis of a single prompt.
@@ -213,8 +213,8 @@ class LoopedRootModule(ShownModel, HookedRootModule):
         refuse_options(options)
         inputs, n_loops = self.with_loops(inputs, n_loops)
         inputs = self.prepare(*inputs)
-        reading = {"read_at": read_at, "keep_loops": keep_loops}
-        reading = {name: value for name, value in reading.items() if value is not None}
+        asked = (("read_at", read_at), ("keep_loops", keep_loops))
+        reading = {name: value for name, value in asked if value is not None}
         n_prompts, n_pos = len(inputs[0]), self.n_tokens(*inputs)
         if remove_batch_dim and n_prompts != 1:
             raise LoopprobeError(

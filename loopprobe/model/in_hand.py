@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from loopprobe.config.selection import ranges
 from loopprobe.model.hook_points import dims, short_name, split_name
-from loopprobe.model.selection import ranges
 
 
 class ShownModel:

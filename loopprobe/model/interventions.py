@@ -18,13 +18,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from loopprobe.config.selection import Numbers, listed, parts_of, resolve
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import LoopHookPoint, dims, full_name, split_name
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.protocol import LoopedModel, require
-from loopprobe.model.selection import LoopChoice, Names, Numbers, as_numbers, resolve, selector
+from loopprobe.model.selection import LoopChoice, Names, selector
 from loopprobe.tasks import PromptBatch
+from loopprobe.tasks.places import named_tokens
 
 Edit = Callable[[Tensor, LoopHookPoint], Tensor]
 
@@ -39,6 +41,7 @@ def edited(
     layers: Numbers = None,
     heads: Numbers = None,
     positions: Numbers = None,
+    prompts: PromptBatch | None = None,
 ) -> Iterator[LoopedRootModule]:
     """Let ``edit`` decide what stands at the chosen places of an activation.
 
@@ -46,10 +49,13 @@ def edited(
         model: the model to edit; use it inside the ``with`` block as usual.
         name: of the activation, as in ``run_with_cache`` (``"mlp_out"``, ``"attn_z"``, ``"z"`` for the state).
         edit: from the activation and its hook point to its replacement, of a shape that broadcasts.
-        loops: iterations, from 0: a number, several, a slice; negative ones count from the end of each run. None: all.
+        loops: iterations, from 0: a number, several, a slice, or text such as ``"0:4"``, see ``config.selection``;
+            negative ones count from the end of each run. None: all.
         layers: layers, chosen as loops are.
         heads: heads, chosen as loops are.
-        positions: tokens, chosen as loops are; of scores and patterns those of the query.
+        positions: tokens, chosen as loops are; of scores and patterns those of the query. With ``prompts`` also by
+            their names, such as ``"query"`` and ``"labels"``.
+        prompts: the prompts that the model is run on, which know the names of tokens.
 
     Raises:
         LoopprobeError: no such activation, or it has no heads or positions, or not these; at the end of the block, a
@@ -59,8 +65,10 @@ def edited(
     matches = selector(name, choice.known, layers, model)
     _require_axes(model, name, {"loop": loops, "head": heads, "position": positions})
     heads = None if heads is None else resolve(heads, model.sizes.n_heads, "head")
-    if positions is not None and not isinstance(positions, slice):
-        positions = as_numbers(positions, "position")
+    if prompts is not None:
+        positions = resolve(positions, prompts.n_tokens, "position", names=named_tokens(prompts))
+    positions = listed(positions)
+    parts_of(positions, "position")
 
     def apply(x: Tensor, hook: LoopHookPoint) -> Tensor | None:
         loop = split_name(str(hook.name))[0]

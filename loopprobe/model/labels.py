@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from loopprobe.config.selection import ranges
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import dims, short_name, split_name
-from loopprobe.model.selection import ranges
 
 Positions = slice | list[int] | None  # tokens; None for all
 

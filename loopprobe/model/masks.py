@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from loopprobe.config.selection import Numbers, resolve
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.interventions import mean_activations
 from loopprobe.model.protocol import LoopedModel, require
-from loopprobe.model.selection import LoopChoice, Numbers, resolve, selector
+from loopprobe.model.selection import LoopChoice, selector
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.prompts import TOKENS_PER_POINT
 

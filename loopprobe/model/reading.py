@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from loopprobe.config.schema import ModelConfig
+from loopprobe.config.selection import resolve
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.selection import resolve
 from loopprobe.tasks.prompts import INPUTS, TOKENS_PER_POINT
 
 ReadAt = slice | Sequence[int] | None

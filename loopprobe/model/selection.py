@@ -1,84 +1,37 @@
-"""Selections of activations, loops, layers, heads and positions: what people type, resolved in one place."""
+"""Selections of activations by their names, and of loops of runs that have not started; see ``config.selection``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from loopprobe.config.selection import Numbers, Part, absolute, listed, parts_of, ranges, resolve
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import short_name, split_name
 
 Names = str | Collection[str] | Callable[[str], bool] | None  # of activations; None for all
-Numbers = int | slice | Iterable[int] | None  # 3, -1, slice(2), range(5), [0, 2], a generator; None for all
-
-
-def resolve(numbers: Numbers, size: int, what: str) -> list[int] | None:
-    """The chosen numbers of an axis in the order given, each once, negative ones counted from the end.
-
-    Args:
-        numbers: the choice; None for all.
-        size: how many there are.
-        what: what they are, for messages: ``loop``, ``layer``, ``head`` or ``position``.
-
-    Returns:
-        Numbers from 0 to ``size - 1``; None for all.
-
-    Raises:
-        LoopprobeError: a number that is not there or is no whole number, or nothing is chosen.
-    """
-    if numbers is None:
-        return None
-    if isinstance(numbers, slice):
-        chosen = list(range(size)[numbers])
-    else:
-        given = as_numbers(numbers, what)
-        for number in given:
-            if not -size <= number < size:
-                raise LoopprobeError(
-                    f"{what} {number} must be below {size}: there are {size} {what}s, 0 to {size - 1}, "
-                    f"or -{size} to -1 from the end"
-                )
-        chosen = list(dict.fromkeys(number % size for number in given))
-    if not chosen:
-        raise LoopprobeError(f"no {what} is chosen ({numbers!r}): name at least one of 0 to {size - 1}")
-    return chosen
-
-
-def as_numbers(numbers: int | Iterable[int], what: str) -> list[int]:
-    """One whole number or several as a list, negative ones as they are; LoopprobeError where they are none."""
-    try:
-        given = list(numbers) if isinstance(numbers, Iterable) else [numbers]
-        if any(isinstance(number, bool) for number in given):
-            raise TypeError
-        return [number.__index__() for number in given]
-    except (TypeError, AttributeError):
-        raise LoopprobeError(
-            f"{what}s ({numbers!r}) must be whole numbers: give one, several, a range or a slice"
-        ) from None
 
 
 class LoopChoice:
     """Loops of a run that has not started yet, so that its length is not known.
 
     Args:
-        loops: the choice; None for all.
+        loops: the choice, from 0; None for all.
+
+    Attributes:
+        is_relative: whether the choice depends on how many loops the run has.
+        known: the loops, as far as they are known without a run; None where any may be meant.
     """
 
     def __init__(self, loops: Numbers) -> None:
-        self.given: list[int] | slice | None
-        self.given = loops if loops is None or isinstance(loops, slice) else as_numbers(loops, "loop")
+        self.loops = listed(loops)
+        self.given: list[Part] | None = parts_of(self.loops, "loop")
+        self._resolved: dict[int, Collection[int]] = {}
         if self.given == []:
             raise LoopprobeError("no loop is chosen: name at least one, or None for all")
-
-    @property
-    def is_relative(self) -> bool:
-        """Tell whether the choice depends on how many loops the run has."""
-        return isinstance(self.given, slice) or any(loop < 0 for loop in self.given or ())
-
-    @property
-    def known(self) -> list[int] | None:
-        """The loops, as far as they are known without a run; None where any may be meant."""
-        return None if self.given is None or isinstance(self.given, slice) or self.is_relative else self.given
+        named = None if self.given is None else absolute(self.given)
+        self.is_relative = self.given is not None and named is None
+        self.known = None if named is None else sorted({loop for part in named for loop in part})
 
     def has(self, loop: int, n_loops: int | None) -> bool:
         """Tell whether a loop is meant in a run of ``n_loops`` (None: outside a run, where no choice is relative)."""
@@ -89,8 +42,14 @@ class LoopChoice:
                 raise LoopprobeError(
                     f"loops ({self.given!r}) count from the end of a run, and model.step is none: count from 0"
                 )
-            return loop in (resolve(self.given, n_loops, "loop") or ())
+            return loop in self._of_run(n_loops)
         return loop in (self.known or ())
+
+    def _of_run(self, n_loops: int) -> Collection[int]:
+        """The loops of a run of so many."""
+        if n_loops not in self._resolved:
+            self._resolved[n_loops] = resolve(self.loops, n_loops, "loop") or ()
+        return self._resolved[n_loops]
 
     def require_reached(self, longest: int) -> None:
         """Raise LoopprobeError where runs, the longest of so many loops (0: none), have not come to a named loop."""
@@ -150,14 +109,3 @@ def _any_name(name: str) -> bool:
 def _aliases(name: str) -> tuple[str, str, str]:
     """List the names of a point: in full, without its loop, in short."""
     return name, split_name(name)[2], short_name(name)
-
-
-def ranges(numbers: list[int]) -> str:
-    """0, 1, 2, 5 → "0–2, 5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs) or "none"

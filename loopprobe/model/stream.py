@@ -19,6 +19,7 @@ import xarray as xr
 from pydantic import NonNegativeInt
 from torch import Tensor
 
+from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
@@ -40,13 +41,13 @@ class CacheConfig:
     Attributes:
         loops: iterations, from 0.
         names: short names of activations; None: all.
-        layers, positions: layers and tokens, from 0, negative ones from the end; None: all.
+        layers, positions: layers and tokens, from 0, see ``config.selection``; None: all.
     """
 
     loops: tuple[NonNegativeInt, ...]
     names: tuple[str, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    positions: tuple[int, ...] | None = None
+    layers: Choice | None = None
+    positions: Choice | None = None
 
     def __post_init__(self) -> None:
         if not self.loops:

@@ -12,6 +12,7 @@ it with (``TokenPrompts.against``), or, where they name none, minus the mean log
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from loopprobe.config.strict import configuration
+from loopprobe.errors import LoopprobeError
 from loopprobe.model.blocks import LayerNorm, RMSNorm
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import LoopsConfig
+from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import at_least_single, bootstrap_ratio, double, to_numpy
@@ -34,10 +38,32 @@ from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
 
+@configuration
+class AttributeConfig(LoopsConfig):
+    """The length of the loop, and what is split.
+
+    Attributes:
+        measure: a measure that is a linear function of the outputs at the query, see ``probes.measures``; None: the
+            prediction, or of tokens the difference of logits.
+    """
+
+    measure: str | None = None
+
+
 def run(
-    checkpoint: Checkpoint, prompts: PromptBatch, config: LoopsConfig, progress: Progress = lambda steps: steps
+    checkpoint: Checkpoint,
+    prompts: PromptBatch,
+    config: AttributeConfig,
+    progress: Progress = lambda steps: steps,
+    *,
+    measure: str | Function | Measure | None = None,
 ) -> xr.Dataset:
     """Split the prediction at the query after the last loop, or of tokens the difference of logits.
+
+    Args:
+        checkpoint, prompts, config: the model, the prompts and the options.
+        progress: wraps the batches.
+        measure: what is split instead, where it is no name, see ``probes.measures.find_measure``.
 
     Returns:
         A dataset with dims ``loop`` (in which it was written, from 1), ``component`` (what the model has of these: the
@@ -53,20 +79,25 @@ def run(
         The attribute ``answer`` says in words what is split, such as "the prediction".
 
     Raises:
-        LoopprobeError: the prompts do not fit the model.
+        LoopprobeError: the prompts do not fit the model, or the measure is no linear function of the answer.
     """
-    check(checkpoint, config, prompts)
+    check(checkpoint, config, prompts, measure=measure)
+    given = config.measure if measure is None else measure
+    chosen = None if given is None else find_measure(given, prompts)
     model = checkpoint.model
     device = checkpoint.device
     prompts = prompts.to(device)
     n_loops = config.loops or checkpoint.loops_of(prompts)
-    parts = [contributions(model, batch, n_loops) for batch in progress(prompts.split(max(1, chunk_size(device) // 2)))]
+    parts = [
+        contributions(model, batch, n_loops, chosen)
+        for batch in progress(prompts.split(max(1, chunk_size(device) // 2)))
+    ]
     contribution, initial, prediction = (
         to_numpy(double(torch.cat([part[i] for part in parts], dim=-1))) for i in range(3)
     )
     with torch.no_grad():
         unwritten = model.unembed(model.W_U.new_zeros(prompts.n_prompts, 1, model.cfg.d_model))
-        answer, offset = prompts.contrast(at_least_single(unwritten))
+        answer, offset = _split_of(prompts, at_least_single(unwritten), chosen)
     share, low, high = bootstrap_ratio(contribution * prediction, prediction**2)
     dims = ("loop", "component")
     data = xr.Dataset(
@@ -84,12 +115,38 @@ def run(
         attrs={"answer": answer},
     )
     for name in ("contribution", "size", "initial", "offset", "prediction"):
-        data[name].attrs["units"] = prompts.answer_unit
-    return stamp(data, "attribute", checkpoint, prompts, config)
+        data[name].attrs["units"] = prompts.answer_unit if chosen is None else chosen.unit
+    config = config if chosen is None else dataclasses.replace(config, measure=chosen.name)
+    return stamp(data, "attribute", checkpoint, prompts, config, None if chosen is None else chosen.record)
 
 
-def check(checkpoint: Checkpoint, config: LoopsConfig, prompts: PromptBatch) -> None:
-    """Accept every checkpoint and all prompts: every prediction can be split."""
+def check(
+    checkpoint: Checkpoint,
+    config: AttributeConfig,
+    prompts: PromptBatch,
+    *,
+    measure: str | Function | Measure | None = None,
+) -> None:
+    """Accept every checkpoint and all prompts; LoopprobeError where a measure cannot be split."""
+    given = config.measure if measure is None else measure
+    if given is None:
+        return
+    chosen = find_measure(given, prompts)
+    some = prompts[:2]
+    with torch.no_grad():
+        outputs = at_least_single(checkpoint.model(*some.inputs, n_loops=1, read_at=some.read_at)[-1])
+    _prediction(some, outputs, chosen)
+
+
+def _split_of(
+    prompts: PromptBatch, outputs: Float[Tensor, "batch answer *value"], measure: Measure | None
+) -> tuple[str, Float[Tensor, " batch"]]:
+    """Return in words what is split, and its values. Outputs may hold the answer at the query alone."""
+    if measure is None:
+        return prompts.contrast(outputs)
+    if outputs.shape[1] == 1:
+        outputs = outputs.expand(-1, prompts.n_answers, *outputs.shape[2:])
+    return measure.words, measure(outputs, prompts)
 
 
 def components(model: LoopedTransformer) -> list[str]:
@@ -124,7 +181,7 @@ def _names_in_layers(n_layers: int, n_heads: int) -> list[str]:
 
 
 def contributions(
-    model: LoopedTransformer, prompts: PromptBatch, n_loops: int
+    model: LoopedTransformer, prompts: PromptBatch, n_loops: int, measure: Measure | None = None
 ) -> tuple[Float[Tensor, "loop component batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Compute the contributions of every loop and component and of the initial state, and the prediction they sum to.
 
@@ -141,7 +198,7 @@ def contributions(
     outputs, cache = model.run_with_cache(
         *prompts.inputs, n_loops=n_loops, read_at=prompts.read_at, names=names, positions=[prompts.query]
     )
-    prediction, weights = _prediction(prompts, at_least_single(outputs[-1]))
+    prediction, weights = _prediction(prompts, at_least_single(outputs[-1]), measure)
     with torch.no_grad():
         e = at_least_single(cache["hook_embed"][:, 0])
         g = weights @ at_least_single(model.W_U).T
@@ -164,13 +221,25 @@ def contributions(
 
 
 def _prediction(
-    prompts: PromptBatch, outputs: Float[Tensor, "batch answer *value"]
+    prompts: PromptBatch, outputs: Float[Tensor, "batch answer *value"], measure: Measure | None = None
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch value"]]:
-    """Return what is split, and its weights on the outputs at the query: it is linear, so they are its gradient."""
+    """Return what is split, and its weights on the outputs at the query: it is linear, so they are its gradient.
+
+    Raises:
+        LoopprobeError: it is not linear, or depends on other answers.
+    """
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
-        prediction = prompts.contrast(leaf)[1]
+        prediction = _split_of(prompts, leaf, measure)[1]
         (weights,) = torch.autograd.grad(prediction.sum(), leaf)
+    if measure is not None:
+        linear = (weights[:, -1] * outputs[:, -1]).reshape(len(outputs), -1).sum(1)
+        change = prediction.detach() - _split_of(prompts, torch.zeros_like(outputs), measure)[1]
+        if not torch.allclose(change, linear, rtol=1e-3, atol=1e-4 * float(1 + change.abs().max())):
+            raise LoopprobeError(
+                f"attribute splits linear functions of the outputs at the query, and {measure.name} is none: choose "
+                "answer, logit_difference or a linear function of your own, or the probe ablate or patch"
+            )
     return prediction.detach(), weights[:, -1].reshape(len(weights), -1)
 
 
@@ -204,9 +273,10 @@ def _in_layers(layers: Any, prefix: str, cache: LoopCache, g: Tensor) -> list[Fl
 
 PROBE = Probe(
     "attribute",
-    LoopsConfig,
+    AttributeConfig,
     run,
     check,
     Shown("attribute:attribute_figures", "inside:attribute_table"),
     needs=frozenset({"weights"}),
+    given=("measure",),
 )

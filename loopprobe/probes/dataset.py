@@ -64,17 +64,30 @@ class Stamp:
         return dict(self.config["model"])
 
 
-def stamp(data: xr.Dataset, probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> xr.Dataset:
+def stamp(
+    data: xr.Dataset,
+    probe: str,
+    subject: Subject,
+    prompts: PromptBatch,
+    config: Any,
+    measure: tuple[str, str, str] | None = None,
+) -> xr.Dataset:
     """Write into the attributes which probe made a dataset, of which model, on which prompts, how, and with what.
 
-    ``trained_loops`` are the loops that the training gives such prompts, or would.
+    ``trained_loops`` are the loops that the training gives such prompts, or would. Where something else than the error
+    is measured, ``measure`` says what: its name, its name with the unit, and the source of a user's function.
 
     Structured attributes are JSON text, which every netCDF reader can show. The coordinate ``source`` repeats all
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
     """
     data.attrs |= attributes(probe, subject, prompts, config) | {"trained_loops": subject.loops_of(prompts)}
-    data.attrs["failure_level"] = prompts.failure_level
-    data.attrs["units"] = json.dumps([prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)])
+    units = [prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)]
+    if measure is None:
+        data.attrs["failure_level"] = prompts.failure_level
+    else:
+        data.attrs["measure"], data.attrs["measure_source"] = measure[0], measure[2]
+        units[:2] = [measure[1]] * 2
+    data.attrs["units"] = json.dumps(units)
     if isinstance(prompts, TextPrompts):
         data.attrs["token_texts"] = json.dumps(prompts.roles)
     return data.assign_coords(source=json.dumps(data.attrs, default=_plain))

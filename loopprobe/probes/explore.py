@@ -17,13 +17,13 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from loopprobe.config.selection import ranges, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import short_name
 from loopprobe.model.interventions import edited, hide, zero
 from loopprobe.model.masks import reset
 from loopprobe.model.protocol import LoopedModel
-from loopprobe.model.selection import ranges, resolve
 from loopprobe.probes.dataset import error_summary, stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import answer_tokens

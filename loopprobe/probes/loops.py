@@ -6,11 +6,12 @@ from typing import TypeVar
 
 from pydantic import PositiveInt
 
+from loopprobe.config.selection import Choice, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.subject import Subject
 from loopprobe.tasks import PromptBatch
-from loopprobe.types import Positions
+from loopprobe.tasks.places import named_tokens
 
 MOST_FAR = 10_000_000  # loops that are run to see where a loop ends: hours for the smallest models and prompts
 STRIDE = 20  # tokens between those that are shown where nobody has chosen
@@ -52,34 +53,31 @@ def last_token(subject: Subject, prompts: PromptBatch) -> int:
     return prompts.query if "causal" in subject.model.supports else prompts.n_tokens - 1
 
 
-def with_query(positions: Positions, prompts: PromptBatch) -> list[int]:
-    """The same positions, with the query's token for its name."""
-    return [prompts.query if position == "query" else position for position in positions]
-
-
-def chosen_tokens(positions: Positions, prompts: PromptBatch, last: int) -> list[int]:
+def chosen_tokens(positions: Choice, prompts: PromptBatch, last: int) -> list[int]:
     """Resolve positions to tokens, counted from 0, each once and in the order given.
 
     Args:
-        positions: tokens of a prompt; a negative one counts from the end, and ``query`` is the query's.
+        positions: tokens of a prompt, see ``config.selection``; names are those of ``tasks.places``.
         prompts: the prompts.
-        last: the last token that matters, such as the query's where no answer sees a later one.
+        last: the last token that matters, such as the query's where no answer sees a later one; ranges without an end
+            stop there.
 
     Raises:
         LoopprobeError: the prompt has no such token, or it stands behind the last.
     """
     n_tokens = prompts.n_tokens
     its_name = "the query's token" if last == prompts.query else "the last token"
-    if not positions:
+    if positions in ((), ""):
         raise LoopprobeError(f"positions must not be empty: name at least one token from 0 to {last}")
-    tokens = with_query(positions, prompts)
-    for position in tokens:
-        if not -n_tokens <= position <= last or position % n_tokens > last:
-            raise LoopprobeError(
-                f"position {position} must be at most {last}, {its_name}: choose from 0 to {last}, or from the end "
-                f"{last - n_tokens} to -{n_tokens}"
-            )
-    return list(dict.fromkeys(position % n_tokens for position in tokens))
+    tokens = resolve(positions, n_tokens, "position", names=named_tokens(prompts), end=last + 1)
+    if tokens is None:
+        return list(range(last + 1))
+    if behind := [token for token in tokens if token > last]:
+        raise LoopprobeError(
+            f"position {behind[0]} must be at most {last}, {its_name}: choose from 0 to {last}, or from the end "
+            f"{last - n_tokens} to -{n_tokens}"
+        )
+    return tokens
 
 
 def answer_tokens(prompts: PromptBatch) -> list[int]:

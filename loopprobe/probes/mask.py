@@ -6,6 +6,7 @@ masked. The models were trained without the mask.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import answer_tokens
+from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.store.evaluate import batches, over_batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import median_interval, to_numpy
@@ -48,6 +50,7 @@ class MaskConfig:
             clean run, loop by loop.
         once: mask once only, instead of before every loop.
         at: with ``once``, after how many loops; None: after as many as the training gives such prompts.
+        measure: what is measured of the answers, see ``probes.measures``.
     """
 
     mode: Literal["first", "last"] = "first"
@@ -58,6 +61,7 @@ class MaskConfig:
     fill: Literal["initial", "zero", "mean"] = "initial"
     once: bool = False
     at: NonNegativeInt | None = None
+    measure: str = "error"
 
     def __post_init__(self) -> None:
         if not self.n:
@@ -67,7 +71,12 @@ class MaskConfig:
 
 
 def run(
-    subject: Subject, prompts: PromptBatch, config: MaskConfig, progress: Progress = lambda steps: steps
+    subject: Subject,
+    prompts: PromptBatch,
+    config: MaskConfig,
+    progress: Progress = lambda steps: steps,
+    *,
+    measure: str | Function | Measure | None = None,
 ) -> xr.Dataset:
     """Measure the error of the clean run and of every mask, after every loop.
 
@@ -84,31 +93,39 @@ def run(
         * ``error_by_point [n, loop, point]``, ``clean_error_by_point [loop, point]``: means at every point
         * ``median_by_point [n, point]``, ``clean_median_by_point [point]``: medians after the last loop, with ends
 
+        With another measure than the error, ``error`` and ``clean_error`` hold its values, and nothing tells of
+        failures or of other points. ``measure`` gives it where it is no name, see ``probes.measures.find_measure``.
+
         A sentence in ``attrs["description"]`` says what was kept and what was masked.
 
     Raises:
         LoopprobeError: n is above what the prompts have, or the prompts do not fit the model.
     """
     prompts = prompts.to(subject.device)
-    check(subject, config, prompts)
+    check(subject, config, prompts, measure=measure)
+    chosen = find_measure(config.measure if measure is None else measure, prompts)
     full = prompts.n_tokens // (prompts.tokens_per_point if config.unit == "point" else 1)
     counts = [*config.n, 0 if config.invert else full]  # the last one masks nothing: the clean run
     at = _mask_at(subject, config, prompts)
-    measured = _measured(subject.model, prompts, config, counts, at, progress)
+    measured = _measured(subject.model, prompts, config, chosen, counts, at, progress)
     data = _labelled(*measured, config, prompts.failure_level)
     data = data.assign_coords(model=subject.label)
     data.attrs |= {"description": describe(config, prompts, at), "full": full}
-    if (baseline := prompts.baseline()) is not None:
+    if chosen.record is not None:
+        data = data.drop_vars([name for name in data if "failures" in str(name) or "by_point" in str(name)])
+    elif (baseline := prompts.baseline()) is not None:
         data.attrs["baseline"], data.attrs["zero_predictor"] = baseline
     for name in data:
-        data[name].attrs["units"] = prompts.unit
-    return stamp(data, "mask", subject, prompts, config)
+        data[name].attrs["units"] = prompts.unit if chosen.record is None else chosen.unit
+    config = dataclasses.replace(config, measure=chosen.name)
+    return stamp(data, "mask", subject, prompts, config, chosen.record)
 
 
 def _measured(
     model: LoopedModel,
     prompts: PromptBatch,
     config: MaskConfig,
+    measure: Measure,
     counts: list[int],
     at: int | None,
     progress: Progress,
@@ -135,6 +152,8 @@ def _measured(
             go_on()
             error = to_numpy(batch.errors(torch.stack(outputs)))  # [n, example, answer]
             at_query[:, loop] = error[..., -1]
+            if measure.record is not None:
+                at_query[:, loop] = to_numpy(torch.stack([measure(one, batch) for one in outputs]))
             summed[:, loop] = error.sum(axis=1, dtype=np.float64)
         return at_query, summed, error
 
@@ -228,8 +247,15 @@ def _step_and_past(model: LoopedModel, z: Tensor, e: Tensor, loop: int) -> tuple
     return z, [(past[k], past[v]) for k, v in zip(names[::2], names[1::2], strict=True)]
 
 
-def check(subject: Subject, config: MaskConfig, prompts: PromptBatch) -> None:
+def check(
+    subject: Subject,
+    config: MaskConfig,
+    prompts: PromptBatch,
+    *,
+    measure: str | Function | Measure | None = None,
+) -> None:
     """Raise LoopprobeError where the mask does not fit the model or the prompts, before anything runs."""
+    find_measure(config.measure if measure is None else measure, prompts)
     kept_tokens(config.mode, config.n, prompts.n_tokens, unit=config.unit, tokens_per_point=prompts.tokens_per_point)
     at = _mask_at(subject, config, prompts)
     if at is not None and at >= config.loops:
@@ -287,4 +313,5 @@ PROBE = Probe(
         panels=True,
     ),
     needs=frozenset({"map"}),
+    given=("measure",),
 )

@@ -20,18 +20,20 @@ import torch
 import xarray as xr
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token
+from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.probes.patch_runs import BY_HEAD as BY_HEAD
-from loopprobe.probes.patch_runs import Metric, PatchedRuns, Site
+from loopprobe.probes.patch_runs import PatchedRuns, Site, is_answer
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_ratio, correlation, double, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.seeds import CORRUPTED
-from loopprobe.types import Positions, Progress
+from loopprobe.types import Progress
 
 GIVEN: Final = "given"  # the corruption where the user gives the corrupted prompts
 
@@ -48,8 +50,9 @@ class PatchConfig:
         noise_std: the standard deviation of the noise, in the units of y.
         sites: names of activations; ``z`` is the state after a loop, ``attn_z`` the output of a head.
         loops: iterations; None: as many as trained.
-        positions: tokens to patch, from 0, or from the end where negative; None: all up to the query's.
+        positions: tokens to patch, see ``config.selection``; None: all up to the query's.
         exact: whether to run the patches; otherwise attribution patching estimates them.
+        measure: what is measured of the answers, see ``probes.measures``; it must be differentiable.
     """
 
     corruption: Literal["label", "weights", "query", "noise", "token", "prompt", "given"] | None = None
@@ -57,8 +60,9 @@ class PatchConfig:
     noise_std: NonNegativeFloat = 1.0
     sites: tuple[Site, ...] = ("z", "attn_z")
     loops: PositiveInt | None = None
-    positions: Positions | None = None
+    positions: Choice | None = None
     exact: bool = True
+    measure: str = "answer"
 
 
 def run(
@@ -68,7 +72,7 @@ def run(
     progress: Progress = lambda steps: steps,
     *,
     corrupted: PromptBatch | None = None,
-    metric: Metric | None = None,
+    measure: str | Function | Measure | None = None,
 ) -> xr.Dataset:
     """Patch every chosen place, and estimate every patch.
 
@@ -77,8 +81,8 @@ def run(
         progress: wraps the sites and loops.
         corrupted: the corrupted prompts, as many as the clean ones and of the same shape; None: the clean ones are
             corrupted as the options say.
-        metric: a differentiable function from the predictions at the query [batch] to one number for each prompt
-            [batch], whose change is measured; None: the prediction itself.
+        measure: what is measured, where it is no name, see ``probes.measures.find_measure``; of the patched runs it
+            is told the clean prompts.
 
     Returns:
         A dataset with dims ``loop`` (from 1), ``layer`` and ``head`` where a site has them, ``position`` (token) and
@@ -90,24 +94,26 @@ def run(
         * ``{site}_moved [..., example]``, in the units of y, or for tokens in those of logits
         * ``{site}_attribution``: the effect as attribution patching estimates it
 
-        ``clean`` and ``corrupted [example]`` are the predictions; with a metric, all of these are its values. ``attrs``
-        hold for each site the ``correlation`` of effect and estimate over all places, missing where one of the two
-        does not vary, the number of ``patches``, their ``seconds`` and those of one ``clean_pass``.
+        ``clean`` and ``corrupted [example]`` are the predictions; with a measure, all of these are its values.
+        ``attrs`` hold for each site the ``correlation`` of effect and estimate over all places, missing where one of
+        the two does not vary, the number of ``patches``, their ``seconds`` and those of one ``clean_pass``.
 
     Raises:
-        LoopprobeError: options, prompts, corrupted prompts or the metric do not fit.
+        LoopprobeError: options, prompts, corrupted prompts or the measure do not fit.
     """
     if corrupted is not None:
         config = dataclasses.replace(config, corruption=GIVEN)
     elif config.corruption is None:
         config = dataclasses.replace(config, corruption=prompts.corruptions[0])  # type: ignore[arg-type]  # checked next
-    check(subject, config, prompts)
+    check(subject, config, prompts, measure=measure)
     model = subject.model
     prompts = prompts.to(subject.device)
     n_loops = config.loops or subject.loops_of(prompts)
-    other = _corrupted(subject, prompts, config) if corrupted is None else _fitting(prompts, corrupted)
+    other = corrupted_prompts(subject, prompts, config) if corrupted is None else matched(prompts, corrupted)
     prompts = prompts.against(other)
-    runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), metric)
+    chosen = find_measure(config.measure if measure is None else measure, prompts)
+    config = dataclasses.replace(config, measure=chosen.name)
+    runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), chosen)
     tokens = list(range(runs.last + 1))
     if config.positions is not None:
         tokens = chosen_tokens(config.positions, prompts, runs.last)
@@ -122,14 +128,21 @@ def run(
                 for places, predictions in runs.patched(site, loop, tokens):
                     patches += len(places)
                     for (*where, token), prediction in zip(places, predictions, strict=True):
-                        change = to_numpy(runs.measure(prediction) - runs.corrupted)
+                        change = to_numpy(prediction - runs.corrupted)
                         moved[site][(loop, *where, tokens.index(token))] = change
     seconds = time.perf_counter() - started
     return _dataset(subject, prompts, config, runs, tokens, moved, {"patches": patches, "seconds": seconds})
 
 
-def check(subject: Subject, config: PatchConfig, prompts: PromptBatch) -> None:
+def check(
+    subject: Subject,
+    config: PatchConfig,
+    prompts: PromptBatch,
+    *,
+    measure: str | Function | Measure | None = None,
+) -> None:
     """Raise LoopprobeError where the options do not fit the model or the prompts, before anything runs."""
+    find_measure(config.measure if measure is None else measure, prompts)
     if not config.sites:
         raise LoopprobeError("sites must not be empty: name at least one")
     if config.corruption not in (None, GIVEN, *prompts.corruptions):
@@ -139,10 +152,10 @@ def check(subject: Subject, config: PatchConfig, prompts: PromptBatch) -> None:
     if config.positions is not None:
         chosen_tokens(config.positions, prompts, last_token(subject, prompts))
     if config.corruption != GIVEN:
-        _corrupted(subject, prompts[:1], config)
+        corrupted_prompts(subject, prompts[:1], config)
 
 
-def _corrupted(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> PromptBatch:
+def corrupted_prompts(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> PromptBatch:
     """Corrupt the prompts as the options say.
 
     Raises:
@@ -160,7 +173,7 @@ def _corrupted(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> P
     return prompts.corrupted(kind, generator, example=config.example, noise_std=config.noise_std)
 
 
-def _fitting(prompts: PromptBatch, corrupted: PromptBatch) -> PromptBatch:
+def matched(prompts: PromptBatch, corrupted: PromptBatch) -> PromptBatch:
     """The corrupted prompts on the device of the clean ones.
 
     Raises:
@@ -205,7 +218,7 @@ def _dataset(
         | {f"correlation_{site}": value for site, value in correlations.items()},
     )
     data = data.assign_coords({axis: np.arange(data.sizes[axis]) for axis in ("layer", "head") if axis in data.sizes})
-    return stamp(data, "patch", subject, prompts, config)
+    return stamp(data, "patch", subject, prompts, config, None if is_answer(runs.measure) else runs.measure.record)
 
 
 PROBE = Probe(
@@ -214,6 +227,6 @@ PROBE = Probe(
     run,
     check,
     Shown("patch:patch_figures", "inside:patch_table"),
-    given=("corrupted", "metric"),
+    given=("corrupted", "measure"),
     needs=frozenset({"map"}),
 )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.selection import selector
+from loopprobe.probes.loops import answer_tokens
+from loopprobe.probes.measures import Measure, find_measure
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import at_least_single
 from loopprobe.tasks import PromptBatch
@@ -21,7 +23,11 @@ from loopprobe.tasks import PromptBatch
 Site = Literal["z_pre", "z", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "attn_z"]
 BY_HEAD = ("q", "k", "v", "attn_z")
 TOKENS_AT_ONCE = 128  # tokens of one prompt in all copies of it that run together
-Metric = Callable[[Float[Tensor, " batch"]], Float[Tensor, " batch"]]
+
+
+def is_answer(measure: Measure) -> bool:
+    """Tell whether a measure is that of ``PromptBatch.answer``, which needs the query's answer alone."""
+    return measure.name == "answer" and not measure.source
 
 
 class PatchedRuns:
@@ -31,7 +37,7 @@ class PatchedRuns:
         model, n_loops, sites: the model, its iterations, and the activations that are patched.
         clean, corrupted: the prompts.
         last: the last token that the answer at the query can depend on.
-        metric: see ``run``.
+        measure: what is measured of the answers.
     """
 
     def __init__(
@@ -42,21 +48,23 @@ class PatchedRuns:
         n_loops: int,
         sites: tuple[Site, ...],
         last: int,
-        metric: Metric | None = None,
+        measure: Measure | None = None,
     ) -> None:
-        self.model, self.n_loops, self.metric = model, n_loops, metric
+        self.model, self.n_loops = model, n_loops
+        self.measure = find_measure("answer", clean) if measure is None else measure
         self.prompts, self.last = clean, last
+        self.read_at = [clean.query] if is_answer(self.measure) else answer_tokens(clean)
         reading: dict[str, Any] = {
             "n_loops": n_loops,
             "keep_loops": 1,
-            "read_at": [clean.query],
-        }  # the query's answer alone
+            "read_at": self.read_at,
+        }
         self.causal = {"causal", "past"} <= model.supports
         tokens = slice(0, last + 1)
         started = time.perf_counter()
         with torch.no_grad():
             outputs = model(*clean.inputs, **reading)
-            self.clean = self.measure(clean.answer(outputs[-1]))
+            self.clean = self.measured(outputs[-1])
         self.clean_pass = time.perf_counter() - started
         _, self.donor = model.run_with_cache(
             *clean.inputs, **reading, names=[*sites, "embed"], positions=tokens
@@ -64,31 +72,21 @@ class PatchedRuns:
         outputs, self.base = model.run_with_cache(
             *corrupted.inputs, **reading, positions=tokens,
             names=[*sites, "z_pre", "embed", *(["k", "v"] if self.causal else [])],
-            loss=lambda outputs: self.measure(clean.answer(outputs[-1])).sum(),
+            loss=lambda outputs: self.measured(outputs[-1]).sum(),
         )  # fmt: skip
-        self.corrupted = self.measure(clean.answer(outputs[-1])).detach()
+        self.unpatched = outputs[-1].detach()
+        self.corrupted = self.measured(self.unpatched)
         differs = (self.donor["hook_embed"] != self.base["hook_embed"]).any(-1).any(0)
         # the token from which the runs differ; where later tokens act on earlier ones, they differ everywhere
         self.first = int(differs.int().argmax()) if self.causal else 0
 
-    def measure(self, predictions: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """The metric of predictions at the query.
+    def measured(self, outputs: Float[Tensor, "batch answer *value"]) -> Float[Tensor, " batch"]:
+        """The measure of outputs at the tokens that are read.
 
         Raises:
-            LoopprobeError: it does not return one number for each prompt.
+            LoopprobeError: it fails, or cannot be differentiated where that is needed.
         """
-        if self.metric is None:
-            return predictions
-        values = self.metric(predictions)
-        if predictions.requires_grad and isinstance(values, Tensor) and not values.requires_grad:
-            raise LoopprobeError("metric must be differentiable, for attribution patching: compute it with torch alone")
-        if not isinstance(values, Tensor) or values.shape != predictions.shape:
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise LoopprobeError(
-                f"metric must return a tensor of one number for each of the {len(predictions)} prompts, not {shape}: "
-                "leave out the mean over prompts"
-            )
-        return values
+        return self.prompts.answer(outputs) if is_answer(self.measure) else self.measure(outputs, self.prompts)
 
     def places(self, site: Site) -> tuple[int, ...]:
         """The numbers of layers and heads of a site."""
@@ -102,7 +100,7 @@ class PatchedRuns:
     def patched(
         self, site: Site, loop: int, tokens: list[int]
     ) -> Iterator[tuple[list[tuple[int, ...]], Float[Tensor, "place batch"]]]:
-        """Patch the places (layer, head, token) of one loop and site, and yield them with their predictions."""
+        """Patch the places (layer, head, token) of one loop and site, and yield them with what is measured."""
         inner = self.places(site)
         for layer in range(inner[0]) if inner else [None]:
             heads = range(inner[1]) if len(inner) == 2 else [None]
@@ -145,8 +143,9 @@ class PatchedRuns:
                     for i in range(self.model.sizes.n_layers)
                 ] if first else None  # fmt: skip
                 z = self.model.step(z, e, now, past)
-        outputs = self.model.predict(z, e, self.n_loops - 1, first, [self.prompts.query])
-        return self.prompts.answer(outputs.unflatten(0, (copies, n_prompts)))
+        outputs = self.model.predict(z, e, self.n_loops - 1, first, self.read_at).unflatten(0, (copies, n_prompts))
+        before = self.unpatched[:, : bisect_left(self.read_at, first)]
+        return torch.stack([self.measured(torch.cat([before, one], dim=1)) for one in outputs])
 
     def estimated(self, site: Site, tokens: list[int]) -> Float[Tensor, "loop ... position batch"]:
         """The move of the prediction by each patch, to first order."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
+from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.calibration import calibrate, require_calibrated
 from loopprobe.dynamics.limits import Limit, classify, features
@@ -22,7 +23,7 @@ from loopprobe.probes.loops import chosen_tokens, require_looped, some_tokens
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import double, to_numpy
 from loopprobe.tasks import PromptBatch
-from loopprobe.types import Positions, Progress
+from loopprobe.types import Progress
 
 
 @configuration
@@ -31,11 +32,11 @@ class PathsConfig:
 
     Attributes:
         loops: iterations; limits are judged by the last 128.
-        positions: tokens from 0, or from the end where negative; None: some inputs, their labels, and the query's.
+        positions: tokens, see ``config.selection``; None: some inputs, their labels, and the query's.
     """
 
     loops: PositiveInt = 300
-    positions: Positions | None = None
+    positions: Choice | None = None
 
 
 def run(

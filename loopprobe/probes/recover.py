@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
@@ -17,7 +18,7 @@ from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, to_numpy
 from loopprobe.tasks import PromptBatch
-from loopprobe.types import Positions, Progress
+from loopprobe.types import Progress
 
 
 @configuration
@@ -29,15 +30,15 @@ class RecoverConfig:
         loops: the number of loops after the push.
         sizes: sizes of the push, relative to the norm of the token's state; each prompt and token has a random
             direction.
-        positions: tokens from 0, or from the end where negative, each pushed in a run of its own; None: some inputs,
-            their labels, and the query's.
+        positions: tokens, see ``config.selection``, each pushed in a run of its own; None: some inputs, their labels,
+            and the query's.
         seed: the seed of the directions.
     """
 
     after: PositiveInt | None = None
     loops: PositiveInt = 40
     sizes: tuple[PositiveFloat, ...] = (0.1, 0.3, 1.0)
-    positions: Positions | None = None
+    positions: Choice | None = None
     seed: NonNegativeInt = 0
 
 

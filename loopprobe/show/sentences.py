@@ -22,7 +22,13 @@ from loopprobe.support.statistics import moving_mean
 def mask(data: xr.Dataset) -> str:
     """Say what the mask costs after the last loop."""
     last = data.isel(loop=-1)
-    clean, worst = float(last.clean_median), last.isel(_largest(last["median"]))
+    clean, worst = float(last.clean_median), last.isel(_largest(abs(last["median"] - last.clean_median)))
+    if "measure" in data.attrs:
+        return (
+            f"{_name(data)}: after {_loops(last)} the median {data.attrs['measure']} is {clean:.3g} in the clean run, "
+            f"and differs most from it with n = {int(worst.n)}: {float(worst['median']):.3g}."
+        )
+    worst = last.isel(_largest(last["median"]))
     others = "".join(f"; {name} gives {error:.3g}" for name, error in ignoring(data).items())
     most = float(worst["median"])
     return (
@@ -35,10 +41,10 @@ def mask_modes(first: xr.Dataset, last: xr.Dataset) -> str:
     """Say where first and last differ most after the last loop."""
     end = mask_difference(first, last).isel(loop=-1)
     largest = end.isel(_largest(abs(end["median"])))
-    clean = float(first.clean_median.sel(loop=int(end.loop)))
+    clean, name = float(first.clean_median.sel(loop=int(end.loop))), first.attrs.get("measure", "error")
     return (
         f"{_name(first)}: after {_loops(end)} first minus last is largest with n = {int(largest.n)}: "
-        f"{with_ends(largest, 'median')}; the median error of the clean run is {clean:.3g}."
+        f"{with_ends(largest, 'median')}; the median {name} of the clean run is {clean:.3g}."
     )
 
 
@@ -166,6 +172,27 @@ def patch(data: xr.Dataset) -> str:
         f"{_name(data)}: the largest effect is of {site} {', '.join(where)}: it brings {float(most):.0%} of the way "
         f"from the corrupted to the clean answer{'' if options['exact'] else ', as estimated'}."
     )
+
+
+def ablate(data: xr.Dataset) -> str:
+    """Say which component costs most to ablate, and how well its importance is told by other ways."""
+    first = data.isel(replaced_by=0)
+    method, name = str(first.replaced_by.item()), data.attrs["measure"]
+    alone = first["median"].isel(_largest(abs(first["median"])))
+    words = f"in loop {int(alone.loop)} {alone.component.item()} changes it most, by {float(alone):.3g}"
+    if "together" in data:
+        most = first.isel(_largest(abs(first.together_median)))
+        words = (
+            f"{most.component.item()} in all loops changes it most, by {with_ends(most, 'together_median')}, and in "
+            f"one loop {alone.component.item()} in loop {int(alone.loop)}, by {float(alone):.3g}"
+        )
+    others = data.rank_correlation.sel(way=method).drop_sel(other=method).dropna("other")
+    agree = ""
+    if others.size:
+        nearest = others.isel(_largest(others))
+        agree = f"; of {others.size} other ways {nearest.other.item()} ranks places most alike ({float(nearest):.2f})"
+    clean = float(data.clean.median())
+    return f"{_name(data)}: the median {name} is {clean:.3g}; ablated by {method}, {words}{agree}."
 
 
 def fixed_points(data: xr.Dataset) -> str:

@@ -229,6 +229,13 @@ def correlation(a: Float[ndarray, ...], b: Float[ndarray, ...]) -> float:
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
+def ranks(values: Float[ndarray, "... entry"]) -> Float[ndarray, "... entry"]:
+    """Return the rank of each entry along the last axis, from 1; entries that are alike share the mean of theirs."""
+    below = (values[..., None, :] < values[..., None]).sum(-1)
+    alike = (values[..., None, :] == values[..., None]).sum(-1)
+    return np.asarray(below + (alike + 1) / 2)
+
+
 def moving_mean(
     values: Float[ndarray, " row"], steps: Real[ndarray, " row"], width: float = 100
 ) -> Float[ndarray, " row"]:

@@ -45,21 +45,25 @@ def _is_file(where: str) -> bool:
     return where.endswith(".py") or "/" in where or "\\" in where
 
 
-def named_module(place: str) -> Source:
+def named_module(place: str, what: str = "task") -> Source:
     """Find the source that a person names as ``file.py:Name`` or ``package.module:Name``.
+
+    Args:
+        place: as it was typed.
+        what: what is looked for there, for messages.
 
     Raises:
         LoopprobeError: there is no such file or module.
     """
     where, _, name = place.rpartition(":")
     if not where or not name:
-        raise LoopprobeError(f"task {place!r} must be FILE.py:NAME or package.module:NAME: give both parts")
+        raise LoopprobeError(f"{what} {place!r} must be FILE.py:NAME or package.module:NAME: give both parts")
     if _is_file(where):
         place = f"{Path(where).expanduser().resolve()}:{name}"
     source = source_of(place)
     if source.content is None:
-        what = "file" if _is_file(where) else "module"
-        raise LoopprobeError(f"there is no {what} {where} for task {name}: check the {what}, or where you are")
+        kind = "file" if _is_file(where) else "module"
+        raise LoopprobeError(f"there is no {kind} {where} for {what} {name}: check the {kind}, or where you are")
     return source
 
 

@@ -11,15 +11,15 @@ from plotly.subplots import make_subplots
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import few_of, ignoring, loops_to_show
 from loopprobe.show.figures.panels import By, Line, draw, draw_failures, interval_of, panels
-from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, log_errors, trained_line
+from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, measure_axes, trained_line
 
 
 def mask_figure(data: xr.Dataset) -> go.Figure:
     """Draw the error against what is kept of the state, and against the loop.
 
     With four or more values of n, the left panel shows the error against n, one curve per loop count. With fewer it
-    shows the error against the number of in-context examples. The right panel shows the error against the loop, one
-    curve per n.
+    shows the error against the number of in-context examples, where that was measured. The right panel shows
+    the error against the loop, one curve per n.
 
     Args:
         data: a dataset of the mask probe.
@@ -28,7 +28,7 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     stamp = read_stamp(data)
     config = stamp.options
     verb = "masked" if config["invert"] else "kept"
-    over_n = len(n) >= 4
+    over_n = len(n) >= 4 or "median_by_point" not in data
     unmasked = 0 if config["invert"] else int(data.attrs["full"])  # this n is the clean run
     picked = few_of([int(value) for value in n if value != unmasked])
     notes = [f"n = {unmasked} is the clean run"] if unmasked in n else []
@@ -76,7 +76,7 @@ def mask_figure(data: xr.Dataset) -> go.Figure:
     trained_line(figure, int(data.attrs["trained_loops"]), col=2)
     figure.update_xaxes(title=left_title, col=1)
     figure.update_xaxes(title="loops done", col=2)
-    log_errors(figure, stamp.query_unit if over_n else stamp.unit)
+    measure_axes(figure, data, stamp.query_unit if over_n else stamp.unit)
     figure.update_layout(legend2={"x": 1.005, "y": 1})
     finish(figure, f"{data.model.item()}: {data.attrs['description']}")
     return figure.update_layout(legend={"x": 0.405, "y": 1})
@@ -105,12 +105,14 @@ def mask_models_figure(
         for name, error in ignoring(lines[0].datasets[0]).items():
             level(figure, datasets[0].n, error, name, col=col, in_legend=col == 1)
     figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")
-    log_errors(figure, stamp.query_unit)
+    measure_axes(figure, datasets[0], stamp.query_unit)
     return finish(figure, title)
 
 
 def failures_figures(datasets: Sequence[xr.Dataset], title: str = "", by: By = "window") -> dict[str, go.Figure]:
-    """Draw the share of prompts that fail against n, one curve per model and loop count."""
+    """Draw the share of prompts that fail against n, one curve per model and loop count, where that is known."""
+    if "failures" not in datasets[0]:
+        return {}
     config = read_stamp(datasets[0]).options
     figure = draw_failures(_lines_by_loops(datasets, by), "n", datasets[0].attrs["failure_level"])
     figure.update_xaxes(title=f"n: {config['mode']} {config['unit']}s of the state kept")

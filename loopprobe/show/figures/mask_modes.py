@@ -59,7 +59,8 @@ def mask_modes_figure(first: xr.Dataset, last: xr.Dataset) -> go.Figure:
     level(figure, x, 0.0, "no difference", col=2, colour=GREY, in_legend=False)
     unit = read_stamp(first).options["unit"]
     figure.update_xaxes(title=f"n: {unit}s of the state" if over_n else "loops done")
-    figure.update_yaxes(title=read_stamp(first).query_unit, type="log", dtick=1, exponentformat="power", col=1)
+    log = {} if "measure" in first.attrs else {"type": "log", "dtick": 1, "exponentformat": "power"}
+    figure.update_yaxes(title=read_stamp(first).query_unit, **log, col=1)
     figure.update_yaxes(title="first minus last", col=2)
     return finish(figure, f"{first.model.item()}: {first.attrs['description']} – against the last n")
 

@@ -96,4 +96,6 @@ def _description(data: xr.Dataset, site: str) -> str:
         "given": "prompts that were given",
     }[config["corruption"]]
     how = "patching" if config["exact"] else "attribution patching (an estimate) of"
-    return f"{how} the {WORDS.get(site, site)}, one loop and token at a time, from the clean run; corrupted: {what}"
+    measure = f"; measured: {data.attrs['measure']}" if "measure" in data.attrs else ""
+    where = f"{WORDS.get(site, site)}, one loop and token at a time, from the clean run"
+    return f"{how} the {where}; corrupted: {what}{measure}"

@@ -181,6 +181,15 @@ def log_errors(figure: go.Figure, title: str) -> None:
     figure.update_yaxes(title=f"{title}, median", col=1)
 
 
+def measure_axes(figure: go.Figure, data: xr.Dataset, title: str) -> None:
+    """Set logarithmic axes of median errors; linear ones where a dataset measures something else."""
+    if "measure" in data.attrs:
+        figure.update_yaxes(matches="y")
+        figure.update_yaxes(title=f"{title}, median", col=1)
+    else:
+        log_errors(figure, title)
+
+
 def finish(figure: go.Figure, title: str) -> go.Figure:
     """Apply the common look, with the height that the legend needs."""
     entries = sum(trace.showlegend is not False and trace.legend in (None, "legend") for trace in figure.data)

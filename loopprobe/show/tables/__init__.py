@@ -1,5 +1,6 @@
 """Tables and sentences that present results in the terminal."""
 
+from loopprobe.show.tables.ablate import ablate_table
 from loopprobe.show.tables.algorithms import align_table, decode_table
 from loopprobe.show.tables.common import lines_of, markdown, show_table
 from loopprobe.show.tables.inside import (
@@ -29,6 +30,7 @@ from loopprobe.show.tables.study import (
 )
 
 __all__ = [
+    "ablate_table",
     "align_table",
     "attention_table",
     "attribute_table",

@@ -82,7 +82,9 @@ def patch_table(data: xr.Dataset, most: int = 8) -> Table:
     """Tabulate the places at which a patch has the largest effect, for every site."""
     config = read_stamp(data).options
     correlations = {site: data.attrs.get(f"correlation_{site}", np.nan) for site in config["sites"]}
-    table = titled(f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']})")
+    measure = f", measured: {data.attrs['measure']}" if "measure" in data.attrs else ""
+    title = f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']}{measure})"
+    table = titled(title)
     cost = ""
     if config["exact"]:
         passes = data.attrs["seconds"] / data.attrs["clean_pass"]

@@ -36,14 +36,15 @@ def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
     shown = loops_to_show(data, loops)
     for loop in shown:
         table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
-    for name in ("fail", "mean"):
+    fails = "failures" in data
+    for name in ("fail", "mean") if fails else ("mean",):
         table.add_column(name, justify="right")
     for n in (None, *data.n.values):
         row, prefix = (data, "clean_") if n is None else (data.sel(n=n), "")
         cells = [with_ends(row.sel(loop=t), f"{prefix}median") for t in shown]
         end = row.sel(loop=shown[-1])
-        cells += [percent(end, f"{prefix}failures"), f"{float(end[f'{prefix}mean']):.3g}"]
-        table.add_row("clean" if n is None else str(n), *cells)
+        cells += [percent(end, f"{prefix}failures")] if fails else []
+        table.add_row("clean" if n is None else str(n), *cells, f"{float(end[f'{prefix}mean']):.3g}")
     return table
 
 

@@ -1,0 +1,96 @@
+"""What an ablated component writes instead: zero, a mean, another prompt's output, or the best constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loopprobe.probes.ablate_runs import AblatedRuns, Component, Edited, Place, Values
+
+START = 0.5  # step size of Adam at its first step, in standard deviations of the output
+GRADIENT_SHARE = 0.5  # of the runs that go through together without a gradient
+Known = Callable[[Component, int], Float[Tensor, "#batch pos width"]]
+
+
+def zero_of(runs: AblatedRuns) -> Values:
+    """Zeros."""
+    return lambda place: torch.zeros_like(place.component.of(runs.cache, place.loop)[:1])
+
+
+def mean_of(means: Known) -> Values:
+    """A mean that is known for each component and loop."""
+    return lambda place: means(place.component, place.loop)
+
+
+def resampled(runs: AblatedRuns, generator: torch.Generator) -> Values:
+    """The output for another prompt of the batch, the same one at every place; none keeps its own."""
+    n_prompts = runs.prompts.n_prompts
+    shuffled = torch.randperm(n_prompts, generator=generator)
+    order = torch.empty_like(shuffled).scatter_(0, shuffled, shuffled.roll(1))
+
+    def values(place: Place) -> Tensor:
+        own = place.component.of(runs.cache, place.loop)
+        return own[order.to(own.device)]
+
+    return values
+
+
+def best_constants(
+    fitting: AblatedRuns,
+    edits: Sequence[Edited],
+    means: Known,
+    loss: Callable[[Float[Tensor, "batch answer *value"]], Float[Tensor, " batch"]],
+    steps: int,
+) -> list[dict[Place, Float[Tensor, "1 pos width"]]]:
+    """The constants with the least mean loss, by Adam from the mean (Li and Janson, arXiv 2409.09951, section 2.3).
+
+    The constant of a place is the mean of each token plus one vector, the same for all tokens, that is fitted: a vector
+    for each token would fit the noise of a few prompts. All runs that start in the same loop are fitted at once: their
+    losses are summed, and none depends on another's constants.
+
+    Args:
+        fitting: the run of the prompts that are fitted on.
+        edits: what each run replaces.
+        means: of each component and loop, where the search starts.
+        loss: from the answers to the loss of each prompt.
+        steps: of Adam; its step size falls to zero along a cosine.
+
+    Returns:
+        For each run the constants of its places: those of the step with the least loss, which is no more than the mean
+        has on these prompts.
+    """
+    made: list[dict[Place, Tensor]] = [{} for _ in edits]
+    for group in fitting.groups(edits, GRADIENT_SHARE):
+        some = [edits[i] for i in group]
+        starts = {place: means(place.component, place.loop).detach() for run in some for place in run}
+        spread = {place: _spread(fitting, place) for place in starts}
+        shifts = [{place: torch.zeros_like(starts[place][:, :1]).requires_grad_() for place in run} for run in some]
+        least = torch.full((len(some),), torch.inf, device=fitting.clean.device)
+        best = [{place: starts[place] for place in run} for run in some]
+        adam = torch.optim.Adam([shift for run in shifts for shift in run.values()], START)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps + 1)
+        for _ in range(steps + 1):
+            now = [{place: starts[place] + spread[place] * run[place] for place in run} for run in shifts]
+            with torch.enable_grad():
+                outputs = fitting.outputs(some, [run.__getitem__ for run in now])
+                losses = torch.stack([loss(one).mean() for one in outputs])
+            better = losses.detach() < least
+            least = torch.where(better, losses.detach(), least)
+            for i in better.nonzero().flatten().tolist():
+                best[i] = {place: value.detach() for place, value in now[i].items()}
+            adam.zero_grad()
+            losses.where(losses.isfinite(), 0).sum().backward()
+            adam.step()
+            schedule.step()
+        for i, constants in zip(group, best, strict=True):
+            made[i] = constants
+    return made
+
+
+def _spread(runs: AblatedRuns, place: Place) -> Tensor:
+    """The standard deviation of an output over prompts, tokens and coordinates, which step sizes are told in."""
+    output = place.component.of(runs.cache, place.loop)
+    return (output - output.mean(0)).square().mean().sqrt().clamp_min(1e-6)
