@@ -169,6 +169,32 @@ def ablate(
     show(*ask("ablate", options, "ablate", common), common.png)
 
 
+@with_common(prompts=16)
+def edges(
+    loops: Loops = None,
+    from_loops: Annotated[
+        str | None, typer.Option(help="Loops of the senders, from 1 as in tables, such as 5:10 or last; default: all.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Gradients between the corrupted and the clean run; 1: plain.")] = 5,
+    exact: Annotated[
+        int, typer.Option(help="Edges that are also computed exactly: so many largest and at random.")
+    ] = 24,
+    corruption: Annotated[str | None, typer.Option(help="What differs in the corrupted run, as in patch.")] = None,
+    measure: Measure = "answer",
+    *,
+    common: Common,
+) -> None:
+    """Direct effects between heads and MLPs, from loop to loop."""
+    at_least(loops, 1, "loops")
+    at_least(steps, 1, "steps")
+    at_least(exact, 0, "exact")
+    options = {
+        "loops": loops, "from_loops": parse_choice(from_loops, "--from-loops"), "steps": steps, "exact": exact,
+        "corruption": corruption, "measure": measure,
+    }  # fmt: skip
+    show(*ask("edges", options, "edges", common), common.png)
+
+
 @with_common(prompts=64)
 def patch(
     corruption: Annotated[
@@ -292,6 +318,7 @@ def paths(
 
 VERBS: dict[str, Callable[..., None]] = {
     "ablate": ablate,
+    "edges": edges,
     "cache": cache,
     "lens": lens,
     "align": align,
