@@ -87,8 +87,8 @@ def run(
 
     Returns:
         A dataset with dims ``from_loop`` and ``to_loop`` (from 1), ``sender``, ``receiver`` and ``example``; what
-        cannot be, such as an edge to an earlier loop, is missing, and the read-out has edges in the last loop alone, which are
-        exact:
+        cannot be, such as an edge to an earlier loop, is missing, and the read-out has edges in the last loop alone,
+        which are exact:
 
         * ``moved [from_loop, sender, to_loop, receiver, example]``: the estimated direct effect, the change of the
           measure when the receiver is told that the sender is corrupted

@@ -40,8 +40,10 @@ def _graph(data: xr.Dataset) -> go.Figure:
         start = columns.index(edge["sender"]), edge["from_loop"]
         part = edge["receiver"].removesuffix(" q").removesuffix(" k").removesuffix(" v")
         end = (len(columns) / 2, n_loops + 1) if part == READ_OUT else (columns.index(part), edge["to_loop"])
-        bend = 0.35 if start[0] == end[0] and end[1] - start[1] > 1 else 0.0
-        middle = (start[0] + end[0]) / 2 + bend, (start[1] + end[1]) / 2
+        across, down = abs(end[0] - start[0]), end[1] - start[1]
+        sideways = 0.35 if across == 0 and down > 1 else 0.0
+        upwards = 0.2 + 0.05 * across if down == 0 else 0.0  # so that edges within a loop do not cover one another
+        middle = (start[0] + end[0]) / 2 + sideways, (start[1] + end[1]) / 2 - upwards
         figure.add_scatter(
             x=[start[0], middle[0], end[0]], y=[start[1], middle[1], end[1]], mode="lines", showlegend=False,
             line={"width": 0.6 + 6 * abs(edge["share"]) / most, "shape": "spline",
@@ -66,7 +68,8 @@ def _graph(data: xr.Dataset) -> go.Figure:
         marker={"size": 11, "color": "black", "symbol": "square"}, showlegend=False, hoverinfo="skip",
     )  # fmt: skip
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, title="component")
-    figure.update_yaxes(autorange="reversed", title="loop", dtick=1)
+    rows = list(range(loops[0], loops[-1] + 1))
+    figure.update_yaxes(autorange="reversed", title="loop", tickvals=rows)
     n_edges = int(data.share.notnull().sum())
     finish(
         figure,
@@ -74,7 +77,7 @@ def _graph(data: xr.Dataset) -> go.Figure:
         f"(red: as the corrupted run, blue: against it; letters: query, key or value; corrupted: "
         f"{data.attrs['corruption']})",
     )
-    return figure.update_layout(hovermode="closest", height=max(560, 190 + 32 * (loops[-1] - loops[0] + 2)))
+    return figure.update_layout(hovermode="closest", height=max(560, 190 + 60 * (loops[-1] - loops[0] + 2)))
 
 
 def _by_lag(data: xr.Dataset) -> go.Figure:
