@@ -151,5 +151,6 @@ def _edge(data: xr.Dataset, place: tuple[Any, ...]) -> dict[str, Any]:
     one = data.isel(dict(zip(data.share.dims, map(int, place), strict=True)))
     names = ("share", "share_low", "share_high", "exact", "exact_low", "exact_high")
     numbers = {name: float(one[name]) for name in names}
+    numbers["effect"] = numbers["share"] if np.isnan(numbers["exact"]) else numbers["exact"]  # the best that is known
     loops = {name: int(one[name]) for name in ("from_loop", "to_loop")}
     return loops | numbers | {name: str(one[name].item()) for name in ("sender", "receiver")}

@@ -35,7 +35,7 @@ def _graph(data: xr.Dataset) -> go.Figure:
     columns = [str(name) for name in data.sender.values]
     n_loops = int(data.to_loop[-1])
     figure = go.Figure()
-    most = max(abs(edge["share"]) for edge in edges)
+    most = max(abs(edge["effect"]) for edge in edges) or 1.0
     for edge in reversed(edges):
         start = columns.index(edge["sender"]), edge["from_loop"]
         part = edge["receiver"].removesuffix(" q").removesuffix(" k").removesuffix(" v")
@@ -43,11 +43,12 @@ def _graph(data: xr.Dataset) -> go.Figure:
         across, down = abs(end[0] - start[0]), end[1] - start[1]
         sideways = 0.35 if across == 0 and down > 1 else 0.0
         upwards = 0.2 + 0.05 * across if down == 0 else 0.0  # so that edges within a loop do not cover one another
-        middle = (start[0] + end[0]) / 2 + sideways, (start[1] + end[1]) / 2 - upwards
+        beside = {"q": -0.12, "k": 0.0, "v": 0.12}.get(edge["receiver"].rpartition(" ")[2], 0.0)
+        middle = (start[0] + end[0]) / 2 + sideways + beside, (start[1] + end[1]) / 2 - upwards + beside
         figure.add_scatter(
             x=[start[0], middle[0], end[0]], y=[start[1], middle[1], end[1]], mode="lines", showlegend=False,
-            line={"width": 0.6 + 6 * abs(edge["share"]) / most, "shape": "spline",
-                  "color": RED if edge["share"] > 0 else BLUE},
+            line={"width": 0.6 + 6 * abs(edge["effect"]) / most, "shape": "spline",
+                  "color": RED if edge["effect"] > 0 else BLUE},
             opacity=0.55, hoverinfo="skip",
         )  # fmt: skip
         word = edge["receiver"].rpartition(" ")[2] if edge["receiver"].startswith("head") else ""
@@ -55,7 +56,7 @@ def _graph(data: xr.Dataset) -> go.Figure:
             x=[middle[0]], y=[middle[1]], mode="markers+text", text=[word], showlegend=False,
             textfont={"size": 10}, marker={"size": 5, "color": "white", "opacity": 0.01},
             hovertemplate=f"{edge['sender']} of loop {edge['from_loop']} → {edge['receiver']} of loop "
-                          f"{edge['to_loop']}: {edge['share']:.3g}<extra></extra>",
+                          f"{edge['to_loop']}: {edge['effect']:.3g}<extra></extra>",
         )  # fmt: skip
     loops = sorted({edge["from_loop"] for edge in edges} | {edge["to_loop"] for edge in edges})
     places = [(col, loop) for loop in range(loops[0], loops[-1] + 1) for col in range(len(columns))]
@@ -73,7 +74,8 @@ def _graph(data: xr.Dataset) -> go.Figure:
     n_edges = int(data.share.notnull().sum())
     finish(
         figure,
-        f"{data.model.item()}: the {len(edges)} largest of {n_edges:,} direct effects on the {data.attrs['measure']} "
+        f"{data.model.item()}: the {len(edges)} largest estimates of {n_edges:,} direct effects on the {data.attrs['measure']}, as wide as the exact "
+        f"effect where it is known "
         f"(red: as the corrupted run, blue: against it; letters: query, key or value; corrupted: "
         f"{data.attrs['corruption']})",
     )
