@@ -17,7 +17,7 @@ from loopprobe.store import checkpoint as cp
 PENDING = set()  # cases whose mending is under way elsewhere
 
 PROBES = [
-    "ablate", "mask", "converge", "compare", "shift", "attention", "attribute", "align", "decode", "exit",
+    "ablate", "mask", "converge", "compare", "shift", "attention", "attribute", "align", "decode", "edges", "exit",
     "fixed-points", "lens", "patch", "paths", "recover", "failures",
 ]  # fmt: skip
 SETTINGS = [

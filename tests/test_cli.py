@@ -63,6 +63,7 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
     ("verb", "options", "figures"),
     [
         ("lens", ["--train-prompts", 20], ["lens", "lens-by-point"]),
+        ("edges", ["--loops", 3, "--exact", 4], ["edges", "edges-estimates", "edges-lags"]),
         ("ablate", ["--by", "mean,zero", "--in-loops", "2,last"], ["ablate", "ablate-agreement"]),
         (
             "ablate",

@@ -22,6 +22,7 @@ OPTIONS = {
     "compare": {"baselines": ("least_squares", "ridge", "nearest", "averaging"), "baseline_prompts": 2},
     "converge": {"loops": 4},
     "decode": {"train_prompts": 20, "network_loops": 1, "network_steps": 3},
+    "edges": {"loops": 2, "exact": 2, "steps": 1},
     "exit": {"loops": 4},
     "explore": {"loops": 3, "reset": (0, 1), "heads": ((0, 1),)},
     "fixed_points": {"far": 128, "random_starts": 1, "eigenvalues": 3, "lyapunov_steps": 3, "max_iterations": 5},

@@ -23,6 +23,7 @@ from loopprobe.tasks import PromptBatch, Prompts
 PACKAGE = Path(loopprobe.__file__).parent
 OPTIONS = {
     "ablate": {"methods": ("zero", "mean", "resample", "optimal"), "fit_steps": 3},
+    "edges": {"loops": 2, "exact": 3, "steps": 1},
     "mask": {"n": (0, 1, 2, 4), "loops": 6},
     "converge": {"loops": 20, "states": 2, "far": 200},
     "lens": {"train_prompts": 200},
@@ -46,7 +47,7 @@ def subject():
 def answers(subject):
     """Every probe's dataset, and the prompts."""
     prompts = draw(6)
-    given = {name: {"corrupted": draw(6, seed=1)} for name in ("patch", "ablate")}
+    given = {name: {"corrupted": draw(6, seed=1)} for name in ("patch", "ablate", "edges")}
     return prompts, {
         name: probe(name, subject, prompts, **options, **given.get(name, {})) for name, options in OPTIONS.items()
     }

@@ -120,3 +120,37 @@ def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
 def answer_of(data: xr.Dataset) -> str:
     """Say in words what a dataset of the attribute probe splits; earlier ones did not, and split the prediction."""
     return str(data.attrs.get("answer", "the prediction"))
+
+
+def largest_edges(data: xr.Dataset, most: int) -> list[dict[str, Any]]:
+    """Return the edges with the largest direct effects, the largest first; see ``probes.edges``.
+
+    Args:
+        data: a dataset of the edges probe.
+        most: the most edges.
+    """
+    sizes = np.abs(data.share.fillna(0)).values
+    order = np.argsort(-sizes, axis=None, kind="stable")[:most]
+    return [_edge(data, place) for place in zip(*np.unravel_index(order, sizes.shape), strict=True) if sizes[place]]
+
+
+def estimates_that_fail(data: xr.Dataset) -> list[dict[str, Any]]:
+    """Return the edges whose estimate lies outside the interval of the exact effect, the worst first."""
+    outside = (data.share < data.exact_low) | (data.share > data.exact_high)
+    outside &= data.chosen.isin(["largest", "random"])
+    off = [_edge(data, tuple(place)) for place in np.argwhere(outside.values)]
+    return sorted(off, key=lambda edge: -abs(edge["share"] - edge["exact"]))
+
+
+def edge_name(edge: dict[str, Any]) -> str:
+    """Return an edge in words, such as ``head 0.1 (loop 3) → head 0.2 v (loop 4)``."""
+    return f"{edge['sender']} (loop {edge['from_loop']}) → {edge['receiver']} (loop {edge['to_loop']})"
+
+
+def _edge(data: xr.Dataset, place: tuple[Any, ...]) -> dict[str, Any]:
+    one = data.isel(dict(zip(data.share.dims, map(int, place), strict=True)))
+    names = ("share", "share_low", "share_high", "exact", "exact_low", "exact_high")
+    numbers = {name: float(one[name]) for name in names}
+    numbers["effect"] = numbers["share"] if np.isnan(numbers["exact"]) else numbers["exact"]  # the best that is known
+    loops = {name: int(one[name]) for name in ("from_loop", "to_loop")}
+    return loops | numbers | {name: str(one[name].item()) for name in ("sender", "receiver")}

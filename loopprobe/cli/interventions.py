@@ -1,0 +1,133 @@
+"""Verbs that change what a model computes: ablate, edges and patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from loopprobe.cli.options import (
+    Common,
+    Heads,
+    InLoops,
+    Layers,
+    Loops,
+    Measure,
+    Positions,
+    ReadLoop,
+    with_common,
+)
+from loopprobe.cli.parsing import at_least, one_of, parse_choice, parse_words
+from loopprobe.cli.probes import ask, show
+from loopprobe.errors import LoopprobeError
+
+
+@with_common(prompts=32)
+def ablate(
+    methods: Annotated[
+        str, typer.Option("--by", help="What replaces an output: zero, mean, resample, optimal; several with commas.")
+    ] = "mean",
+    sites: Annotated[str, typer.Option(help="attn_z (heads), mlp_out (MLPs).")] = "attn_z,mlp_out",
+    loops: Loops = None,
+    in_loops: InLoops = None,
+    read_loop: ReadLoop = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    positions: Positions = None,
+    each_position: Annotated[bool, typer.Option("--each-position", help="Ablate each token by itself.")] = False,
+    together: Annotated[bool, typer.Option("--together/--singles", help="Also ablate in all loops at once.")] = True,
+    agreement: Annotated[
+        bool, typer.Option("--agreement/--no-agreement", help="Also rank the places by patching and attribution.")
+    ] = True,
+    measure: Measure = "error",
+    fit_prompts: Annotated[int, typer.Option(help="Other prompts that optimal constants are fitted on.")] = 64,
+    *,
+    common: Common,
+) -> None:
+    """Ablate heads and MLPs, loop by loop and in all loops."""
+    chosen = tuple(one_of(word, ("zero", "mean", "resample", "optimal"), "by") for word in parse_words(methods))
+    at_least(loops, 1, "loops")
+    at_least(read_loop, 1, "read_loop")
+    at_least(fit_prompts, 1, "fit_prompts")
+    options = {
+        "methods": chosen, "sites": parse_words(sites), "loops": loops, "read_loop": read_loop,
+        "in_loops": parse_choice(in_loops, "--in-loops"), "layers": parse_choice(layers, "--layers"),
+        "heads": parse_choice(heads, "--heads"), "positions": parse_choice(positions, "--positions"),
+        "each_position": each_position, "together": together, "agreement": agreement, "measure": measure,
+        "fit_prompts": fit_prompts,
+    }  # fmt: skip
+    show(*ask("ablate", options, "ablate", common), common.png)
+
+
+@with_common(prompts=16)
+def edges(
+    loops: Loops = None,
+    from_loops: Annotated[
+        str | None, typer.Option(help="Loops of the senders, from 1 as in tables, such as 5:10 or last; default: all.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Gradients between the corrupted and the clean run; 1: plain.")] = 5,
+    exact: Annotated[
+        int, typer.Option(help="Edges that are also computed exactly: so many largest and at random.")
+    ] = 24,
+    corruption: Annotated[str | None, typer.Option(help="What differs in the corrupted run, as in patch.")] = None,
+    measure: Measure = "answer",
+    *,
+    common: Common,
+) -> None:
+    """Direct effects between heads and MLPs, from loop to loop."""
+    at_least(loops, 1, "loops")
+    at_least(steps, 1, "steps")
+    at_least(exact, 0, "exact")
+    options = {
+        "loops": loops, "from_loops": parse_choice(from_loops, "--from-loops"), "steps": steps, "exact": exact,
+        "corruption": corruption, "measure": measure,
+    }  # fmt: skip
+    show(*ask("edges", options, "edges", common), common.png)
+
+
+@with_common(prompts=64)
+def patch(
+    corruption: Annotated[
+        str | None,
+        typer.Option(
+            help="What differs: label, weights (all labels, the default), query, or noise; of tokens: token (one of "
+            "them, the default) or prompt."
+        ),
+    ] = None,
+    sites: Annotated[
+        str, typer.Option(help="z (the state), attn_z (heads), mlp_out, attn_out, resid_mid, q, …")
+    ] = "z,attn_z",
+    loops: Loops = None,
+    example: Annotated[
+        int | None, typer.Option(help="Which example's label or which token differs, from 0; default: 0, or any token.")
+    ] = None,
+    noise_std: Annotated[float, typer.Option(help="With --corruption noise: its standard deviation.")] = 1.0,
+    positions: Positions = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only estimate, from one gradient (attribution patching).")
+    ] = False,
+    measure: Measure = "answer",
+    *,
+    common: Common,
+) -> None:
+    """Patch a clean run into a corrupted one, place by place."""
+    if corruption is not None:
+        one_of(corruption, ("label", "weights", "query", "noise", "token", "prompt"), "corruption")
+    at_least(loops, 1, "loops")
+    at_least(example, 0, "example")
+    if corruption == "noise" and not noise_std > 0:
+        raise LoopprobeError(f"noise_std ({noise_std}) must be above 0: without noise nothing is corrupted")
+    options = {
+        "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
+        "noise_std": noise_std, "exact": not estimate,
+        "positions": parse_choice(positions, "--positions"), "measure": measure,
+    }  # fmt: skip
+    show(*ask("patch", options, f"patch-{corruption}" if corruption else "patch", common), common.png)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "ablate": ablate,
+    "edges": edges,
+    "patch": patch,
+}
