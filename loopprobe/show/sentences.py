@@ -212,8 +212,8 @@ def edges(data: xr.Dataset) -> str:
         if first == end:
             same = f"; no loop before loop {end} has edges of that lag like those of it (cosine below {ALIKE:g})"
     return (
-        f"{_name(data)}: the largest direct effect is {edge_name(largest[0])}, {largest[0]['effect']:.0%} of the way to "
-        f"the corrupted answer; most is told with lag {lag}{same}."
+        f"{_name(data)}: the largest direct effect is {edge_name(largest[0])}, {largest[0]['effect']:.0%} of the way "
+        f"to the corrupted answer; most is told with lag {lag}{same}."
     )
 
 

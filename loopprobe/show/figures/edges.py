@@ -74,10 +74,9 @@ def _graph(data: xr.Dataset) -> go.Figure:
     n_edges = int(data.share.notnull().sum())
     finish(
         figure,
-        f"{data.model.item()}: the {len(edges)} largest estimates of {n_edges:,} direct effects on the {data.attrs['measure']}, as wide as the exact "
-        f"effect where it is known "
-        f"(red: as the corrupted run, blue: against it; letters: query, key or value; corrupted: "
-        f"{data.attrs['corruption']})",
+        f"{data.model.item()}: the {len(edges)} largest estimates of {n_edges:,} direct effects on the "
+        f"{data.attrs['measure']}, as wide as the exact effect where it is known (red: as the corrupted run, blue: "
+        f"against it; letters: query, key or value; corrupted: {data.attrs['corruption']})",
     )
     return figure.update_layout(hovermode="closest", height=max(560, 190 + 60 * (loops[-1] - loops[0] + 2)))
 
