@@ -144,6 +144,8 @@ class PatchedRuns:
                 ] if first else None  # fmt: skip
                 z = self.model.step(z, e, now, past)
         outputs = self.model.predict(z, e, self.n_loops - 1, first, self.read_at).unflatten(0, (copies, n_prompts))
+        if is_answer(self.measure):  # of all copies at once
+            return self.prompts.answer(outputs)
         before = self.unpatched[:, : bisect_left(self.read_at, first)]
         return torch.stack([self.measured(torch.cat([before, one], dim=1)) for one in outputs])
 

@@ -75,9 +75,8 @@ def _graph(data: xr.Dataset) -> go.Figure:
     finish(
         figure,
         f"{data.model.item()}: the {len(edges)} largest estimates of {n_edges:,} direct effects on the "
-        f"{data.attrs['measure']}, as wide as the exact effect where it is known "
-        f"(red: as the corrupted run, blue: against it; letters: query, key or value; corrupted: "
-        f"{data.attrs['corruption']})",
+        f"{data.attrs['measure']}, as wide as the exact effect where it is known (red: as the corrupted run, blue: "
+        f"against it; letters: query, key or value; corrupted: {data.attrs['corruption']})",
     )
     return figure.update_layout(hovermode="closest", height=max(560, 190 + 60 * (loops[-1] - loops[0] + 2)))
 
@@ -90,7 +89,7 @@ def _by_lag(data: xr.Dataset) -> go.Figure:
     sizes = abs(pairs).max("lag")
     largest = pairs.isel(pair=np.argsort(-sizes.values)[:PAIRS])
     titles = ["sum over all loops, the largest pairs", "how alike the loops are"]
-    figure = make_subplots(1, 2, horizontal_spacing=0.16, column_widths=[0.55, 0.45], subplot_titles=titles)
+    figure = make_subplots(1, 2, horizontal_spacing=0.22, column_widths=[0.55, 0.45], subplot_titles=titles)
     shown = largest.isel(lag=slice(0, 12))
     heat(figure, shown, "lag", "pair")
     figure.update_xaxes(title="lag: loops from sender to receiver", dtick=1, col=1)
@@ -103,7 +102,7 @@ def _by_lag(data: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title="cosine with the last such loop", range=[-1.05, 1.05], col=2)
     title = f"{data.model.item()}: direct effects by lag (share of the change from the clean to the corrupted run)"
     finish(figure, title)
-    bar = {"x": 0.46, "len": 1.0}
+    bar = {"x": 0.44, "len": 1.0, "title": {"text": "sum", "side": "top"}}
     return figure.update_layout(coloraxis=diverging(shown, "sum of shares", **bar), hovermode="closest", height=560)
 
 
