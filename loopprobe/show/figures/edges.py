@@ -102,8 +102,7 @@ def _by_lag(data: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title="cosine with the last such loop", range=[-1.05, 1.05], col=2)
     title = f"{data.model.item()}: direct effects by lag (share of the change from the clean to the corrupted run)"
     finish(figure, title)
-    bar = {"x": 0.44, "len": 1.0, "title": {"text": "sum", "side": "top"}}
-    return figure.update_layout(coloraxis=diverging(shown, "sum of shares", **bar), hovermode="closest", height=560)
+    return figure.update_layout(coloraxis=diverging(shown, "sum", x=0.44), hovermode="closest", height=560)
 
 
 def _estimates(data: xr.Dataset) -> go.Figure:
