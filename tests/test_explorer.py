@@ -23,6 +23,7 @@ from other_model import OtherSubject, draw
 import loopprobe
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import write_dataset
+from loopprobe.probes.paired import mask_difference
 from loopprobe.probes.session import probe
 from loopprobe.show.explore.exploration import Exploration
 from loopprobe.show.explore.page import packed, view_of
@@ -196,6 +197,13 @@ def test_a_file_of_a_probe_is_a_page(name, checkpoint, tmp_path, monkeypatch, ca
         assert "after 0 attention" in page  # a cell of the table
     else:
         assert boot_of(page)["views"]["0"]["loops"] == [1, 2, 3, 4]
+
+
+def test_a_file_that_is_made_from_others_is_a_page_without_a_sentence(checkpoint):
+    masks = [probe("mask", checkpoint, 6, mode=mode, n=(1, 2), loops=4) for mode in ("first", "last")]
+    page = loopprobe.explore(mask_difference(*masks)).html()
+    assert 'class="plotly-graph-div"' in page
+    assert 'id="mask"' in loopprobe.explore(masks).html()
 
 
 # The command line
@@ -438,6 +446,8 @@ def everything_is_drawn(page):
         assert drawn
         assert all(count > 0 for _, count in drawn), name
     assert page.evaluate("() => document.getElementById('pattern').data[0].z.flat().every(Number.isFinite)")
+    tops = page.evaluate("() => new Set([...document.querySelectorAll('#heads canvas')].map(c => c.offsetTop)).size")
+    assert tops <= page.evaluate("() => pairs().length"), "the loops of a head stand side by side"
     pictures = page.locator("#heads canvas")
     assert pictures.count() > 0
     inked = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size > 3"

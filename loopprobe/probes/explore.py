@@ -26,7 +26,7 @@ from loopprobe.model.masks import reset
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import error_summary, stamp
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.probes.loops import answer_tokens
+from loopprobe.probes.loops import answer_tokens, require_loops_or_layers
 from loopprobe.probes.paths import Components, principal_components
 from loopprobe.store.evaluate import query_error
 from loopprobe.store.subject import Subject
@@ -237,6 +237,7 @@ class Seen:
 
 def check(subject: Subject, config: ExploreConfig, prompts: PromptBatch) -> None:
     """Raise LoopprobeError where there is no such prompt, token, head, layer or loop, or the model has no such part."""
+    require_loops_or_layers(subject, config.loops)
     if config.prompt >= prompts.n_prompts:
         raise LoopprobeError(
             f"prompt ({config.prompt}) must be below {prompts.n_prompts}, the number of prompts: lower it or draw more"

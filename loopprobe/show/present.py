@@ -205,9 +205,11 @@ def tables_for(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = Non
 
 
 def findings(datasets: Sequence[xr.Dataset]) -> list[str]:
-    """Return the sentences that a verb prints below its tables, one per model."""
+    """Return the sentences that a verb prints below its tables, one per model; none of what is made from datasets."""
     says = import_module("loopprobe.show.sentences")
-    probe = _probe(datasets[0]).replace("-", "_")
+    probe = _probe(datasets[0])
+    if probe in DERIVED:
+        return []
     return [
         says.mask_modes(*members) if len(members) == 2 else getattr(says, probe)(members[0])
         for members in _by_model(_labelled(datasets)).values()

@@ -58,9 +58,10 @@ function drawError() {
   });
   const log = measure !== "probability";
   if (log) lines.forEach((line) => { line.y = line.y.map((y) => y > 0 ? y : null); });
+  const seen = lines.flatMap((line) => line.y).filter((y) => y > 0), wide = Math.max(...seen) > 30 * Math.min(...seen);
   const title = {error: view.queryUnit, answer: view.unit, final: view.stepWords, probability: "probability of the right answer"}[measure];
   Plotly.react("error", lines, look({xaxis: {title: {text: "loops done"}}, showlegend: true,
-    yaxis: {title: {text: title}, type: log ? "log" : "linear", exponentformat: "power", ...(log ? {dtick: 1} : {range: [0, 1.02]})},
+    yaxis: {title: {text: title}, type: log ? "log" : "linear", exponentformat: "power", ...(!log ? {range: [0, 1.02]} : wide ? {dtick: 1} : {})},
     shapes: [{type: "line", x0: loops[state.loop], x1: loops[state.loop], y0: 0, y1: 1, yref: "paper", line: {color: css("--quiet"), width: 1.5}},
       {type: "line", x0: view.trained, x1: view.trained, y0: 0, y1: 1, yref: "paper", line: {color: css("--quiet"), dash: "dot", width: 1}}],
     annotations: view.trained <= loops.at(-1) ? [{x: view.trained, y: 1, yref: "paper", text: "trained", showarrow: false, xanchor: "right", yanchor: "top", font: {color: css("--quiet"), size: 11}}] : []}), PLOT);
@@ -76,7 +77,7 @@ function drawPath() {
   const traces = [
     {x: all.flatMap((one) => [...one.x, null]), y: all.flatMap((one) => [...one.y, null]), mode: "lines", line: {color: css("--line"), width: 1}, opacity: 0.5, hoverinfo: "skip", name: "all tokens"},
     {x: tokens.map((p) => all[p].x[state.loop]), y: tokens.map((p) => all[p].y[state.loop]), mode: "markers", name: `after ${view.loops[state.loop]} loops`, customdata: tokens, text: names,
-      marker: {size: 7, color: tokens, colorscale: "Viridis", opacity: 0.85}, hovertemplate: "%{text}<extra></extra>"},
+      marker: {size: 7, color: tokens, colorscale: "Viridis", line: {color: theme(dark.matches).ink, width: 0.5}}, hovertemplate: "%{text}<extra></extra>"},
   ];
   view.runs.forEach((name, r) => traces.push({...along(r, state.focus), mode: "lines+markers", name: `${name}: token ${state.focus}`, line: {color: inks()[r], width: 2}, marker: {size: 4},
     customdata: view.loops, hovertemplate: "after %{customdata} loops<extra></extra>"}));
@@ -100,9 +101,12 @@ function drawHeads() {
   if (!view.pattern) return;
   const n = view.tokens.length, box = $("heads"), run = shownRun(), cols = columns();
   box.replaceChildren();
-  box.style.gridTemplateColumns = `auto repeat(${cols.length}, 44px)`;
-  box.append(Object.assign(document.createElement("span"), {className: "name", textContent: "loop"}));
-  for (const t of cols) box.append(Object.assign(document.createElement("span"), {className: "count", textContent: view.loops[t]}));
+  const beside = Math.max(1, Math.min(pairs().length, Math.floor(box.parentElement.clientWidth / (100 + 47 * cols.length))));  // rows of few loops
+  box.style.gridTemplateColumns = `auto repeat(${cols.length}, 44px) `.repeat(beside);
+  for (const _ of range(beside)) {
+    box.append(Object.assign(document.createElement("span"), {className: "name", textContent: "loop"}));
+    for (const t of cols) box.append(Object.assign(document.createElement("span"), {className: "count", textContent: view.loops[t]}));
+  }
   for (const [i, [layer, head]] of pairs().entries()) {
     const button = Object.assign(document.createElement(boot.live && boot.able.heads ? "button" : "span"), {className: "name", textContent: `head ${layer}.${head}`, type: "button"});
     button.dataset.head = `${layer}.${head}`;
