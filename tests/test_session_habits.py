@@ -28,7 +28,7 @@ def run(model, prompts):
         ({"positions": -13}, "position -13 must be below 12"),
         ({"positions": slice(20, 30)}, "no position is chosen"),
         ({"positions": []}, "no position is chosen"),
-        ({"positions": "query"}, "whole numbers"),
+        ({"positions": "query"}, "no position is called 'query'"),
         ({"loops": [5]}, "loop 5 must be below 5"),
         ({"loops": [-6]}, "loop -6 must be below 5"),
         ({"loops": range(4, 9)}, "loop 5 must be below 5"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from loopprobe.config.schema import Config, ModelConfig, Schedule, TaskConfig, TrainConfig
+from loopprobe.config.selection import Choice
 from loopprobe.config.sources import load_config, refuse_conflicts
 from loopprobe.config.strict import LARGEST, build
 from loopprobe.errors import LoopprobeError
@@ -29,6 +30,7 @@ WRONG = {
     float: [True, "1", [1.0], {}, float("inf"), float("nan")],
     bool: [0, 1, "yes", "true", 1.0],
     str: [1, True, b"x", ["x"]],
+    Choice: [True, 1.5, {}, [1.5], [True], [[1]], float("nan"), 10**5000],
 }
 
 
@@ -54,8 +56,12 @@ def cases():
         for field in dataclasses.fields(cls):
             hint = hints[field.name]
             args = typing.get_args(hint)
+            parts = [part for part in args if part is not type(None)]
+            if {int, str} <= set(parts):  # numbers, ranges and names
+                yield pytest.param(cls, field.name, Choice, False, id=f"{cls.__name__}.{field.name}")
+                continue
             if type(None) in args:
-                hint = next(part for part in args if part is not type(None))
+                hint = parts[0]
             if (kind := scalars(hint)) is not None:
                 yield pytest.param(cls, field.name, *kind, id=f"{cls.__name__}.{field.name}")
 

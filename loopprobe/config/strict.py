@@ -88,7 +88,9 @@ def build(cls: type, tree: Mapping[str, Any]) -> Any:
 
 def _one_line(cls: type, error: pydantic.ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    # Of a choice between types the place ends with the name of the first type, such as constrained-int.
+    known = first["type"] == "unexpected_keyword_argument"
+    key = ".".join(str(part) for part in first["loc"] if known or isinstance(part, int) or part.isidentifier())
     if first["type"] == "unexpected_keyword_argument":
         valid = list(_keys(cls))
         same_leaf = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
