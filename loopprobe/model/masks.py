@@ -113,7 +113,8 @@ def reset(
     Args:
         model: the model to mask; use it inside the ``with`` block as usual.
         positions: the tokens, from 0: a number, several, a slice; negative ones count from the end. None for all.
-        fill, loops: as in ``masked``.
+        fill: what the state becomes, as in ``masked``.
+        loops: the loops before which it is reset, as in ``masked``.
 
     Raises:
         LoopprobeError: the model has no state to mask, or a prompt has no such token; at the end of the block, a loop
