@@ -1,6 +1,7 @@
 """On a real Ray cluster: two nodes of one machine, on the loopback address. ``pytest -m ray``."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -173,12 +174,17 @@ def test_questions_get_the_same_answers_as_here(start, tmp_path):
     from loopprobe.probes.dataset import read_dataset
     from loopprobe.study.saved import answer_saved, read_saved
 
-    probes = Path(__file__).parents[1] / "probes"
-    process = start("run", probes / "r2_converge.toml", "--quick", "--out", tmp_path / "there")
+    text = (Path(__file__).parents[1] / "probes" / "r2_converge.toml").read_text()
+    few = re.sub(
+        r"checkpoints = \[.*?\]", 'checkpoints = ["lr-b5-T5", "lr-b10-T10", "nlr-b5-T5"]', text, flags=re.DOTALL
+    )
+    (tmp_path / "few.toml").write_text(few)
+    process = start("run", tmp_path / "few.toml", "--quick", "--out", tmp_path / "there")
     assert process.wait(timeout=400) == 0
-    saved = {"r2_converge": read_saved(probes / "r2_converge.toml")}
-    for data in answer_saved(saved, tmp_path / "here", quick=True)["r2_converge"].datasets:
-        there = read_dataset(tmp_path / "there" / "r2_converge" / f"{data.model.item()}.nc")
+    datasets = answer_saved({"few": read_saved(tmp_path / "few.toml")}, tmp_path / "here", quick=True)["few"].datasets
+    assert len(datasets) == 3
+    for data in datasets:
+        there = read_dataset(tmp_path / "there" / "few" / f"{data.model.item()}.nc")
         np.testing.assert_allclose(there["mean"], data["mean"], rtol=1e-3)
 
 
