@@ -64,7 +64,7 @@ def all_wide(data):
 @pytest.mark.parametrize("name", RUN)
 def test_probes_run_in_every_precision(name, dtype):
     checkpoint = tiny(dtype, name)
-    if name == "paths" and dtype in HALF:
+    if name in ("failures", "paths") and dtype in HALF:
         with pytest.raises(LoopprobeError, match="limits of states cannot be told apart"):
             asked(name, checkpoint)
         return
