@@ -25,6 +25,7 @@ class Shipped(BuildHookInterface):
         root, in_wheel = Path(self.root), self.target_name == "wheel"
         included = build_data["force_include"]
         models = root / "checkpoints"
+        folder = "loopprobe/_checkpoints" if in_wheel else "checkpoints"
         left_out: dict[str, str] = {}
         kept = set(self.config["weights"])
         for path in sorted(path for path in models.rglob("*") if path.is_file() and not path.name.startswith(".")):
@@ -36,11 +37,11 @@ class Shipped(BuildHookInterface):
             if missing:
                 left_out[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
             if not missing or (name.parts[0] == "hub" and name.name == "config.json"):  # by which the model is listed
-                included[str(path)] = f"{'loopprobe/_checkpoints' if in_wheel else 'checkpoints'}/{name}"
+                included[str(path)] = f"{folder}/{name}"
         self.registry = tempfile.TemporaryDirectory()
         listed = Path(self.registry.name) / "registry.json"
         listed.write_text(json.dumps(left_out, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        included[str(listed)] = f"{'loopprobe/_checkpoints' if in_wheel else 'checkpoints'}/registry.json"
+        included[str(listed)] = f"{folder}/registry.json"
         if in_wheel:
             for path in sorted((root / "probes").glob("*.toml")):
                 included[str(path)] = f"loopprobe/_questions/{path.name}"

@@ -102,6 +102,11 @@ def selector(names: Names, loops: Collection[int] | None, layers: Numbers, model
     return matches
 
 
+def activations_of(model: Any) -> set[str]:
+    """Return the short names of the activations that a model shows in every loop, such as ``attn_z``."""
+    return {short_name(local) for local in model.hook_trees.local_names}
+
+
 def _any_name(name: str) -> bool:
     return True
 

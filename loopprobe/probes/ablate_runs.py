@@ -12,9 +12,9 @@ from torch import Tensor
 from loopprobe.config.selection import Choice, resolve
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
-from loopprobe.model.hook_points import LoopHookPoint, short_name
+from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.protocol import LoopedModel
-from loopprobe.model.selection import selector
+from loopprobe.model.selection import activations_of, selector
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.tasks import PromptBatch
 
@@ -55,9 +55,12 @@ def components_of(
     Raises:
         LoopprobeError: the model has no such output, layer or head.
     """
-    known = {short_name(name) for name in model.hook_trees.local_names}  # type: ignore[attr-defined]
+    known = activations_of(model)
     if missing := [site for site in sites if site not in known]:
-        raise LoopprobeError(f"the model has no output {missing[0]}: choose from {', '.join(known & set(SITES))}")
+        there = ", ".join(site for site in SITES if site in known)
+        raise LoopprobeError(
+            f"the model has no output {missing[0]}: choose from {there or 'none, it has no such output'}"
+        )
     if heads is not None and "attn_z" not in sites:
         raise LoopprobeError(f"heads ({heads!r}) are chosen and no site has heads: add attn_z to the sites")
     sizes = model.sizes

@@ -26,12 +26,12 @@ from loopprobe.model.hook_points import LoopHookPoint, short_name, split_name
 from loopprobe.model.interventions import edited
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.selection import selector
-from loopprobe.probes.ablate_runs import AblatedRuns, Component, Place
+from loopprobe.probes.ablate_runs import SITES, AblatedRuns, Component, Place, components_of
 from loopprobe.probes.measures import Measure
 from loopprobe.support.statistics import at_least_single
 from loopprobe.tasks import PromptBatch
 
-WRITTEN, READ = ("attn_z", "mlp_out"), ("q", "k", "v", "mlp_out")
+WRITTEN, READ = SITES, ("q", "k", "v", "mlp_out")
 INPUT = "input"  # the sender that is the injected input of a loop, and with the first the state that it starts from
 READ_OUT = "read-out"  # the receiver after the last loop
 Senders = Sequence[Component | None]
@@ -40,10 +40,7 @@ Noted = Callable[[int, Component, Float[Tensor, "sender batch pos width"]], None
 
 def senders_of(model: LoopedModel) -> list[Component | None]:
     """The senders of a loop: the injected input (None), then heads and the MLP, layer by layer."""
-    sizes, made = model.sizes, list[Component | None]([None])
-    for layer in range(sizes.n_layers):
-        made += [*(Component("attn_z", layer, head) for head in range(sizes.n_heads)), Component("mlp_out", layer)]
-    return made
+    return [None, *components_of(model, WRITTEN)]
 
 
 def receivers_of(model: LoopedModel) -> list[Component]:

@@ -18,7 +18,7 @@ from loopprobe.config.budget import require
 from loopprobe.config.selection import Choice, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.hook_points import short_name
+from loopprobe.model.selection import activations_of
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.edge_runs import (
@@ -172,7 +172,7 @@ def check(
 ) -> None:
     """Raise LoopprobeError where the options do not fit the model, the prompts or the memory, before anything runs."""
     model: Any = subject.model
-    known = {short_name(name) for name in model.hook_trees.local_names}
+    known = activations_of(model)
     if missing := [site for site in (*WRITTEN, *READ) if site not in known]:
         raise LoopprobeError(f"edges need {missing[0]}, which {subject.label} has not: choose another")
     n_loops = config.loops or subject.loops_of(prompts)

@@ -20,19 +20,20 @@ from torch import Tensor
 from loopprobe.config.selection import ranges, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.hook_points import short_name
 from loopprobe.model.interventions import edited, hide, zero
 from loopprobe.model.masks import reset
 from loopprobe.model.protocol import LoopedModel
+from loopprobe.model.selection import activations_of
 from loopprobe.probes.dataset import error_summary, stamp
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.probes.loops import answer_tokens, require_loops_or_layers
+from loopprobe.probes.loops import require_loops_or_layers
 from loopprobe.probes.paths import Components, principal_components
 from loopprobe.store.evaluate import query_error
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.logits import LogitPrompts
+from loopprobe.tasks.places import answer_tokens
 from loopprobe.tasks.protocol import right_words, token_words
 from loopprobe.types import Progress
 
@@ -79,7 +80,7 @@ class ExploreConfig:
 
 def changeable(model: Any) -> dict[str, bool]:
     """Tell which parts of a change, the fields of ``ExploreConfig``, a model can take."""
-    points = {short_name(local) for local in model.hook_trees.local_names}
+    points = activations_of(model)
     return {part: point in points and (part != "reset" or "map" in model.supports) for part, point in NEEDS.items()}
 
 
@@ -181,8 +182,7 @@ class Seen:
 
     def __init__(self, model: LoopedModel, prompt: PromptBatch, n_loops: int) -> None:
         self.model, self.prompt, self.n_loops = model, prompt, n_loops
-        points = {short_name(local) for local in model.hook_trees.local_names}  # type: ignore[attr-defined]
-        self.names = [name for name in ("z", "pattern") if name in points]
+        self.names = [name for name in ("z", "pattern") if name in activations_of(model)]
         self.components: Components | None = None
         self.final: Tensor | None = None
         self.kept: dict[str, list[np.ndarray]] = {}

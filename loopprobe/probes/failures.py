@@ -165,12 +165,11 @@ def _dataset(
     onset = np.where(fails, trained + 1 + later.argmax(0), np.nan)
     lags = np.arange(-before, before + 1)
     lead, n_leading = _lead(query_step, onset, course == RIGHT, lags)
-    shares = np.stack([limits == limit for limit in Limit])
-    with np.errstate(invalid="ignore"):
-        of_course = np.stack([shares[:, course == i].mean(1) if (course == i).any() else np.full(len(Limit), np.nan)
-                              for i in range(len(COURSES))])  # fmt: skip
-    auc, auc_low, auc_high = np.array([auc_interval(sign[fails], sign[course == RIGHT]) for sign in seen]).T
     by_course = np.stack([course == i for i in range(len(COURSES))])
+    by_limit = np.stack([limits == limit for limit in Limit])
+    with np.errstate(invalid="ignore"):  # missing where no prompt has a course
+        of_course = by_course.astype(float) @ by_limit.T / by_course.sum(1, keepdims=True)
+    auc, auc_low, auc_high = np.array([auc_interval(sign[fails], sign[course == RIGHT]) for sign in seen]).T
     data = xr.Dataset(
         {
             "error": (("loop", "example"), error),

@@ -80,12 +80,6 @@ def chosen_tokens(positions: Choice, prompts: PromptBatch, last: int) -> list[in
     return tokens
 
 
-def answer_tokens(prompts: PromptBatch) -> list[int]:
-    """The tokens at which answers stand, in their order."""
-    at = prompts.read_at
-    return list(range(prompts.n_tokens)[at]) if isinstance(at, slice) else list(at)
-
-
 def some_tokens(query: int) -> list[int]:
     """A few inputs, their labels, and the query's token: what is shown where nobody has chosen."""
     return sorted({*range(0, query, STRIDE), *range(1, query, STRIDE), query})

@@ -26,13 +26,13 @@ from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
-from loopprobe.probes.loops import answer_tokens
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.store.evaluate import batches, over_batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.support.threads import go_on
 from loopprobe.tasks import PromptBatch
+from loopprobe.tasks.places import answer_tokens
 from loopprobe.types import Progress
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.selection import selector
-from loopprobe.probes.loops import answer_tokens
 from loopprobe.probes.measures import Measure, find_measure
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.statistics import at_least_single
 from loopprobe.tasks import PromptBatch
+from loopprobe.tasks.places import answer_tokens
 
 Site = Literal["z_pre", "z", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "attn_z"]
 BY_HEAD = ("q", "k", "v", "attn_z")

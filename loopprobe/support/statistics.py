@@ -189,13 +189,21 @@ def bootstrap_ratio(
     return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
+def auc(positive: Float[ndarray, " one"], negative: Float[ndarray, " other"]) -> float:
+    """Return the area under the ROC curve: how often a value of the first sample is above one of the second.
+
+    Ties count half. It is NaN where a sample is empty.
+    """
+    return float(_placements(positive, negative).mean()) if len(positive) and len(negative) else math.nan
+
+
 def auc_interval(
     positive: Float[ndarray, " one"], negative: Float[ndarray, " other"], *, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return the area under the ROC curve: how often a value of the first sample is above one of the second.
+    """Return the area under the ROC curve (``auc``) with its interval.
 
-    Ties count half. The interval is that of DeLong, DeLong and Clarke-Pearson (1988), taken of the logit, so that it
-    stays between 0 and 1.
+    The interval is that of DeLong, DeLong and Clarke-Pearson (1988), taken of the logit, so that it stays between 0
+    and 1.
 
     Args:
         positive, negative: the values of the two samples.
@@ -231,9 +239,9 @@ def correlation(a: Float[ndarray, ...], b: Float[ndarray, ...]) -> float:
 
 def ranks(values: Float[ndarray, "... entry"]) -> Float[ndarray, "... entry"]:
     """Return the rank of each entry along the last axis, from 1; entries that are alike share the mean of theirs."""
-    below = (values[..., None, :] < values[..., None]).sum(-1)
-    alike = (values[..., None, :] == values[..., None]).sum(-1)
-    return np.asarray(below + (alike + 1) / 2)
+    from scipy.stats import rankdata  # imported here: it takes half a second
+
+    return np.asarray(rankdata(values, axis=-1))
 
 
 def moving_mean(

@@ -5,6 +5,12 @@ from __future__ import annotations
 from loopprobe.tasks.protocol import PromptBatch
 
 
+def answer_tokens(prompts: PromptBatch) -> list[int]:
+    """The tokens at which answers stand, in their order."""
+    at = prompts.read_at
+    return list(range(prompts.n_tokens)[at]) if isinstance(at, slice) else list(at)
+
+
 def named_tokens(prompts: PromptBatch) -> dict[str, list[int]]:
     """The tokens that have a name in these prompts.
 
@@ -17,8 +23,7 @@ def named_tokens(prompts: PromptBatch) -> dict[str, list[int]]:
         prompt, such as ``labels`` and ``inputs``, which are those before the query; and ``inputs`` of prompts without
         such a group: the tokens at which no answer is read.
     """
-    at = prompts.read_at
-    answers = list(range(prompts.n_tokens)[at]) if isinstance(at, slice) else list(at)
+    answers = answer_tokens(prompts)
     groups = {
         name: group[0].nonzero().flatten().tolist()
         for name, group in prompts.targets().items()

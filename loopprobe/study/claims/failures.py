@@ -16,6 +16,7 @@ from loopprobe.probes.failures import BEFORE, LASTING, RIGHT, leads
 from loopprobe.study.claims.evidence import R13_FAILURES, Claim, Evidence, Kind, answers, kinds
 from loopprobe.study.claims.thresholds import GROWS, RETURNS, TOLD
 from loopprobe.study.estimates import Estimate, Group, estimate
+from loopprobe.support.statistics import auc
 
 LEAST = 5  # prompts of a seed that fail
 LEAD = -5  # loops before the first failure
@@ -73,14 +74,9 @@ def _log_median_known(values: Float[ndarray, "... example part"]) -> Float[ndarr
 
 
 def _area(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
-    """The area under the ROC curve of a sign, of [sign, fails, counts] for every prompt (Mann and Whitney 1947)."""
-    from scipy.stats import rankdata  # imported here: it takes half a second
-
-    areas = []
-    for sign, fails, counts in np.moveaxis(values.reshape(-1, *values.shape[-2:]), -1, 1):
-        ranks, failing = rankdata(sign[counts > 0]), fails[counts > 0] > 0
-        n, other = failing.sum(), (~failing).sum()
-        areas.append((ranks[failing].sum() - n * (n + 1) / 2) / (n * other) if n and other else np.nan)
+    """The area under the ROC curve of a sign, of [sign, fails, counts] for every prompt."""
+    rows = np.moveaxis(values.reshape(-1, *values.shape[-2:]), -1, 1)
+    areas = [auc(sign[(counts > 0) & (fails > 0)], sign[(counts > 0) & (fails == 0)]) for sign, fails, counts in rows]
     return np.array(areas).reshape(values.shape[:-2])
 
 
