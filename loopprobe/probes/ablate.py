@@ -25,6 +25,7 @@ from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import require_training, training_prompts
 from loopprobe.probes.measures import Function, Measure, find_measure
+from loopprobe.probes.patch import require_corruption
 from loopprobe.probes.rankings import Rankings
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
@@ -135,11 +136,7 @@ def check(
         )
     if "optimal" in config.methods:
         require_training(subject, prompts, training)
-    if config.corruption is not None and config.corruption not in prompts.corruptions:
-        raise LoopprobeError(
-            f"corruption ({config.corruption}) must be {' or '.join(prompts.corruptions) or 'left out'} for these "
-            "prompts: choose one"
-        )
+    require_corruption(config.corruption, prompts)
 
 
 def _constants(

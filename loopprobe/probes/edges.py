@@ -34,7 +34,7 @@ from loopprobe.probes.edge_runs import (
     senders_of,
 )
 from loopprobe.probes.measures import Function, Measure, find_measure
-from loopprobe.probes.patch import PatchConfig, corrupted_prompts, matched
+from loopprobe.probes.patch import PatchConfig, counterparts
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_ratio, correlation, ranks, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -110,11 +110,7 @@ def run(
     check(subject, config, prompts, corrupted=corrupted, measure=measure)
     prompts = prompts.to(subject.device)
     words = "given" if corrupted is not None else config.corruption or prompts.corruptions[0]
-    if corrupted is None:
-        other = corrupted_prompts(subject, prompts, PatchConfig(corruption=words))  # type: ignore[arg-type]
-    else:
-        other = matched(prompts, corrupted)
-    prompts = prompts.against(other)
+    prompts, other = counterparts(subject, prompts, PatchConfig(corruption=words), corrupted)  # type: ignore[arg-type]
     chosen = find_measure(config.measure if measure is None else measure, prompts)
     n_loops = config.loops or subject.loops_of(prompts)
     from_loops = resolve(config.from_loops, n_loops, "loop", first=1) or list(range(n_loops))

@@ -109,8 +109,7 @@ def run(
     model = subject.model
     prompts = prompts.to(subject.device)
     n_loops = config.loops or subject.loops_of(prompts)
-    other = corrupted_prompts(subject, prompts, config) if corrupted is None else matched(prompts, corrupted)
-    prompts = prompts.against(other)
+    prompts, other = counterparts(subject, prompts, config, corrupted)
     chosen = find_measure(config.measure if measure is None else measure, prompts)
     config = dataclasses.replace(config, measure=chosen.name)
     runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), chosen)
@@ -145,14 +144,31 @@ def check(
     find_measure(config.measure if measure is None else measure, prompts)
     if not config.sites:
         raise LoopprobeError("sites must not be empty: name at least one")
-    if config.corruption not in (None, GIVEN, *prompts.corruptions):
-        raise LoopprobeError(
-            f"corruption ({config.corruption}) must be {' or '.join(prompts.corruptions)} for these prompts: choose one"
-        )
+    if config.corruption != GIVEN:
+        require_corruption(config.corruption, prompts)
     if config.positions is not None:
         chosen_tokens(config.positions, prompts, last_token(subject, prompts))
     if config.corruption != GIVEN:
         corrupted_prompts(subject, prompts[:1], config)
+
+
+def require_corruption(kind: str | None, prompts: PromptBatch) -> None:
+    """Raise LoopprobeError where prompts cannot be corrupted so; None stands for the usual way, if there is one."""
+    if kind not in (None, *prompts.corruptions):
+        kinds = " or ".join(prompts.corruptions) or "left out"
+        raise LoopprobeError(f"corruption ({kind}) must be {kinds} for these prompts: choose one")
+
+
+def counterparts(
+    subject: Subject, prompts: PromptBatch, config: PatchConfig, corrupted: PromptBatch | None
+) -> tuple[PromptBatch, PromptBatch]:
+    """Return clean prompts, told from the corrupted ones, and these: those that are given, or as the options say.
+
+    Raises:
+        LoopprobeError: see ``corrupted_prompts`` and ``matched``.
+    """
+    other = corrupted_prompts(subject, prompts, config) if corrupted is None else matched(prompts, corrupted)
+    return prompts.against(other), other
 
 
 def corrupted_prompts(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> PromptBatch:

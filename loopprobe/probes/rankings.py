@@ -13,7 +13,7 @@ from torch import Tensor
 from loopprobe.model.cache import LoopCache
 from loopprobe.probes import attribute
 from loopprobe.probes.ablate_runs import AblatedRuns, Edited, Place
-from loopprobe.probes.patch import PatchConfig, corrupted_prompts, matched
+from loopprobe.probes.patch import PatchConfig, counterparts
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -49,17 +49,13 @@ class Rankings:
         n_loops: int,
     ) -> Rankings:
         """Corrupt the prompts, where they can be, unless corrupted ones are given."""
-        words = "prompts that were given"
-        if corrupted is not None:
-            corrupted = matched(prompts, corrupted)
-        elif prompts.corruptions:
-            words = corruption or prompts.corruptions[0]
-            if words == "weights" and not subject.is_of_task(prompts) and corruption is None:
-                words = prompts.corruptions[1]
-            corrupted = corrupted_prompts(subject, prompts, PatchConfig(corruption=words))  # type: ignore[arg-type]
-        if corrupted is None:
+        if corrupted is None and not prompts.corruptions:
             return cls(subject, prompts, None, n_loops)
-        return cls(subject, prompts.against(corrupted), corrupted, n_loops, words)
+        kind = corruption or (prompts.corruptions[0] if corrupted is None else "given")
+        if kind == "weights" and corruption is None and not subject.is_of_task(prompts):
+            kind = prompts.corruptions[1]
+        clean, other = counterparts(subject, prompts, PatchConfig(corruption=kind), corrupted)  # type: ignore[arg-type]
+        return cls(subject, clean, other, n_loops, kind if corrupted is None else "prompts that were given")
 
     def moved(
         self, runs: Sequence[Edited], sites: Sequence[str], here: slice
