@@ -125,3 +125,9 @@ def test_loops_of_a_run_that_has_not_started(choice, n_loops):
             has()
     else:
         assert has() == sorted(wanted)
+
+
+def test_a_range_that_no_memory_holds_is_refused_before_it_is_written_out():
+    with pytest.raises(LoopprobeError, match="are 1,000,000,000,000, the most are 10,000,000"):
+        LoopChoice("0:999999999999")
+    assert LoopChoice("0:4").known == [0, 1, 2, 3, 4]

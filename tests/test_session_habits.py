@@ -34,6 +34,7 @@ def run(model, prompts):
         ({"loops": range(4, 9)}, "loop 5 must be below 5"),
         ({"loops": slice(7, 9)}, "no loop is chosen"),
         ({"loops": ()}, "no loop is chosen"),
+        ({"loops": "0:99999999999"}, "loop 99999999999 must be below 5"),
         ({"layers": 2}, "layer 2 must be below 2"),
         ({"layers": [0, -3]}, "layer -3 must be below 2"),
         ({"names": lambda name: False}, "nothing is chosen"),

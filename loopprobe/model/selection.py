@@ -12,6 +12,9 @@ from loopprobe.model.hook_points import short_name, split_name
 Names = str | Collection[str] | Callable[[str], bool] | None  # of activations; None for all
 
 
+MOST_LOOPS = 10_000_000  # that may be named one by one
+
+
 class LoopChoice:
     """Loops of a run that has not started yet, so that its length is not known.
 
@@ -31,6 +34,8 @@ class LoopChoice:
             raise LoopprobeError("no loop is chosen: name at least one, or None for all")
         named = None if self.given is None else absolute(self.given)
         self.is_relative = self.given is not None and named is None
+        if (count := sum(map(len, named or ()))) > MOST_LOOPS:
+            raise LoopprobeError(f"loops ({loops!r}) are {count:,}, the most are {MOST_LOOPS:,}: narrow the range")
         self.known = None if named is None else sorted({loop for part in named for loop in part})
 
     def has(self, loop: int, n_loops: int | None) -> bool:
