@@ -120,6 +120,7 @@ print(peak_memory() - before - kept.numel() * kept.element_size())
 """
 
 
+@pytest.mark.slow
 @needs_peak
 def test_peak_memory_is_what_is_kept_however_many_loops_run():
     extra = [int(run_script(SCRIPT, n)) for n in (20, 400)]

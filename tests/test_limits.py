@@ -40,6 +40,7 @@ def over_time(function, n_values):
     return Trail.of(values[:, None, None, None] * torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_control_is_classified_as_what_it_is(dtype):
     for control in controls(3, dtype):
@@ -280,6 +281,7 @@ print(peak_memory() - before)
 """
 
 
+@pytest.mark.slow
 @needs_peak
 def test_memory_does_not_grow_with_the_loops():
     state = 16 * 62 * 64 * 4

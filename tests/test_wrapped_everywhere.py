@@ -181,6 +181,8 @@ OPTIONS = {
     "failures": {"loops": 130, "spectra": False},
     "exit": {"loops": 4},
     "explore": {"loops": 3, "reset": (0,)},
+    "ablate": {"loops": 2, "methods": ("zero",)},
+    "edges": {"loops": 2, "exact": 2, "steps": 1},
 }
 NAMED = {
     "converge": "mean",

@@ -85,7 +85,7 @@ def run(
         prompts = rankings.prompts
     parts = batches(subject.model, prompts)
     means = mean_activations(subject.model, parts, plan.n_loops, config.sites)
-    constants, fitted_on = _constants(subject, prompts, config, plan, training)
+    constants, fitted_on = _constants(subject, prompts, config, plan, training, progress)
     everything = [*plan.singles, *plan.together]
     shape = (len(config.methods), len(everything), prompts.n_prompts)
     effect, moved = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -145,6 +145,7 @@ def _constants(
     config: AblateConfig,
     plan: Plan,
     training: PromptBatch | None,
+    progress: Progress,
 ) -> tuple[list[Values], str]:
     """The optimal constants of every run, and what they are fitted on; none where nobody asks for them."""
     if "optimal" not in config.methods:
@@ -159,6 +160,7 @@ def _constants(
         _known(own),
         lambda outputs: fitting.errors(outputs)[..., -1],
         config.fit_steps,
+        progress,
     )
     return [one.__getitem__ for one in fitted], words
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.probes.ablate_runs import AblatedRuns, Component, Edited, Place, Values
+from loopprobe.types import Progress
 
 START = 0.5  # step size of Adam at its first step, in standard deviations of the output
 GRADIENT_SHARE = 0.5  # of the runs that go through together without a gradient
@@ -44,6 +45,7 @@ def best_constants(
     means: Known,
     loss: Callable[[Float[Tensor, "batch answer *value"]], Float[Tensor, " batch"]],
     steps: int,
+    progress: Progress = lambda steps: steps,
 ) -> list[dict[Place, Float[Tensor, "1 pos width"]]]:
     """The constants with the least mean loss, by Adam from the mean (Li and Janson, arXiv 2409.09951, section 2.3).
 
@@ -57,13 +59,14 @@ def best_constants(
         means: of each component and loop, where the search starts.
         loss: from the answers to the loss of each prompt.
         steps: of Adam; its step size falls to zero along a cosine.
+        progress: wraps the groups of runs that are fitted at once.
 
     Returns:
         For each run the constants of its places: those of the step with the least loss, which is no more than the mean
         has on these prompts.
     """
     made: list[dict[Place, Tensor]] = [{} for _ in edits]
-    for group in fitting.groups(edits, GRADIENT_SHARE):
+    for group in progress(list(fitting.groups(edits, GRADIENT_SHARE))):
         some = [edits[i] for i in group]
         starts = {place: means(place.component, place.loop).detach() for run in some for place in run}
         spread = {place: _spread(fitting, place) for place in starts}
