@@ -11,8 +11,18 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.study.claims import CLAIMS, check_questions, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS, kinds
 from loopprobe.study.claims.study import falls_at, flattens_at
-from loopprobe.study.decisions import held, outcome, statuses, would_take
-from loopprobe.study.estimates import Estimate, Group, estimate, intervals, log_median, share_of
+from loopprobe.study.decisions import held, parts, would_take
+from loopprobe.study.estimates import (
+    Estimate,
+    Group,
+    Spread,
+    estimate,
+    intervals,
+    log_median,
+    on_average,
+    share_of,
+    with_common,
+)
 from loopprobe.study.forest import forest
 from loopprobe.study.rules import about_equal, above, below
 from loopprobe.study.saved import saved_questions
@@ -22,9 +32,15 @@ NAN = float("nan")
 EMPTY = dict.fromkeys(QUESTIONS, ())  # every question asked, of no model
 
 
-def measured(value, spread=0.01, seeds=5, rule=None, scale="ratio"):
+def measured(value, spread=0.01, seeds=5, rule=None, scale="ratio", part=""):
     """An estimate whose seeds differ by ``spread``, so that its interval is narrow."""
-    return Estimate("x", rule or below(1), scale, value, ((spread**2, seeds),), spread**2)
+    spreads = (Spread(spread**2, seeds, seeds - 1),)
+    return Estimate("x", rule or below(1), scale, value, spreads, spread**2, part=part)
+
+
+def each(rule):
+    """The same rule, that every finding must obey."""
+    return dataclasses.replace(rule, each=True)
 
 
 @pytest.mark.parametrize(
@@ -46,54 +62,135 @@ def test_an_interval_against_a_rule(rule, interval, status):
     assert held(interval, rule) == status
 
 
-@pytest.mark.parametrize(
-    ("found", "status"),
-    [
-        ([], "undecided"),
-        (["supported", "supported", "supported"], "supported"),
-        (["supported", "undecided"], "undecided"),
-        (["supported", "contradicted", "undecided"], "mixed"),
-        (["contradicted", "undecided"], "contradicted"),
-        (["contradicted"], "contradicted"),
-    ],
-)
-def test_findings_to_a_verdict(found, status):
+FOUND = [  # with the verdict where every finding must hold, and where their mean must
+    ([], "undecided", "undecided"),
+    (["supported", "supported", "supported"], "supported", "supported"),
+    (["supported", "undecided"], "undecided", "supported"),
+    (["supported", "contradicted", "undecided"], "mixed", "mixed"),
+    (["contradicted", "undecided"], "contradicted", "contradicted"),
+    (["contradicted"], "contradicted", "contradicted"),
+    (["undecided", "undecided"], "undecided", "undecided"),
+]
+
+
+@pytest.mark.parametrize(("found", "of_each", "of_mean"), FOUND)
+def test_findings_to_a_verdict(found, of_each, of_mean):
     values = {"supported": -0.5, "contradicted": 0.5, "undecided": 0.0}
-    verdict = conclude("R0", "claim", [measured(values[state]) for state in found])
-    assert verdict.status == status
-    assert [finding.status for finding in verdict.findings] == found
+    for rule, status in ((each(below(1)), of_each), (below(1), of_mean)):
+        verdict = conclude("R0", "claim", [measured(values[state], rule=rule) for state in found])
+        assert verdict.status == status
+        assert [finding.status for finding in verdict.findings] == found
+        assert len(verdict.means) == (status == of_mean and len(found) > 1 and not rule.each)
+
+
+def test_every_part_of_a_claim_has_a_mean_that_must_hold():
+    """A part is of one kind of number, one rule and one name; one finding is its own mean."""
+    good, bad, open_ = (
+        [measured(value, part=part) for value in (middle - 0.2, middle + 0.2)]
+        for middle, part in ((-0.5, "a"), (0.5, "b"), (0.0, "c"))
+    )
+    assert conclude("R0", "claim", good).status == "supported"
+    assert conclude("R0", "claim", [*good, *open_]).status == "mixed"  # of the open part one finding breaks the rule
+    assert conclude("R0", "claim", [*good, measured(0.0, part="c")]).status == "undecided"
+    assert conclude("R0", "claim", [*good, measured(-0.5, scale="difference")]).status == "supported"
+    assert conclude("R0", "claim", [*good, *bad]).status == "mixed"
+    verdict = conclude("R0", "claim", [*good, *bad])
+    assert [(mean.what, mean.estimate) for mean in verdict.means] == [
+        ("mean over 2 findings: a", pytest.approx(np.exp(-0.5))),
+        ("mean over 2 findings: b", pytest.approx(np.exp(0.5))),
+    ]
+    one_bad = [measured(value) for value in (-0.5, -0.5, -0.5, 0.1)]
+    assert conclude("R0", "claim", one_bad).status == "mixed"  # it holds in the mean, but not for every kind
 
 
 def test_a_claim_is_supported_as_a_whole_or_its_findings_are_looked_at_together():
     """That all hold takes no correction for their number, that one of many breaks or holds does."""
-    near = measured(np.log(0.8), spread=0.1)  # its own interval ends at 0.99, that of ten together above 1
+    rule = each(below(1))
+    near = measured(np.log(0.8), spread=0.1, rule=rule)  # its own interval ends at 0.99, that of ten together above 1
     assert conclude("R0", "claim", [near] * 10).status == "supported"
-    assert conclude("R0", "claim", [near] * 9 + [measured(0.0)]).status == "undecided"
-    [*first, last] = conclude("R0", "claim", [near] * 9 + [measured(0.5)]).findings
+    assert conclude("R0", "claim", [near] * 9 + [measured(0.0, rule=rule)]).status == "undecided"
+    [*first, last] = conclude("R0", "claim", [near] * 9 + [measured(0.5, rule=rule)]).findings
     assert ({one.status for one in first}, last.status) == ({"undecided"}, "contradicted")
-    above_one = measured(-near.value, spread=0.1)
+    above_one = measured(-near.value, spread=0.1, rule=rule)
     assert conclude("R0", "claim", [above_one]).status == "contradicted"
-    assert conclude("R0", "claim", [above_one, *[measured(0.0)] * 9]).status == "undecided"
+    assert conclude("R0", "claim", [above_one, *[measured(0.0, rule=rule)] * 9]).status == "undecided"
+
+
+def test_the_mean_over_findings_counts_models_that_they_share_once():
+    """Of five seeds: (a + b) / 2 - c, and Welch's interval of these two sets of numbers."""
+    from scipy.stats import t, ttest_ind
+
+    a, b, c = np.random.default_rng(1).normal([[0.0], [1.0], [0.4]], [[0.3], [0.5], [0.4]], size=(3, 5))
+    b += a  # the same seeds
+    prompts = np.ones((1, 50))
+
+    def group(logs, *names):
+        models = tuple(f"{name}-s{seed}" for name in names for seed in range(5))
+        return Group(np.exp(logs)[:, None] * prompts, log_median, models=models)
+
+    pairs = [estimate("x", below(1), "ratio", group(logs, "one"), group(c, "other")) for logs in (a, b)]
+    mean = on_average(with_common(pairs))
+    welch = ttest_ind((a + b) / 2, c, equal_var=False).confidence_interval(0.95)
+    assert intervals([mean], together=False)[0] == pytest.approx(tuple(np.exp(welch)), rel=1e-6)
+    cancelled = [
+        estimate("x", below(1), "ratio", group(one, "p"), group(other, "q")) for one, other in ((a, c), (c, a))
+    ]
+    swapped = [estimate("x", below(1), "ratio", *groups) for groups in (
+        (group(a, "p"), group(c, "q")), (group(c, "q"), group(a, "p")),
+    )]  # fmt: skip
+    assert sum(s.variance for s in on_average(swapped).spreads) == pytest.approx(0, abs=1e-30)
+    assert sum(s.variance for s in on_average(cancelled).spreads) > 0  # the same numbers of other models do not cancel
+    apart = [estimate("x", below(1), "ratio", group(logs, name)) for logs, name in ((a, "p"), (c, "q"))]
+    total = (a.var(ddof=1) + c.var(ddof=1)) / 4 / 5
+    slack = (a.var(ddof=1) ** 2 + c.var(ddof=1) ** 2) / 4**2 / 5**2 / 4
+    half = t.ppf(0.975, total**2 / slack) * np.sqrt(total)
+    [ends] = intervals([on_average(with_common(apart))], together=False)
+    assert np.log(ends) == pytest.approx((a.mean() + c.mean()) / 2 + np.array([-half, half]), rel=1e-6)
+
+
+def test_the_mean_over_findings_resamples_the_prompts_of_all_at_once():
+    """What prompts add to one finding they take from the other; of each alone they add much."""
+    prompts = np.random.default_rng(0).lognormal(0, 1, size=(1, 400))
+    up, down = (
+        estimate("x", below(1), "ratio", Group(values, log_median, of_seeds="these"))
+        for values in (prompts, 1 / prompts)
+    )
+    assert min(up.of_prompts, down.of_prompts) > 1e-3
+    opposite = on_average([up, down])
+    assert np.var(opposite.drawn) < 0.2 * up.of_prompts / 2
+    assert opposite.of_prompts >= (up.of_prompts + down.of_prompts) / 4  # of prompts that are others it is no less
+    assert on_average([up, up]).of_prompts == pytest.approx(up.of_prompts)
+
+
+def test_a_model_of_one_seed_in_several_findings_is_one_model():
+    one = Spread(np.nan, 1, 0, ("m",), (0.0,))
+    many = Spread(0.01, 5, 4, tuple(f"n{i}" for i in range(5)), (0.1, 0.2, 0.0, -0.1, -0.2))
+    found = with_common([Estimate("x", below(1), "ratio", -1.0, (one, many), 0.0) for _ in range(4)])
+    assert {s.variance for e in found for s in e.spreads} == {0.01}
+    mean = on_average(found)
+    assert sorted(s.variance for s in mean.spreads) == pytest.approx([0.01, np.var(many.numbers, ddof=1)])
 
 
 def test_a_claim_that_is_undecided_says_what_would_decide_it():
-    of_prompts = [dataclasses.replace(measured(np.log(0.9)), of_prompts=1.0)]
-    assert would_take(of_prompts) == "more prompts would decide it, for seeds differ little"
-    of_seeds = [dataclasses.replace(measured(np.log(0.9), spread=0.12, seeds=3), of_prompts=0.0)]
-    words = would_take(of_seeds)
-    assert words == "more prompts would not decide it, 8 seeds of every kind of model would"
+    def taken(*estimates):
+        return would_take(parts(estimates))
+
+    of_prompts = dataclasses.replace(measured(np.log(0.9)), of_prompts=1.0)
+    assert taken(of_prompts) == "more prompts would decide it, for seeds differ little"
+    of_seeds = dataclasses.replace(measured(np.log(0.9), spread=0.12, seeds=3), of_prompts=0.0)
+    assert taken(of_seeds) == "more prompts would not decide it, 8 seeds of every kind of model would"
     for seeds, status in ((7, "undecided"), (8, "supported")):  # as the same numbers of so many seeds would have it
-        more = [dataclasses.replace(of_seeds[0], spreads=((0.12**2, seeds),))]
-        assert outcome(statuses(more)) == status
-    assert would_take([measured(0.0)]).startswith("neither more prompts nor 50 seeds")
-    assert "second seed" in would_take([Estimate("x", below(1), "ratio", 0.0, ((NAN, 1),), 1.0)])
+        more = dataclasses.replace(of_seeds, spreads=(Spread(0.12**2, seeds, seeds - 1),))
+        assert parts([more]).outcome == status
+    assert taken(measured(0.0)).startswith("neither more prompts nor 50 seeds")
+    assert "second seed" in taken(Estimate("x", below(1), "ratio", 0.0, (Spread(NAN, 1, 0),), 1.0))
     for found in ([measured(0.0)], [measured(0.5)], []):
         verdict = conclude("R0", "claim", found)
         assert bool(verdict.takes) == (verdict.status == "undecided")
 
 
 def test_one_seed_takes_no_variance_of_another_kind_of_number():
-    share_of_one = Estimate("x", below(0.5), "share", 0.1, ((NAN, 1),), 0.0)
+    share_of_one = Estimate("x", below(0.5), "share", 0.1, (Spread(NAN, 1, 0),), 0.0)
     [_, finding] = conclude("R0", "claim", [measured(0.0, spread=2.0), share_of_one]).findings
     assert finding.reason == ONE_SEED
 
@@ -107,14 +204,14 @@ def test_thresholds_that_are_moved_can_change_a_verdict():
 
 
 def test_a_forest_plot_has_every_finding_with_its_interval_and_the_claimed_range():
-    parts = [measured(np.log(ratio)) for ratio in (0.2, 1.0, 3.0)] + [measured(0.5, scale="difference")]
-    parts = [dataclasses.replace(one, what=f"finding {i}") for i, one in enumerate(parts)]
-    verdict = conclude("R0", "claim", parts)
+    found = [measured(np.log(ratio)) for ratio in (0.2, 1.0, 3.0)] + [measured(0.5, scale="difference")]
+    verdict = conclude("R0", "claim", [dataclasses.replace(one, what=f"finding {i}") for i, one in enumerate(found)])
     figure = forest(verdict)
     named = [trace.name for trace in figure.data]
-    assert named == [name for name in ("supported", "contradicted", "undecided", "supported") for _ in range(2)]
-    for trace in figure.data[:6]:
-        [finding] = [one for one in verdict.findings if one.what == trace.y[0]]
+    kinds_of = ("mean: supported", "supported", "contradicted", "undecided", "supported")
+    assert named == [name for name in kinds_of for _ in range(2)]
+    for trace in figure.data[:8]:
+        [finding] = [one for one in (*verdict.means, *verdict.findings) if one.what == trace.y[0]]
         ends = trace.x[0] - trace.error_x.arrayminus[0], trace.x[0], trace.x[0] + trace.error_x.array[0]
         own = finding.low, finding.estimate, finding.high
         together = finding.low_together, finding.estimate, finding.high_together
@@ -126,9 +223,16 @@ def test_a_forest_plot_has_every_finding_with_its_interval_and_the_claimed_range
     assert forest(conclude("R0", "claim", [])) is None
 
 
-def test_the_effect_is_the_median_of_the_first_kind_with_its_range():
-    parts = [measured(np.log(ratio)) for ratio in (0.2, 0.3, 0.9)] + [measured(0.5, scale="difference")]
-    assert conclude("R0", "claim", parts).effect == "ratio 0.3 (0.2 to 0.9)"
+def test_the_effect_is_the_first_mean_or_the_median_where_every_finding_must_hold():
+    found = [measured(np.log(ratio), rule=each(below(1))) for ratio in (0.2, 0.3, 0.9)]
+    assert conclude("R0", "claim", [*found, measured(0.5, scale="difference")]).effect == "ratio 0.3 (0.2 to 0.9)"
+    found = [measured(np.log(ratio)) for ratio in (0.2, 0.3, 0.9)]
+    verdict = conclude("R0", "claim", [*found, measured(0.5, scale="difference")])
+    middle, low, high = verdict.size
+    assert middle == pytest.approx((0.2 * 0.3 * 0.9) ** (1 / 3))
+    assert low < middle < high
+    assert verdict.effect == f"ratio {middle:.3g} ({low:.3g} to {high:.3g}), findings 0.2 to 0.9"
+    assert conclude("R0", "claim", found[:1]).effect == "ratio 0.2"
 
 
 def test_pairs_stay_paired():
@@ -184,7 +288,7 @@ def test_intervals_of_many_findings_are_wider_so_that_they_hold_together():
 
 
 def test_one_seed_takes_the_variance_of_the_others_or_decides_nothing():
-    single, several = Estimate("x", below(1), "ratio", -1.0, ((NAN, 1),), 0.0), measured(-1.0, 0.1)
+    single, several = Estimate("x", below(1), "ratio", -1.0, (Spread(NAN, 1, 0),), 0.0), measured(-1.0, 0.1)
     assert conclude("R0", "claim", [single]).findings[0].reason == ONE_SEED
     [first, _] = conclude("R0", "claim", [single, several]).findings
     assert first.status == "supported"

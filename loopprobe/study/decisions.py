@@ -1,22 +1,24 @@
 """Decisions: from the intervals of a claim's findings to its verdict, and what an undecided claim would take.
 
 An interval supports a rule when all of it obeys, contradicts it when all of it breaks the rule, and otherwise leaves it
-undecided. A claim says that all of its findings hold. It is supported when the 95 % interval of every finding supports
-its rule: that takes no correction for their number, since a claim of which any part is wrong passes only if that part
-passes (the intersection-union test, Berger 1982). Otherwise findings are looked at one by one, by the wider intervals
-that hold together (``estimates``): the claim is mixed when some support and some contradict, contradicted when some do
-and none supports, and else undecided.
+undecided. What a claim says first is about the mean over the findings of each of its parts (over kinds of models, say),
+or about every finding where a mean would hide opposite ones. These primary estimates all must hold, which is tested by
+the 95 % interval of each: that takes no correction for their number, since a claim of which any part is wrong passes
+only if that part passes (the intersection-union test, Berger 1982). If one does not hold they are looked at one by one,
+by the wider intervals that hold together (``estimates``), and so are the findings. A claim is mixed when anything
+supports and anything contradicts it, contradicted when something does and nothing supports it, supported when all
+primary estimates do, and else undecided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
-from loopprobe.study.estimates import Estimate, Interval, intervals, pooled
+from loopprobe.study.estimates import Estimate, Interval, intervals, on_average, with_common
 from loopprobe.study.rules import Rule
 
 Status = Literal["supported", "contradicted", "undecided"]
@@ -43,34 +45,74 @@ def statuses(estimates: Sequence[Estimate]) -> list[Status]:
     return found
 
 
-def outcome(found: Sequence[Status]) -> Outcome:
-    """Return the verdict that follows from the findings; without any a claim is undecided."""
-    if "contradicted" in found:
-        return "mixed" if "supported" in found else "contradicted"
-    return "supported" if set(found) == {"supported"} else "undecided"
+@dataclass(frozen=True)
+class Parts:
+    """What a claim is decided by.
+
+    Attributes:
+        primary: the means over findings, the findings that must hold each, and those that are alone in their part.
+        findings: all findings.
+    """
+
+    primary: tuple[Estimate, ...]
+    findings: tuple[Estimate, ...]
+
+    @property
+    def means(self) -> tuple[Estimate, ...]:
+        """The primary estimates that are no findings."""
+        return tuple(one for one in self.primary if one not in self.findings)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The verdict that follows; without any finding a claim is undecided."""
+        primary = statuses(self.primary)
+        found = {*primary, *statuses(self.findings)}
+        if "contradicted" in found:
+            return "mixed" if "supported" in found else "contradicted"
+        return "supported" if set(primary) == {"supported"} else "undecided"
+
+    def without_prompts(self) -> Parts:
+        """Return the same from prompts without end."""
+        return self._each(lambda one: replace(one, of_prompts=0.0))
+
+    def with_seeds(self, seeds: int) -> Parts:
+        """Return the same from at least so many seeds of every kind of model."""
+
+        def more(one: Estimate) -> Estimate:
+            spreads = (replace(s, seeds=max(s.seeds, seeds), freedom=max(s.freedom, seeds - 1)) for s in one.spreads)
+            return replace(one, spreads=tuple(spreads))
+
+        return self._each(more)
+
+    def _each(self, changed: Callable[[Estimate], Estimate]) -> Parts:
+        return Parts(tuple(map(changed, self.primary)), tuple(map(changed, self.findings)))
 
 
-def would_take(estimates: Sequence[Estimate]) -> str:
+def parts(estimates: Sequence[Estimate]) -> Parts:
+    """Return what a claim is decided by, from its findings."""
+    findings = with_common(estimates)
+    grouped: dict[tuple[str, str, Rule], list[Estimate]] = {}
+    for one in findings:
+        grouped.setdefault((one.part, one.scale, one.rule), []).append(one)
+    primary: list[Estimate] = []
+    for (_, _, rule), members in grouped.items():
+        primary += members if rule.each or len(members) == 1 else [on_average(members)]
+    return Parts(tuple(primary), tuple(findings))
+
+
+def would_take(found: Parts) -> str:
     """Say what would decide a claim that is undecided, if its estimates and variances stayed as they are.
 
     Returns:
         Whether prompts without end would decide it, and how many seeds a group would.
     """
-    if not estimates:
+    if not found.findings:
         return "its models are not here"
-    if outcome(statuses([replace(one, of_prompts=0.0) for one in estimates])) != "undecided":
+    if found.without_prompts().outcome != "undecided":
         return "more prompts would decide it, for seeds differ little"
-    common = pooled(estimates)
-    if any(n < 2 and np.isnan(common[one.scale][0]) for one in estimates for _, n in one.spreads):
+    if any(np.isnan(s.variance) for one in found.primary for s in one.spreads):
         return "it takes a second seed: one does not tell how much seeds differ"
     for seeds in range(2, MOST_SEEDS + 1):
-        more = [
-            replace(
-                one,
-                spreads=tuple((v if n > 1 else common[one.scale][0], max(n, seeds)) for v, n in one.spreads),
-            )
-            for one in estimates
-        ]
-        if outcome(statuses(more)) != "undecided":
+        if found.with_seeds(seeds).outcome != "undecided":
             return f"more prompts would not decide it, {seeds} seeds of every kind of model would"
     return f"neither more prompts nor {MOST_SEEDS} seeds would decide it: an estimate is too near the end of its range"

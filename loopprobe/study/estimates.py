@@ -4,14 +4,15 @@ A claim is about models that are trained in some way, so the seed is its unit: a
 seeds of two groups are independent. Prompts are shared by all models, and a bootstrap over them (of all models at once)
 adds what the choice of prompts contributes. The interval is Student's, with Satterthwaite's degrees of freedom for the
 sum of variances (Welch 1947). A group of one seed takes the variance that the other groups of its claim have in common,
-in numbers of its kind. Every interval holds with 95 %, or all intervals of a claim together do (Šidák 1967);
+in numbers of its kind. The mean over findings is a contrast of the same groups: models and prompts that findings share
+are counted once. Every interval holds with 95 %, or all intervals of a claim together do (Šidák 1967);
 ``benchmarks/coverage.py`` measures how often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -40,11 +41,13 @@ class Group:
         statistic: from [..., example, part] to one number each; of ratios its logarithm.
         of_seeds: what is said of the seeds: of all that could be trained their mean; or of these alone their mean,
             their largest or their least number, whose interval is over prompts.
+        models: the model of every seed, by which findings about the same models are known; empty: no other finding is.
     """
 
     values: Float[ndarray, "seed example *part"]
     statistic: Statistic
     of_seeds: Literal["all", "these", "most", "least"] = "all"
+    models: tuple[str, ...] = ()
 
     def over_seeds(self, numbers: Float[ndarray, "seed ..."]) -> Float[ndarray, ...]:
         """Return the mean over seeds, or their largest or least number."""
@@ -58,6 +61,24 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How much seeds differ that stand for more than their own.
+
+    Attributes:
+        variance: over seeds, of one number each; NaN of one seed.
+        seeds: their number.
+        freedom: the degrees of freedom of the variance.
+        models, numbers: the model and the number of every seed, signed by how the estimate takes it.
+    """
+
+    variance: float
+    seeds: int
+    freedom: float
+    models: tuple[str, ...] = ()
+    numbers: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Estimate:
     """An estimate with its variances, before the other findings of its claim are known.
 
@@ -66,9 +87,10 @@ class Estimate:
         rule: the range that the claim states.
         scale: the kind of number; ``value`` and the variances of a ratio are those of its logarithm.
         value: the estimate.
-        spreads: of each group that stands for more seeds than its own, the variance over seeds (NaN of one seed) and
-            their number.
+        spreads: of each group that stands for more seeds than its own, how much they differ.
         of_prompts: the variance that the choice of prompts adds.
+        drawn: the estimate for every resample of the prompts; empty: not known.
+        part: the part of the claim that the finding is about, of which the mean over findings is taken.
         per_seed: the number of every seed of each group.
     """
 
@@ -76,12 +98,14 @@ class Estimate:
     rule: Rule
     scale: Scale
     value: float
-    spreads: tuple[tuple[float, int], ...]
+    spreads: tuple[Spread, ...]
     of_prompts: float
+    drawn: tuple[float, ...] = ()
+    part: str = ""
     per_seed: tuple[tuple[float, ...], ...] = ()
 
 
-def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | None = None) -> Estimate:
+def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | None = None, part: str = "") -> Estimate:
     """Estimate the statistic of a group, or what it is above that of another group, as means over their seeds."""
     groups = [one] if other is None else [one, other]
     signs = (1, -1)
@@ -92,12 +116,50 @@ def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | Non
         value += sign * float(group.over_seeds(numbers))
         drawn += sign * group.over_seeds(np.stack([group.statistic(seed[chosen]) for seed in group.parts]))
         if group.of_seeds == "all":
-            spreads.append((float(numbers.var(ddof=1)) if len(numbers) > 1 else np.nan, len(numbers)))
+            spreads.append(_spread(group.models, sign * numbers))
     of_prompts = float(drawn.var(ddof=1))
     if scale in ("share", "difference"):
         of_prompts = max(of_prompts, sum(map(_least, groups)))
     listed = tuple(tuple(map(float, numbers)) for numbers in per_seed)
-    return Estimate(what, rule, scale, value, tuple(spreads), of_prompts, listed)
+    return Estimate(what, rule, scale, value, tuple(spreads), of_prompts, tuple(drawn), part, listed)
+
+
+def _spread(models: tuple[str, ...], numbers: Float[ndarray, " seed"]) -> Spread:
+    n = len(numbers)
+    variance = float(numbers.var(ddof=1)) if n > 1 else np.nan
+    return Spread(variance, n, n - 1, models, tuple(map(float, numbers)))
+
+
+def on_average(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of estimates of one kind and one rule, with the variances of the mean.
+
+    Groups of the same models are one group, whose seeds are added up over the findings before they are compared.
+    Prompts are resampled for all findings at once. A group of one seed has the variance that ``with_common`` gave it,
+    as if it stood in its findings with one sign.
+    """
+    count = len(estimates)
+    known: dict[tuple[str, ...], np.ndarray] = {}
+    spreads = []
+    for spread in (spread for one in estimates for spread in one.spreads):
+        if spread.models and spread.seeds > 1:
+            known[spread.models] = known.get(spread.models, 0.0) + np.array(spread.numbers) / count
+        else:
+            spreads.append(spread)
+    alone: dict[tuple[str, ...], list[Spread]] = {}
+    for i, spread in enumerate(spreads):
+        alone.setdefault(spread.models or (f"group {i}",), []).append(spread)
+    once = [replace(same[0], variance=same[0].variance * (len(same) / count) ** 2) for same in alone.values()]
+    drawn = np.array([one.drawn for one in estimates]) if all(one.drawn for one in estimates) else np.empty((count, 0))
+    least = sum(one.of_prompts for one in estimates) / count**2  # of prompts that differ from finding to finding
+    return replace(
+        estimates[0],
+        what=f"mean over {count} findings" + (f": {estimates[0].part}" if estimates[0].part else ""),
+        value=float(np.mean([one.value for one in estimates])),
+        spreads=(*(_spread(models, numbers) for models, numbers in known.items()), *once),
+        of_prompts=max(least, float(drawn.mean(0).var(ddof=1))) if drawn.size else least,
+        drawn=tuple(drawn.mean(0)),
+        per_seed=(),
+    )
 
 
 def _least(group: Group) -> float:
@@ -123,18 +185,15 @@ def intervals(estimates: Sequence[Estimate], *, together: bool) -> list[Interval
     """
     from scipy.stats import t  # imported here: it takes half a second
 
-    common = pooled(estimates)
+    totals = [sum(s.variance / s.seeds for s in one.spreads) + one.of_prompts for one in estimates]
     decided = [bool(np.isfinite([one.value, one.of_prompts]).all()) for one in estimates]
     error = 1 - LEVEL ** (1 / max(1, sum(decided))) if together else 1 - LEVEL
     made = []
-    for one, is_finite in zip(estimates, decided, strict=True):
-        known = [(variance, n - 1) if n > 1 else common[one.scale] for variance, n in one.spreads]
-        parts = [variance / n for (variance, _), (_, n) in zip(known, one.spreads, strict=True)]
-        total = sum(parts) + one.of_prompts
+    for one, total, is_finite in zip(estimates, totals, decided, strict=True):
         if not (is_finite and np.isfinite(total)):
             made.append((np.nan, np.nan))
             continue
-        slack = sum(part**2 / freedom for part, (_, freedom) in zip(parts, known, strict=True))
+        slack = sum((s.variance / s.seeds) ** 2 / s.freedom for s in one.spreads)
         freedom = min(total**2 / slack, FREEDOM) if slack else FREEDOM
         half = float(t.ppf(1 - error / 2, freedom)) * np.sqrt(total)
         ends = one.value - half, one.value + half
@@ -144,19 +203,23 @@ def intervals(estimates: Sequence[Estimate], *, together: bool) -> list[Interval
     return made
 
 
-def pooled(estimates: Sequence[Estimate]) -> dict[Scale, tuple[float, float]]:
-    """Return the variance over seeds that groups have in common, and its degrees of freedom, of each kind of number.
+def with_common(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Return the estimates with groups of one seed taking the variance that others of their kind of number have.
 
-    They are NaN where no group has two seeds.
+    It stays NaN where no group has two seeds.
     """
-    found: dict[Scale, tuple[float, float]] = {}
+    common: dict[Scale, tuple[float, float]] = {}
     for scale in {one.scale for one in estimates}:
-        spreads = [spread for one in estimates if one.scale == scale for spread in one.spreads]
-        known = [(variance, n - 1) for variance, n in spreads if n > 1]
-        freedom = sum(own for _, own in known)
-        total = sum(own * variance for variance, own in known)
-        found[scale] = (total / freedom, freedom) if known else (np.nan, np.nan)
-    return found
+        known = [s for one in estimates if one.scale == scale for s in one.spreads if s.seeds > 1]
+        freedom = sum(s.freedom for s in known)
+        common[scale] = (sum(s.freedom * s.variance for s in known) / freedom, freedom) if known else (np.nan, np.nan)
+
+    def filled(one: Estimate) -> Estimate:
+        variance, freedom = common[one.scale]
+        spreads = (s if s.seeds > 1 else replace(s, variance=variance, freedom=freedom) for s in one.spreads)
+        return replace(one, spreads=tuple(spreads))
+
+    return [filled(one) for one in estimates]
 
 
 # Statistics of a seed's prompts, [..., example, part] → [...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 
 import numpy as np
@@ -18,6 +19,7 @@ LOOKS: dict[Status, tuple[str, str]] = {  # colour-blind readers tell the colour
     "undecided": ("#7f7f7f", "circle-open"),
 }
 OWN, TOGETHER = 4.0, 1.2  # pixels of the lines of both intervals
+OF_MEAN = "diamond"  # the symbol of a mean over findings, of any status
 ROW, BETWEEN = 24, 80  # pixels of a finding, and between panels
 WORDS = {
     "ratio": "ratio of median errors, or of steps", "difference": "difference", "share": "share",
@@ -29,9 +31,9 @@ def forest(verdict: Verdict) -> go.Figure | None:
     """Draw the findings of a claim, one row each and one panel for each kind of number; None where there are none.
 
     A thick line is a finding's 95 % interval, a thin one its interval that holds together with the others. The shaded
-    range is what the claim states. A finding without an interval is a point alone.
+    range is what the claim states. A finding without an interval is a point alone. Means over findings come first.
     """
-    drawn = [finding for finding in verdict.findings if np.isfinite(finding.estimate)]
+    drawn = [finding for finding in (*verdict.means, *verdict.findings) if np.isfinite(finding.estimate)]
     scales = list(dict.fromkeys(finding.scale for finding in drawn))
     if not drawn:
         return None
@@ -43,10 +45,12 @@ def forest(verdict: Verdict) -> go.Figure | None:
     shown: set[str] = set()
     for row, scale in enumerate(scales, 1):
         here = [finding for finding in drawn if finding.scale == scale]
-        for status in STATUSES:
-            if members := [finding for finding in here if finding.status == status]:
-                _points(figure, members, status, row, status not in shown)
-                shown.add(status)
+        for status, means in itertools.product(STATUSES, (True, False)):
+            members = [finding for finding in here if finding.status == status and (finding in verdict.means) == means]
+            if members:
+                name = f"mean: {status}" if means else status
+                _points(figure, members, status, name, row, name not in shown)
+                shown.add(name)
         _claimed(figure, here, row)
         names = [_name(finding) for finding in here]
         figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], automargin=True, row=row, col=1)
@@ -57,15 +61,19 @@ def forest(verdict: Verdict) -> go.Figure | None:
     return figure
 
 
-def _points(figure: go.Figure, findings: list[Finding], status: Status, row: int, in_legend: bool) -> None:
+def _points(
+    figure: go.Figure, findings: list[Finding], status: Status, legend: str, row: int, in_legend: bool
+) -> None:
     colour, symbol = LOOKS[status]
+    is_mean = legend != status
+    marker = {"color": colour, "symbol": OF_MEAN if is_mean else symbol, "size": 13 if is_mean else 9}
     x = np.array([finding.estimate for finding in findings])
     for ends, thickness in ((("low_together", "high_together"), TOGETHER), (("low", "high"), OWN)):
         low, high = (np.array([getattr(finding, end) for finding in findings]) for end in ends)
         is_own = thickness == OWN
         figure.add_scatter(
-            x=x, y=[_name(finding) for finding in findings], mode="markers", name=status, legendgroup=status,
-            showlegend=in_legend and is_own, marker={"color": colour, "symbol": symbol, "size": 9},
+            x=x, y=[_name(finding) for finding in findings], mode="markers", name=legend, legendgroup=legend,
+            showlegend=in_legend and is_own, marker=marker,
             error_x={"type": "data", "symmetric": False, "array": np.nan_to_num(high - x),
                      "arrayminus": np.nan_to_num(x - low), "color": colour, "thickness": thickness, "width": 0},
             hoverinfo=None if is_own else "skip", row=row, col=1,

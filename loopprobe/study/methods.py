@@ -15,11 +15,13 @@ STATISTICS = """\
 The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or the
 share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice of
 prompts adds. An interval supports what is claimed when all of it obeys, contradicts it when all of it breaks it, and
-otherwise decides nothing. A claim is supported when the 95 % interval of every finding supports it; as all must, this
-takes no correction for their number. Otherwise the findings are looked at one by one, by wider intervals that hold
-together with 95 %: the claim is mixed when some support and some contradict it, contradicted when some do and none
-supports it, and else undecided. What is claimed has thresholds, which are below with their reasons; the table of claims
-says which verdicts would be others if each were half or twice as far from no effect."""
+otherwise decides nothing. A claim is held first against the mean over its findings, each of a kind of models, or
+against every finding where a mean would hide opposite ones. It is supported when the 95 % intervals of these all
+support it (as all must, this takes no correction for their number) and no finding contradicts it. Single findings are
+looked at by wider intervals that hold together with 95 %. A claim is mixed when something supports and something
+contradicts it, contradicted when something does and nothing supports it, and else undecided. What is claimed has
+thresholds, which are below with their reasons; the table of claims says which verdicts would be others if each were
+half or twice as far from no effect."""
 
 
 def stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:

@@ -41,7 +41,7 @@ def summarise(decided: Sequence[Verdict]) -> str:
     """Return the report in a paragraph: what happens when the loop goes on, and how the claims ended."""
     effects = {verdict.claim: verdict for verdict in decided if verdict.findings}
     told = [
-        f"{words.format(*effects[claim].typical)}: “{claim}” is {effects[claim].status}."
+        f"{words.format(*effects[claim].size)}: “{claim}” is {effects[claim].status}."
         for claim, words in GOES_ON.items()
         if claim in effects
     ]

@@ -15,12 +15,14 @@ class Rule:
         low, high: the ends of the range; -inf and inf stand for no end.
         neutral: the value that means no effect, from which the ends are measured where thresholds are varied.
         why: the reason for the ends, in words.
+        each: whether every finding must obey; else their mean must, and none may break the rule.
     """
 
     low: float = -np.inf
     high: float = np.inf
     neutral: float = 1.0
     why: str = ""
+    each: bool = False
 
     def __str__(self) -> str:
         if self.low == -np.inf:
@@ -46,5 +48,5 @@ def above(low: float, neutral: float = 1.0, why: str = "") -> Rule:
 
 
 def about_equal(factor: float, why: str = "") -> Rule:
-    """Return the rule that a ratio differs from one by at most ``factor`` in either direction."""
-    return Rule(1 / factor, factor, why=why)
+    """Return the rule that every ratio differs from one by at most ``factor``: their mean would hide opposite ones."""
+    return Rule(1 / factor, factor, why=why, each=True)

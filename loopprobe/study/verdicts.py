@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from loopprobe.show.tables.common import titled
-from loopprobe.study.decisions import STATUSES, Outcome, Status, outcome, statuses, would_take
+from loopprobe.study.decisions import STATUSES, Outcome, Status, parts, statuses, would_take
 from loopprobe.study.estimates import Estimate, Interval, Scale, intervals
 
 ONE_SEED = "one seed does not tell how much seeds differ"
@@ -34,6 +34,7 @@ class Finding:
         least, most: its ends, which may be infinite.
         status: the status that follows.
         reason: why there is no interval; empty where there is one.
+        part: the part of the claim that it is about; empty of a claim of one part.
         per_seed: the number of every seed of each group, of ratios their logarithms.
     """
 
@@ -51,6 +52,7 @@ class Finding:
     most: float
     status: Status
     reason: str = ""
+    part: str = ""
     per_seed: tuple[tuple[float, ...], ...] = ()
 
 
@@ -63,6 +65,7 @@ class Verdict:
         claim: the claim in the study's words.
         status: supported, mixed, contradicted or undecided.
         findings: the evidence.
+        means: the means over the findings of each part of the claim that has several, unless every one must hold.
         halved, doubled: the outcome if every threshold were half or twice as far from no effect.
         takes: what would decide it; empty where it is decided.
         control: the verdict on the same claim for models of the study's own recipe; None where that is not asked.
@@ -72,6 +75,7 @@ class Verdict:
     claim: str
     status: Outcome
     findings: tuple[Finding, ...] = ()
+    means: tuple[Finding, ...] = ()
     halved: Outcome = "undecided"
     doubled: Outcome = "undecided"
     takes: str = ""
@@ -82,20 +86,28 @@ class Verdict:
         return sum(finding.status == status for finding in self.findings)
 
     @property
-    def typical(self) -> tuple[float, float, float]:
-        """The median, the least and the largest estimate of the findings of the first kind; there must be one."""
-        scale = self.findings[0].scale
-        values = [finding.estimate for finding in self.findings if finding.scale == scale]
+    def size(self) -> tuple[float, float, float]:
+        """The effect: the first mean with its 95 % interval; without one the median finding with the range over them.
+
+        There must be a finding; of several kinds of numbers those of the first count.
+        """
+        if self.means:
+            return self.means[0].estimate, self.means[0].low, self.means[0].high
+        values = [finding.estimate for finding in self.findings if finding.scale == self.findings[0].scale]
         return float(np.median(values)), min(values), max(values)
 
     @property
     def effect(self) -> str:
-        """The effect size in one number, the median of the findings of the first kind, with the range over them."""
+        """The effect in words; a mean has the range over findings too."""
         if not self.findings:
             return "–"
-        middle, low, high = self.typical
-        words = f"{self.findings[0].scale} {middle:.3g}"
-        return words if low == high else f"{words} ({low:.3g} to {high:.3g})"
+        first = self.findings[0]
+        middle, low, high = self.size
+        words = f"{first.scale} {middle:.3g}" + (f" ({low:.3g} to {high:.3g})" if low < high else "")
+        if not self.means:
+            return words
+        values = [one.estimate for one in self.findings if (one.scale, one.part) == (first.scale, first.part)]
+        return f"{words}, findings {min(values):.3g} to {max(values):.3g}"
 
     @property
     def control_status(self) -> str:
@@ -111,17 +123,22 @@ class Verdict:
 def conclude(section: str, claim: str, estimates: Iterable[Estimate]) -> Verdict:
     """Decide a claim by its estimates; without any it is undecided."""
     estimates = tuple(estimates)
+    found = parts(estimates)
+    findings, primary = (_findings(of_kind) for of_kind in (found.findings, found.primary))
+    means = tuple(finding for finding, one in zip(primary, found.primary, strict=True) if one in found.means)
+    halved, doubled = (parts([_scaled(one, factor) for one in estimates]).outcome for factor in (0.5, 2.0))
+    reached = found.outcome
+    takes = would_take(found) if reached == "undecided" else ""
+    return Verdict(section, claim, reached, findings, means, halved, doubled, takes)
+
+
+def _scaled(one: Estimate, factor: float) -> Estimate:
+    return replace(one, rule=one.rule.scaled(factor))
+
+
+def _findings(estimates: Sequence[Estimate]) -> tuple[Finding, ...]:
     ends = (intervals(estimates, together=together) for together in (False, True))
-    found = statuses(estimates)
-    findings = tuple(map(_finding, estimates, *ends, found))
-    halved, doubled = (outcome(statuses(_scaled(estimates, factor))) for factor in (0.5, 2.0))
-    reached = outcome(found)
-    takes = would_take(estimates) if reached == "undecided" else ""
-    return Verdict(section, claim, reached, findings, halved, doubled, takes)
-
-
-def _scaled(estimates: Sequence[Estimate], factor: float) -> list[Estimate]:
-    return [replace(one, rule=one.rule.scaled(factor)) for one in estimates]
+    return tuple(map(_finding, estimates, *ends, statuses(estimates)))
 
 
 def _finding(one: Estimate, own: Interval, together: Interval, status: Status) -> Finding:
@@ -129,11 +146,13 @@ def _finding(one: Estimate, own: Interval, together: Interval, status: Status) -
     reason = ""
     if np.isnan(own).any():
         reason = ONE_SEED if np.isfinite([one.value, one.of_prompts]).all() else NO_NUMBER
-    seeds = tuple(n for _, n in one.spreads)
+    seeds = tuple(spread.seeds for spread in one.spreads)
     rule = one.rule
     ends = rule.low, rule.high
     claimed = str(rule), rule.why
-    return Finding(one.what, value, *own, *together, one.scale, seeds, *claimed, *ends, status, reason, one.per_seed)
+    return Finding(
+        one.what, value, *own, *together, one.scale, seeds, *claimed, *ends, status, reason, one.part, one.per_seed
+    )
 
 
 def verdict_table(decided: Sequence[Verdict]) -> Table:

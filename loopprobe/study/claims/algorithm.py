@@ -25,6 +25,7 @@ from loopprobe.study.claims.evidence import (
     difference,
     errors_at,
     kinds,
+    of_seeds,
     ratio,
 )
 from loopprobe.study.claims.thresholds import EQUAL, LOWER, MORE, NO_LESS
@@ -82,7 +83,7 @@ def _decoded(evidence: Evidence, looped: bool) -> Iterator[tuple[xr.Dataset, str
                 yield data, str(network), target, squared, data.network_spread.sel(of=target).isel(iteration=0).values
 
 
-def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray) -> Estimate:
+def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray, part: str) -> Estimate:
     """Estimate by how much R² is above that before, of one model: [example] each."""
 
     def gain(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
@@ -90,13 +91,13 @@ def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray) -> Estima
         return _r2(last, of_all) - _r2(first, of_all)
 
     parts = np.stack([before, after, spread], axis=-1)[None]
-    return estimate(what, MORE, "difference", Group(parts, gain, of_seeds="these"))
+    return estimate(what, MORE, "difference", Group(parts, gain, of_seeds="these"), part=part)
 
 
 def r8_with_loops(evidence: Evidence) -> Iterator[Estimate]:
     for data, network, target, squared, spread in _decoded(evidence, looped=True):
         what = f"{data.model.item()}, network {network}, R² of {target}: last loop minus first"
-        yield _gain(what, squared[0], squared[-1], spread)
+        yield _gain(what, squared[0], squared[-1], spread, target)
 
 
 def r8_peak(evidence: Evidence) -> Iterator[Estimate]:
@@ -104,7 +105,7 @@ def r8_peak(evidence: Evidence) -> Iterator[Estimate]:
         middle = squared[1:-1][np.argmin(squared[1:-1].sum(1))]
         for name, end in (("first", squared[0]), ("last", squared[-1])):
             what = f"{data.model.item()}, network {network}, R² of {target}: best middle layer minus {name}"
-            yield _gain(what, end, middle, spread)
+            yield _gain(what, end, middle, spread, target)
 
 
 def r8_tables(evidence: Evidence) -> Iterator[Estimate]:
@@ -117,7 +118,7 @@ def r8_tables(evidence: Evidence) -> Iterator[Estimate]:
     for table, looped in folds[True].items():
         if ordinary := folds[False].get(table):
             a, b = (
-                np.stack([d.right.sel(table=table).isel(point=-1).values.astype(float) for d in seeds])
+                of_seeds(seeds, (d.right.sel(table=table).isel(point=-1).astype(float) for d in seeds))
                 for seeds in (looped, ordinary)
             )
             what = f"accuracy on {table}, left out of training: looped minus ordinary"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
-from numpy import ndarray
 
 from loopprobe.config.schema import TrainConfig
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.study.estimates import Estimate, Group, estimate, log_median, share_of
+from loopprobe.study.estimates import Estimate, Group, Statistic, estimate, log_median, share_of
 from loopprobe.study.rules import Rule
 from loopprobe.tasks.prompts import FAILURE_LEVEL
 
@@ -35,9 +34,7 @@ QUESTIONS = (
     R1_COMPARE, R2_CONVERGE, R3_CONVERGE, R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES,
     R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS, R13_FAILURES,
 )  # fmt: skip
-Seeds = Float[ndarray, "seed example"]
-SeedParts = Float[ndarray, "seed example *part"]
-OtherSeeds = Float[ndarray, "other_seed example"]  # of other models, which may be more or fewer
+Seeds = xr.DataArray  # [seed, example] or [seed, example, part], with the model of every seed as its coordinate
 
 
 class MissingQuestionError(LookupError):
@@ -96,30 +93,46 @@ def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
     }
 
 
-def ratio(what: str, one: Seeds, other: OtherSeeds, rule: Rule) -> Estimate:
+def of_seeds(datasets: Sequence[xr.Dataset], values: Iterable[Any]) -> Seeds:
+    """Return what was computed of every seed, [example] or [example, part], with the configuration of its model."""
+    models = [json.dumps(read_stamp(data).config, sort_keys=True) for data in datasets]
+    stacked = np.stack([np.asarray(one) for one in values])
+    return xr.DataArray(stacked, {"seed": models}, ("seed", "example", "part")[: stacked.ndim])
+
+
+def side_by_side(*states: Seeds) -> Seeds:
+    """Return the values of the same models in several states as their parts."""
+    return xr.concat(list(states), "part", coords="minimal", compat="override").transpose("seed", "example", "part")
+
+
+def group(values: Seeds, statistic: Statistic, of_seeds: Literal["all", "these", "most", "least"] = "all") -> Group:
+    """Return the models of the values as a group of which the statistic is computed."""
+    return Group(values.values, statistic, of_seeds, tuple(map(str, values.seed.values)))
+
+
+def ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
     """Estimate the ratio of the typical errors of two groups of models."""
-    return estimate(what, rule, "ratio", Group(one, log_median), Group(other, log_median))
+    return estimate(what, rule, "ratio", group(one, log_median), group(other, log_median))
 
 
-def own_ratio(what: str, one: SeedParts, other: SeedParts, rule: Rule) -> Estimate:
+def own_ratio(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
     """Estimate the ratio of the typical errors of the same models in two states, or its mean over pairs of states."""
-    parts = [values if values.ndim == 3 else values[..., None] for values in (one, other)]
-    return estimate(what, rule, "ratio", Group(np.concatenate(parts, axis=-1), log_median))
+    return estimate(what, rule, "ratio", group(side_by_side(one, other), log_median))
 
 
-def difference(what: str, one: Seeds, other: OtherSeeds, rule: Rule) -> Estimate:
+def difference(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
     """Estimate the difference of the shares of two groups of models."""
-    return estimate(what, rule, "difference", Group(one, share_of), Group(other, share_of))
+    return estimate(what, rule, "difference", group(one, share_of), group(other, share_of))
 
 
 def own_difference(what: str, one: Seeds, other: Seeds, rule: Rule) -> Estimate:
     """Estimate the difference of the shares of the same models in two states."""
-    return estimate(what, rule, "difference", Group(np.stack([one, other], axis=-1), share_of))
+    return estimate(what, rule, "difference", group(side_by_side(one, other), share_of))
 
 
 def share(what: str, values: Seeds, rule: Rule) -> Estimate:
     """Estimate a share of a group of models."""
-    return estimate(what, rule, "share", Group(values, share_of))
+    return estimate(what, rule, "share", group(values, share_of))
 
 
 def failed(errors: Seeds) -> Seeds:
@@ -129,12 +142,12 @@ def failed(errors: Seeds) -> Seeds:
 
 def errors_at(datasets: Sequence[xr.Dataset], variable: str = "error", **where: Any) -> Seeds:
     """Return the errors of every seed at the given coordinates."""
-    return np.stack([data[variable].sel(where).values for data in datasets])
+    return of_seeds(datasets, (data[variable].sel(where) for data in datasets))
 
 
 def at_query(datasets: Sequence[xr.Dataset]) -> Seeds:
     """Return the errors of every seed at the last point."""
-    return np.stack([data.error.isel(point=-1).values for data in datasets])
+    return of_seeds(datasets, (data.error.isel(point=-1) for data in datasets))
 
 
 def far(datasets: Sequence[xr.Dataset], loop: int | None = None) -> Seeds:

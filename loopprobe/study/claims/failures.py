@@ -13,50 +13,61 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from loopprobe.probes.failures import BEFORE, LASTING, RIGHT, leads
-from loopprobe.study.claims.evidence import R13_FAILURES, Claim, Evidence, Kind, answers, kinds
+from loopprobe.study.claims.evidence import (
+    R13_FAILURES,
+    Claim,
+    Evidence,
+    Kind,
+    Seeds,
+    answers,
+    group,
+    kinds,
+    of_seeds,
+    side_by_side,
+)
 from loopprobe.study.claims.thresholds import GROWS, RETURNS, TOLD
-from loopprobe.study.estimates import Estimate, Group, estimate
+from loopprobe.study.estimates import Estimate, estimate
 from loopprobe.support.statistics import auc
 
 LEAST = 5  # prompts of a seed that fail
 LEAD = -5  # loops before the first failure
 
 
-def _failing(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], ndarray]]:
+def _failing(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Seeds]]:
     """Yield kinds of models with their seeds, and which prompts fail that were right after the trained loops."""
     for kind, seeds in kinds(answers(evidence, R13_FAILURES)).items():
-        failing = np.stack([data.onset.notnull().values for data in seeds])
-        if failing.sum(1).min() >= LEAST:
+        failing = of_seeds(seeds, (data.onset.notnull() for data in seeds))
+        if failing.sum("example").min() >= LEAST:
             yield kind, seeds, failing
 
 
 def r13_returns(evidence: Evidence) -> Iterator[Estimate]:
     for kind, seeds, failing in _failing(evidence):
-        lasting = np.stack([data.prompt_course.values == LASTING for data in seeds])
-        values = np.stack([failing & ~lasting, failing], axis=-1).astype(float)
+        back = of_seeds(seeds, (data.onset.notnull() & (data.prompt_course != LASTING) for data in seeds))
         what = f"{kind}: share of the prompts that fail which are right again later"
-        yield estimate(what, RETURNS, "share", Group(values, _share_among))
+        yield estimate(what, RETURNS, "share", group(side_by_side(back, failing).astype(float), _share_among))
 
 
 def r13_announced(evidence: Evidence) -> Iterator[Estimate]:
     for kind, seeds, _ in _failing(evidence):
-        ratios = np.stack([
-            leads(
-                data.query_step.values, data.onset.values, data.prompt_course.values == RIGHT, np.array([LEAD])
-            )[0]
-            for data in seeds
-        ])  # fmt: skip
+        ratios = of_seeds(seeds, map(_lead, seeds))
         what = f"{kind}: step of the query's state {-LEAD} loops before a failure, over that of prompts that stay right"
-        yield estimate(what, GROWS, "ratio", Group(ratios, _log_median_known))
+        yield estimate(what, GROWS, "ratio", group(ratios, _log_median_known))
 
 
 def r13_foreseen(evidence: Evidence) -> Iterator[Estimate]:
     for kind, seeds, failing in _failing(evidence):
-        signs = np.stack([data.seen.sel(sign="state's step").values for data in seeds])
-        counted = np.stack([data.prompt_course.values != BEFORE for data in seeds])
-        values = np.stack([signs, failing, counted], axis=-1).astype(float)
+        signs = of_seeds(seeds, (data.seen.sel(sign="state's step") for data in seeds))
+        counted = of_seeds(seeds, (data.prompt_course != BEFORE for data in seeds))
+        values = side_by_side(signs, failing, counted).astype(float)
         what = f"{kind}: how well the state's step after {kind.loops} loops tells which prompts will fail (area)"
-        yield estimate(what, TOLD, "share", Group(values, _area))
+        yield estimate(what, TOLD, "share", group(values, _area))
+
+
+def _lead(data: xr.Dataset) -> Float[ndarray, " example"]:
+    """Return how much the state of every prompt moves before it fails, over what those move that stay right."""
+    is_right = data.prompt_course.values == RIGHT
+    return leads(data.query_step.values, data.onset.values, is_right, np.array([LEAD]))[0]
 
 
 def _share_among(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:

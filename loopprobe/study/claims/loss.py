@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import xarray as xr
 
-from loopprobe.study.claims.evidence import R9_CONVERGE, Claim, Evidence, Kind, answers, far, kinds, ratio
+from loopprobe.study.claims.evidence import (
+    R9_CONVERGE,
+    Claim,
+    Evidence,
+    Kind,
+    answers,
+    far,
+    group,
+    kinds,
+    ratio,
+    side_by_side,
+)
 from loopprobe.study.claims.thresholds import HIGHER, LOWER
-from loopprobe.study.estimates import Estimate, Group, estimate, log_median
+from loopprobe.study.estimates import Estimate, estimate, log_median
 
 
 def _pairs(evidence: Evidence) -> Iterator[tuple[Kind, Sequence[xr.Dataset], Sequence[xr.Dataset]]]:
@@ -31,7 +41,7 @@ def r9_lost(evidence: Evidence) -> Iterator[Estimate]:
     for kind, log, squared in _pairs(evidence):
         last = int(log[0].loop[-1])
         log_growth, squared_growth = (
-            Group(np.stack([far(data), far(data, kind.loops)], axis=-1), log_median) for data in (log, squared)
+            group(side_by_side(far(data), far(data, kind.loops)), log_median) for data in (log, squared)
         )
         what = f"{kind}: growth of the error from {kind.loops} to {last} loops, log loss over mean squared error"
         yield estimate(what, HIGHER, "ratio", log_growth, squared_growth)

@@ -32,7 +32,9 @@ from loopprobe.study.claims.evidence import (
     errors_at,
     failed,
     far,
+    group,
     kinds,
+    of_seeds,
     own_difference,
     own_ratio,
     ratio,
@@ -43,6 +45,7 @@ from loopprobe.study.claims.thresholds import (
     GROWS,
     IN_ORDER,
     LOWER,
+    LOWER_EACH,
     MORE,
     NO_BETTER,
     NO_MORE,
@@ -51,7 +54,7 @@ from loopprobe.study.claims.thresholds import (
     WELL,
     WIDER,
 )
-from loopprobe.study.estimates import Estimate, Group, estimate, log_median, log_spread
+from loopprobe.study.estimates import Estimate, estimate, log_median, log_spread
 from loopprobe.support.statistics import moving_mean
 
 COMPARED_N = (10, 15, 20, 25)  # values of n at which masks are compared
@@ -80,7 +83,7 @@ def successive(
 
 def r1_larger_b(evidence: Evidence) -> Iterator[Estimate]:
     by_kind = kinds(answers(evidence, R1_COMPARE))
-    for one, _, _ in successive(by_kind, lambda data: np.stack([d.error.mean("point").values for d in data]), "loss"):
+    for one, _, _ in successive(by_kind, lambda data: of_seeds(data, (d.error.mean("point") for d in data)), "loss"):
         yield one
 
 
@@ -108,7 +111,7 @@ def r2_stays(evidence: Evidence) -> Iterator[Estimate]:
 
 def at_rest(datasets: Sequence[xr.Dataset]) -> Seeds:
     """Return the share of a prompt's tokens whose state comes to a fixed point, or approaches one."""
-    return np.stack([data.limit.isin(AT_REST).mean("position").values for data in datasets])
+    return of_seeds(datasets, (data.limit.isin(AT_REST).mean("position") for data in datasets))
 
 
 def r2_rests(evidence: Evidence) -> Iterator[Estimate]:
@@ -148,7 +151,7 @@ def r3_same_at_10(evidence: Evidence) -> Iterator[Estimate]:
 def r3_spread(evidence: Evidence) -> Iterator[Estimate]:
     for window in (10, 20):
         for pair, *both in _grown_over_fixed(evidence, window):
-            grown, fixed = (Group(errors, log_spread) for errors in both)
+            grown, fixed = (group(errors, log_spread) for errors in both)
             yield estimate(f"10 % to 90 % of errors: {pair}", WIDER, "ratio", grown, fixed)
 
 
@@ -158,7 +161,7 @@ def _masks(evidence: Evidence, name: str) -> dict[Kind, list[xr.Dataset]]:
 
 def _grows(evidence: Evidence, name: str) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, name).items():
-        errors = np.stack([d.error.sel(loop=kind.loops).transpose("example", "n").values for d in data])
+        errors = of_seeds(data, (d.error.sel(loop=kind.loops).transpose("example", "n") for d in data))
         ranks = data[0].n.values.argsort().argsort()
 
         def spearman(values: Float[ndarray, "... example part"], ranks: ndarray = ranks) -> Float[ndarray, ...]:
@@ -166,7 +169,7 @@ def _grows(evidence: Evidence, name: str) -> Iterator[Estimate]:
             return (error_ranks - ranks.mean()) @ (ranks - ranks.mean()) / ((ranks - ranks.mean()) ** 2).sum()
 
         what = f"{kind}: rank correlation of error and n"
-        yield estimate(what, IN_ORDER, "correlation", Group(errors, spearman))
+        yield estimate(what, IN_ORDER, "correlation", group(errors, spearman))
 
 
 def _more_loops(evidence: Evidence, name: str) -> Iterator[Estimate]:
@@ -174,7 +177,7 @@ def _more_loops(evidence: Evidence, name: str) -> Iterator[Estimate]:
         last = int(data[0].loop[-1])
         if n := [n for n in COMPARED_N if n in data[0].n.values]:
             more, trained = (
-                np.stack([d.error.sel(n=n, loop=loop).transpose("example", "n").values for d in data])
+                of_seeds(data, (d.error.sel(n=n, loop=loop).transpose("example", "n") for d in data))
                 for loop in (last, kind.loops)
             )
             what = f"{kind}, n {n[0]} to {n[-1]}: error after {last} loops over that after {kind.loops}, mean over n"
@@ -241,10 +244,10 @@ def r6_rests(evidence: Evidence) -> Iterator[Estimate]:
 
 def r6_every_seed(evidence: Evidence) -> Iterator[Estimate]:
     for deeper, more, kind, fewer in _deeper(evidence):
-        worst = Group(far(more), log_median, of_seeds="most")
-        best = Group(far(fewer), log_median, of_seeds="least")
+        worst = group(far(more), log_median, "most")
+        best = group(far(fewer), log_median, "least")
         what = f"error after the last loop: the worst seed of {deeper} over the best of L {kind.layers}"
-        yield estimate(what, LOWER, "ratio", worst, best)
+        yield estimate(what, LOWER_EACH, "ratio", worst, best)
 
 
 def falls_at(data: xr.Dataset) -> float:
@@ -272,8 +275,11 @@ def r7_earlier(evidence: Evidence) -> Iterator[Estimate]:
             if deeper not in by_kind:
                 continue
             for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
-                one, more = (np.array([[measure(d)] for d in by_kind[k]]) for k in (kind, deeper))
-                yield ratio(f"step at which the loss {what}: {kind} over L {layers}", one, more, LOWER)
+                one, more = (
+                    group(of_seeds(by_kind[k], ([measure(d)] for d in by_kind[k])), log_median) for k in (kind, deeper)
+                )
+                words = f"step at which the loss {what}: {kind} over L {layers}"
+                yield estimate(words, LOWER, "ratio", one, more, part=what)
 
 
 CLAIMS: tuple[Claim, ...] = (

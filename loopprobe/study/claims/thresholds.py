@@ -1,9 +1,12 @@
 """Thresholds: every range that a claim states, with the reason for its ends; the report prints them."""
 
+from dataclasses import replace
+
 from loopprobe.study.rules import about_equal, above, below
 
 # Of ratios
 LOWER = below(0.95, why="lower means lower by a twentieth at least, a smaller difference is none")
+LOWER_EACH = replace(LOWER, each=True)
 HIGHER = above(1 / 0.95, why="higher means higher by a twentieth at least, a smaller difference is none")
 EQUAL = about_equal(1.25, why="about equal means within a quarter, which is less than seeds of a kind differ by")
 STAYS = below(1.2, why="an error stays while it grows by less than a fifth, which is less than seeds differ by")

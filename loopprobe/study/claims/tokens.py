@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-import numpy as np
 import xarray as xr
-from jaxtyping import Float
-from numpy import ndarray
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import (
@@ -21,8 +18,10 @@ from loopprobe.study.claims.evidence import (
     R12_RESULTS,
     Claim,
     Evidence,
+    Seeds,
     answers,
     difference,
+    of_seeds,
     own_difference,
     share,
 )
@@ -41,7 +40,6 @@ from loopprobe.study.estimates import Estimate
 
 IN_THE_TOKENS = 0.99  # the share from which a model that was never trained holds a result: nothing is left to compute
 LOOPED, DEEP, SHALLOW = "looped", "as deep", "one block"
-Seeds = Sequence[xr.Dataset]
 
 
 def _forms(evidence: Evidence, question: str) -> dict[str, dict[str, list[xr.Dataset]]]:
@@ -55,20 +53,21 @@ def _forms(evidence: Evidence, question: str) -> dict[str, dict[str, list[xr.Dat
     return found
 
 
-def _right(seeds: Seeds, factor: float = 1.0, loops: float = 1.0) -> Float[ndarray, "seed example"]:
+def _right(datasets: Sequence[xr.Dataset], factor: float = 1.0, loops: float = 1.0) -> Seeds:
     """Which prompts are right as a whole.
 
     Args:
-        seeds: datasets of the extrapolate probe.
+        datasets: of the extrapolate probe, one a seed.
         factor: of the longest length of the training; the nearest length that was measured counts.
         loops: of the loops that the training gives that length.
     """
-    parts = []
-    for data in seeds:
+
+    def right(data: xr.Dataset) -> xr.DataArray:
         here = data.sel(length=factor * data.attrs["trained_length"], method="nearest")
         count = min(max(1, round(loops * int(here.trained_loops))), int(data.loop[-1]))
-        parts.append(here.right.sel(loop=count).values.astype(float))
-    return np.stack(parts)
+        return here.right.sel(loop=count).astype(float)
+
+    return of_seeds(datasets, map(right, datasets))
 
 
 def r10_as_good(evidence: Evidence) -> Iterator[Estimate]:
@@ -85,7 +84,7 @@ def r10_better(evidence: Evidence) -> Iterator[Estimate]:
             yield difference(what, _right(forms[LOOPED]), _right(forms[SHALLOW]), FAR_BETTER)
 
 
-def _by_length(evidence: Evidence) -> Iterator[tuple[str, Seeds]]:
+def _by_length(evidence: Evidence) -> Iterator[tuple[str, Sequence[xr.Dataset]]]:
     """Yield the tasks whose loops are as many as the length, with the looped models of all seeds."""
     for task, forms in _forms(evidence, R11_LOOPS).items():
         seeds = forms.get(LOOPED, [])
@@ -118,15 +117,18 @@ def r11_deep(evidence: Evidence) -> Iterator[Estimate]:
             yield difference(what, _right(forms[DEEP], 2.0), _right(forms[LOOPED], 2.0), FEWER)
 
 
-def _read(seeds: Seeds, target: str, loop: int, control: str = "none", position: int | None = None) -> ndarray:
-    """The share of tokens (or whether the one) at which a result is read, of each seed and prompt, [seed, example]."""
-    parts = []
-    for data in seeds:
+def _read(
+    datasets: Sequence[xr.Dataset], target: str, loop: int, control: str = "none", position: int | None = None
+) -> Seeds:
+    """Return the share of tokens (or whether the one) at which a result is read, of each seed and prompt."""
+
+    def read(data: xr.Dataset) -> xr.DataArray:
         hits = data.right.sel(target=target, control=control, loop=loop).isel(layer=-1)
         hits = hits if position is None else hits.sel(position=[position])
         there = hits.where(hits >= 0)
-        parts.append(there.mean("position").fillna(0).values)
-    return np.stack(parts)
+        return there.mean("position").fillna(0)
+
+    return of_seeds(datasets, map(read, datasets))
 
 
 def r12_in_turn(evidence: Evidence) -> Iterator[Estimate]:
