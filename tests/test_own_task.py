@@ -274,7 +274,7 @@ def test_a_sweep_trains_tasks_in_its_workers(file, tmp_path, monkeypatch):
     assert {model.status for model in plan(configs, tmp_path / "runs")} == {"done"}
     steep = planned[1].folder
     assert steep.name.startswith("abs-slope2.0-L2-b4-T2-4steps")
-    train(configs[1], tmp_path / "here")
+    train(list(configs)[1], tmp_path / "here")
     one, other = (load_file(folder / "model.safetensors") for folder in (steep, tmp_path / "here"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

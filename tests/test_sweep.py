@@ -147,9 +147,26 @@ def test_a_sweep_survives_a_kill_skips_what_is_done_and_says_what_differs(tmp_pa
     assert not changed.todo
 
 
+def test_names_tell_every_key_of_a_grid_that_makes_a_difference(tmp_path):
+    lines = (
+        '"train.muon_lr" = [0.01, 0.02]',  # 0.02 is the recipe's own
+        '"train.seed" = [0, 2]',
+        '"train.weight_decay" = [0.1]',
+        '"train.log_every" = 20',
+        '"train.loops" = { kind = "uniform", start = 10 }',
+    )
+    (tmp_path / "g.toml").write_text("\n".join(["[[grid]]", *lines]))
+    configs, _ = read_grid(tmp_path / "g.toml")
+    assert list(configs.values()) == [
+        "lr-b20-T10-uniform-muon_lr0.01-weight_decay0.1", "lr-b20-T10-uniform-muon_lr0.01-weight_decay0.1-s2",
+        "lr-b20-T10-uniform-weight_decay0.1", "lr-b20-T10-uniform-weight_decay0.1-s2",
+    ]  # fmt: skip
+    assert [model.folder.name for model in plan(configs, tmp_path)] == list(configs.values())
+
+
 def test_a_model_that_fails_is_named(tmp_path):
     path = grid(tmp_path / "g.toml", '"model.n_loops" = 2', '"train.loop_window" = 2', '"train.steps" = 3')
     planned = plan(read_grid(path)[0], tmp_path / "out")
     (tmp_path / "out").write_text("in the way")
-    with pytest.raises(LoopprobeError, match=r"lr-L2-b2-T2-3steps: cannot write"):
+    with pytest.raises(LoopprobeError, match=r"lr-L2-b2-T2-3steps.*: cannot write"):
         sweep(planned, workers=1)

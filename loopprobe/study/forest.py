@@ -61,9 +61,7 @@ def forest(verdict: Verdict) -> go.Figure | None:
     return figure
 
 
-def _points(
-    figure: go.Figure, findings: list[Finding], status: Status, legend: str, row: int, in_legend: bool
-) -> None:
+def _points(figure: go.Figure, findings: list[Finding], status: Status, legend: str, row: int, in_legend: bool) -> None:
     colour, symbol = LOOKS[status]
     is_mean = legend != status
     marker = {"color": colour, "symbol": OF_MEAN if is_mean else symbol, "size": 13 if is_mean else 9}

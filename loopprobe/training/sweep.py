@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +37,10 @@ from loopprobe.training.train import start, train_runs
 STACK = 16  # the most models that a GPU trains as one
 
 Status = Literal["new", "resume", "done", "differs"]
+
+
+TOLD = ("train.seed", "train.steps", "train.optimizer", "train.loop_window")  # by the name of every configuration
+NO_DIFFERENCE = ("train.device", "train.checkpoint_every", "train.log_every")  # to the model that is trained
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,12 @@ class Planned:
         return self.config.train.steps
 
 
-def read_grid(path: Path) -> tuple[list[Config], list[str]]:
-    """Read the models of a grid file, each once, with notes on what was changed.
+def read_grid(path: Path) -> tuple[dict[Config, str], list[str]]:
+    """Read the models of a grid file, each once, with their names, and notes on what was changed.
 
-    A window above the loop count is lowered to the loop count, since all loops carry the loss in both cases.
+    A window above the loop count is lowered to the loop count, since all loops carry the loss in both cases. A name is
+    that of the configuration; a key of the grid that makes a difference which it does not tell is added
+    (``lr-b20-T10-muon_lr0.01``).
 
     Raises:
         LoopprobeError: there is no such file, it is not TOML, it has no ``[[grid]]``, or it holds an invalid value.
@@ -71,7 +77,7 @@ def read_grid(path: Path) -> tuple[list[Config], list[str]]:
     tables = tree.get("grid")
     if not isinstance(tables, list) or set(tree) - {"grid"}:
         raise LoopprobeError(f"{path} must hold [[grid]] tables and nothing else: see `loopprobe sweep --help`")
-    configs: dict[Config, None] = {}
+    configs: dict[Config, str] = {}
     notes: list[str] = []
     for table in tables:
         axes = [
@@ -79,8 +85,31 @@ def read_grid(path: Path) -> tuple[list[Config], list[str]]:
             for key, values in table.items()
         ]
         for point in itertools.product(*axes):
-            configs[_config(dict(point), notes)] = None
-    return list(configs), notes
+            config = _config(dict(point), notes)
+            configs[config] = _name(config, dict(point))
+    return configs, notes
+
+
+def _name(config: Config, point: dict[str, Any]) -> str:
+    """Return the name of a model of the grid, with those of its keys that make a difference and are not told."""
+    keys = [key for key in point if key.startswith("train.") and key not in (*TOLD, *NO_DIFFERENCE)]
+    untold = [f"{key.removeprefix('train.')}{_words(point[key])}" for key in keys if _is_untold(key, point, config)]
+    stem, seed, number = config.name.partition(f"-s{config.train.seed}") if config.train.seed else (config.name, "", "")
+    return "-".join([stem, *untold]) + seed + number
+
+
+def _is_untold(key: str, point: dict[str, Any], config: Config) -> bool:
+    try:
+        without = _config({other: value for other, value in point.items() if other != key}, [])
+    except LoopprobeError:
+        return False  # other keys need it, and tell it
+    field = key.removeprefix("train.").split(".")[0]
+    return getattr(without.train, field) != getattr(config.train, field) and without.name == config.name
+
+
+def _words(value: Any) -> str:
+    parts = value.values() if isinstance(value, dict) else [value]
+    return "_".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
 
 
 def _config(point: dict[str, Any], notes: list[str]) -> Config:
@@ -90,19 +119,21 @@ def _config(point: dict[str, Any], notes: list[str]) -> Config:
         if loops > 1:
             notes.append(f"window {window} is above {loops} loops: it is {loops}")
         point = point | {"train.loop_window": loops}
-    preset = point.pop("preset", None)
+    preset = point.get("preset")
     tree: dict[str, Any] = {} if preset is None else read_preset(preset)
     for key, value in point.items():
+        if key == "preset":
+            continue
         tree = merge(tree, nested(key, value))
     return make_config(tree, preset)
 
 
-def plan(configs: Iterable[Config], out: Path) -> list[Planned]:
-    """Find the status of each model in the folder ``out``."""
+def plan(configs: Iterable[Config] | Mapping[Config, str], out: Path) -> list[Planned]:
+    """Find the status of each model in the folder ``out``; they have the names that come with them, or their own."""
     planned = []
     for config in configs:
-        folder = out / config.name
-        planned.append(Planned(config.name, config, folder, _status(config, folder)))
+        name = configs[config] if isinstance(configs, Mapping) else config.name
+        planned.append(Planned(name, config, out / name, _status(config, out / name)))
     counts = Counter(model.name for model in planned)
     if repeated := {name for name, count in counts.items() if count > 1}:
         raise LoopprobeError(f"two different models of the grid are called {min(repeated)}: give them different seeds")
