@@ -147,7 +147,7 @@ def test_a_sweep_survives_a_kill_skips_what_is_done_and_says_what_differs(tmp_pa
     assert not changed.todo
 
 
-def test_names_tell_every_key_of_a_grid_that_makes_a_difference(tmp_path):
+def test_names_tell_every_key_of_a_grid_that_makes_a_difference(tmp_path, command):
     lines = (
         '"train.muon_lr" = [0.01, 0.02]',  # 0.02 is the recipe's own
         '"train.seed" = [0, 2]',
@@ -162,6 +162,8 @@ def test_names_tell_every_key_of_a_grid_that_makes_a_difference(tmp_path):
         "lr-b20-T10-uniform-weight_decay0.1", "lr-b20-T10-uniform-weight_decay0.1-s2",
     ]  # fmt: skip
     assert [model.folder.name for model in plan(configs, tmp_path)] == list(configs.values())
+    _, shown, _ = command("sweep", tmp_path / "g.toml", "--out", tmp_path, "--dry-run")
+    assert all(name in shown for name in configs.values())
 
 
 def test_a_model_that_fails_is_named(tmp_path):

@@ -108,7 +108,7 @@ def sweep(
     read = [read_grid(path) for path in grids]
     for note in dict.fromkeys(note for _, notes in read for note in notes):
         say(sentences=[note])
-    planned = plan(list(dict.fromkeys(config for configs, _ in read for config in configs)), out)
+    planned = plan({config: name for configs, _ in read for config, name in configs.items()}, out)
     if dry_run:
         say([plan_table(planned)])
         return
