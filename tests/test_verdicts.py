@@ -367,7 +367,7 @@ def flat(answers):
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
     assert {verdict.status for verdict in verdicts(EMPTY)} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 36
+    assert len(verdicts({})) == len(CLAIMS) == 38
 
 
 def test_models_of_the_studys_recipe_have_verdicts_of_their_own_beside_ours():
@@ -406,6 +406,25 @@ def test_r2():
     assert ended({"r2_converge": [steady, converged({10: 2, 500: 2}, loops=10)]}, "larger b is better") == "supported"
     noisy = converged({10: 2, 500: 0.5}, loops=10, task="noisy_linear_regression")
     assert ended({"r2_converge": [steady, noisy]}, "larger b is better") == "undecided"  # other tasks are no pair
+
+
+def test_r2_recipes():
+    def grown(name, growth, loops, seed):
+        data = converged({loops: 0.03, 200: 0.03 * growth}, loops=loops, window=5, seed=seed)
+        return data.assign_coords(model=name + f"-s{seed}" * bool(seed))
+
+    def answers(recipe, window, ours=9.0):
+        kinds_of = (("lr-b5-T5", ours, 5), ("lr-b5-T5-muon_lr0.01", recipe, 5), ("lr-b10-T5", window, 10))
+        made = [grown(*kind, seed) for kind in kinds_of for seed in (0, 1)]
+        return EMPTY | {"r2_recipes": made}
+
+    for recipe, window in ((9.0, 1.0), (1.0, 9.0)):
+        evidence = answers(recipe, window)
+        status = {1.0: "supported", 9.0: "contradicted"}
+        assert ended(evidence, "another recipe") == status[recipe]
+        assert ended(evidence, "beyond the window keep") == status[window]
+        [words] = {finding.what.split(":")[0] for finding in verdict_of("another recipe", evidence).findings}
+        assert words == "lr-b5-T5-muon_lr0.01"
 
 
 def test_r3():

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.study.claims import algorithm, failures, loss, study, tokens
+from loopprobe.study.claims import algorithm, failures, loss, recipe, study, tokens
 from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence, MissingQuestionError, answers
 from loopprobe.study.estimates import Estimate
 from loopprobe.study.verdicts import Verdict, conclude
 
-CONTROLLED = ("R1", "R2", "R3", "R4", "R5")  # sections that are answered by the study's own recipe too
-CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS, *failures.CLAIMS)
+CLAIMS = (*study.CLAIMS, *recipe.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS, *failures.CLAIMS)
+CONTROLLED = [claim for claim in study.CLAIMS if claim[0] <= "R5"]  # what is asked of the study's own recipe too
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
@@ -27,7 +27,7 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
     decided = []
     for claim in CLAIMS:
         verdict = conclude(claim[0], claim[1], _estimates(claim, evidence) if asked else ())
-        if claim[0] in CONTROLLED:
+        if claim in CONTROLLED:
             control = _estimates(claim, evidence, of_control=True) if asked else ()
             verdict = replace(verdict, control=conclude(claim[0], claim[1], control))
         decided.append(verdict)
