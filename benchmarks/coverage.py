@@ -7,8 +7,8 @@ from it with replacement, and what the whole population says is the truth. The s
 simulation each kind of model has new seeds, whose typical errors differ as much as those of the shipped seeds do (by a
 normal and by Student's distribution with three degrees of freedom), and each seed takes the errors of a shipped one.
 Counted are how often an interval holds its truth, how often all those of a claim that shall hold together do, and how
-often that of the mean over the claim's findings does. The goal is 93 to 97 %; above it an interval promises less than it
-holds.
+often that of the mean over the claim's findings does. The goal is 93 to 97 %; above it an interval promises less than
+it holds.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from conftest import TINY, make_model
 from loopprobe.cli.options import pool_of
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.questions import Question, answer, prepare
+from loopprobe.probes.dataset import read_dataset
+from loopprobe.probes.questions import Question, answer, as_answered, prepare
 from loopprobe.store.checkpoint import Checkpoint, load_checkpoint, save
 from loopprobe.study.claims import CLAIMS
 from loopprobe.study.claims.evidence import QUESTIONS
@@ -127,6 +128,34 @@ def test_answers_are_reused_until_something_changes(questions, monkeypatch):
     assert not new["r2_converge"].datasets[1].identical(first["r2_converge"].datasets[1])
     assert new["r2_converge"].datasets[0].identical(first["r2_converge"].datasets[0])
     assert answers(questions, quick=True)["r2_converge"].datasets[0].sizes["example"] == 5
+
+
+def test_what_two_questions_ask_of_a_model_is_answered_once(questions, monkeypatch):
+    other = (questions / "r2_converge.toml").read_text().replace('"b2", ', "").replace("R2", "R6")
+    (questions / "r6_converge.toml").write_text(other)
+    counted = []
+
+    def answered(prepared, *rest):
+        counted.extend(p.checkpoint.label for p in prepared if p.probe == "converge")
+        return as_answered(prepared, *rest)
+
+    monkeypatch.setattr("loopprobe.study.saved.as_answered", answered)
+    first = answers(questions)
+    assert counted == ["b2", "b4", "b4-s1"]
+    for one, shared in zip(first["r2_converge"].datasets[1:], first["r6_converge"].datasets, strict=True):
+        assert one.identical(shared)
+    for path in Path("data", "r6_converge").glob("*.nc"):
+        assert read_dataset(path).identical(read_dataset(Path("data", "r2_converge", path.name)))
+        path.unlink()  # what the other question has need not be computed
+    answers(questions)
+    assert counted == ["b2", "b4", "b4-s1"]
+    assert len(list(Path("data", "r6_converge").glob("*.nc"))) == 2
+
+
+def test_what_the_study_asks_in_several_sections_it_asks_alike():
+    saved = saved_questions()
+    asked = [one.question(quick) for quick in (False, True) for one in saved.values() if one.probe == "converge"]
+    assert len({json.dumps([one.options, one.prompts], sort_keys=True) for one in asked}) == 2
 
 
 def test_processes_give_the_same_answers(questions):

@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from pydantic import Field
 
+from loopprobe._version import __version__
 from loopprobe.config.sources import read_toml
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
@@ -144,11 +145,28 @@ def answer_saved(
         for name, paths in asked.items():
             claims.callback(claim_shared(folder / name, *(path.name for path in paths)).release)
         answers = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
-        todo = [path for path in everything if path not in answers]
-        for i, data in as_answered([everything[path] for path in todo], progress, pool):
-            write_dataset(data, todo[i])  # written at once, so that an interrupted run keeps it
-            answers[todo[i]] = data
+        places: dict[str, list[Path]] = {}  # of one answer, which several questions may ask for
+        for path, p in everything.items():
+            places.setdefault(json.dumps(_identity(p)), []).append(path)
+        for key in [key for key, paths in places.items() if any(path in answers for path in paths)]:
+            paths = places.pop(key)
+            data = next(answers[path] for path in paths if path in answers)
+            for path in (path for path in paths if path not in answers):
+                write_dataset(data, path)
+                answers[path] = data
+        todo = list(places.values())
+        for i, data in as_answered([everything[paths[0]] for paths in todo], progress, pool):
+            for path in todo[i]:
+                write_dataset(data, path)  # written at once, so that an interrupted run keeps it
+                answers[path] = data
     return {name: Answered(one, [answers[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
+
+
+def _identity(prepared: Prepared) -> dict[str, str]:
+    """Return what an answer is of; two that have it in common are the same, if loopprobe is."""
+    wanted = attributes(prepared.probe, prepared.checkpoint, prepared.prompts, prepared.config)
+    del wanted["provenance"]
+    return wanted | {"model": prepared.checkpoint.label}
 
 
 def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
@@ -156,9 +174,7 @@ def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
     try:
         data = read_dataset(path)
         version = read_stamp(data).provenance["loopprobe"]
+        found = {key: data.attrs.get(key) for key in _identity(prepared)} | {"model": str(data.model.item())}
     except (LoopprobeError, KeyError, TypeError, ValueError):
         return None
-    wanted = attributes(prepared.probe, prepared.checkpoint, prepared.prompts, prepared.config)
-    same: Mapping[str, Any] = {key: data.attrs.get(key) for key in wanted if key != "provenance"}
-    is_same = all(same[key] == wanted[key] for key in same) and str(data.model.item()) == prepared.checkpoint.label
-    return data if is_same and version == json.loads(wanted["provenance"])["loopprobe"] else None
+    return data if found == _identity(prepared) and version == __version__ else None
