@@ -24,16 +24,16 @@ from loopprobe.study.saved import Answered
 from loopprobe.study.verdicts import Verdict
 
 OUTCOMES = get_args(Outcome)
-GOES_ON = {  # what happens when the loop goes on: of each claim its effect, and its range over kinds of models
+GOES_ON = {  # what happens when the loop goes on: of each claim its effect with its interval
     "trained with b > 5 the error stays at its minimum when the loop goes on":
         "After far more loops than the b > 5 of its training, a looped transformer's typical error is {0:.3g} times "
-        "what it was after b loops ({1:.3g} to {2:.3g} over kinds of models)",
+        "what it was after b loops (95 %: {1:.3g} to {2:.3g})",
     "it stays because the state has come to a fixed point":
-        "{0:.0%} of the tokens of these models come to a fixed point or approach one ({1:.0%} to {2:.0%})",
+        "{0:.0%} of the tokens of these models come to a fixed point or approach one (95 %: {1:.0%} to {2:.0%})",
     "larger b is better":
-        "That error is multiplied by {0:.3g} where b is the next larger one ({1:.3g} to {2:.3g})",
+        "That error is multiplied by {0:.3g} where b is the next larger one (95 %: {1:.3g} to {2:.3g})",
     "more layers give a better fixed point":
-        "It is multiplied by {0:.3g} where the loop has twice the layers ({1:.3g} to {2:.3g})",
+        "It is multiplied by {0:.3g} where the loop has twice the layers (95 %: {1:.3g} to {2:.3g})",
 }  # fmt: skip
 
 
@@ -46,9 +46,8 @@ def summarise(decided: Sequence[Verdict]) -> str:
         if claim in effects
     ]
     counts = {name: sum(verdict.status == name for verdict in decided) for name in OUTCOMES}
-    held = "; ".join(f"“{one.claim}” ({one.section})" for one in decided if one.status == "supported")
     ended = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return " ".join([*told, f"Of {len(decided)} claims: {ended}.", *([f"Supported: {held}."] if held else [])])
+    return " ".join([*told, f"Of {len(decided)} claims: {ended}."])
 
 
 def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:

@@ -148,13 +148,12 @@ def answer_saved(
         places: dict[str, list[Path]] = {}  # of one answer, which several questions may ask for
         for path, p in everything.items():
             places.setdefault(json.dumps(_identity(p)), []).append(path)
-        for key in [key for key, paths in places.items() if any(path in answers for path in paths)]:
-            paths = places.pop(key)
-            data = next(answers[path] for path in paths if path in answers)
-            for path in (path for path in paths if path not in answers):
-                write_dataset(data, path)
-                answers[path] = data
-        todo = list(places.values())
+        for same in places.values():
+            if known_there := [path for path in same if path in answers]:
+                for path in set(same) - set(known_there):
+                    write_dataset(answers[known_there[0]], path)
+                    answers[path] = answers[known_there[0]]
+        todo = [same for same in places.values() if same[0] not in answers]
         for i, data in as_answered([everything[paths[0]] for paths in todo], progress, pool):
             for path in todo[i]:
                 write_dataset(data, path)  # written at once, so that an interrupted run keeps it

@@ -87,27 +87,33 @@ class Verdict:
 
     @property
     def size(self) -> tuple[float, float, float]:
-        """The effect: the first mean with its 95 % interval; without one the median finding with the range over them.
+        """The effect: the first mean, or the only finding, with its 95 % interval.
 
-        There must be a finding; of several kinds of numbers those of the first count.
+        Where every finding must hold it is their median with the range over them. There must be a finding; of several
+        kinds of numbers those of the first count.
         """
-        if self.means:
-            return self.means[0].estimate, self.means[0].low, self.means[0].high
-        values = [finding.estimate for finding in self.findings if finding.scale == self.findings[0].scale]
+        first = [one for one in (*self.means, *self.findings) if one.scale == self.findings[0].scale]
+        if self.means or len(first) == 1:
+            return first[0].estimate, first[0].low, first[0].high
+        values = [one.estimate for one in first]
         return float(np.median(values)), min(values), max(values)
 
     @property
     def effect(self) -> str:
-        """The effect in words; a mean has the range over findings too."""
+        """The effect in words."""
+        if not self.findings:
+            return "–"
+        middle, low, high = self.size
+        return f"{self.findings[0].scale} {middle:.3g}" + (f" ({low:.3g} to {high:.3g})" if low < high else "")
+
+    @property
+    def span(self) -> str:
+        """The range over the findings that the effect is the mean or the median of."""
         if not self.findings:
             return "–"
         first = self.findings[0]
-        middle, low, high = self.size
-        words = f"{first.scale} {middle:.3g}" + (f" ({low:.3g} to {high:.3g})" if low < high else "")
-        if not self.means:
-            return words
         values = [one.estimate for one in self.findings if (one.scale, one.part) == (first.scale, first.part)]
-        return f"{words}, findings {min(values):.3g} to {max(values):.3g}"
+        return f"{min(values):.3g} to {max(values):.3g}" if len(values) > 1 else f"{values[0]:.3g}"
 
     @property
     def control_status(self) -> str:
