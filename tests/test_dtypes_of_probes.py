@@ -32,6 +32,7 @@ OPTIONS = {
     "paths": {"loops": 130},
     "recover": {"loops": 3},
     "failures": {"loops": 130},
+    "weights": {"draws": 100},
 }
 SLOW = {"align", "decode", "failures", "fixed_points", "paths"}
 RUN = [  # all but those that read a file of metrics, and tables

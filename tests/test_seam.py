@@ -175,7 +175,10 @@ def test_what_needs_more_is_refused_in_one_line(name, subject):
     with pytest.raises(LoopprobeError) as error:
         probe(name, subject, draw(2))
     assert str(error.value).count("\n") == 0
-    lacks = "weights of a LoopedTransformer, which both-ways has not|asks about (labelled points|lengths of a token)"
+    lacks = (
+        "(weights of a LoopedTransformer|heads whose weights can be told), which both-ways has not|asks about "
+        "(labelled points|lengths of a token)"
+    )
     assert re.search(lacks, str(error.value))
 
 

@@ -187,6 +187,8 @@ def _supports(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> frozenset[Ca
     anatomy = wrapped.anatomy
     if anatomy.attention is not None or "attn.hook_pattern" in anatomy.sites:
         supports.add("pattern")
+    if anatomy.attention is not None:
+        supports.add("heads")
     if anatomy.gate is not None:
         supports.add("gate")
     with torch.no_grad():

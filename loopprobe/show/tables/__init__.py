@@ -29,6 +29,7 @@ from loopprobe.show.tables.study import (
     mask_table,
     shift_table,
 )
+from loopprobe.show.tables.weights import weights_table
 
 __all__ = [
     "ablate_table",
@@ -63,4 +64,5 @@ __all__ = [
     "recover_table",
     "shift_table",
     "show_table",
+    "weights_table",
 ]
