@@ -176,7 +176,7 @@ def test_what_needs_more_is_refused_in_one_line(name, subject):
         probe(name, subject, draw(2))
     assert str(error.value).count("\n") == 0
     lacks = (
-        "(weights of a LoopedTransformer|heads whose weights can be told), which both-ways has not|asks about "
+        "(weights of a LoopedTransformer|heads that are their projections alone), which both-ways has not|asks about "
         "(labelled points|lengths of a token)"
     )
     assert re.search(lacks, str(error.value))

@@ -305,8 +305,10 @@ def of_wrapped(kind):
     ],
 )
 def test_heads_that_weights_do_not_tell_are_refused(kind, options, words):
+    model = wrapped(kind)
+    assert ("heads" in model.supports) == (kind == "ouro")
     with pytest.raises(LoopprobeError, match=words):
-        wrapped(kind).head_weights(**options)
+        model.head_weights(**options)
 
 
 @pytest.mark.parametrize(
@@ -329,4 +331,4 @@ def test_the_verb_takes_models_of_every_kind_and_no_prompts(command, tmp_path):
     assert (code, err.count("\n")) == (2, 1)
     code, _, err = command("weights", "--ckpt", f"hf:{save(wrapped('dory').module, tmp_path / 'dory')}")
     assert code == 2
-    assert "more than their projections" in err.splitlines()[-1]
+    assert "heads that are their projections alone" in err.splitlines()[-1]

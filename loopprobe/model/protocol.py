@@ -40,7 +40,7 @@ MEANS: dict[str, str] = {
     "gate": "a gate that tells when to stop",
     "threads": "runs in several threads at once",
     "weights": "the weights of a LoopedTransformer",
-    "heads": "heads whose weights can be told",
+    "heads": "heads that are their projections alone",
 }
 
 
