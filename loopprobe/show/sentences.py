@@ -11,7 +11,8 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.failures import COURSES
 from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import answer_of, edge_name, ignoring, largest_edges
-from loopprobe.show.sentences_heads import weights as weights
+from loopprobe.show.sentences_inside import steer as steer
+from loopprobe.show.sentences_inside import weights as weights
 from loopprobe.show.tables.common import with_ends
 from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
