@@ -63,8 +63,8 @@ def run(
     Args:
         subject, prompts, config: the model, the prompts that are steered, and the options.
         progress: wraps the batches.
-        direction: a tensor or array instead of that which the options name: [d_model], [token, d_model], or
-            [in_loop, token, d_model].
+        direction: a tensor or array instead of what the options name: [d_model], [token, d_model], or [in_loop, token,
+            d_model].
         groups: two groups of prompts, as long as these: the direction is the mean state of the first minus the second.
         corrupted: the corrupted counterparts of ``prompts``: the direction is the mean of clean minus corrupted states.
         training: prompts that the direction is taken from; None: further ones of the model's task.
@@ -90,6 +90,8 @@ def run(
     Raises:
         LoopprobeError: options, prompts, the direction or the measure do not fit the model.
     """
+    if isinstance(direction, str):  # a name or a file, as options have it
+        config, direction = dataclasses.replace(config, direction=direction), None
     given = {"direction": direction, "groups": groups, "corrupted": corrupted}
     check(subject, config, prompts, training=training, measure=measure, **given)
     prompts = prompts.to(subject.device)
