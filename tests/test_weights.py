@@ -62,6 +62,7 @@ def test_circuits_and_scores_are_those_of_factored_matrices_and_of_plain_product
         np.testing.assert_allclose(found.singular_value, circuit.S, atol=1e-6)
         np.testing.assert_allclose(found.singular_value, np.linalg.svd(product, compute_uv=False)[:, :8], atol=1e-6)
         for i in range(4):
+            assert (found.reads[i].max("dim") >= abs(found.reads[i]).max("dim") - 1e-12).all(), "signs are told"
             u, s, v = found.reads[i].values, found.singular_value[i, :3].values[:, None], found.writes[i].values
             np.testing.assert_allclose(u @ product[i], s * v, atol=1e-6)
             eigen = np.linalg.eigvals(product[i])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loopprobe.config.budget import require
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.decoders import targets_of
@@ -53,7 +54,13 @@ def states_at(model: LoopedModel, prompts: PromptBatch, loops: Sequence[int], to
         model, prompts: the model and what it runs on.
         loops: loops that are done, in rising order.
         tokens: from 0.
+
+    Raises:
+        LoopprobeError: the memory cannot hold them.
     """
+    size = 8 * len(loops) * prompts.n_prompts * len(tokens) * model.sizes.d_model
+    what = f"the states of {prompts.n_prompts:,} prompts after {len(loops)} loops at {len(tokens)} tokens"
+    require(2 * size, what, "name fewer loops or positions, or lower fit_prompts")
     made = []
     with torch.no_grad():
         for batch in batches(model, prompts):

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
+from transformer_lens.FactoredMatrix import FactoredMatrix
 
 from loopprobe.config.budget import require
 from loopprobe.config.selection import Choice, resolve
@@ -77,7 +79,7 @@ def run(
           (Σ s²)² / Σ s⁴
         * ``reads``, ``writes [circuit, head, vector, dim]``: the singular vectors of the largest singular values. An OV
           circuit reads along the first and writes along the second; a QK circuit asks along the first and is asked
-          along the second. The signs of a pair are arbitrary together.
+          along the second. Of either sign of a pair it is that with which the largest entry of the first is positive.
         * ``eigenvalue_real``, ``eigenvalue_imag [circuit, head, rank]``, the largest modulus first, and ``real_share
           [circuit, head]``, Σ Re λ / Σ |λ|: of OV the copying score; of QK how far a token looks for tokens like itself
 
@@ -113,7 +115,7 @@ def run(
         values = values.gather(-1, values.abs().argsort(-1, descending=True))
         for name, part in {
             "singular_value": spectrum, "effective_rank": effective_rank(spectrum),
-            "reads": circuit.U[..., : config.vectors].mT, "writes": circuit.V[..., : config.vectors].mT,
+            **_vectors(circuit, min(config.vectors, rank)),
             "eigenvalue_real": values.real[..., :rank], "eigenvalue_imag": values.imag[..., :rank],
             "real_share": real_share(values),
         }.items():  # fmt: skip
@@ -179,6 +181,13 @@ def _require_memory(subject: Subject, weights: HeadWeights, config: WeightsConfi
     numbers = 14 * n_heads * d_model * rank + 6 * len(MODES) * len(LAGS) * n_heads**2
     numbers += config.draws * (rank**2 + 2 * n_heads + 2 * rank)
     require(8 * numbers, f"weights of {n_heads:,} heads of {subject.label}", "choose layers or heads, or lower draws")
+
+
+def _vectors(circuit: FactoredMatrix, n: int) -> dict[str, Float[Tensor, "head vector dim"]]:
+    """The singular vectors of the largest singular values, with signs that do not depend on the machine."""
+    first, second = circuit.U[..., :n].mT, circuit.V[..., :n].mT
+    signs = first.gather(-1, first.abs().argmax(-1, keepdim=True)).sign()
+    return {"reads": first * signs, "writes": second * signs}
 
 
 def _composition(
