@@ -258,7 +258,7 @@ def test_directions_that_are_not_there_are_refused(direction, words, checkpoint,
     assert "\n" not in str(error.value)
 
 
-def test_what_is_given_is_checked(checkpoint, token_checkpoint):
+def test_what_is_given_is_checked(checkpoint, token_checkpoint, unchecked):
     prompts, config = checkpoint.held_out(7), SteerConfig()
     for given, words in (
         ({"direction": torch.ones(5)}, "shape"),

@@ -74,7 +74,7 @@ def states_at(model: LoopedModel, prompts: PromptBatch, loops: Sequence[int], to
     return torch.cat(made, 1)
 
 
-def of_groups(one: States, other: States, words: str) -> Found:
+def of_groups(one: States, other: Float[Tensor, "loop other token d_model"], words: str) -> Found:
     """The mean of some states minus that of others."""
     return Found(one.mean(1) - other.mean(1), words)
 

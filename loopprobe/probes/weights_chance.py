@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 from transformer_lens.FactoredMatrix import FactoredMatrix
 
@@ -101,7 +101,7 @@ def effective_rank(singular_values: Float[Tensor, "*circuit rank"]) -> Float[Ten
     return squares.sum(-1).square() / squares.square().sum(-1)
 
 
-def real_share(eigenvalues: Float[Tensor, "*circuit rank"]) -> Float[Tensor, "*circuit"]:
+def real_share(eigenvalues: Complex[Tensor, "*circuit rank"]) -> Float[Tensor, "*circuit"]:
     """Σ Re λ / Σ |λ|, from −1 to 1; NaN of a matrix without eigenvalues but zero.
 
     1 says that the matrix gives back in its own direction what it is given, as one that copies does (Elhage et al.
@@ -114,4 +114,4 @@ def chance_interval(values: Float[Tensor, "draw ..."], level: float) -> tuple[np
     """The mean of what was drawn, and the ends between which so large a share of it lies."""
     drawn = values.numpy()
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return drawn.mean(0), low, high
+    return np.asarray(drawn.mean(0)), np.asarray(low), np.asarray(high)
