@@ -75,6 +75,8 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
         ("patch", ["--sites", "z,attn_z,mlp_out", "--positions", "3,10"], ["patch-attn_z", "patch-mlp_out", "patch-z"]),
         ("exit", ["--loops", 12], ["exit"]),
         ("recover", ["--loops", 4], ["recover"]),
+        ("steer", ["--loops", 4, "--in-loops", "1:2", "--strengths=-1,0,2", "--fit-prompts", 20], ["steer"]),
+        ("steer", ["--direction", "decoder:w, least squares:1", "--unit", "norm", "--fit-prompts", 20], ["steer"]),
         ("failures", ["--loops", 130], ["failures"]),
         ("paths", ["--loops", 130, "--positions", "1,10"], ["paths", "paths-plane"]),
         ("fixed-points", ["--far", 128, "--random-starts", 1], ["fixed-points"]),

@@ -144,6 +144,8 @@ PROBES = {
     "recover": dict(after=3, loops=5),
     "failures": dict(loops=130),
     "shift": dict(shifts=("skewed", "noise")),
+    "steer": dict(loops=5, fit_prompts=64),
+    "weights": dict(draws=100),
 }
 
 

@@ -32,6 +32,8 @@ OPTIONS = {
     "paths": {"loops": 130},
     "recover": {"loops": 3},
     "failures": {"loops": 130},
+    "steer": {"loops": 3, "in_loops": (1, 2), "fit_prompts": 8, "controls": 1},
+    "weights": {"draws": 100},
 }
 SLOW = {"align", "decode", "failures", "fixed_points", "paths"}
 RUN = [  # all but those that read a file of metrics, and tables

@@ -19,6 +19,7 @@ FITTED = {
     "decode": {"network_loops": 1, "network_steps": 3},
     "align": {"steps": 4},
     "lens": {},
+    "steer": {"loops": 2, "strengths": (1.0,)},
     "ablate": {"methods": ("optimal",), "agreement": False, "fit_steps": 2, "loops": 2},
 }
 

@@ -32,6 +32,7 @@ OPTIONS = {
     "paths": {"loops": 140},
     "fixed_points": {"far": 200, "random_starts": 1, "lyapunov_steps": 20},
     "recover": {"loops": 5},
+    "steer": {"loops": 5, "fit_prompts": 20, "measure": "error"},
     "failures": {"loops": 130},
     "exit": {"loops": 12},
     "explore": {"loops": 5, "prompt": 1, "reset": (1, 2), "hide": (4,), "heads": ((0, 1), (1, 2))},
@@ -175,7 +176,10 @@ def test_what_needs_more_is_refused_in_one_line(name, subject):
     with pytest.raises(LoopprobeError) as error:
         probe(name, subject, draw(2))
     assert str(error.value).count("\n") == 0
-    lacks = "weights of a LoopedTransformer, which both-ways has not|asks about (labelled points|lengths of a token)"
+    lacks = (
+        "(weights of a LoopedTransformer|heads that are their projections alone), which both-ways has not|asks about "
+        "(labelled points|lengths of a token)"
+    )
     assert re.search(lacks, str(error.value))
 
 

@@ -183,6 +183,7 @@ OPTIONS = {
     "explore": {"loops": 3, "reset": (0,)},
     "ablate": {"loops": 2, "methods": ("zero",)},
     "edges": {"loops": 2, "exact": 2, "steps": 1},
+    "steer": {"loops": 2, "unit": "norm", "strengths": (0, 1), "controls": 1, "direction": torch.ones(1)},
 }
 NAMED = {
     "converge": "mean",

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from loopprobe.cli.options import (
+    OF_PROMPTS,
     Common,
+    Heads,
     Layers,
     Loops,
     Positions,
@@ -230,6 +232,27 @@ def paths(
     show(*ask("paths", options, "paths", common), common.png)
 
 
+@with_common(without=OF_PROMPTS)
+def weights(
+    layers: Layers = None,
+    heads: Heads = None,
+    fold: Annotated[
+        bool | None,
+        typer.Option("--fold/--raw", help="Put the gains of norms into the weights; default: where they are known."),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Random rotations and random weights that chance is told from.")] = 1000,
+    *,
+    common: Common,
+) -> None:
+    """Read heads from their weights: OV, QK, and composition."""
+    at_least(draws, 100, "draws")
+    options = {
+        "layers": parse_choice(layers, "--layers"), "heads": parse_choice(heads, "--heads"), "fold": fold,
+        "draws": draws,
+    }  # fmt: skip
+    show(*ask("weights", options, "weights", common), common.png)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "cache": cache,
     "lens": lens,
@@ -243,4 +266,5 @@ VERBS: dict[str, Callable[..., None]] = {
     "failures": failures,
     "recover": recover,
     "paths": paths,
+    "weights": weights,
 }

@@ -1,4 +1,4 @@
-"""Verbs that change what a model computes: ablate, edges and patch."""
+"""Verbs that change what a model computes: ablate, edges, patch and steer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loopprobe.cli.options import (
     ReadLoop,
     with_common,
 )
-from loopprobe.cli.parsing import at_least, one_of, parse_choice, parse_words
+from loopprobe.cli.parsing import at_least, one_of, parse_choice, parse_floats, parse_words
 from loopprobe.cli.probes import ask, show
 from loopprobe.errors import LoopprobeError
 
@@ -126,8 +126,62 @@ def patch(
     show(*ask("patch", options, f"patch-{corruption}" if corruption else "patch", common), common.png)
 
 
+@with_common(prompts=64)
+def steer(
+    direction: Annotated[
+        str,
+        typer.Option(
+            help="Where the direction comes from: answer, corrupted, a result of a token task, decoder:TARGET, or a "
+            "file (.npy, .pt)."
+        ),
+    ] = "answer",
+    values: Annotated[
+        str | None, typer.Option(help="The two answers or values of a result that it tells apart, such as 1,0.")
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="How much is added, with commas between; write --strengths=-2,0,2.")
+    ] = "-4,-2,-1,0,1,2,4",
+    unit: Annotated[
+        str, typer.Option(help="Of strengths: std (of the states along the direction), or norm (of the states).")
+    ] = "std",
+    loops: Loops = None,
+    in_loops: Annotated[
+        str | None,
+        typer.Option(help="Loops after which it is added, from 1, such as 5, 1:10 or last; default: the middle one."),
+    ] = None,
+    read_loop: ReadLoop = None,
+    positions: Annotated[str, typer.Option(help="Tokens at which it is added, as in ablate.")] = "query",
+    measure: Annotated[
+        str | None,
+        typer.Option(help="What is measured, as in ablate; default: the answer, or the logits of the two answers."),
+    ] = None,
+    corruption: Annotated[str | None, typer.Option(help="With --direction corrupted: as in patch.")] = None,
+    fit_prompts: Annotated[int, typer.Option(help="Other prompts that the direction is taken from.")] = 256,
+    controls: Annotated[int, typer.Option(help="Random directions to compare with.")] = 4,
+    *,
+    common: Common,
+) -> None:
+    """Add a direction to the state; what does the loop make of it?"""
+    one_of(unit, ("std", "norm"), "unit")
+    for value, name in (
+        (loops, "loops"),
+        (read_loop, "read_loop"),
+        (fit_prompts, "fit_prompts"),
+        (controls, "controls"),
+    ):
+        at_least(value, 1, name)
+    options = {
+        "direction": direction, "values": None if values is None else parse_words(values),
+        "strengths": parse_floats(strengths, "--strengths"), "unit": unit, "loops": loops, "read_loop": read_loop,
+        "in_loops": parse_choice(in_loops, "--in-loops"), "positions": parse_choice(positions, "--positions"),
+        "measure": measure, "corruption": corruption, "fit_prompts": fit_prompts, "controls": controls,
+    }  # fmt: skip
+    show(*ask("steer", options, "steer", common), common.png)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "ablate": ablate,
     "edges": edges,
     "patch": patch,
+    "steer": steer,
 }

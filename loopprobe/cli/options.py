@@ -193,10 +193,19 @@ _COMMON = {
 }  # fmt: skip
 
 
-def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+OF_PROMPTS = (
+    "prompts", "seed", "shift", "data", "target", "length", "text", "text_file", "text_pairs", "chat", "read",
+    "start_seed",
+)  # fmt: skip
+
+
+def with_common(
+    *, without: Sequence[str] = (), **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator: the verb gets the common options after its own, and is handed them as ``common``.
 
     Args:
+        without: common options that mean nothing to the verb, which it is handed as they are by default.
         defaults: of common options, where the verb has others.
     """
 
@@ -207,12 +216,13 @@ def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...
                 name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, default), annotation=kind
             )
             for name, (kind, default) in _COMMON.items()
+            if name not in without
         ]
 
         @functools.wraps(verb)
         def command(**values: Any) -> None:
             tasks = values.pop("task")
-            common = Common(**{name: values.pop(name) for name in _COMMON})
+            common = Common(**{name: values.pop(name, default) for name, (_, default) in _COMMON.items()})
             at_least(common.prompts, 1, "prompts")
             at_least(common.seed, 0, "seed")
             at_least(common.length, 1, "length")

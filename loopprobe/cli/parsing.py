@@ -52,6 +52,20 @@ def parse_choice(text: str | None, option: str) -> str | None:
     return text
 
 
+def parse_floats(text: str, option: str) -> tuple[float, ...]:
+    """``-2,0,0.5`` as (-2.0, 0.0, 0.5).
+
+    Raises:
+        LoopprobeError: it is not that.
+    """
+    try:
+        return tuple(float(word) for word in parse_words(text))
+    except ValueError:
+        raise LoopprobeError(
+            f"{option} ({shorten(text, 60)!r}) must be numbers with commas between: change it"
+        ) from None
+
+
 def parse_words(text: str) -> tuple[str, ...]:
     """``a,b`` as ("a", "b")."""
     return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -27,6 +27,7 @@ Capability = Literal[
     "gate",  # hook_gate exists: the logit, in every loop and at every token, that it stops there
     "threads",  # several threads can run it at once, each some prompts
     "weights",  # the weights of a LoopedTransformer, under TransformerLens's names
+    "heads",  # head_weights exists: what every head of the loop reads and writes with
 ]
 MEANS: dict[str, str] = {
     "causal": "causal attention",
@@ -39,6 +40,7 @@ MEANS: dict[str, str] = {
     "gate": "a gate that tells when to stop",
     "threads": "runs in several threads at once",
     "weights": "the weights of a LoopedTransformer",
+    "heads": "heads that are their projections alone",
 }
 
 

@@ -11,6 +11,7 @@ from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.utilities.matrix import composition_scores
 
 from loopprobe.errors import LoopprobeError
+from loopprobe.model.head_weights import HeadWeights, folded
 
 
 class WeightViews:
@@ -62,6 +63,27 @@ class WeightViews:
     def all_head_labels(self) -> list[str]:
         """``L0H0``, ``L0H1`` and so on, layer by layer."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+
+    def head_weights(self, fold: bool | None = None) -> HeadWeights:
+        """Return what every head of the loop reads and writes with.
+
+        Args:
+            fold: put the gains of norms into the weights, see ``model.head_weights.folded``. None: do.
+        """
+        n_layers, n_heads, d_model = self.cfg.n_layers, self.cfg.n_heads, self.cfg.d_model
+        weights = HeadWeights(
+            layers=tuple(layer for layer in range(n_layers) for _ in range(n_heads)),
+            numbers=tuple(range(n_heads)) * n_layers,
+            **{name: getattr(self, name).flatten(0, 1) for name in ("W_Q", "W_K", "W_V", "W_O")},
+            between=None,
+            is_added=self.cfg.injection != "multiply",
+            n_free=d_model,
+            words="as they stand" + (", before rotary turns" if self.cfg.positional_embedding_type == "rotary" else ""),
+        )
+        if fold is False:
+            return weights
+        gains = torch.stack([block.ln1.weight for block in self.blocks]).repeat_interleave(n_heads, 0)
+        return folded(weights, gains, self.ln_final.weight, centred=self.cfg.normalization_type == "LN")
 
     def all_composition_scores(
         self, mode: Literal["Q", "K", "V"], *, next_loop: bool = False

@@ -53,6 +53,7 @@ class Probe:
         needs: what the model must be able to do.
         of_points: whether it asks about labelled points, as regression has them, and takes no other prompts.
         of_tokens: whether it asks about lengths of a token task, and takes no other prompts.
+        of_weights: whether it reads weights and runs no prompt, so that it is given one of any kind.
         given: what can be given to ``run`` besides: prompts and functions, which no file can hold.
     """
 
@@ -64,6 +65,7 @@ class Probe:
     needs: frozenset[Capability] = frozenset()
     of_points: bool = False
     of_tokens: bool = False
+    of_weights: bool = False
     given: tuple[str, ...] = ()
 
     def require(self, subject: Subject, prompts: PromptBatch, config: Any, given: Collection[str] = ()) -> None:

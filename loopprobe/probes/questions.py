@@ -27,6 +27,7 @@ from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 from loopprobe.wrapped.loading import PREFIX
 
+ANY_TEXT = "any text"  # of a language model whose weights alone are read
 RESAMPLES = 2000  # of the bootstrap, whose counts take a number a prompt and resample
 
 
@@ -98,6 +99,8 @@ def prepare(
             twice, or the memory cannot hold the answer.
     """
     probe, config = configured(question.probe, question.options)
+    if probe.of_weights:
+        question = dataclasses.replace(question, prompts=1)
     folders: dict[Path, str] = {}
     for name in question.checkpoints:
         if (folder := _folder(name)) in folders:
@@ -114,7 +117,10 @@ def prepare(
             probe.require(checkpoint, prompts, config)
             prepared.append(Prepared(question.probe, checkpoint, config, prompts))
             continue
-        batches = checkpoint.batches(question.spec)
+        spec = question.spec
+        if probe.of_weights and not spec.of_text:
+            spec = dataclasses.replace(spec, text=(ANY_TEXT,))
+        batches = checkpoint.batches(spec)
         for prompts, corrupted in batches:
             given = {"corrupted": corrupted} if corrupted is not None and "corrupted" in probe.given else {}
             of_length = checkpoint

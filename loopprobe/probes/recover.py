@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import xarray as xr
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
@@ -14,9 +15,10 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token, require_looped, some_tokens
+from loopprobe.probes.pushes import distance, follow
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import at_least_single, to_numpy
+from loopprobe.support.statistics import to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -84,17 +86,17 @@ def run(
         size = chunk_size(z.device)
         parts = [slice(start, start + size) for start in range(0, n_prompts, size)]
         for i, j in progress([(i, j) for i in range(len(config.sizes)) for j in range(len(tokens))]):
-            pushed = z.clone()
+            push = torch.zeros_like(z)
             where = slice(None) if tokens[j] == -1 else slice(tokens[j], tokens[j] + 1)
-            pushed[:, where] += config.sizes[i] * direction[:, where]
+            push[:, where] = config.sizes[i] * direction[:, where]
             for part in parts:
-                one, state, own = system.at(part), pushed[part], prompts[part]
-                for after in range(config.loops + 1):
-                    if after:
-                        state = one.step(state)
-                    clean_part = at_least_single(clean[after][part]).flatten(1)
-                    away = (at_least_single(state).flatten(1) - clean_part).norm(dim=1) / clean_part.norm(dim=1)
-                    distances[i, j, after, part] = to_numpy(away)
+                one, own = system.at(part), prompts[part]
+
+                def step(state: Tensor, loop: int, one: LoopMap = one) -> Tensor:
+                    return one.step(state)
+
+                for after, state in enumerate(follow(step, z[part], 0, config.loops, {0: push[part]})):
+                    distances[i, j, after, part] = to_numpy(distance(state, clean[after][part]))
                     outputs = one.read(state)
                     errors[i, j, after, part] = to_numpy(own.errors(outputs)[:, -1])
                     moved[i, j, after, part] = to_numpy(own.step(outputs, clean_outputs[after][part])[:, -1])

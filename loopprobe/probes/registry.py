@@ -10,7 +10,8 @@ from loopprobe.probes.declaration import Probe
 
 NAMES = (
     "ablate", "align", "attention", "attribute", "compare", "converge", "curves", "decode", "edges", "exit", "explore",
-    "extrapolate", "failures", "fixed_points", "folds", "lens", "mask", "patch", "paths", "recover", "shift",
+    "extrapolate", "failures", "fixed_points", "folds", "lens", "mask", "patch", "paths", "recover", "shift", "steer",
+    "weights",
 )  # fmt: skip
 
 

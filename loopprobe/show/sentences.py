@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import numpy as np
 import xarray as xr
 
@@ -13,9 +11,15 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.failures import COURSES
 from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import answer_of, edge_name, ignoring, largest_edges
+from loopprobe.show.sentences_inside import steer as steer
+from loopprobe.show.sentences_inside import weights as weights
 from loopprobe.show.tables.common import with_ends
 from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
+from loopprobe.show.wording import largest as _largest
+from loopprobe.show.wording import loops as _loops
+from loopprobe.show.wording import name as _name
+from loopprobe.show.wording import times as _times
 from loopprobe.support.statistics import moving_mean
 
 ALIKE = 0.9  # cosine of the edges of two loops that do the same
@@ -298,23 +302,3 @@ def paths(data: xr.Dataset) -> str:
         f"{_name(data)}: after layer {int(data.layer[-1])} {share:.0%} of the states come to a fixed point or approach "
         f"one in {int(data.loop[-1])} loops."
     )
-
-
-def _largest(values: xr.DataArray) -> dict[Hashable, int]:
-    """Return the place of the largest number, as ``isel`` takes it; missing ones do not count."""
-    flat = int(np.nanargmax(values.values))
-    return dict(zip(values.dims, map(int, np.unravel_index(flat, values.shape)), strict=True))
-
-
-def _name(data: xr.Dataset) -> str:
-    return str(data.model.item())
-
-
-def _loops(data: xr.Dataset | xr.DataArray) -> str:
-    count = int(data.loop)
-    return f"{count:,} loop{'s' * (count > 1)}"
-
-
-def _times(one: float, other: float) -> str:
-    """Say how many times as large one number is."""
-    return f"{one / other:.3g} times" if other else "against 0 of"

@@ -187,6 +187,11 @@ def _supports(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> frozenset[Ca
     anatomy = wrapped.anatomy
     if anatomy.attention is not None or "attn.hook_pattern" in anatomy.sites:
         supports.add("pattern")
+    try:
+        wrapped.head_weights()
+        supports.add("heads")
+    except LoopprobeError:  # gates, or projections by other names
+        pass
     if anatomy.gate is not None:
         supports.add("gate")
     with torch.no_grad():

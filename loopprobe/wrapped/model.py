@@ -21,6 +21,7 @@ from loopprobe.model.reading import ReadAt, at_tokens, read_places
 from loopprobe.wrapped.anatomy import Anatomy
 from loopprobe.wrapped.attention import hooked_attention
 from loopprobe.wrapped.generate import generate
+from loopprobe.wrapped.head_weights import read_heads
 from loopprobe.wrapped.inputs import like, prepared, require_answers
 from loopprobe.wrapped.passes import Pass
 from loopprobe.wrapped.plan import Plan
@@ -47,6 +48,7 @@ class WrappedModel(LoopedRootModule):
     """
 
     tokens_per_point = 1
+    head_weights = read_heads
 
     def __init__(
         self,
@@ -91,9 +93,8 @@ class WrappedModel(LoopedRootModule):
     @property
     def sizes(self) -> Sizes:
         """Layers of a loop, heads, the width of the state, loops as trained, and the most tokens."""
-        anatomy = self.anatomy
-        width = sum(self.wiring.widths[path, "out"][-1] for path in anatomy.state)
-        width = width or self.wiring.widths[self.wiring.order[-1], "out"][-1]
+        anatomy, widths = self.anatomy, self.wiring.widths
+        width = sum(widths[path, "out"][-1] for path in anatomy.state) or widths[self.wiring.order[-1], "out"][-1]
         return Sizes(len(self.wiring.order), anatomy.n_heads, width, self.n_loops, anatomy.n_ctx)
 
     def forward(
@@ -228,8 +229,6 @@ class WrappedModel(LoopedRootModule):
                 act: on the state that the first loop starts from, or on a state in several parts.
         """
         return generate(self, tokens, max_new_tokens, n_loops, options)
-
-    # The loop as a map
 
     def embed(self, *inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """The injected input e: what the prelude gives."""

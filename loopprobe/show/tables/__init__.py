@@ -18,6 +18,7 @@ from loopprobe.show.tables.inside import (
 )
 from loopprobe.show.tables.inspection import diagram, inspection_tables
 from loopprobe.show.tables.models import checkpoint_summary, checkpoint_table, checkpoint_tables, plan_table
+from loopprobe.show.tables.steer import steer_table
 from loopprobe.show.tables.study import (
     compare_table,
     converge_table,
@@ -29,6 +30,7 @@ from loopprobe.show.tables.study import (
     mask_table,
     shift_table,
 )
+from loopprobe.show.tables.weights import weights_table
 
 __all__ = [
     "ablate_table",
@@ -63,4 +65,6 @@ __all__ = [
     "recover_table",
     "shift_table",
     "show_table",
+    "steer_table",
+    "weights_table",
 ]
