@@ -21,7 +21,7 @@ from loopprobe.config.budget import require
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import edges
-from loopprobe.probes.circuit_runs import Circuit, CircuitRuns, Wiring, memory_of
+from loopprobe.probes.circuit_runs import Circuit, CircuitRuns, memory_of
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.edges import ORDER, EdgesConfig
@@ -101,7 +101,7 @@ def run(
         them, ``example`` (the prompts that choose), ``measured`` (those that measure), ``set`` (``ranked`` or
         ``random``) and ``edges`` (sizes of circuits):
 
-        * ``share``, ``exact``, ``chosen`` and ``moved``: of the prompts that choose, see the probe edges
+        * ``share``, ``exact``, ``chosen``, ``moved`` and ``total``: of the prompts that choose, see the probe edges
         * ``rank [from_loop, sender, to_loop, receiver]``: from 1 for the edge with the largest effect; edges that
           cannot be have none
         * ``circuit [from_loop, sender, to_loop, receiver]``: whether an edge is in the circuit; those of the best edges
@@ -111,10 +111,11 @@ def run(
           of the corrupted run, both minus that of the clean run; of random ones the mean over draws
         * ``left [set, edges]`` with its ends: the same of the circuits of all other edges
         * ``unexplained [set, edges]``: Σ moved² / Σ total², which also counts what is off prompt by prompt
-        * ``kept_moved``, ``left_moved [set, edges, measured]``, and ``total``, ``clean [measured]``
+        * ``kept_moved``, ``left_moved [set, edges, measured]``, and ``measured_total``, ``measured_clean [measured]``
         * ``by_lag`` and ``similarity``: of the circuit's edges, by the loops from sender to receiver, see the probe
           edges
-        * with ``halves``: ``other_circuit``, the circuit of as many best edges of the other half
+        * with ``halves``: ``other_circuit``, the circuit of as many best edges of the other half, and their
+          ``other_moved [from_loop, sender, to_loop, receiver, measured]``
 
         ``attrs`` hold ``found``, the best edges that the circuit is made of, ``possible``, all edges that can be, and
         ``kept_when_chosen``, the share that the circuit keeps on the prompts that chose it.
@@ -151,13 +152,15 @@ def run(
     circuit = choosing.wiring.pruned(best(found))
     ranks = np.full(np.prod(sizes), np.nan)
     ranks[order] = 1 + np.arange(len(order))
-    made = data[["share", "share_low", "share_high", "exact", "exact_low", "exact_high", "chosen", "moved"]]
+    made = data.drop_vars(["by_lag", "similarity", "clean", "lag", "lag_receiver", "source"])
     made["rank"], made["circuit"] = (ORDER, ranks.reshape(sizes)), (ORDER, circuit)
     if config.halves:
-        made["other_circuit"] = ORDER, choosing.wiring.pruned(_first(ranking(ranked(halves[1])), found, sizes))
+        again = ranked(halves[1])
+        made["other_circuit"] = ORDER, choosing.wiring.pruned(_first(ranking(again), found, sizes))
+        made["other_moved"] = (*ORDER, "measured"), again.moved.values
     made = made.merge(_curves(measuring, order, sizes, curve, config, progress))
     made = made.merge(edges.lags(made.share.where(made.circuit | made.share.isnull(), 0)))
-    for name in ("moved", "kept_moved", "left_moved", "clean", "total"):
+    for name in ("moved", "total", "kept_moved", "left_moved", "measured_total", "measured_clean"):
         made[name].attrs["units"] = chosen.unit
     made.attrs = {
         "measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source, "corruption": words,
@@ -265,7 +268,8 @@ def _curves(
         variables[f"{name}_moved"] = (*CURVES, "measured"), values.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         variables["unexplained"] = CURVES, off / (total.astype(np.float64) ** 2).sum()
-    variables["total"], variables["clean"] = ("measured", total), ("measured", to_numpy(runs.before))
+    variables["measured_total"] = "measured", total
+    variables["measured_clean"] = "measured", to_numpy(runs.before)
     return xr.Dataset(variables, {"set": list(SETS), "edges": curve})
 
 

@@ -12,8 +12,9 @@ same edges so far are one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,7 @@ class CircuitRuns:
         self.wiring = Wiring.of(model, n_loops)
         self.places = {one: i for i, one in enumerate(self.wiring.receivers)}
         self.writers = {one: i for i, one in enumerate(self.wiring.senders)}
-        reading = {"n_loops": n_loops, "keep_loops": 1, "read_at": clean.read_at}
+        reading: dict[str, Any] = {"n_loops": n_loops, "keep_loops": 1, "read_at": clean.read_at}
         outputs, embedded = model.run_with_cache(*clean.inputs, **reading, names=["embed"])
         self.e = embedded["hook_embed"]
         self.before = self._measured(outputs[-1])
@@ -164,7 +165,7 @@ class CircuitRuns:
         last = stages[-1].copy_of[len(self.wiring.receivers)]
         return self.model.predict(z[last], e[last], self.n_loops - 1, read_at=self.prompts.read_at)
 
-    def _hook(self, stage: Stage, loop: int, here: slice):  # type: ignore[no-untyped-def]
+    def _hook(self, stage: Stage, loop: int, here: slice) -> Callable[[Tensor, LoopHookPoint], Tensor]:
         """Let all copies compute with what receivers read from theirs, and write on what they are to get of it."""
 
         def read(x: Tensor, receiver: Component) -> Tensor:
@@ -202,7 +203,7 @@ def _is_of(receiver: Component, sender: Component) -> bool:
 
 
 def memory_of(model: LoopedModel, prompts: PromptBatch, n_loops: int) -> int:
-    """The bytes that circuits of some prompts take at most: the corrupted run, and all streams of a prompt in a loop."""
+    """The bytes that circuits of some prompts take at most: the corrupted run, and all streams of a prompt at once."""
     sizes, wiring = model.sizes, Wiring.of(model, n_loops)
     held = prompts.n_prompts * prompts.n_tokens * sizes.d_model * (2 + 2 * n_loops * sizes.n_layers)
     streams = n_loops * len(wiring.receivers) + 1
