@@ -278,7 +278,15 @@ PROBE = Probe(
     CircuitConfig,
     run,
     check,
-    Shown("circuit:circuit_figures", "circuit:circuit_table"),
+    Shown(
+        "circuit:circuit_figures",
+        "circuit:circuit_table",
+        "circuit:circuit_compare_figure",
+        "circuit:circuit_compare_table",
+        "circuit:overlap_figures",
+        "circuit:overlap_table",
+        compared=True,
+    ),
     needs=frozenset({"map"}),
     given=("corrupted", "measure"),
 )
