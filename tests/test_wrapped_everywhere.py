@@ -183,6 +183,7 @@ OPTIONS = {
     "explore": {"loops": 3, "reset": (0,)},
     "ablate": {"loops": 2, "methods": ("zero",)},
     "edges": {"loops": 2, "exact": 2, "steps": 1},
+    "circuit": {"loops": 2, "steps": 1, "random": 1, "per_decade": 1},
 }
 NAMED = {
     "converge": "mean",

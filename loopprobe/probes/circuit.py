@@ -114,14 +114,15 @@ def run(
         * ``kept_moved``, ``left_moved [set, edges, measured]``, and ``measured_total``, ``measured_clean [measured]``
         * ``by_lag`` and ``similarity``: of the circuit's edges, by the loops from sender to receiver, see the probe
           edges
-        * with ``halves``: ``other_circuit``, the circuit of as many best edges of the other half, and their
-          ``other_moved [from_loop, sender, to_loop, receiver, measured]``
+        * with ``halves``: ``other_circuit``, the circuit of as many best edges of the other half, with
+          ``other_moved [from_loop, sender, to_loop, receiver, measured]`` and ``other_exact``
 
         ``attrs`` hold ``found``, the best edges that the circuit is made of, ``possible``, all edges that can be, and
         ``kept_when_chosen``, the share that the circuit keeps on the prompts that chose it.
 
     Raises:
-        LoopprobeError: options, prompts, corrupted prompts or the measure do not fit.
+        LoopprobeError: options, prompts, corrupted prompts or the measure do not fit; the corrupted prompts change
+            nothing.
     """
     check(subject, config, prompts, corrupted=corrupted, measure=measure)
     prompts = prompts.to(subject.device)
@@ -137,9 +138,14 @@ def run(
     def runs(half: slice) -> CircuitRuns:
         return CircuitRuns(subject.model, prompts[half], other[half], n_loops, chosen)
 
+    choosing, measuring = map(runs, halves)
+    if any(not one.total.any() for one in (choosing, measuring)):
+        raise LoopprobeError(
+            f"the corrupted prompts ({words}) change the {chosen.name} of no prompt of one half, so that there is no "
+            "circuit: choose another corruption or measure, or raise --prompts"
+        )
     data = ranked(halves[0])
-    order, choosing, measuring = ranking(data), runs(halves[0]), runs(halves[1])
-    sizes = data.share.shape
+    order, sizes = ranking(data), data.share.shape
 
     def best(k: int) -> Circuit:
         return _first(order, k, sizes)
@@ -158,6 +164,7 @@ def run(
         again = ranked(halves[1])
         made["other_circuit"] = ORDER, choosing.wiring.pruned(_first(ranking(again), found, sizes))
         made["other_moved"] = (*ORDER, "measured"), again.moved.values
+        made["other_exact"] = again.exact.drop_vars("source")
     made = made.merge(_curves(measuring, order, sizes, curve, config, progress))
     made = made.merge(edges.lags(made.share.where(made.circuit | made.share.isnull(), 0)))
     for name in ("moved", "total", "kept_moved", "left_moved", "measured_total", "measured_clean"):

@@ -42,7 +42,8 @@ class Found:
 
     def resampled(self) -> Bool[ndarray, "resample from_loop sender to_loop receiver"]:
         """The best edges, as many as were found, on resampled prompts; exact effects move as their estimates do."""
-        moved, total = (("moved", "total"), ("other_moved", "measured_total"))[self.half]
+        names = [("moved", "total", "exact"), ("other_moved", "measured_total", "other_exact")]
+        moved, total, exact_name = names[self.half]
         gains, scale = self.data[moved].values * self.data[total].values, self.data[total].values ** 2
         n = len(scale)
         counts = np.random.default_rng(self.half).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
@@ -51,9 +52,8 @@ class Found:
         with np.errstate(divide="ignore", invalid="ignore"):
             share = flat[possible].sum(-1) / scale.sum()
             effects = (flat[possible] @ counts.T / (counts @ scale)).T
-        if self.half == 0:
-            exact = self.data.exact.values.ravel()[possible]
-            effects += np.where(np.isnan(exact), 0, exact - share)
+        exact = self.data[exact_name].values.ravel()[possible]
+        effects += np.where(np.isnan(exact), 0, exact - share)
         k = int(self.data.attrs["found"])
         made = np.zeros((RESAMPLES, self.circuit.size), bool)
         best = np.argsort(-np.abs(np.nan_to_num(effects)), -1, kind="stable")[:, :k]

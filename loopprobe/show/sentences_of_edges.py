@@ -26,8 +26,6 @@ def circuit(data: xr.Dataset) -> str:
     """Say how many edges keep the behaviour on other prompts, and from when on the loops do the same."""
     found, name = int(data.attrs["found"]), str(data.model.item())
     here, chance = (data.sel(set=kind, edges=found) for kind in ("ranked", "random"))
-    if not np.isfinite(here.kept):
-        return f"{name}: the corrupted prompts leave the {data.attrs['measure']} as it is, so that there is no circuit."
     return (
         f"{name}: the best {found:,} of {data.attrs['possible']:,} edges keep {whole_percent(here, 'kept')} of the "
         f"{data.attrs['measure']} on prompts that did not choose them, as many at random "

@@ -28,7 +28,7 @@ def circuit_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     size = int(data.circuit.sum())
     of_all = "all" if len(edges) == size else f"the {len(edges)} largest of"
     title = (
-        f"{name}: {of_all} {size:,} edges that keep {read_stamp(data).options['keep']:.0%} of the "
+        f"{name}: {of_all} {size:,} edges of the circuit that shall keep {read_stamp(data).options['keep']:.0%} of the "
         f"{data.attrs['measure']}, as wide as their direct effect ({KEY}; corrupted: {data.attrs['corruption']})"
     )
     lags = f"{name}: the edges of the circuit by lag (share of the change from the clean to the corrupted run)"
@@ -71,8 +71,8 @@ def circuit_compare_figure(datasets: Sequence[xr.Dataset], title: str = "") -> g
     keep = read_stamp(datasets[0]).options["keep"]
     figure.add_hline(y=keep, line={"color": GREY, "dash": "dash", "width": 1}, row=1, col=1)
     for col in (1, 2):
-        figure.update_xaxes(title="share of all edges", type="log", tickformat=".2~%", nticks=6, col=col)
-        figure.update_yaxes(range=[-0.3, 1.5], col=col)
+        figure.update_xaxes(title="share of all edges", type="log", dtick=1, tickformat=".2~%", col=col)
+        figure.update_yaxes(range=[-0.5, 1.5], col=col)
     figure.update_yaxes(title=f"share of the {_measures(datasets)}", col=1)
     figure.update_xaxes(title="loop of the senders", col=3)
     figure.update_yaxes(title="cosine with the last such loop", range=[-1.05, 1.05], col=3)
