@@ -96,19 +96,19 @@ def overlap_figures(datasets: Sequence[xr.Dataset], title: str = "") -> dict[str
     if not pairs.sizes["pair"]:
         return {}
     names = [f"{one} and {other}" for one, other in zip(pairs.one.values, pairs.other.values, strict=True)]
-    figure = go.Figure()
+    rows, figure = list(range(len(names))), go.Figure()
     ends = pairs.overlap_high - pairs.overlap, pairs.overlap - pairs.overlap_low
     figure.add_scatter(
-        x=pairs.overlap.values, y=names, mode="markers", marker={"color": BLACK, "size": 9}, name="circuits",
+        x=pairs.overlap.values, y=rows, mode="markers", text=names, marker={"color": BLACK, "size": 9}, name="circuits",
         error_x={"type": "data", "array": ends[0].values, "arrayminus": ends[1].values, "color": BLACK},
-        hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+        hovertemplate="%{text}: %{x:.3g}<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
-        x=pairs.expected.values, y=names, mode="markers", marker={"color": GREY, "size": 9, "symbol": "x"},
-        name="random circuits", hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+        x=pairs.expected.values, y=rows, mode="markers", text=names, marker={"color": GREY, "size": 9, "symbol": "x"},
+        name="random circuits", hovertemplate="%{text}: %{x:.3g}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title="edges in both over edges in one of them, with 95 % intervals", range=[0, 1.02])
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", tickvals=rows, ticktext=names)
     words = "how far circuits overlap, heads of other seeds in the order that fits best"
     finish(figure, f"{title}: {words}" if title else words)
     return {"overlap": figure.update_layout(hovermode="closest", height=max(320, 36 * len(names) + 180))}
