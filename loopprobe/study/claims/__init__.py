@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.study.claims import algorithm, failures, loss, study, tokens
+from loopprobe.study.claims import algorithm, circuits, failures, loss, study, tokens
 from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence, MissingQuestionError, answers
 from loopprobe.study.estimates import Estimate
 from loopprobe.study.verdicts import Verdict, conclude
 
 CONTROLLED = ("R1", "R2", "R3", "R4", "R5")  # sections that are answered by the study's own recipe too
-CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS, *failures.CLAIMS)
+CLAIMS = (*study.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS, *failures.CLAIMS, *circuits.CLAIMS)
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
