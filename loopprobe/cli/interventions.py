@@ -89,13 +89,13 @@ def edges(
     show(*ask("edges", options, "edges", common), common.png)
 
 
-@with_common(prompts=32)
+@with_common(prompts=16)
 def circuit(
     keep: Annotated[float, typer.Option(help="Share of the behaviour that the circuit keeps, at most 1.")] = 0.9,
     loops: Loops = None,
     steps: Steps = 5,
     exact: Annotated[int, typer.Option(help="Rank so many of the largest edges by their exact effect.")] = 0,
-    random: Annotated[int, typer.Option(help="Draws of as many edges at random.")] = 3,
+    random: Annotated[int, typer.Option(help="Draws of as many edges at random.")] = 1,
     halves: Annotated[
         bool, typer.Option("--halves", help="Also find the circuit on the other half of the prompts, and compare.")
     ] = False,

@@ -58,8 +58,8 @@ class CircuitConfig:
     loops: PositiveInt | None = None
     steps: PositiveInt = 5
     exact: NonNegativeInt = 0
-    per_decade: PositiveInt = 4
-    random: PositiveInt = 3
+    per_decade: PositiveInt = 3
+    random: PositiveInt = 1
     halves: bool = False
     corruption: str | None = None
     measure: str = "answer"
