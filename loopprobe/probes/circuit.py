@@ -42,7 +42,8 @@ class CircuitConfig:
     """Which circuit is looked for, and how.
 
     Attributes:
-        keep: the share of the behaviour that it keeps, at most 1.
+        keep: the share of the behaviour that it keeps, at most 1; what it does too much counts as what it does too
+            little.
         loops: iterations; the answer is read after the last. None: as many as trained.
         steps: prompts between the corrupted and the clean ones at which gradients are taken, see ``EdgesConfig``.
         exact: how many of the edges with the largest estimates are ranked by their exact direct effect instead.
@@ -153,7 +154,7 @@ def run(
     def keeps(k: int) -> float:
         return float(_kept(to_numpy(choosing.moved(best(k))), to_numpy(choosing.total))[0])
 
-    found = smallest(lambda k: keeps(k) >= config.keep - NEARLY, len(order))
+    found = smallest(lambda k: abs(1 - keeps(k)) <= 1 - config.keep + NEARLY, len(order))
     curve = np.union1d(sizes_of(len(order), config.per_decade), found)
     circuit = choosing.wiring.pruned(best(found))
     ranks = np.full(np.prod(sizes), np.nan)

@@ -99,9 +99,9 @@ def _of_pairs(seeds: Sequence[xr.Dataset], number: Callable[[xr.Dataset], ndarra
 
 
 def _share_kept(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
-    """The share that is kept, between none and all."""
+    """The share that is kept; what is done too much counts as what is done too little, and nothing is less than none."""
     sums = values.sum(-2)
-    return np.asarray(np.clip(1 - sums[..., 0] / sums[..., 1], 0, 1))
+    return np.asarray(np.maximum(0, 1 - abs(sums[..., 0] / sums[..., 1])))
 
 
 def _mean(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
