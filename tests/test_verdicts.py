@@ -421,7 +421,7 @@ def test_r13():
 
 
 def test_r14():
-    """Two kinds of models with four edges a loop, of which a circuit has some; the loops do the same, or not."""
+    """Two kinds of models of which seeds share some of the best hundredth; the loops do the same, or not."""
     edges = ("from_loop", "sender", "to_loop", "receiver")
     shape = (8, 1, 8, 2)
     possible = np.zeros(shape, bool)
@@ -439,15 +439,17 @@ def test_r14():
         moved = {name: np.stack([(1 - value) * total * rng.uniform(0.9, 1.1, 40)] * 2) for name, value in
                  (("kept", kept), ("left", left))}  # fmt: skip
         variables = {f"{name}_moved": (("set", "edges", "measured"), values[None]) for name, values in moved.items()}
+        rank = np.full(shape, np.nan)
+        rank[possible] = np.where(circuit[possible], 1, shared + 2)
         score = np.where(circuit, 1.0, np.where(possible, 0.1, np.nan))
         return xr.Dataset(
             variables
-            | {"share": (edges, share), "exact": (edges, score * np.nan), "circuit": (edges, circuit),
+            | {"share": (edges, share), "exact": (edges, score * np.nan), "rank": (edges, rank),
                "moved": ((*edges, "example"), np.repeat(score[..., None], 5, -1)), "total": ("example", np.ones(5)),
                "measured_total": ("measured", total)},
             {"set": ["ranked"], "edges": [1, 2], "from_loop": np.arange(1, 9), "to_loop": np.arange(1, 9),
              "sender": ["MLP 0"], "receiver": ["MLP 0", "read-out"]},
-            meta(loops=8, window=8, seed=seed, task=task) | {"possible": 15, "found": shared + 1},
+            meta(loops=8, window=8, seed=seed, task=task) | {"possible": 100 * (shared + 1), "found": 1},
         )  # fmt: skip
 
     def asked(**how):

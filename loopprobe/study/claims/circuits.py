@@ -62,13 +62,13 @@ def r14_needed(evidence: Evidence) -> Iterator[Estimate]:
 
 def r14_seeds(evidence: Evidence) -> Iterator[Estimate]:
     for kind, seeds in _circuits(evidence):
-        what = f"{kind}: edges in the circuits of two seeds over edges in one of them"
+        what = f"{kind}: edges in the best hundredth of two seeds over edges in one of them"
         yield estimate(what, SAME, "share", _of_pairs(seeds, lambda pairs: pairs.overlap.values))
 
 
 def r14_chance(evidence: Evidence) -> Iterator[Estimate]:
     for kind, seeds in _circuits(evidence):
-        what = f"{kind}: overlap of the circuits of two seeds minus that of random circuits"
+        what = f"{kind}: overlap of the best hundredths of two seeds minus that of random ones"
         group = _of_pairs(seeds, lambda pairs: (pairs.overlap - pairs.expected).values)
         yield estimate(what, COMMON, "difference", group)
 
@@ -83,14 +83,13 @@ def r14_same(evidence: Evidence) -> Iterator[Estimate]:
 
 
 def _of_pairs(seeds: Sequence[xr.Dataset], number: Callable[[xr.Dataset], ndarray]) -> Group:
-    """The mean over pairs of seeds as one pseudo-value a seed, so that their variance is that of the jackknife.
+    """The mean over pairs of the best hundredths, as one pseudo-value a seed: their variance is that of the jackknife.
 
     A seed is in several pairs, which are not independent (Efron and Tibshirani 1993, section 11.5). Two seeds are one
     pair, which does not tell how much pairs differ.
     """
     n = len(seeds)
-    labelled = [data.assign_coords(model=str(i)) for i, data in enumerate(seeds)]
-    pairs = overlaps(labelled)
+    pairs = overlaps([_best(data, HUNDREDTH).assign_coords(model=str(i)) for i, data in enumerate(seeds)])
     values = number(pairs)
     if n < 3:
         return Group(values[:, None], _mean)
@@ -98,8 +97,14 @@ def _of_pairs(seeds: Sequence[xr.Dataset], number: Callable[[xr.Dataset], ndarra
     return Group((n * values.mean() - (n - 1) * np.array(without))[:, None], _mean)
 
 
+def _best(data: xr.Dataset, share: float) -> xr.Dataset:
+    """The same dataset with a share of all edges, the best, as its circuit: circuits of one size can be compared."""
+    size = max(1, round(share * data.attrs["possible"]))
+    return data.assign(circuit=data["rank"] <= size).assign_attrs(found=size)
+
+
 def _share_kept(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
-    """The share that is kept; what is done too much counts as what is done too little, and nothing is less than none."""
+    """The share that is kept, at least 0; what is done too much counts as what is done too little."""
     sums = values.sum(-2)
     return np.asarray(np.maximum(0, 1 - abs(sums[..., 0] / sums[..., 1])))
 
@@ -116,7 +121,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     ("R14", "a tenth of the edges keeps nine tenths of the behaviour", partial(r14_keeps, TENTH, "a tenth")),
     ("R14", "without the best hundredth of the edges the behaviour is gone", r14_needed),
-    ("R14", "most edges of a circuit are those of other seeds", r14_seeds),
-    ("R14", "circuits of seeds have more edges in common than random ones", r14_chance),
+    ("R14", "most of the best hundredth of the edges are those of other seeds", r14_seeds),
+    ("R14", "the best hundredths of seeds have more edges in common than random ones", r14_chance),
     ("R14", "in the second half of the loops the loop does the same thing every time", r14_same),
 )
