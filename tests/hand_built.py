@@ -1,4 +1,4 @@
-"""Two token models whose weights are set by hand, so that what every probe should say of them is known.
+"""Three token models whose weights are set by hand, so that what every probe should say of them is known.
 
 Everything in their streams is 0 or 1, with as many ones at every token, so that a layer norm divides by a known number
 and subtracts a known one: its gain and bias undo it. With a large ``eps`` that holds near these states too: the norm
@@ -73,6 +73,48 @@ def carrier(length=4, n_ctx=10, eps=1e-5):
         model.ln_final.bias[STARTED], model.ln_final.bias[STARTED + 1] = 1, -1
         model.read_out.weight[1, DIGIT], model.read_out.bias[1] = 2 * SURE, -SURE
     return Checkpoint(config, model, name="runs/carrier")
+
+
+BITS, SUM, RIPPLE = range(0, 6, 2)  # the pairs of the third model, each (x, -x); the last is its carry
+
+
+def rippler(length=4, n_ctx=7, eps=LINEAR):
+    """Adds binary numbers: loop t, from 1, brings the carry that comes out of column t, and nothing else.
+
+    At the token behind column t head 0 sums the two bits of the column and the carry into it, and the MLP writes the
+    carry out: at least 2. It sees the column before where that is the one of the loop, and else the start, where all is
+    0. So every token is written once, and nothing has to be cleared. The last carry is the answer at the query.
+    """
+    carry, first_place = RIPPLE, RIPPLE + 2
+    first_loop = first_place + n_ctx
+    model, config = _blank("addition", length, n_ctx, first_loop + length, eps, "model.loop_embedding=true")
+    with torch.no_grad():
+        for token, bits in enumerate([0, 1, 1, 2]):  # the columns; "=" and the start have none
+            model.read_in.weight[token, [BITS, BITS + 1]] = torch.tensor([1.0, -1.0]) * bits
+        model.W_pos[:, first_place:first_loop].fill_diagonal_(1)
+        model.W_loop[:, first_loop:].fill_diagonal_(1)
+        attn, mlp = model.blocks[0].attn, model.blocks[0].mlp
+        width = attn.d_head
+        queries, keys, values = (attn.qkv.weight[part * 2 * width : part * 2 * width + width] for part in range(3))
+        sharp = SHARP * width**0.5
+        for place in range(n_ctx):
+            keys[place, first_place + place] = 1
+            if 0 < place < n_ctx - 1:
+                queries[place, first_place + place + 1] = sharp
+            if 0 < place <= length:
+                queries[place, first_loop + place - 1] = sharp
+        attn.qkv.bias[0] = 1.5 * sharp
+        values.fill_diagonal_(1)
+        for pair in (BITS, carry):
+            attn.out.weight[[SUM, SUM + 1], pair] = torch.tensor([1.0, -1.0])
+        for unit, least in enumerate((1, 2)):
+            mlp.fc_in.weight[unit, SUM], mlp.fc_in.bias[unit] = 1, -least
+            mlp.fc_out.weight[[carry, carry + 1], unit] = torch.tensor([1.0, -1.0]) * (1 - 2 * unit)
+        for norm in (model.blocks[0].ln1, model.blocks[0].ln2):
+            _undo(norm, ones=2)
+        _undo(model.ln_final, ones=2, kept=[carry, carry + 1])
+        model.read_out.weight[1, carry], model.read_out.bias[1] = 2 * SURE, -SURE
+    return Checkpoint(config, model, name="runs/rippler")
 
 
 def _blank(task, length, n_ctx, d_model, eps, *more):

@@ -64,6 +64,11 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
     [
         ("lens", ["--train-prompts", 20], ["lens", "lens-by-point"]),
         ("edges", ["--loops", 3, "--exact", 4], ["edges", "edges-estimates", "edges-lags"]),
+        (
+            "circuit",
+            ["--loops", 2, "--exact", 4, "--random", 1, "--halves", "--keep", 0.5],
+            ["circuit", "circuit-graph", "circuit-lags", "circuit-overlap"],
+        ),
         ("ablate", ["--by", "mean,zero", "--in-loops", "2,last"], ["ablate", "ablate-agreement"]),
         (
             "ablate",

@@ -23,6 +23,7 @@ OPTIONS = {
     "converge": {"loops": 4},
     "decode": {"train_prompts": 20, "network_loops": 1, "network_steps": 3},
     "edges": {"loops": 2, "exact": 2, "steps": 1},
+    "circuit": {"loops": 2, "steps": 1, "random": 1, "per_decade": 1},
     "exit": {"loops": 4},
     "explore": {"loops": 3, "reset": (0, 1), "heads": ((0, 1),)},
     "fixed_points": {"far": 128, "random_starts": 1, "eigenvalues": 3, "lyapunov_steps": 3, "max_iterations": 5},

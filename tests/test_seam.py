@@ -24,6 +24,7 @@ PACKAGE = Path(loopprobe.__file__).parent
 OPTIONS = {
     "ablate": {"methods": ("zero", "mean", "resample", "optimal"), "fit_steps": 3},
     "edges": {"loops": 2, "exact": 3, "steps": 1},
+    "circuit": {"loops": 2, "steps": 1, "random": 1, "per_decade": 2, "halves": True},
     "mask": {"n": (0, 1, 2, 4), "loops": 6},
     "converge": {"loops": 20, "states": 2, "far": 200},
     "lens": {"train_prompts": 200},
@@ -48,7 +49,7 @@ def subject():
 def answers(subject):
     """Every probe's dataset, and the prompts."""
     prompts = draw(6)
-    given = {name: {"corrupted": draw(6, seed=1)} for name in ("patch", "ablate", "edges")}
+    given = {name: {"corrupted": draw(6, seed=1)} for name in ("patch", "ablate", "edges", "circuit")}
     return prompts, {
         name: probe(name, subject, prompts, **options, **given.get(name, {})) for name, options in OPTIONS.items()
     }

@@ -369,7 +369,7 @@ def flat(answers):
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
     assert {verdict.status for verdict in verdicts(EMPTY)} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 38
+    assert len(verdicts({})) == len(CLAIMS) == 44
 
 
 def test_models_of_the_studys_recipe_have_verdicts_of_their_own_beside_ours():
@@ -543,6 +543,56 @@ def test_r13():
     assert verdict_of(again, asked()).findings[0].estimate == pytest.approx(0.8)
     few = verdict_of(again, asked(failing=4))
     assert (few.status, few.findings) == ("undecided", ()), "too few prompts fail"
+
+
+def test_r14():
+    """Two kinds of models of which seeds share some of the best hundredth; the loops do the same, or not."""
+    edges = ("from_loop", "sender", "to_loop", "receiver")
+    shape = (8, 1, 8, 2)
+    possible = np.zeros(shape, bool)
+    for t in range(8):
+        possible[t, :, t : t + 2, 0] = True
+    rng = np.random.default_rng(0)
+
+    def model(seed, kept=0.95, left=0.02, shared=12, alike=True, task="linear_regression"):
+        share = np.where(possible, 1.0 if alike else rng.normal(size=shape), np.nan)
+        places = np.argwhere(possible)
+        own = np.concatenate([places[:shared], places[shared + seed : shared + seed + 1]])
+        circuit = np.zeros(shape, bool)
+        circuit[tuple(own.T)] = True
+        total = rng.normal(size=40) + 3
+        moved = {name: np.stack([(1 - value) * total * rng.uniform(0.9, 1.1, 40)] * 2) for name, value in
+                 (("kept", kept), ("left", left))}  # fmt: skip
+        variables = {f"{name}_moved": (("set", "edges", "measured"), values[None]) for name, values in moved.items()}
+        rank = np.full(shape, np.nan)
+        rank[possible] = np.where(circuit[possible], 1, shared + 2)
+        score = np.where(circuit, 1.0, np.where(possible, 0.1, np.nan))
+        return xr.Dataset(
+            variables
+            | {"share": (edges, share), "exact": (edges, score * np.nan), "rank": (edges, rank),
+               "moved": ((*edges, "example"), np.repeat(score[..., None], 5, -1)), "total": ("example", np.ones(5)),
+               "measured_total": ("measured", total)},
+            {"set": ["ranked"], "edges": [1, 2], "from_loop": np.arange(1, 9), "to_loop": np.arange(1, 9),
+             "sender": ["MLP 0"], "receiver": ["MLP 0", "read-out"]},
+            meta(loops=8, window=8, seed=seed, task=task) | {"possible": 100 * (shared + 1), "found": 1},
+        )  # fmt: skip
+
+    def asked(**how):
+        tasks = {"r14_regression": "linear_regression", "r14_tokens": "p_hop"}
+        return {name: [model(seed, task=task, **how) for seed in range(3)] for name, task in tasks.items()}
+
+    kept = "a hundredth of the edges keeps", "a tenth", "without the best"
+    parts = [*kept, "those of other seeds", "than random ones", "the same thing every time"]
+    assert [ended(asked(), part) for part in parts] == ["supported"] * 6
+    others = asked(kept=0.5, left=0.6, shared=0, alike=False)
+    assert [ended(others, part) for part in parts] == ["contradicted"] * 6
+    of_seeds = verdict_of("those of other seeds", asked())
+    assert [one.estimate for one in of_seeds.findings] == pytest.approx([12 / 14] * 2)
+    assert verdict_of("a tenth", asked()).findings[0].estimate == pytest.approx(0.95, abs=0.005)
+    assert verdict_of("without the best", asked()).findings[1].estimate == pytest.approx(0.02, abs=0.02)
+    assert verdict_of("the same thing", asked()).findings[0].estimate == pytest.approx(1)
+    two = {name: datasets[:2] for name, datasets in asked().items()}
+    assert ended(two, "those of other seeds") == "undecided", "one pair does not tell how much pairs differ"
 
 
 def test_r7():

@@ -184,6 +184,7 @@ OPTIONS = {
     "ablate": {"loops": 2, "methods": ("zero",)},
     "edges": {"loops": 2, "exact": 2, "steps": 1},
     "steer": {"loops": 2, "unit": "norm", "strengths": (0, 1), "controls": 1, "direction": torch.ones(1)},
+    "circuit": {"loops": 2, "steps": 1, "random": 1, "per_decade": 1},
 }
 NAMED = {
     "converge": "mean",

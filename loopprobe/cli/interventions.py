@@ -1,4 +1,4 @@
-"""Verbs that change what a model computes: ablate, edges, patch and steer."""
+"""Verbs that change what a model computes: ablate, edges, circuit, patch and steer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from loopprobe.cli.options import (
 from loopprobe.cli.parsing import at_least, one_of, parse_choice, parse_floats, parse_words
 from loopprobe.cli.probes import ask, show
 from loopprobe.errors import LoopprobeError
+
+Steps = Annotated[int, typer.Option(help="Gradients between the corrupted and the clean run; 1: plain.")]
+Corruption = Annotated[str | None, typer.Option(help="What differs in the corrupted run, as in patch.")]
 
 
 @with_common(prompts=32)
@@ -66,11 +69,11 @@ def edges(
     from_loops: Annotated[
         str | None, typer.Option(help="Loops of the senders, from 1 as in tables, such as 5:10 or last; default: all.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Gradients between the corrupted and the clean run; 1: plain.")] = 5,
+    steps: Steps = 5,
     exact: Annotated[
         int, typer.Option(help="Edges that are also computed exactly: so many largest and at random.")
     ] = 24,
-    corruption: Annotated[str | None, typer.Option(help="What differs in the corrupted run, as in patch.")] = None,
+    corruption: Corruption = None,
     measure: Measure = "answer",
     *,
     common: Common,
@@ -84,6 +87,35 @@ def edges(
         "corruption": corruption, "measure": measure,
     }  # fmt: skip
     show(*ask("edges", options, "edges", common), common.png)
+
+
+@with_common(prompts=16)
+def circuit(
+    keep: Annotated[float, typer.Option(help="Share of the behaviour that the circuit keeps, at most 1.")] = 0.9,
+    loops: Loops = None,
+    steps: Steps = 5,
+    exact: Annotated[int, typer.Option(help="Rank so many of the largest edges by their exact effect.")] = 0,
+    random: Annotated[int, typer.Option(help="Draws of as many edges at random.")] = 1,
+    halves: Annotated[
+        bool, typer.Option("--halves", help="Also find the circuit on the other half of the prompts, and compare.")
+    ] = False,
+    corruption: Corruption = None,
+    measure: Measure = "answer",
+    *,
+    common: Common,
+) -> None:
+    """The smallest set of edges that keeps the behaviour."""
+    if not 0 < keep <= 1:
+        raise LoopprobeError(f"keep ({keep:g}) must be above 0 and at most 1, the whole behaviour: change it")
+    at_least(loops, 1, "loops")
+    at_least(steps, 1, "steps")
+    at_least(exact, 0, "exact")
+    at_least(random, 1, "random")
+    options = {
+        "keep": keep, "loops": loops, "steps": steps, "exact": exact, "random": random, "halves": halves,
+        "corruption": corruption, "measure": measure,
+    }  # fmt: skip
+    show(*ask("circuit", options, "circuit", common), common.png)
 
 
 @with_common(prompts=64)
@@ -182,6 +214,7 @@ def steer(
 VERBS: dict[str, Callable[..., None]] = {
     "ablate": ablate,
     "edges": edges,
+    "circuit": circuit,
     "patch": patch,
     "steer": steer,
 }

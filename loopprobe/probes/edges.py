@@ -148,7 +148,7 @@ def run(
     data = xr.Dataset(with_ends("share", ORDER, share), coords=coords)
     data["moved"] = (*ORDER, "example"), moved
     data["clean"], data["total"] = ("example", np.concatenate(clean)), ("example", totals)
-    data = data.merge(_exact(share, edges, why, exact, totals)).merge(_lags(data))
+    data = data.merge(_exact(share, edges, why, exact, totals)).merge(lags(data.share))
     data.attrs |= _agreement(data)
     for name in ("moved", "clean", "total"):
         data[name].attrs["units"] = chosen.unit
@@ -228,16 +228,16 @@ def _exact(
     return xr.Dataset(with_ends("exact", ORDER, (values[0], values[1], values[2])) | {"chosen": (ORDER, reasons)})
 
 
-def _lags(data: xr.Dataset) -> xr.Dataset:
-    """The edges by the loops from sender to receiver, the read-out aside."""
-    share = data.share.isel(receiver=slice(0, -1))
+def lags(share: xr.DataArray) -> xr.Dataset:
+    """Group edges by the loops from sender to receiver, the read-out aside; ``run`` says what it returns."""
+    share = share.isel(receiver=slice(0, -1))
     n_from, n_to = share.sizes["from_loop"], share.sizes["to_loop"]
     sums = np.zeros((n_to, share.sizes["sender"], share.sizes["receiver"]))
     similarity = np.full((n_to, n_from), np.nan)
     for lag in range(n_to):
         rows = {
             i: np.nan_to_num(share.values[i, :, loop - 1 + lag])
-            for i, loop in enumerate(data.from_loop.values)
+            for i, loop in enumerate(share.from_loop.values)
             if loop - 1 + lag < n_to
         }
         if not rows:

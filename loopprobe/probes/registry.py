@@ -9,9 +9,9 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.declaration import Probe
 
 NAMES = (
-    "ablate", "align", "attention", "attribute", "compare", "converge", "curves", "decode", "edges", "exit", "explore",
-    "extrapolate", "failures", "fixed_points", "folds", "lens", "mask", "patch", "paths", "recover", "shift", "steer",
-    "weights",
+    "ablate", "align", "attention", "attribute", "circuit", "compare", "converge", "curves", "decode", "edges", "exit",
+    "explore", "extrapolate", "failures", "fixed_points", "folds", "lens", "mask", "patch", "paths", "recover", "shift",
+    "steer", "weights",
 )  # fmt: skip
 
 

@@ -134,6 +134,11 @@ def largest_edges(data: xr.Dataset, most: int) -> list[dict[str, Any]]:
     return [_edge(data, place) for place in zip(*np.unravel_index(order, sizes.shape), strict=True) if sizes[place]]
 
 
+def circuit_edges(data: xr.Dataset, most: int) -> list[dict[str, Any]]:
+    """Return the edges of a circuit, the largest first; see ``probes.circuit``."""
+    return largest_edges(data.assign(share=data.share.where(data.circuit.astype(bool))), most)
+
+
 def estimates_that_fail(data: xr.Dataset) -> list[dict[str, Any]]:
     """Return the edges whose estimate lies outside the interval of the exact effect, the worst first."""
     outside = (data.share < data.exact_low) | (data.share > data.exact_high)

@@ -201,6 +201,7 @@ def tables_for(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = Non
             for members in _by_model(datasets).values()
         ]
     each = [_tabling(shown.table)(data) for data in datasets] if shown.table else []
+    each += [_tabling(shown.further_table)(datasets)] if shown.further_table else []
     return [_tabling(shown.compare_table)(datasets, *chosen), *(one for one in each if one is not None)]
 
 

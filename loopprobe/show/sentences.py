@@ -10,9 +10,11 @@ from loopprobe.dynamics.trajectory import settled_after
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.failures import COURSES
 from loopprobe.probes.paired import mask_difference
-from loopprobe.show.arrange import answer_of, edge_name, ignoring, largest_edges
+from loopprobe.show.arrange import answer_of, ignoring
 from loopprobe.show.sentences_inside import steer as steer
 from loopprobe.show.sentences_inside import weights as weights
+from loopprobe.show.sentences_of_edges import circuit as circuit
+from loopprobe.show.sentences_of_edges import edges as edges
 from loopprobe.show.tables.common import with_ends
 from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
@@ -21,8 +23,6 @@ from loopprobe.show.wording import loops as _loops
 from loopprobe.show.wording import name as _name
 from loopprobe.show.wording import times as _times
 from loopprobe.support.statistics import moving_mean
-
-ALIKE = 0.9  # cosine of the edges of two loops that do the same
 
 
 def mask(data: xr.Dataset) -> str:
@@ -199,28 +199,6 @@ def ablate(data: xr.Dataset) -> str:
         agree = f"; of {others.size} other ways {nearest.other.item()} ranks places most alike ({float(nearest):.2f})"
     clean = float(data.clean.median())
     return f"{_name(data)}: the median {name} is {clean:.3g}; ablated by {method}, {words}{agree}."
-
-
-def edges(data: xr.Dataset) -> str:
-    """Say which edge is largest, at which lag most is told, and from when on the loops do the same."""
-    largest = largest_edges(data, 1)
-    if not largest:
-        return f"{_name(data)}: no component tells another anything directly."
-    by_lag = abs(data.by_lag).sum(("sender", "lag_receiver"))
-    lag = int(by_lag.lag[int(by_lag.values.argmax())])
-    similar = data.similarity.sel(lag=lag).dropna("from_loop")
-    same = "; no two loops can be compared"
-    if similar.size > 1:
-        unlike = np.flatnonzero(similar.values < ALIKE)
-        first = int(similar.from_loop[unlike[-1] + 1]) if len(unlike) else int(similar.from_loop[0])
-        end = int(similar.from_loop[-1])
-        same = f"; from loop {first} on the edges of that lag are alike (cosine at least {ALIKE:g} with the last)"
-        if first == end:
-            same = f"; no loop before loop {end} has edges of that lag like those of it (cosine below {ALIKE:g})"
-    return (
-        f"{_name(data)}: the largest direct effect is {edge_name(largest[0])}, {largest[0]['effect']:.0%} of the way "
-        f"to the corrupted answer; most is told with lag {lag}{same}."
-    )
 
 
 def fixed_points(data: xr.Dataset) -> str:

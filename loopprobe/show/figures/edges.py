@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from loopprobe.show.figures.style import BASELINE_COLOURS, GREY, SYMBOLS, colour
 
 DRAWN, PAIRS, LAGS = 30, 14, 4  # edges in the graph; pairs in the heat map; curves of lags
 BLUE, RED = "#2166ac", "#b2182b"
+KEY = "red: as the corrupted run, blue: against it; letters: query, key or value"
 
 
 def edges_figures(data: xr.Dataset) -> dict[str, go.Figure]:
@@ -23,19 +25,31 @@ def edges_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     Args:
         data: a dataset of the edges probe.
     """
-    made = {"edges": _graph(data), "edges-lags": _by_lag(data)}
+    edges = largest_edges(data, DRAWN)
+    name, n_edges = data.model.item(), int(data.share.notnull().sum())
+    title = (
+        f"{name}: the {len(edges)} largest estimates of {n_edges:,} direct effects on the {data.attrs['measure']}, as "
+        f"wide as the exact effect where it is known ({KEY}; corrupted: {data.attrs['corruption']})"
+    )
+    lags = f"{name}: direct effects by lag (share of the change from the clean to the corrupted run)"
+    made = {"edges": edge_graph(data, edges, title), "edges-lags": lag_figure(data, lags)}
     if bool(data.chosen.isin(["largest", "random"]).any()):
         made["edges-estimates"] = _estimates(data)
     return made
 
 
-def _graph(data: xr.Dataset) -> go.Figure:
-    """Draw the largest edges; a line from a sender to a receiver, as wide as the edge is large."""
-    edges = largest_edges(data, DRAWN)
+def edge_graph(data: xr.Dataset, edges: Sequence[dict[str, Any]], title: str) -> go.Figure:
+    """Draw edges as a graph whose rows are loops: a line from a sender to a receiver, as wide as the edge is large.
+
+    Args:
+        data: the dataset that they are of.
+        edges: as ``arrange.largest_edges`` returns them.
+        title: of the figure.
+    """
     columns = [str(name) for name in data.sender.values]
     n_loops = int(data.to_loop[-1])
     figure = go.Figure()
-    most = max(abs(edge["effect"]) for edge in edges) or 1.0
+    most = max((abs(edge["effect"]) for edge in edges), default=0.0) or 1.0
     for edge in reversed(edges):
         start = columns.index(edge["sender"]), edge["from_loop"]
         part = edge["receiver"].removesuffix(" q").removesuffix(" k").removesuffix(" v")
@@ -58,7 +72,7 @@ def _graph(data: xr.Dataset) -> go.Figure:
             hovertemplate=f"{edge['sender']} of loop {edge['from_loop']} → {edge['receiver']} of loop "
                           f"{edge['to_loop']}: {edge['effect']:.3g}<extra></extra>",
         )  # fmt: skip
-    loops = sorted({edge["from_loop"] for edge in edges} | {edge["to_loop"] for edge in edges})
+    loops = sorted({edge["from_loop"] for edge in edges} | {edge["to_loop"] for edge in edges}) or [n_loops]
     places = [(col, loop) for loop in range(loops[0], loops[-1] + 1) for col in range(len(columns))]
     figure.add_scatter(
         x=[col for col, _ in places], y=[loop for _, loop in places], mode="markers", showlegend=False,
@@ -71,18 +85,17 @@ def _graph(data: xr.Dataset) -> go.Figure:
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, title="component")
     rows = list(range(loops[0], loops[-1] + 1))
     figure.update_yaxes(autorange="reversed", title="loop", tickvals=rows)
-    n_edges = int(data.share.notnull().sum())
-    finish(
-        figure,
-        f"{data.model.item()}: the {len(edges)} largest estimates of {n_edges:,} direct effects on the "
-        f"{data.attrs['measure']}, as wide as the exact effect where it is known (red: as the corrupted run, blue: "
-        f"against it; letters: query, key or value; corrupted: {data.attrs['corruption']})",
-    )
+    finish(figure, title)
     return figure.update_layout(hovermode="closest", height=max(560, 190 + 60 * (loops[-1] - loops[0] + 2)))
 
 
-def _by_lag(data: xr.Dataset) -> go.Figure:
-    """Draw the sum of edges by lag for the largest pairs, and how alike the edges of all loops are."""
+def lag_figure(data: xr.Dataset, title: str) -> go.Figure:
+    """Draw the sum of edges by lag for the largest pairs, and how alike the edges of all loops are.
+
+    Args:
+        data: a dataset of the edges or the circuit probe.
+        title: of the figure.
+    """
     pairs = data.by_lag.stack(pair=("sender", "lag_receiver"))
     names = [f"{sender} → {receiver}" for sender, receiver in pairs.pair.values]
     pairs = pairs.drop_vars(("pair", "sender", "lag_receiver")).assign_coords(pair=names)
@@ -100,7 +113,6 @@ def _by_lag(data: xr.Dataset) -> go.Figure:
         curve(figure, row.from_loop, row, colour=colour, name=f"lag {lag}", col=2, dash=("solid", "dash", "dot")[i % 3])
     figure.update_xaxes(title="loop of the senders", col=2)
     figure.update_yaxes(title="cosine with the last such loop", range=[-1.05, 1.05], col=2)
-    title = f"{data.model.item()}: direct effects by lag (share of the change from the clean to the corrupted run)"
     finish(figure, title)
     return figure.update_layout(coloraxis=diverging(shown, "sum", x=0.44), hovermode="closest", height=560)
 

@@ -66,6 +66,15 @@ def percent(data: xr.Dataset, name: str) -> str:
     return "–" if np.isnan(share) else f"{share:.2g} % [{low:.2g},\u00a0{high:.2g}]"
 
 
+def whole_percent(data: xr.Dataset, name: str) -> str:
+    """Format a number with its interval in whole percent, which may be below 0 or above 100: ``93 % [88, 101]``."""
+    value, low, high = (100 * float(data[name + part]) for part in ("", "_low", "_high"))
+    if np.isnan(value):
+        return "–"
+    ends = "–" if np.isnan(low) else f"{round(low)},\u00a0{round(high)}"
+    return f"{round(value)} % [{ends}]"
+
+
 def interval(mean: Any, low: Any, high: Any) -> str:
     """Format an estimate with its interval: ``0.12 [0.1, 0.14]``.
 

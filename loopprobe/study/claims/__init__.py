@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.study.claims import algorithm, failures, loss, recipe, study, tokens
+from loopprobe.study.claims import algorithm, circuits, failures, loss, recipe, study, tokens
 from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence, MissingQuestionError, answers
 from loopprobe.study.estimates import Estimate
 from loopprobe.study.verdicts import Verdict, conclude
 
-CLAIMS = (*study.CLAIMS, *recipe.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS, *failures.CLAIMS)
+CLAIMS = (
+    *study.CLAIMS, *recipe.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS, *failures.CLAIMS,
+    *circuits.CLAIMS,
+)  # fmt: skip
 CONTROLLED = [claim for claim in study.CLAIMS if claim[0] <= "R5"]  # what is asked of the study's own recipe too
 
 

@@ -25,6 +25,7 @@ R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_c
 R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE = "r8_classes", "r8_decode", "r8_folds", "r9_converge"
 R2_RECIPES = "r2_recipes"
 R10_LENGTH, R11_LOOPS, R12_RESULTS, R13_FAILURES = "r10_length", "r11_loops", "r12_results", "r13_failures"
+R14_REGRESSION, R14_TOKENS = "r14_regression", "r14_tokens"
 # The same questions of models that were trained by the study's own recipe.
 CONTROLS = {
     R1_COMPARE: "r1_compare_study", R2_CONVERGE: "r2_converge_study", R3_CONVERGE: "r3_converge_study",
@@ -34,6 +35,7 @@ QUESTIONS = (
     *CONTROLS.values(),
     R1_COMPARE, R2_CONVERGE, R2_RECIPES, R3_CONVERGE, R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES,
     R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS, R13_FAILURES,
+    R14_REGRESSION, R14_TOKENS,
 )  # fmt: skip
 Seeds = xr.DataArray  # [seed, example] or [seed, example, part], with the model of every seed as its coordinate
 

@@ -33,6 +33,11 @@ TOLD = above(
     neutral=0.5,
     why="told means that of a prompt that fails and one that does not it names the right one in seven of ten",
 )
+KEEPS = above(0.9, why="nine tenths of the behaviour are what the claim says")
+GONE = below(0.1, neutral=0, why="a behaviour is gone when less than a tenth of it is left")
+SAME = above(0.5, neutral=0, why="most edges are the same when more than half of those of either circuit are in both")
+COMMON = above(0.05, neutral=0, why="more in common than by chance means a twentieth of the edges more at least")
 COMPUTED = above(0.1, neutral=0, why="a result is computed when it is read on a tenth more prompts than untrained")
-# Of rank correlations
+# Of correlations, the first of ranks
 IN_ORDER = below(-0.8, neutral=-1, why="an error grows as n shrinks when their ranks correlate with at most -0.8")
+ALIKE = above(0.9, why="loops do the same when the cosine of their edges is at least 0.9")
