@@ -1,16 +1,22 @@
 """Ablations are the edits by hand, and the ways to rank places are those of the probes that they come from."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from hand_built import copier
 from other_model import OtherSubject, draw
+from rich.console import Console
 from scipy.stats import spearmanr
 
 from loopprobe import probe
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.interventions import edited, mean_activations, replace, resample, zero
 from loopprobe.probes import ablate, attribute, patch
+from loopprobe.probes.rankings import Rankings
+from loopprobe.show.tables.ablate import ablate_table
 from loopprobe.support.statistics import median_interval, ranks
 
 METHODS = ("zero", "mean", "resample")
@@ -121,6 +127,29 @@ def test_the_best_constant_of_the_last_layer_is_that_of_another_search(checkpoin
 
     search.step(loss)
     assert reached == pytest.approx(loss().item(), rel=0.05)
+
+
+def test_places_are_ranked_by_the_measure_that_is_asked_for(checkpoint, batch):
+    cubed = lambda outputs, prompts: outputs[..., -1] ** 3  # noqa: E731
+    asked = ablate.AblateConfig(methods=("zero",), loops=3)
+    data = ablate.run(checkpoint, batch, asked, measure=cubed)
+    assert data.way.values.tolist() == ["zero", "patching", "attribution patching"]  # it is not linear
+    moved = abs(data.effect.isel(replaced_by=0)).median("example")
+    xr.testing.assert_allclose(data.importance.sel(way="zero", drop=True), moved.drop_vars("replaced_by"), rtol=1e-4)
+    stiff = lambda outputs, prompts: outputs[..., -1].detach()  # noqa: E731
+    assert ablate.run(checkpoint, batch, asked, measure=stiff).way.values.tolist() == ["zero", "patching"]
+
+
+def test_a_way_below_the_precision_of_the_answers_is_left_out(checkpoint, batch, monkeypatch):
+    tiny = lambda self, runs, clean: np.full((len(runs), clean.n_prompts), 1e-20)  # noqa: E731
+    monkeypatch.setattr(Rankings, "_direct", tiny)
+    data = ablate.run(checkpoint, batch, ablate.AblateConfig(methods=("zero",), loops=3))
+    assert (data.way.values.tolist(), data.attrs["too_small"]) == (
+        ["zero", "patching", "attribution patching"], "direct attribution",
+    )  # fmt: skip
+    shown = io.StringIO()
+    Console(file=shown, width=400).print(ablate_table(data))
+    assert "direct attribution: below the precision of the answers" in shown.getvalue()
 
 
 def test_ways_to_rank_places_are_those_of_their_probes(checkpoint, batch):

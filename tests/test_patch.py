@@ -49,6 +49,15 @@ def test_every_patch_is_that_of_a_whole_run(site, checkpoint, batch):
     assert model.list_hooks() == {}
 
 
+def test_prompts_of_every_kind_are_corrupted_by_one_function(token_checkpoint):
+    prompts = token_checkpoint.held_out(8)
+    changed = corrupt(prompts, "token", torch.Generator().manual_seed(0))
+    assert changed.tokens.ne(prompts.tokens).sum(1).eq(1).all()
+    assert changed.answers[:, -1].ne(prompts.answers[:, -1]).all()
+    with pytest.raises(LoopprobeError, match=r"corruption \('label'\) must be token or prompt"):
+        corrupt(prompts, "label", torch.Generator())
+
+
 def test_patching_what_is_read_gives_the_clean_run_and_what_is_not_gives_nothing(checkpoint, batch):
     data = probe.run(checkpoint, batch, probe.PatchConfig(sites=("z", "resid_post"), loops=4))
     last = data.sel(loop=4)

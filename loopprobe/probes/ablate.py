@@ -29,7 +29,7 @@ from loopprobe.probes.patch import require_corruption
 from loopprobe.probes.rankings import Rankings
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import at_least_single, median_interval, to_numpy
+from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -66,10 +66,12 @@ def run(
           single loops, prompt by prompt
         * ``against_first_median [replaced_by, component, loop]`` with its ends: the effect minus that of the first
           method, prompt by prompt
-        * ``importance [way, component, loop]``: the median over prompts of how far the answer moves
-          (``PromptBatch.answer``), by each way to tell it: the methods, and where asked for ``patching`` (the output
-          of the clean run in the corrupted one, as the probe patch does it), ``attribution patching`` (its estimate
-          from one gradient) and ``direct attribution`` (what the component writes towards the answer)
+        * ``importance [way, component, loop]``: the median over prompts of how far the measure moves, or the answer
+          (``PromptBatch.answer``) where the measure is the error, by each way to tell it: the methods, and where asked
+          for ``patching`` (the output of the clean run in the corrupted one, as the probe patch does it),
+          ``attribution patching`` (its estimate from one gradient) and ``direct attribution`` (what the component
+          writes towards the answer); a way whose largest is below the precision of the answers is left out, and named
+          by the attribute ``too_small``
         * ``rank_correlation [way, other]`` with its ends: Spearman's correlation of two ways over all places, with an
           interval from a bootstrap over prompts
 
@@ -80,7 +82,9 @@ def run(
     prompts = prompts.to(subject.device)
     chosen = find_measure(config.measure if measure is None else measure, prompts)
     plan = Plan.of(subject, prompts, config)
-    rankings = Rankings.of(subject, prompts, corrupted, config.corruption, plan.n_loops) if config.agreement else None
+    ranking = find_measure("answer", prompts) if chosen.name == "error" else chosen  # errors hide the direction
+    asked = subject, prompts, corrupted, config.corruption, plan.n_loops, ranking
+    rankings = Rankings.of(*asked) if config.agreement else None
     if rankings is not None:
         prompts = rankings.prompts
     parts = batches(subject.model, prompts)
@@ -89,12 +93,13 @@ def run(
     everything = [*plan.singles, *plan.together]
     shape = (len(config.methods), len(everything), prompts.n_prompts)
     effect, moved = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    clean, ranked, done = [], [], 0
+    clean, answered, ranked, done = [], [], [], 0
     for batch in progress(parts):
         runs = AblatedRuns(subject.model, batch, plan.n_loops, config.sites)
         here = slice(done, done := done + batch.n_prompts)
-        before = to_numpy(chosen(runs.clean, batch)), to_numpy(at_least_single(batch.answer(runs.clean)))
+        before = to_numpy(chosen(runs.clean, batch)), to_numpy(ranking(runs.clean, batch))
         clean.append(before[0])
+        answered.append(before[1])
         for i, method in enumerate(config.methods):
             values = _values(method, runs, means, constants, config.seed)
             for group in runs.groups(everything):
@@ -102,19 +107,23 @@ def run(
                     outputs = runs.outputs([everything[j] for j in group], [values[j % len(values)] for j in group])
                 for j, one in zip(group, outputs, strict=True):
                     effect[i, j, here] = to_numpy(chosen(one, batch)) - before[0]
-                    moved[i, j, here] = to_numpy(at_least_single(batch.answer(one))) - before[1]
+                    moved[i, j, here] = to_numpy(ranking(one, batch)) - before[1]
         if rankings is not None:
             ranked.append(rankings.moved(plan.singles, config.sites, here))
     data = _dataset(subject, config, plan, effect, np.concatenate(clean))
     ways = [*config.methods, *(ranked[0] if ranked else {})]
     others = [np.concatenate([part[way] for part in ranked], -1) for way in ways[len(config.methods) :]]
-    data = data.merge(_agreement(plan, ways, [*moved[:, : len(plan.singles)], *others], data))
+    told = dict(zip(ways, [*moved[:, : len(plan.singles)], *others], strict=True))
+    least = torch.finfo(subject.model.dtype).eps * np.median(abs(np.concatenate(answered)))
+    small = [way for way in ways[len(config.methods) :] if np.median(abs(told[way]), axis=-1).max() < least]
+    told = {way: one for way, one in told.items() if way not in small}
+    data = data.merge(_agreement(plan, list(told), list(told.values()), data))
     for name in data:
         data[name].attrs["units"] = chosen.unit
-    data["importance"].attrs["units"] = prompts.answer_unit
+    data["importance"].attrs["units"] = ranking.unit
     data["rank_correlation"].attrs["units"] = ""
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}
-    data.attrs["fitted_on"] = fitted_on
+    data.attrs |= {"fitted_on": fitted_on, "too_small": ", ".join(small)}
     data.attrs["corruption"] = "" if rankings is None else rankings.words
     return stamp(data, "ablate", subject, prompts, dataclasses.replace(config, measure=chosen.name), chosen.record)
 

@@ -184,21 +184,31 @@ def ablate(data: xr.Dataset) -> str:
     """Say which component costs most to ablate, and how well its importance is told by other ways."""
     first = data.isel(replaced_by=0)
     method, name = str(first.replaced_by.item()), data.attrs["measure"]
-    alone = first["median"].isel(_largest(abs(first["median"])))
-    words = f"in loop {int(alone.loop)} {alone.component.item()} changes it most, by {float(alone):.3g}"
-    if "together" in data:
+    alone = first.isel(_largest(abs(first["median"])))
+    words = f"{alone.component.item()} in loop {int(alone.loop)}"
+    if "together" in data and data.sizes["loop"] > 1:
         most = first.isel(_largest(abs(first.together_median)))
-        words = (
-            f"{most.component.item()} in all loops changes it most, by {with_ends(most, 'together_median')}, and in "
-            f"one loop {alone.component.item()} in loop {int(alone.loop)}, by {float(alone):.3g}"
-        )
+        in_all = f"{most.component.item()} in all loops changes it most, by {_known(most, 'together_median')}"
+        words = f"{in_all}, and in one loop {words}, by {_known(alone, 'median')}"
+    else:
+        words = f"{words} changes it most, by {_known(alone, 'median')}"
     others = data.rank_correlation.sel(way=method).drop_sel(other=method).dropna("other")
     agree = ""
     if others.size:
-        nearest = others.isel(_largest(others))
-        agree = f"; of {others.size} other ways {nearest.other.item()} ranks places most alike ({float(nearest):.2f})"
+        nearest = data.sel(way=method, other=others.other[int(others.argmax())])
+        agree = (
+            f"; of {others.size} other ways {nearest.other.item()} ranks the {first['median'].size} places most alike "
+            f"({with_ends(nearest, 'rank_correlation')})"
+        )
     clean = float(data.clean.median())
     return f"{_name(data)}: the median {name} is {clean:.3g}; ablated by {method}, {words}{agree}."
+
+
+def _known(row: xr.Dataset, name: str) -> str:
+    """An estimate with its interval, and what to do where the interval holds zero."""
+    low, high = (float(row[f"{name}{end}"]) for end in ("_low", "_high"))
+    unsure = ", which is not told from 0: ask more prompts" if low <= 0 <= high else ""
+    return with_ends(row, name) + unsure
 
 
 def fixed_points(data: xr.Dataset) -> str:

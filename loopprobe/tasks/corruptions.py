@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from einops import einsum
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.tasks import Prompts, normal
+from loopprobe.tasks import PromptBatch, Prompts, normal
 
 Corruption = Literal["label", "weights", "query", "noise"]
+Batch = TypeVar("Batch", bound=PromptBatch)
 
 
-def corrupt(
+def corrupt(prompts: Batch, kind: str, generator: torch.Generator, **options: Any) -> Batch:
+    """Return a copy of the prompts in which one thing is changed, of regression, tokens or text.
+
+    Args:
+        prompts: the clean prompts; their ``corruptions`` name the kinds that they have.
+        kind: of labelled examples, ``label``, ``weights``, ``query`` or ``noise`` (see ``corrupted_examples``); of
+            tokens and text ``token``, which changes one, or ``prompt``, which takes another prompt.
+        generator: a CPU generator; it alone determines the result.
+        options: ``example``, the example or token that is changed, from 0; of ``noise`` its ``noise_std``.
+
+    Raises:
+        LoopprobeError: the prompts have no such kind, or there is nothing to change.
+    """
+    return prompts.corrupted(kind, generator, **options)
+
+
+def corrupted_examples(
     prompts: Prompts, kind: Corruption, generator: torch.Generator, *, example: int = 0, noise_std: float = 1.0
 ) -> Prompts:
     """Return a copy of the prompts in which one thing is changed.

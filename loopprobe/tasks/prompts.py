@@ -258,10 +258,10 @@ class Prompts:
     def corrupted(
         self, kind: str, generator: torch.Generator, *, example: int | None = None, **options: Any
     ) -> Prompts:
-        """Return a copy of the prompts with one thing changed, see ``tasks.corruptions.corrupt``."""
-        from loopprobe.tasks.corruptions import corrupt
+        """Return a copy of the prompts with one thing changed, see ``tasks.corruptions``."""
+        from loopprobe.tasks.corruptions import corrupted_examples
 
-        return corrupt(self, kind, generator, example=example or 0, **options)  # type: ignore[arg-type]
+        return corrupted_examples(self, kind, generator, example=example or 0, **options)  # type: ignore[arg-type]
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, ...]:
