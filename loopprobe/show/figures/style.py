@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import writing
+from loopprobe.support.extras import require_extra
 
 BLACK, GREY = "#000000", "#777777"
 BASELINE_COLOURS = qualitative.Safe  # for things without order; colour-blind readers can tell them apart
@@ -274,10 +275,7 @@ def write_png(figure: go.Figure, path: Path) -> None:
 
 
 def _png(figure: go.Figure, **size: int) -> bytes:
-    try:
-        import kaleido  # noqa: F401
-    except ImportError:
-        raise LoopprobeError("PNG needs kaleido: pip install 'loopprobe[png]'") from None
+    require_extra("kaleido", "png", "PNG")
     try:
         return figure.to_image("png", **size)
     except Exception as error:  # kaleido and choreographer raise many kinds
