@@ -6,6 +6,7 @@ from conftest import TINY_CFG
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.interventions import edited, replace
 from loopprobe.probes import patch as probe
+from loopprobe.show.tables.inside import patch_table
 from loopprobe.tasks import held_out
 from loopprobe.tasks.corruptions import corrupt
 
@@ -56,6 +57,19 @@ def test_prompts_of_every_kind_are_corrupted_by_one_function(token_checkpoint):
     assert changed.answers[:, -1].ne(prompts.answers[:, -1]).all()
     with pytest.raises(LoopprobeError, match=r"corruption \('label'\) must be token or prompt"):
         corrupt(prompts, "label", torch.Generator())
+
+
+def test_some_loops_are_patched_as_all_are(checkpoint, batch):
+    options = {"sites": ("z", "attn_z"), "loops": 4, "positions": "8:10"}
+    every = probe.run(checkpoint, batch, probe.PatchConfig(**options))
+    some = probe.run(checkpoint, batch, probe.PatchConfig(**options, in_loops="2,last"))
+    assert some.loop.values.tolist() == [2, 4]
+    assert some.attrs["patches"] == every.attrs["patches"] / 2
+    for name in ("z", "z_attribution", "attn_z", "attn_z_low", "attn_z_moved"):
+        np.testing.assert_allclose(some[name], every[name].sel(loop=[2, 4]), atol=1e-6)
+    assert str(some.loop.values[0]) in {cell for cell in patch_table(some).columns[1].cells}
+    with pytest.raises(LoopprobeError, match="loop"):
+        probe.check(checkpoint, probe.PatchConfig(corruption="label", loops=4, in_loops="5"), batch)
 
 
 def test_patching_what_is_read_gives_the_clean_run_and_what_is_not_gives_nothing(checkpoint, batch):

@@ -131,6 +131,7 @@ def patch(
         str, typer.Option(help="z (the state), attn_z (heads), mlp_out, attn_out, resid_mid, q, …")
     ] = "z,attn_z",
     loops: Loops = None,
+    in_loops: InLoops = None,
     example: Annotated[
         int | None, typer.Option(help="Which example's label or which token differs, from 0; default: 0, or any token.")
     ] = None,
@@ -152,7 +153,7 @@ def patch(
         raise LoopprobeError(f"noise_std ({noise_std}) must be above 0: without noise nothing is corrupted")
     options = {
         "corruption": corruption, "sites": parse_words(sites), "loops": loops, "example": example,
-        "noise_std": noise_std, "exact": not estimate,
+        "noise_std": noise_std, "exact": not estimate, "in_loops": parse_choice(in_loops, "--in-loops"),
         "positions": parse_choice(positions, "--positions"), "measure": measure,
     }  # fmt: skip
     show(*ask("patch", options, f"patch-{corruption}" if corruption else "patch", common), common.png)

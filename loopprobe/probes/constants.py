@@ -59,38 +59,60 @@ def best_constants(
         means: of each component and loop, where the search starts.
         loss: from the answers to the loss of each prompt.
         steps: of Adam; its step size falls to zero along a cosine.
-        progress: wraps the groups of runs that are fitted at once.
+        progress: wraps the steps of all groups of runs that are fitted at once.
 
     Returns:
         For each run the constants of its places: those of the step with the least loss, which is no more than the mean
         has on these prompts.
     """
     made: list[dict[Place, Tensor]] = [{} for _ in edits]
-    for group in progress(list(fitting.groups(edits, GRADIENT_SHARE))):
-        some = [edits[i] for i in group]
-        starts = {place: means(place.component, place.loop).detach() for run in some for place in run}
-        spread = {place: _spread(fitting, place) for place in starts}
-        shifts = [{place: torch.zeros_like(starts[place][:, :1]).requires_grad_() for place in run} for run in some]
-        least = torch.full((len(some),), torch.inf, device=fitting.clean.device)
-        best = [{place: starts[place] for place in run} for run in some]
-        adam = torch.optim.Adam([shift for run in shifts for shift in run.values()], START)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps + 1)
-        for _ in range(steps + 1):
-            now = [{place: starts[place] + spread[place] * run[place] for place in run} for run in shifts]
-            with torch.enable_grad():
-                outputs = fitting.outputs(some, [run.__getitem__ for run in now])
-                losses = torch.stack([loss(one).mean() for one in outputs])
-            better = losses.detach() < least
-            least = torch.where(better, losses.detach(), least)
-            for i in better.nonzero().flatten().tolist():
-                best[i] = {place: value.detach() for place, value in now[i].items()}
-            adam.zero_grad()
-            losses.where(losses.isfinite(), 0).sum().backward()
-            adam.step()
-            schedule.step()
-        for i, constants in zip(group, best, strict=True):
+    groups = list(fitting.groups(edits, GRADIENT_SHARE))
+    search: _Search | None = None
+    for group, step in progress([(group, step) for group in groups for step in range(steps + 1)]):
+        if step == 0 or search is None:
+            search = _Search(fitting, [edits[i] for i in group], means, steps)
+        search.step(loss)
+        for i, constants in zip(group, search.best, strict=True):
             made[i] = constants
     return made
+
+
+class _Search:
+    """The search for the constants of some runs at once.
+
+    Attributes:
+        best: for each run the constants of its places with the least loss so far.
+    """
+
+    def __init__(self, fitting: AblatedRuns, some: Sequence[Edited], means: Known, steps: int) -> None:
+        self.fitting, self.some = fitting, some
+        self.starts = {place: means(place.component, place.loop).detach() for run in some for place in run}
+        self.spread = {place: _spread(fitting, place) for place in self.starts}
+        self.shifts = [
+            {place: torch.zeros_like(self.starts[place][:, :1]).requires_grad_() for place in run} for run in some
+        ]
+        self.least = torch.full((len(some),), torch.inf, device=fitting.clean.device)
+        self.best = [{place: self.starts[place] for place in run} for run in some]
+        self.adam = torch.optim.Adam([shift for run in self.shifts for shift in run.values()], START)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, steps + 1)
+
+    def step(self, loss: Callable[[Float[Tensor, "batch answer *value"]], Float[Tensor, " batch"]]) -> None:
+        """Run with the constants of now, keep those that are the best so far, and go on by one step of Adam."""
+        now = [
+            {place: self.starts[place] + self.spread[place] * shift for place, shift in run.items()}
+            for run in self.shifts
+        ]
+        with torch.enable_grad():
+            outputs = self.fitting.outputs(self.some, [run.__getitem__ for run in now])
+            losses = torch.stack([loss(one).mean() for one in outputs])
+        better = losses.detach() < self.least
+        self.least = torch.where(better, losses.detach(), self.least)
+        for i in better.nonzero().flatten().tolist():
+            self.best[i] = {place: value.detach() for place, value in now[i].items()}
+        self.adam.zero_grad()
+        losses.where(losses.isfinite(), 0).sum().backward()
+        self.adam.step()
+        self.schedule.step()
 
 
 def _spread(runs: AblatedRuns, place: Place) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from loopprobe.config.selection import Choice
+from loopprobe.config.selection import Choice, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
@@ -50,6 +50,7 @@ class PatchConfig:
         noise_std: the standard deviation of the noise, in the units of y.
         sites: names of activations; ``z`` is the state after a loop, ``attn_z`` the output of a head.
         loops: iterations; None: as many as trained.
+        in_loops: the loops in which something is patched, from 1, see ``config.selection``; None: all.
         positions: tokens to patch, see ``config.selection``; None: all up to the query's.
         exact: whether to run the patches; otherwise attribution patching estimates them.
         measure: what is measured of the answers, see ``probes.measures``; it must be differentiable.
@@ -60,6 +61,7 @@ class PatchConfig:
     noise_std: NonNegativeFloat = 1.0
     sites: tuple[Site, ...] = ("z", "attn_z")
     loops: PositiveInt | None = None
+    in_loops: Choice | None = None
     positions: Choice | None = None
     exact: bool = True
     measure: str = "answer"
@@ -85,8 +87,8 @@ def run(
             is told the clean prompts.
 
     Returns:
-        A dataset with dims ``loop`` (from 1), ``layer`` and ``head`` where a site has them, ``position`` (token) and
-        ``example``. For every site, under its name:
+        A dataset with dims ``loop`` (those that are patched, from 1), ``layer`` and ``head`` where a site has them,
+        ``position`` (token) and ``example``. For every site, under its name:
 
         * ``{site}``, ``{site}_low``, ``{site}_high``: the effect: Σ moved · total / Σ total² over the prompts, moved
           being the change of the prediction by the patch and total the clean minus the corrupted prediction, so
@@ -116,21 +118,23 @@ def run(
     tokens = list(range(runs.last + 1))
     if config.positions is not None:
         tokens = chosen_tokens(config.positions, prompts, runs.last)
+    chosen_loops = resolve(config.in_loops, n_loops, "loop", first=1)
+    loops = list(range(n_loops)) if chosen_loops is None else sorted(chosen_loops)
     started, patches = time.perf_counter(), 0
     moved: dict[str, np.ndarray] = {}
     if config.exact:
-        steps = [(site, loop) for site in config.sites for loop in range(n_loops)]
+        steps = [(site, loop) for site in config.sites for loop in loops]
         for site in config.sites:
-            moved[site] = np.zeros((n_loops, *runs.places(site), len(tokens), prompts.n_prompts), np.float32)
+            moved[site] = np.zeros((len(loops), *runs.places(site), len(tokens), prompts.n_prompts), np.float32)
         with torch.no_grad():
             for site, loop in progress(steps):
                 for places, predictions in runs.patched(site, loop, tokens):
                     patches += len(places)
                     for (*where, token), prediction in zip(places, predictions, strict=True):
                         change = to_numpy(prediction - runs.corrupted)
-                        moved[site][(loop, *where, tokens.index(token))] = change
+                        moved[site][(loops.index(loop), *where, tokens.index(token))] = change
     seconds = time.perf_counter() - started
-    return _dataset(subject, prompts, config, runs, tokens, moved, {"patches": patches, "seconds": seconds})
+    return _dataset(subject, prompts, config, runs, loops, tokens, moved, {"patches": patches, "seconds": seconds})
 
 
 def check(
@@ -146,6 +150,7 @@ def check(
         raise LoopprobeError("sites must not be empty: name at least one")
     if config.corruption != GIVEN:
         require_corruption(config.corruption, prompts)
+    resolve(config.in_loops, config.loops or subject.loops_of(prompts), "loop", first=1)
     if config.positions is not None:
         chosen_tokens(config.positions, prompts, last_token(subject, prompts))
     if config.corruption != GIVEN:
@@ -208,6 +213,7 @@ def _dataset(
     prompts: PromptBatch,
     config: PatchConfig,
     runs: PatchedRuns,
+    loops: list[int],
     tokens: list[int],
     moved: dict[str, np.ndarray],
     cost: dict[str, float],
@@ -220,7 +226,7 @@ def _dataset(
     correlations = {}
     for site in config.sites:
         dims = ("loop", *("layer", "head")[: len(runs.places(site))], "position")
-        estimate = bootstrap_ratio(to_numpy(double(runs.estimated(site, tokens))) * total, total**2)[0]
+        estimate = bootstrap_ratio(to_numpy(double(runs.estimated(site, tokens)[loops])) * total, total**2)[0]
         variables[f"{site}_attribution"] = (dims, estimate)
         if site in moved:
             variables |= with_ends(site, dims, bootstrap_ratio(moved[site] * total, total**2))
@@ -228,7 +234,7 @@ def _dataset(
             correlations[site] = correlation(variables[site][1], estimate)
     data = xr.Dataset(
         variables,
-        coords={"loop": np.arange(1, runs.n_loops + 1), "position": tokens, "model": subject.label},
+        coords={"loop": np.array(loops) + 1, "position": tokens, "model": subject.label},
         attrs={"query_token": prompts.query, "clean_pass": runs.clean_pass}
         | cost
         | {f"correlation_{site}": value for site, value in correlations.items()},
