@@ -195,7 +195,7 @@ def ablate(data: xr.Dataset) -> str:
     others = data.rank_correlation.sel(way=method).drop_sel(other=method).dropna("other")
     agree = ""
     if others.size:
-        nearest = data.sel(way=method, other=others.other[int(others.argmax())])
+        nearest = data.sel(way=method, other=others.other[int(np.argmax(others.values))])
         agree = (
             f"; of {others.size} other ways {nearest.other.item()} ranks the {first['median'].size} places most alike "
             f"({with_ends(nearest, 'rank_correlation')})"
