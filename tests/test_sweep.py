@@ -71,7 +71,7 @@ def test_the_grids_hold_every_model_that_a_saved_question_asks_for():
     from loopprobe.study.saved import saved_questions
 
     probes = Path(__file__).parents[1] / "probes"
-    trained = {c.name for path in probes.glob("*_models.toml") for c in read_grid(path)[0]}
+    trained = {name for path in probes.glob("*_models.toml") for name in read_grid(path)[0].values()}
     asked = {name for saved in saved_questions(probes).values() for name in saved.checkpoints}
     assert asked <= trained
 

@@ -18,7 +18,6 @@ from typer.core import TyperCommand
 from loopprobe.cli.parsing import at_least, one_of
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.shipped import study_folder, toml_files
-from loopprobe.support.extras import require_extra
 from loopprobe.types import PRECISIONS
 
 if TYPE_CHECKING:
@@ -57,18 +56,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Fewer prompts and options,
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best that is here.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; by default a new one under results/.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first if it exists.")]
-
-
-def _can_draw(png: bool) -> bool:
-    if png:
-        require_extra("kaleido", "png", "PNG")
-    return png
-
-
-Png = Annotated[
-    bool,
-    typer.Option("--png", help="Also write the figure as PNG (needs loopprobe[png] and a Chrome).", callback=_can_draw),
-]
+Png = Annotated[bool, typer.Option("--png", help="Also write the figure as PNG (needs loopprobe[png] and a Chrome).")]
 
 
 ShiftedBy = Annotated[str | None, typer.Option(help="Draw the prompts otherwise: see `loopprobe shift --help`.")]

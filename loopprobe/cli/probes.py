@@ -32,6 +32,7 @@ from loopprobe.cli.output import say
 from loopprobe.cli.parsing import at_least, one_of, parse_numbers, parse_words
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.shipped import study_folder, toml_files
+from loopprobe.support.extras import require_extra
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -172,6 +173,8 @@ def run(
     """Answer saved questions."""
     files = question_files(questions)
     register(task)
+    if png:
+        require_extra("kaleido", "png", "PNG")
     from loopprobe.show.figures.style import require_png, write_figures
     from loopprobe.show.present import figures_of, tables_of
     from loopprobe.study.saved import answer_saved, read_saved
@@ -240,6 +243,8 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     Raises:
         LoopprobeError: an option, a checkpoint or the output folder is not what it must be.
     """
+    if common.png:
+        require_extra("kaleido", "png", "PNG")  # before what takes seconds to import
     from loopprobe.config.strict import build
     from loopprobe.probes.dataset import write_dataset
     from loopprobe.probes.questions import Question, answer, prepare

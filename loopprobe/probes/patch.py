@@ -226,7 +226,7 @@ def _dataset(
     correlations = {}
     for site in config.sites:
         dims = ("loop", *("layer", "head")[: len(runs.places(site))], "position")
-        estimate = bootstrap_ratio(to_numpy(double(runs.estimated(site, tokens)[loops])) * total, total**2)[0]
+        estimate = bootstrap_ratio(to_numpy(double(runs.estimated(site, tokens)))[loops] * total, total**2)[0]
         variables[f"{site}_attribution"] = (dims, estimate)
         if site in moved:
             variables |= with_ends(site, dims, bootstrap_ratio(moved[site] * total, total**2))
