@@ -127,20 +127,18 @@ def test_a_sweep_survives_a_kill_skips_what_is_done_and_says_what_differs(tmp_pa
     assert "resume" in before.values()
     sweep(plan(configs, Path("out")), workers=2)
     assert {model.status for model in plan(configs, Path("out"))} == {"done"}
-    for config in configs:
+    for config, folder in configs.items():
         torch.set_num_threads(1)
-        train(config, tmp_path / "alone" / config.name)
-        there, alone = (
-            load_file(folder / config.name / "model.safetensors") for folder in (Path("out"), tmp_path / "alone")
-        )
+        train(config, tmp_path / "alone" / folder)
+        there, alone = (load_file(root / folder / "model.safetensors") for root in (Path("out"), tmp_path / "alone"))
         assert all(torch.equal(there[name], alone[name]) for name in alone)
-        assert load_checkpoint(Path("out") / config.name).evaluation["loops"] == [2]
+        assert load_checkpoint(Path("out") / folder).evaluation["loops"] == [2]
     other = grid(
         tmp_path / "h.toml",
         '"model.n_loops" = 2',
         '"train.loop_window" = 2',
         '"train.steps" = 150',
-        '"train.decay" = 0.1',
+        '"model.act_fn" = "relu"',
     )
     [changed] = plan(read_grid(other)[0], Path("out"))
     assert changed.status == "differs"

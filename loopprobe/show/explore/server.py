@@ -180,10 +180,10 @@ class Handler(BaseHTTPRequestHandler):
 def serve(exploration: Exploration, port: int, *, browser: bool, told: Callable[[str], None]) -> None:
     """Answer an exploration's page until Ctrl-C, see ``Exploration.serve``."""
     server = ExplorerServer(exploration, port)
-    told(f"{exploration.title}: {server.url} (Ctrl-C ends it)")
-    if browser:
-        webbrowser.open(server.url)
     try:
+        told(f"{exploration.title}: {server.url} (Ctrl-C ends it)")
+        if browser:
+            webbrowser.open(server.url)
         server.serve_forever(poll_interval=0.1)
     except KeyboardInterrupt:
         told("ended")
