@@ -128,11 +128,11 @@ def workers():
 
 def same_as_alone(configs, tmp_path):
     torch.set_num_threads(1)
-    for config in configs:
-        train(config, tmp_path / "alone" / config.name)
-        there, alone = (load_file(tmp_path / f / config.name / "model.safetensors") for f in ("out", "alone"))
+    for config, folder in configs.items():
+        train(config, tmp_path / "alone" / folder)
+        there, alone = (load_file(tmp_path / f / folder / "model.safetensors") for f in ("out", "alone"))
         assert all(torch.equal(there[name], alone[name]) for name in alone)
-        assert read_json(tmp_path / "out" / config.name)[1]["evaluation"] is not None
+        assert read_json(tmp_path / "out" / folder)[1]["evaluation"] is not None
 
 
 @pytest.mark.ray
@@ -140,7 +140,7 @@ def test_a_sweep_on_two_nodes_survives_the_death_of_a_worker(start, tmp_path):
     path = grid(tmp_path / "g.toml", *SHORT, '"train.steps" = 200')
     configs, _ = read_grid(path)
     process = start("sweep", path, "--out", tmp_path / "out")
-    names = [config.name for config in configs]
+    names = list(configs.values())
     wait_for(lambda: sum(step_of(tmp_path / "out" / name) >= 20 for name in names) == 2, process)  # one on each node
     before = workers()
     os.kill(before[0], signal.SIGKILL)
@@ -156,13 +156,13 @@ def test_ctrl_c_leaves_a_state_from_which_the_same_command_goes_on(start, tmp_pa
     path.write_text(path.read_text().replace('"train.checkpoint_every" = 5', '"train.checkpoint_every" = 600'))
     configs, _ = read_grid(path)
     process = start("sweep", path, "--out", tmp_path / "out")
-    wait_for(lambda: any(step_of(tmp_path / "out" / config.name) >= 20 for config in configs), process)
+    wait_for(lambda: any(step_of(tmp_path / "out" / name) >= 20 for name in configs.values()), process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 130
     statuses = {model.status for model in plan(configs, tmp_path / "out")}
     assert "resume" in statuses
     assert not workers()
-    saved = max(step_of(tmp_path / "out" / config.name) for config in configs)
+    saved = max(step_of(tmp_path / "out" / name) for name in configs.values())
     assert 20 <= saved < 600  # where it was stopped, not where a state was due
     again = start("sweep", path, "--out", tmp_path / "out")
     assert again.wait(timeout=180) == 0
