@@ -20,6 +20,7 @@ RESAMPLES, DRAWS = 200, 20  # of prompts; of pairs of random circuits
 SURE = 1.96  # standard deviations of a 95 % interval
 EVERY = 4  # heads of a layer, up to which every order of them is tried
 FIELDS = ("one", "other", "overlap", "overlap_low", "overlap_high", "expected", "matched")
+Circuits = Bool[ndarray, "*set from_loop sender to_loop receiver"]
 Order = tuple[Int[ndarray, " sender"], Int[ndarray, " receiver"]]  # whose place each takes
 _HEAD = re.compile(r"head (\d+)\.(\d+)")
 
@@ -129,7 +130,7 @@ def best_order(one: Circuit, other: Circuit, data: xr.Dataset) -> Order:
     return places(now)
 
 
-def reordered(circuit: Circuit, order: Order) -> Circuit:
+def reordered(circuit: Circuits, order: Order) -> Circuits:
     """Return a circuit, or several, with its senders and receivers in another order."""
     return circuit[..., order[0], :, :][..., order[1]]
 
