@@ -91,7 +91,8 @@ class Wiring:
         for loop in range(self.n_loops):
             left = ends >= loop
             keys = np.column_stack([copies[left], edges[loop][:, left].T])
-            unique, copies[left] = np.unique(keys, axis=0, return_inverse=True)
+            unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+            copies[left] = inverse.ravel()  # numpy 2.0 gives it an axis more
             here = {int(places[i]): int(copies[i]) for i in np.flatnonzero(ends == loop)}
             made.append(Stage(unique[:, 0], unique[:, 1:].astype(bool), here))
         return made
