@@ -6,6 +6,7 @@ A configuration is frozen and validated when it is made; an unknown key is an er
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from pydantic import Field
@@ -147,6 +148,11 @@ class Config:
 
 
 AnyConfig = Config | ForeignConfig
+
+
+def without_seed(name: str) -> str:
+    """Return the name of a model as all seeds have it: without its last part where that is a seed (``-s2``)."""
+    return re.sub(r"-s\d+$", "", name)
 
 
 def read_config(tree: dict[str, Any]) -> AnyConfig:

@@ -8,6 +8,7 @@ compared with as many edges at random. See ``probes.circuit_runs`` for what is r
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.edges import ORDER, EdgesConfig
 from loopprobe.probes.measures import Function, Measure, find_measure
-from loopprobe.probes.patch import PatchConfig, counterparts
+from loopprobe.probes.patch import with_corrupted
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_ratio, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -127,8 +128,7 @@ def run(
     """
     check(subject, config, prompts, corrupted=corrupted, measure=measure)
     prompts = prompts.to(subject.device)
-    words = "given" if corrupted is not None else config.corruption or prompts.corruptions[0]
-    prompts, other = counterparts(subject, prompts, PatchConfig(corruption=words), corrupted)  # type: ignore[arg-type]
+    prompts, other, words = with_corrupted(subject, prompts, config.corruption, corrupted)
     chosen = find_measure(config.measure if measure is None else measure, prompts)
     n_loops = config.loops or subject.loops_of(prompts)
     halves = _halves(prompts)
@@ -151,6 +151,7 @@ def run(
     def best(k: int) -> Circuit:
         return _first(order, k, sizes)
 
+    @functools.cache
     def keeps(k: int) -> float:
         return float(_kept(to_numpy(choosing.moved(best(k))), to_numpy(choosing.total))[0])
 

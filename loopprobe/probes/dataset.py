@@ -176,16 +176,20 @@ def _parts(name: str) -> tuple[str, ...]:
     return path.parts if len(path.parts) == 1 and path.name not in ("", "..") else Path(os.path.abspath(path)).parts[1:]
 
 
-def attributes(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> dict[str, str]:
-    """Return what ``stamp`` writes; where it is equal but for the provenance, question and model are the same."""
-    model = subject.model
+def asked(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> dict[str, str]:
+    """Return what is asked of whom; where it is equal, question and model are the same."""
     return {
         "probe": probe,
         "config": json.dumps(dataclasses.asdict(config)),
         "checkpoint": json.dumps(subject.identity()),
         "prompts": json.dumps(prompts.origin),
-        "provenance": json.dumps(provenance(model.device, model.dtype)),
     }
+
+
+def attributes(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> dict[str, str]:
+    """Return what ``stamp`` writes: what is asked of whom, and the provenance."""
+    made_by = provenance(subject.model.device, subject.model.dtype)
+    return asked(probe, subject, prompts, config) | {"provenance": json.dumps(made_by)}
 
 
 def with_ends(

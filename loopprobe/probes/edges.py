@@ -34,7 +34,7 @@ from loopprobe.probes.edge_runs import (
     senders_of,
 )
 from loopprobe.probes.measures import Function, Measure, find_measure
-from loopprobe.probes.patch import PatchConfig, counterparts
+from loopprobe.probes.patch import with_corrupted
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import bootstrap_ratio, correlation, ranks, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -109,8 +109,7 @@ def run(
     """
     check(subject, config, prompts, corrupted=corrupted, measure=measure)
     prompts = prompts.to(subject.device)
-    words = "given" if corrupted is not None else config.corruption or prompts.corruptions[0]
-    prompts, other = counterparts(subject, prompts, PatchConfig(corruption=words), corrupted)  # type: ignore[arg-type]
+    prompts, other, words = with_corrupted(subject, prompts, config.corruption, corrupted)
     chosen = find_measure(config.measure if measure is None else measure, prompts)
     n_loops = config.loops or subject.loops_of(prompts)
     from_loops = resolve(config.from_loops, n_loops, "loop", first=1) or list(range(n_loops))

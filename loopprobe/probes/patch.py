@@ -176,6 +176,14 @@ def counterparts(
     return prompts.against(other), other
 
 
+def with_corrupted(
+    subject: Subject, prompts: PromptBatch, corruption: str | None, corrupted: PromptBatch | None
+) -> tuple[PromptBatch, PromptBatch, str]:
+    """Return clean and corrupted prompts as ``counterparts`` does, and what the corruption is called."""
+    kind = GIVEN if corrupted is not None else corruption or prompts.corruptions[0]
+    return *counterparts(subject, prompts, PatchConfig(corruption=kind), corrupted), kind  # type: ignore[arg-type]
+
+
 def corrupted_prompts(subject: Subject, prompts: PromptBatch, config: PatchConfig) -> PromptBatch:
     """Corrupt the prompts as the options say.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from loopprobe.model.cache import LoopCache
 from loopprobe.probes import attribute
 from loopprobe.probes.ablate_runs import AblatedRuns, Edited, Place
 from loopprobe.probes.measures import Measure
-from loopprobe.probes.patch import PatchConfig, counterparts
+from loopprobe.probes.patch import with_corrupted
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import at_least_single, to_numpy
 from loopprobe.tasks import PromptBatch
@@ -57,10 +58,10 @@ class Rankings:
         """Corrupt the prompts, where they can be, unless corrupted ones are given."""
         if corrupted is None and not prompts.corruptions:
             return cls(subject, prompts, None, n_loops, measure)
-        kind = corruption or (prompts.corruptions[0] if corrupted is None else "given")
-        if kind == "weights" and corruption is None and not subject.is_of_task(prompts):
-            kind = prompts.corruptions[1]
-        clean, other = counterparts(subject, prompts, PatchConfig(corruption=kind), corrupted)  # type: ignore[arg-type]
+        usual = None if corrupted is not None else prompts.corruptions[0]
+        if corruption is None and usual == "weights" and not subject.is_of_task(prompts):
+            corruption = prompts.corruptions[1]
+        clean, other, kind = with_corrupted(subject, prompts, corruption, corrupted)
         return cls(subject, clean, other, n_loops, measure, kind if corrupted is None else "prompts that were given")
 
     def moved(
@@ -80,7 +81,7 @@ class Rankings:
         if self.corrupted is not None:
             made |= self._patched(runs, sites, clean, self.corrupted[here])
         everywhere = all(place.tokens is None or clean.query in place.tokens for run in runs for place in run)
-        if "weights" in self.subject.model.supports and everywhere and self._is_linear():
+        if "weights" in self.subject.model.supports and everywhere and self._is_linear:
             made[DIRECT] = self._direct(runs, clean)
         return made
 
@@ -102,7 +103,7 @@ class Rankings:
             with torch.no_grad():
                 outputs = base.outputs([runs[i] for i in group], [of_clean] * len(group))
             exact[group] = to_numpy(torch.stack([self.measure(one, clean) - before for one in outputs]))
-        if not self._is_differentiable():
+        if not self._is_differentiable:
             return {PATCHING: exact}
         _, slope = model.run_with_cache(
             *corrupted.inputs,
@@ -120,6 +121,7 @@ class Rankings:
         parts, _, _ = attribute.contributions(model, clean, self.n_loops, measure)  # type: ignore[arg-type]
         return to_numpy(torch.stack([parts[place.loop, names.index(place.component.name)] for (place,) in runs]))
 
+    @cached_property
     def _is_linear(self) -> bool:
         """Tell whether the probe attribute can split the measure."""
         try:
@@ -133,6 +135,7 @@ class Rankings:
             return False
         return True
 
+    @cached_property
     def _is_differentiable(self) -> bool:
         """Tell whether the measure has a gradient; it is computed of the answers of two prompts after a loop."""
         some = self.prompts[:2]

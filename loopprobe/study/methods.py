@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from loopprobe.config.schema import without_seed
 from loopprobe.probes.dataset import Stamp, read_stamp
 from loopprobe.study.saved import Answered
 from loopprobe.study.verdicts import Verdict
@@ -73,7 +73,7 @@ def _prompts(answers: Mapping[str, Answered]) -> str:
 def _missing(answers: Mapping[str, Answered]) -> str:
     kinds: dict[str, int] = {}
     for name in sorted({name for a in answers.values() for name in a.missing}):
-        kind = re.sub(r"-s\d+$", "", name)
+        kind = without_seed(name)
         kinds[kind] = kinds.get(kind, 0) + 1
     listed = ", ".join(kind if count == 1 else f"{kind} ({count} seeds)" for kind, count in kinds.items())
     named = f"Named by the questions and not trained yet: {listed}. " if kinds else ""

@@ -22,7 +22,7 @@ from loopprobe._version import __version__
 from loopprobe.config.sources import read_toml
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import attributes, read_dataset, read_stamp, write_dataset
+from loopprobe.probes.dataset import asked, read_dataset, read_stamp, write_dataset
 from loopprobe.probes.questions import Prepared, Question, as_answered, prepare
 from loopprobe.probes.registry import PROBES
 from loopprobe.store.checkpoint import load_checkpoint
@@ -128,7 +128,7 @@ def answer_saved(
     """
     known = names()
     load = functools.cache(load_checkpoint)  # each model is loaded once for all questions
-    asked: dict[str, dict[Path, Prepared]] = {}
+    by_question: dict[str, dict[Path, Prepared]] = {}
     missing: dict[str, tuple[str, ...]] = {}
     for name, one in saved.items():
         question = one.question(quick)
@@ -139,41 +139,39 @@ def answer_saved(
         )
         missing[name] = tuple(model for model in question.checkpoints if model not in available)
         prepared = prepare(dataclasses.replace(question, checkpoints=available), device, load)
-        asked[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
-    everything = {path: p for paths in asked.values() for path, p in paths.items()}
+        by_question[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
+    everything = {path: p for paths in by_question.values() for path, p in paths.items()}
     with ExitStack() as claims:
-        for name, paths in asked.items():
+        for name, paths in by_question.items():
             claims.callback(claim_shared(folder / name, *(path.name for path in paths)).release)
-        answers = {path: data for path, p in everything.items() if (data := _reusable(path, p)) is not None}
+        answers: dict[Path, xr.Dataset] = {}
         places: dict[str, list[Path]] = {}  # of one answer, which several questions may ask for
         for path, p in everything.items():
-            places.setdefault(json.dumps(_identity(p)), []).append(path)
+            wanted = asked(p.probe, p.checkpoint, p.prompts, p.config) | {"model": p.checkpoint.label}
+            places.setdefault(json.dumps(wanted), []).append(path)
+            if (data := _reusable(path, wanted)) is not None:
+                answers[path] = data
         for same in places.values():
-            if known_there := [path for path in same if path in answers]:
-                for path in set(same) - set(known_there):
-                    write_dataset(answers[known_there[0]], path)
-                    answers[path] = answers[known_there[0]]
+            if there := [path for path in same if path in answers]:
+                for path in (path for path in same if path not in answers):
+                    write_dataset(answers[there[0]], path)
+                    answers[path] = answers[there[0]]
         todo = [same for same in places.values() if same[0] not in answers]
         for i, data in as_answered([everything[paths[0]] for paths in todo], progress, pool):
             for path in todo[i]:
                 write_dataset(data, path)  # written at once, so that an interrupted run keeps it
                 answers[path] = data
-    return {name: Answered(one, [answers[path] for path in asked[name]], missing[name]) for name, one in saved.items()}
+    return {
+        name: Answered(one, [answers[path] for path in by_question[name]], missing[name]) for name, one in saved.items()
+    }
 
 
-def _identity(prepared: Prepared) -> dict[str, str]:
-    """Return what an answer is of; two that have it in common are the same, if loopprobe is."""
-    wanted = attributes(prepared.probe, prepared.checkpoint, prepared.prompts, prepared.config)
-    del wanted["provenance"]
-    return wanted | {"model": prepared.checkpoint.label}
-
-
-def _reusable(path: Path, prepared: Prepared) -> xr.Dataset | None:
-    """Return the answer that a file holds if it answers the prepared question; a damaged file holds none."""
+def _reusable(path: Path, wanted: Mapping[str, str]) -> xr.Dataset | None:
+    """Return the answer that a file holds if it is what is wanted, of this version; a damaged file holds none."""
     try:
         data = read_dataset(path)
         version = read_stamp(data).provenance["loopprobe"]
-        found = {key: data.attrs.get(key) for key in _identity(prepared)} | {"model": str(data.model.item())}
+        found = {key: data.attrs.get(key) for key in wanted} | {"model": str(data.model.item())}
     except (LoopprobeError, KeyError, TypeError, ValueError):
         return None
-    return data if found == _identity(prepared) and version == __version__ else None
+    return data if found == wanted and version == __version__ else None

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loopprobe.config.schema import Config
+from loopprobe.config.schema import Config, without_seed
 from loopprobe.config.sources import make_config, merge, nested, read_preset, read_toml
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.checkpoint import METRICS
@@ -94,8 +94,8 @@ def _name(config: Config, point: dict[str, Any]) -> str:
     """Return the name of a model of the grid, with those of its keys that make a difference and are not told."""
     keys = [key for key in point if key.startswith("train.") and key not in (*TOLD, *NO_DIFFERENCE)]
     untold = [f"{key.removeprefix('train.')}{_words(point[key])}" for key in keys if _is_untold(key, point, config)]
-    stem, seed, number = config.name.partition(f"-s{config.train.seed}") if config.train.seed else (config.name, "", "")
-    return "-".join([stem, *untold]) + seed + number
+    stem = without_seed(config.name)
+    return "-".join([stem, *untold]) + config.name.removeprefix(stem)
 
 
 def _is_untold(key: str, point: dict[str, Any], config: Config) -> bool:

@@ -5,11 +5,11 @@ The study's models lose it where all loops carry the loss. Each kind of model he
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import xarray as xr
 
+from loopprobe.config.schema import without_seed
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import R2_RECIPES, Claim, Evidence, answers, failed, far, own_difference, own_ratio
 from loopprobe.study.claims.thresholds import NO_MORE, STAYS
@@ -22,7 +22,7 @@ def _kept(evidence: Evidence, beyond_window: bool) -> Iterator[Estimate]:
     """Estimate how the error grows, of kinds of models whose loops go beyond their window, or of those whose do not."""
     by_recipe: dict[str, list[xr.Dataset]] = {}
     for data in answers(evidence, R2_RECIPES):
-        by_recipe.setdefault(re.sub(r"-s\d+$", "", str(data.model.item())), []).append(data)
+        by_recipe.setdefault(without_seed(str(data.model.item())), []).append(data)
     for recipe, seeds in by_recipe.items():
         config = read_stamp(seeds[0]).config
         loops, last = config["model"]["n_loops"], int(seeds[0].loop[-1])
