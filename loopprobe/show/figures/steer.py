@@ -8,7 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.show.figures.ablate import measure_words
-from loopprobe.show.figures.style import GREY, colours, curve, finish
+from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish
 from loopprobe.show.tables.steer import UNITS, pushed_words
 
 
@@ -24,7 +24,7 @@ def steer_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     )  # fmt: skip
     data = data.sortby("strength")
     for name, variable, colour, dash in (
-        ("the direction", "median", colours(1)[0], "solid"),
+        ("the direction", "median", BLACK, "solid"),
         ("random directions", "control_median", GREY, "dash"),
     ):
         ends = (data[f"{variable}_low"], data[f"{variable}_high"])

@@ -13,10 +13,8 @@ from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence
 from loopprobe.study.estimates import Estimate
 from loopprobe.study.verdicts import Verdict, conclude
 
-CLAIMS = (
-    *study.CLAIMS, *recipe.CLAIMS, *algorithm.CLAIMS, *loss.CLAIMS, *tokens.CLAIMS, *failures.CLAIMS,
-    *circuits.CLAIMS,
-)  # fmt: skip
+_PARTS = (study, recipe, algorithm, loss, tokens, failures, circuits)
+CLAIMS = sorted((claim for part in _PARTS for claim in part.CLAIMS), key=lambda claim: int(claim[0].removeprefix("R")))
 CONTROLLED = [claim for claim in study.CLAIMS if claim[0] <= "R5"]  # what is asked of the study's own recipe too
 
 
