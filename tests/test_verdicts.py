@@ -182,6 +182,8 @@ def test_a_claim_that_is_undecided_says_what_would_decide_it():
     for seeds, status in ((7, "undecided"), (8, "supported")):  # as the same numbers of so many seeds would have it
         more = dataclasses.replace(of_seeds, spreads=(Spread(0.12**2, seeds, seeds - 1),))
         assert parts([more]).outcome == status
+    of_both = dataclasses.replace(of_seeds, of_prompts=1.0)
+    assert taken(of_both) == "8 seeds of every kind of model and more prompts would decide it"
     assert taken(measured(0.0)).startswith("neither more prompts nor 50 seeds")
     assert "second seed" in taken(Estimate("x", below(1), "ratio", 0.0, (Spread(NAN, 1, 0),), 1.0))
     for found in ([measured(0.0)], [measured(0.5)], []):

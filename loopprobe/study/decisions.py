@@ -112,7 +112,9 @@ def would_take(found: Parts) -> str:
         return "more prompts would decide it, for seeds differ little"
     if any(np.isnan(s.variance) for one in found.primary for s in one.spreads):
         return "it takes a second seed: one does not tell how much seeds differ"
-    for seeds in range(2, MOST_SEEDS + 1):
-        if found.with_seeds(seeds).outcome != "undecided":
-            return f"more prompts would not decide it, {seeds} seeds of every kind of model would"
+    for parts_then, and_more in ((found, ""), (found.without_prompts(), " and more prompts")):
+        for seeds in range(2, MOST_SEEDS + 1):
+            if parts_then.with_seeds(seeds).outcome != "undecided":
+                needed = f"{seeds} seeds of every kind of model{and_more} would"
+                return f"{needed} decide it" if and_more else f"more prompts would not decide it, {needed}"
     return f"neither more prompts nor {MOST_SEEDS} seeds would decide it: an estimate is too near the end of its range"
