@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from test_sweep import grid
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.checkpoint_file import read_json
-from loopprobe.support.cluster import Keeper
-from loopprobe.training.sweep import last_row, plan, read_grid
+from loopprobe.support.cluster import Keeper, RayPool
+from loopprobe.training.sweep import last_row, plan, read_grid, sweep
 from loopprobe.training.train import train
 
 RAY = Path(sys.executable).with_name("ray")
@@ -48,6 +49,42 @@ def test_without_ray_the_remedy_is_named(monkeypatch):
     with pytest.raises(LoopprobeError, match="no engine is called 'slurm': choose local or ray"):
         cluster_of("slurm", 1, 0)
     assert cluster_of("local", 1, 0) is None
+
+
+class Room(RayPool):
+    """Of a cluster without Ray: it notes the models of every job, and does none."""
+
+    def __init__(self, gpus, room):
+        self.gpus, self.room, self.threads = gpus, room, 1
+        self.jobs = []
+
+    def keeper(self, root):
+        return root
+
+    def submit(self, fn, keepers, members, threads, together):
+        self.jobs.append((len(members), together))
+        done = Future()
+        done.set_result(None)
+        return done
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("gpus", "room", "stack", "jobs"),
+    [
+        (1, 2, None, [(10, None)] * 2),  # no larger than that every worker has one
+        (0.25, 1, None, [(16, None), (4, None)]),  # whether a stack is faster is found by a trial
+        (0, 2, None, [(1, None)] * 20),
+        (0, 2, 5, [(5, True)] * 4),
+    ],
+)
+def test_workers_with_a_gpu_are_given_stacks(tmp_path, gpus, room, stack, jobs):
+    configs, _ = read_grid(grid(tmp_path / "g.toml", f'"train.seed" = {list(range(20))}'))
+    pool = Room(gpus, room)
+    sweep(plan(configs, tmp_path / "out"), stack=stack, cluster=pool)
+    assert pool.jobs == jobs
 
 
 nodes = []  # the processes of our own cluster
@@ -204,6 +241,7 @@ from loopprobe.support.cluster import RayPool
 task = TaskConfig(name="my_tasks.py:AbsLinear", parameters={"slope": 2.0})
 Path("my_tasks.py").unlink()  # as on another machine, where it is not
 with RayPool() as pool:
+    assert pool.room == 2
     far = pool.submit(held_out, task, 4, 5, 3).result()
 assert far.origin["parameters"] == {"slope": 2.0}
 print((far.ys - held_out(task, 4, 5, 3).ys).abs().max().item(), far.ys.abs().sum().item() > 0)

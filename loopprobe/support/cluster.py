@@ -204,6 +204,9 @@ class RayPool(Executor):
         cpus: the CPUs of one job, and the number of its torch threads.
         gpus: the GPUs of one job; a fraction where several jobs share a GPU.
 
+    Attributes:
+        room: the number of jobs that the cluster, as it is now, runs at once.
+
     Raises:
         LoopprobeError: Ray is not installed, or no node of the cluster has the CPUs and GPUs of a job.
     """
@@ -214,16 +217,17 @@ class RayPool(Executor):
         except ImportError:
             raise LoopprobeError("the engine ray needs Ray: pip install 'loopprobe[ray]'") from None
         self.ray: Any = ray
-        self.threads, self.device = max(1, int(cpus)), "auto"
+        self.threads, self.device, self.gpus = max(1, int(cpus)), "auto", gpus
         self.references: dict[Future[Any], Any] = {}
         self.started = not ray.is_initialized()
         if self.started:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        wanted = {"CPU": cpus, "GPU": gpus}
+        wanted = {kind: amount for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
+        self.room = sum(min((int(n.get(kind, 0) / wanted[kind]) for kind in wanted), default=1) for n in nodes)
+        if not self.room:
             self.shutdown()
-            most = ", ".join(f"{max((n.get(k, 0) for n in nodes), default=0):g} {k}" for k in wanted)
+            most = ", ".join(f"{max((n.get(k, 0) for n in nodes), default=0):g} {k}" for k in ("CPU", "GPU"))
             raise LoopprobeError(
                 f"no node of the Ray cluster has {cpus:g} CPU and {gpus:g} GPU (the most on one: {most}): ask for less"
             )

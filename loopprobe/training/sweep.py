@@ -192,7 +192,8 @@ def sweep(
         planned: the result of ``plan``; models that are done or differ are skipped.
         workers: number of models trained at a time in processes of this machine, which share its threads.
         stack: number of models of the same shapes that are trained as one. None stands for up to 16 on a GPU, if a
-            trial in their first steps finds that faster, and for 1 elsewhere.
+            trial in their first steps finds that faster, and for 1 elsewhere; on a cluster a GPU is what its jobs ask
+            for. A worker takes the next stack when it has ended one, so that a faster GPU trains more of them.
         cluster: the Ray cluster that trains them instead, see ``loopprobe.support.cluster``; it is left at the end.
         report: a function that is called every second with the last row of metrics of each model that has one.
 
@@ -203,13 +204,13 @@ def sweep(
     with cluster or FreshProcesses(workers) as pool:
         futures: dict[Future[None], list[Planned]] = {}
         rows: dict[str, dict[str, Any]] = {}
+        together = None if stack is None else True
         if isinstance(pool, RayPool):
             keepers = {folder: pool.keeper(folder) for folder in {m.folder.parent for m in todo}}
-            for members in stacks(todo, stack or 1):
+            for members in stacks(todo, stack or (STACK if pool.gpus else 1), pool.room):
                 kept_by = [keepers[m.folder.parent] for m in members]
-                futures[pool.submit(_train_kept, kept_by, members, pool.threads)] = members
+                futures[pool.submit(_train_kept, kept_by, members, pool.threads, together)] = members
         else:
-            together = None if stack is None else True
             for members in stacks(todo, stack, workers):
                 folders = [m.folder for m in members]
                 futures[pool.submit(_train, members, folders, pool.threads, together)] = members
@@ -245,7 +246,7 @@ def _train(
     members: Sequence[Planned],
     folders: Sequence[Path],
     threads: int,
-    together: bool | None = True,
+    together: bool | None,
     reports: Sequence[Callable[[Row], None]] = (),
 ) -> None:
     import torch
@@ -262,11 +263,11 @@ def _then(act: Callable[[], None]) -> Callable[[Row], None]:
     return lambda row: act()
 
 
-def _train_kept(keepers: Sequence[Any], members: Sequence[Planned], threads: int) -> None:
+def _train_kept(keepers: Sequence[Any], members: Sequence[Planned], threads: int, together: bool | None) -> None:
     """Train models from the files that the keepers hold, and send new files back to them.
 
     This may run on another machine than the keepers.
     """
     with ExitStack() as opened:
         pairs = [opened.enter_context(kept(keeper, model.name)) for keeper, model in zip(keepers, members, strict=True)]
-        _train(members, [folder for folder, _ in pairs], threads, reports=[_then(send) for _, send in pairs])
+        _train(members, [folder for folder, _ in pairs], threads, together, [_then(send) for _, send in pairs])
