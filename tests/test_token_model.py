@@ -97,6 +97,20 @@ def by_hand(model, tokens, n_loops):
     return torch.stack(logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_gelu_new_is_one_function_with_and_without_gradient(dtype):
+    x = torch.cat([torch.linspace(-12, 12, 4001, dtype=torch.float64), torch.tensor([-1e30, 1e30, 0.0])]).to(dtype)
+    expected, eps = ACTS["gelu_new"](x.double()), torch.finfo(dtype).eps
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient):
+            given = x.clone()
+            torch.testing.assert_close(blocks.gelu_new(given).double(), expected, atol=4 * eps, rtol=4 * eps)
+        assert torch.equal(given, x), "a hook may hold what goes in"
+    with torch.no_grad():
+        mapped = torch.func.vmap(blocks.gelu_new)(x[:-3].unflatten(0, (1, -1)))[0]
+    torch.testing.assert_close(mapped.double(), expected[:-3], atol=4 * eps, rtol=4 * eps)
+
+
 @each_variant
 @pytest.mark.parametrize("short", [0, blocks.SHORT])
 def test_logits_at_every_token_are_those_of_the_formulas(variant, short, monkeypatch):

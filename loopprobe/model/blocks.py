@@ -6,7 +6,6 @@ is written out. Attention is so, too, for prompts so short that torch's is slowe
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -22,8 +21,22 @@ from loopprobe.model.hook_points import AttentionHooks, BlockHooks, MLPHooks, No
 
 Past = tuple[Float[Tensor, "batch past head d_head"], Float[Tensor, "batch past head d_head"]]  # keys and values
 
+
+def gelu_new(x: Tensor) -> Tensor:
+    """The tanh form of GELU (Hendrycks and Gimpel, arXiv 1606.08415).
+
+    On a CPU, without gradient, it is written as x σ(2 √(2/π) (x + 0.044715 x³)), which is the same function: the
+    hyperbolic tangent within torch's takes three times as long as the rest of it.
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return F.gelu(x, approximate="tanh")
+    double = 2 * math.sqrt(2 / math.pi)
+    y = torch.addcmul(x.new_full((), double), x, x, value=double * 0.044715)
+    return y.mul_(x).sigmoid_().mul_(x)
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "gelu_new": gelu_new,
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
