@@ -188,7 +188,7 @@ def test_threads_hold_no_more_answers_than_one_batch_may(checkpoint, threads, mo
     threads(4)
     prompts = checkpoint.held_out(200, 0)
     assert evaluate.over_batches(checkpoint.model, prompts, print, 10).threads == 4
-    monkeypatch.setattr(evaluate, "NUMBERS", 2 * 10 * 64 * prompts.n_answers)
+    monkeypatch.setattr(evaluate, "NUMBERS", 2 * 10 * evaluate.chunk_size(torch.device("cpu")) * prompts.n_answers)
     assert evaluate.over_batches(checkpoint.model, prompts, print, 10).threads == 2
 
 

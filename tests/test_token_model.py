@@ -1,10 +1,15 @@
 """Models of tokens against an independent computation, written out from the formulas in plain operations."""
 
+import warnings
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import random_model
 
 from loopprobe.config.schema import ModelConfig
+from loopprobe.dynamics.spectrum import jvp
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import blocks
 from loopprobe.model.looped import LoopedTransformer
@@ -101,14 +106,29 @@ def by_hand(model, tokens, n_loops):
 def test_gelu_new_is_one_function_with_and_without_gradient(dtype):
     x = torch.cat([torch.linspace(-12, 12, 4001, dtype=torch.float64), torch.tensor([-1e30, 1e30, 0.0])]).to(dtype)
     expected, eps = ACTS["gelu_new"](x.double()), torch.finfo(dtype).eps
-    for gradient in (False, True):
-        with torch.set_grad_enabled(gradient):
-            given = x.clone()
-            torch.testing.assert_close(blocks.gelu_new(given).double(), expected, atol=4 * eps, rtol=4 * eps)
-        assert torch.equal(given, x), "a hook may hold what goes in"
+    given = x.clone().requires_grad_()
     with torch.no_grad():
-        mapped = torch.func.vmap(blocks.gelu_new)(x[:-3].unflatten(0, (1, -1)))[0]
-    torch.testing.assert_close(mapped.double(), expected[:-3], atol=4 * eps, rtol=4 * eps)
+        found = blocks.gelu_new(given)
+    torch.testing.assert_close(found.double(), expected, atol=4 * eps, rtol=4 * eps)
+    assert torch.equal(given, x), "a hook may hold what goes in"
+    assert torch.equal(blocks.gelu_new(given), found)
+    assert torch.equal(torch.func.vmap(blocks.gelu_new)(x.unflatten(0, (4, -1))).flatten(), found)
+
+
+def test_the_slope_of_gelu_new_is_that_of_its_formula():
+    x = torch.linspace(-9, 9, 300, dtype=torch.float64, requires_grad=True)
+    [slope] = torch.autograd.grad(ACTS["gelu_new"](x).sum(), x, create_graph=True)
+    [curve] = torch.autograd.grad(slope.sum(), x)
+    [ours] = torch.autograd.grad(blocks.gelu_new(x).sum(), x, create_graph=True)
+    torch.testing.assert_close(ours, slope, atol=1e-14, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(ours.sum(), x)[0], curve, atol=1e-13, rtol=0)
+    pushed = partial(jvp, SimpleNamespace(step=blocks.gelu_new), x.detach())
+    tangents = torch.stack([torch.ones_like(x), x]).detach()
+    torch.testing.assert_close(torch.func.vmap(pushed)(tangents), tangents * slope, atol=1e-13, rtol=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is ")
+        _, with_gradient = torch.func.jvp(blocks.gelu_new, (x.detach(),), (tangents[1],))
+    torch.testing.assert_close(with_gradient, tangents[1] * slope, atol=1e-13, rtol=0)
 
 
 @each_variant

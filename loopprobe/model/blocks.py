@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +23,37 @@ from loopprobe.model.hook_points import AttentionHooks, BlockHooks, MLPHooks, No
 Past = tuple[Float[Tensor, "batch past head d_head"], Float[Tensor, "batch past head d_head"]]  # keys and values
 
 
-def gelu_new(x: Tensor) -> Tensor:
-    """The tanh form of GELU (Hendrycks and Gimpel, arXiv 1606.08415).
+class GeluNew(torch.autograd.Function):
+    """The tanh form of GELU (Hendrycks and Gimpel, arXiv 1606.08415), written as x σ(2 √(2/π) (x + 0.044715 x³)).
 
-    On a CPU, without gradient, it is written as x σ(2 √(2/π) (x + 0.044715 x³)), which is the same function: the
-    hyperbolic tangent within torch's takes three times as long as the rest of it.
+    That is the same function; on a CPU the hyperbolic tangent within torch's takes three times as long as all of this.
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        double = 2 * math.sqrt(2 / math.pi)
+        y = torch.addcmul(x.new_full((), double), x, x, value=double * 0.044715)
+        return y.mul_(x).sigmoid_().mul_(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_backward(grad, *ctx.saved_tensors, approximate="tanh")
+
+    jvp = backward  # of a pointwise function both are products with its slope
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """The tanh form of GELU, by ``GeluNew`` where that is faster and as precise as torch's."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return F.gelu(x, approximate="tanh")
-    double = 2 * math.sqrt(2 / math.pi)
-    y = torch.addcmul(x.new_full((), double), x, x, value=double * 0.044715)
-    return y.mul_(x).sigmoid_().mul_(x)
+    return GeluNew.apply(x) if torch.is_grad_enabled() else GeluNew.forward(x)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
