@@ -84,7 +84,7 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
         ("steer", ["--direction", "decoder:w, least squares:1", "--unit", "norm", "--fit-prompts", 20], ["steer"]),
         ("failures", ["--loops", 130], ["failures"]),
         ("paths", ["--loops", 130, "--positions", "1,10"], ["paths", "paths-plane"]),
-        ("fixed-points", ["--far", 128, "--random-starts", 1], ["fixed-points"]),
+        pytest.param("fixed-points", ["--far", 128, "--random-starts", 1], ["fixed-points"], marks=pytest.mark.slow),
         (
             "converge",
             ["--loops", "3,20", "--states", 2, "--far", 150],

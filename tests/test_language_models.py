@@ -51,7 +51,9 @@ def subjects(folders):
     return {name: load_checkpoint(f"hf:{folder}") for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name", ["dory", *(pytest.param(name, marks=pytest.mark.slow) for name in MAKERS if name != "dory")]
+)
 @pytest.mark.parametrize("asked", OPTIONS)
 def test_every_probe_takes_every_architecture(name, asked, subjects, tmp_path):
     subject = subjects[name]

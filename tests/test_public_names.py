@@ -36,8 +36,7 @@ print("good")
 def test_public_names_are_the_same_objects_in_every_order():
     running = [
         subprocess.Popen([sys.executable, "-c", SCRIPT, order, before], stdout=subprocess.PIPE, text=True)
-        for order in ("forward", "reversed")
-        for before in ("nothing", "modules")
+        for order, before in (("forward", "modules"), ("reversed", "nothing"))
     ]
     for process in running:
         assert process.communicate(timeout=200)[0] == "good\n"

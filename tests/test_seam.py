@@ -31,7 +31,7 @@ OPTIONS = {
     "patch": {"sites": ("z", "attn_z", "mlp_out")},
     "attention": {},
     "paths": {"loops": 140},
-    "fixed_points": {"far": 200, "random_starts": 1, "lyapunov_steps": 20},
+    "fixed_points": {"far": 200, "random_starts": 1, "lyapunov_steps": 5, "max_iterations": 20, "eigenvalues": 2},
     "recover": {"loops": 5},
     "steer": {"loops": 5, "fit_prompts": 20, "measure": "error"},
     "failures": {"loops": 130},
@@ -45,14 +45,24 @@ def subject():
     return OtherSubject()
 
 
+class Answers(dict):
+    """Every probe's dataset, made when it is asked for: another worker of pytest may ask for others."""
+
+    def __init__(self, subject, prompts):
+        super().__init__()
+        self.subject, self.prompts = subject, prompts
+
+    def __missing__(self, name):
+        given = {"corrupted": draw(6, seed=1)} if name in ("patch", "ablate", "edges", "circuit") else {}
+        self[name] = probe(name, self.subject, self.prompts, **OPTIONS[name], **given)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def answers(subject):
-    """Every probe's dataset, and the prompts."""
+    """The prompts, and every probe's dataset."""
     prompts = draw(6)
-    given = {name: {"corrupted": draw(6, seed=1)} for name in ("patch", "ablate", "edges", "circuit")}
-    return prompts, {
-        name: probe(name, subject, prompts, **options, **given.get(name, {})) for name, options in OPTIONS.items()
-    }
+    return prompts, Answers(subject, prompts)
 
 
 def test_both_models_and_prompts_fill_the_protocols(subject):
