@@ -35,6 +35,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "sweep": {"cpu": []},
     "baselines": {"cpu": []},
     "coverage": {"cpu": []},
+    "roofline": {"cpu": []},
 }
 HEAD = """# Benchmarks
 
