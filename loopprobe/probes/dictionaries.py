@@ -96,7 +96,7 @@ def train_dictionaries(
     by_loop: bool = False,
     copies: int = 1,
     steps: int = 1000,
-    batch: int = 512,
+    batch: int = 256,
     learning_rate: float = 5e-3,
     seed: int = 0,
     progress: Progress = lambda steps: steps,

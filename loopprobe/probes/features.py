@@ -57,11 +57,13 @@ def run(
         * ``explained [dictionary, loop]`` with its ends: 1 − Σ ‖z − ẑ‖² / Σ ‖z − z̄‖² on held-out states, where z̄ is
           the mean state of the loop; ``explained_over_loops``, the same with all loops counted alike; 95 % intervals
           from a bootstrap over prompts
+        * ``n_features [dictionary]``: of all loops together, 0 for principal components
         * ``dead [dictionary]``: the share of features that are active in no held-out state
         * ``sharing`` with its ends: what the shared dictionary explains beyond one a loop with as many features in
           total, over what one a loop with as many features in each explains beyond it
         * ``rate``, ``activation [feature, loop]``: the share of held-out states in which a feature is active, and its
           mean activation over all of them, in the unit of states
+        * ``lives [feature, loop]``: whether that is at least the share ``lives`` of its largest over the loops
         * ``lifetime [feature]``: all loops, a run of loops, one loop, loops apart, or dead, and ``lifetimes
           [dictionary, kind]`` their numbers, of dictionaries that loops share
         * ``found_again``, ``found_in_gaussian [feature]``: the cosine of a feature with its partner of another seed,
@@ -136,6 +138,8 @@ def _compared(subject: Subject, plan: FeaturesPlan, config: FeaturesConfig, fitt
     """What each dictionary explains, how many of its features are dead, and how long they live."""
     spreads = [one.spread for one in fitted.values()]
     variables = explained([one.left for one in fitted.values()], spreads)
+    sizes = [0 if one.dictionaries is None else one.dictionaries.decoder.shape[:2].numel() for one in fitted.values()]
+    variables["n_features"] = (("dictionary",), np.array(sizes))
     dead = [np.nan if one.scores is None else one.scores.dead for one in fitted.values()]
     variables["dead"] = (("dictionary",), np.array(dead))
     counts = np.full((len(fitted), len(LIFETIMES)), np.nan)
@@ -156,13 +160,14 @@ def _compared(subject: Subject, plan: FeaturesPlan, config: FeaturesConfig, fitt
 def _features(plan: FeaturesPlan, config: FeaturesConfig, fitted: dict[str, Fitted], shown: list[int]) -> xr.Dataset:
     """Each feature of the shared dictionary: its direction, where it is active, how long it lives, and who has it."""
     dictionary, scores = fitted[SHARED].known
-    kinds = lifetimes(lives(scores.by_loop, config.lives))
+    lived = lives(scores.by_loop, config.lives)
     variables = variables_of(dictionary)
     of_loop, of_shown = ("feature", "loop"), ("shown", "loop", "position")
     variables |= {
         "rate": (of_loop, scores.rate.mean(1).T),
         "activation": (of_loop, scores.by_loop.T),
-        "lifetime": (("feature",), np.array(LIFETIMES)[kinds]),
+        "lives": (of_loop, lived.T),
+        "lifetime": (("feature",), np.array(LIFETIMES)[lifetimes(lived)]),
         "map_rate": (of_shown, scores.rate[:, :, shown].transpose(2, 0, 1)),
         "map_activation": (of_shown, scores.activation[:, :, shown].transpose(2, 0, 1)),
     }

@@ -57,7 +57,7 @@ class FeaturesConfig:
     lives: float = Field(default=0.1, gt=0, lt=1)
     fit_prompts: PositiveInt = 256
     steps: PositiveInt = 1000
-    batch: PositiveInt = 512
+    batch: PositiveInt = 256
     learning_rate: PositiveFloat = 5e-3
     controls: PositiveInt = 2
     seed: NonNegativeInt = 0
