@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,7 +13,7 @@ from plotly.subplots import make_subplots
 from loopprobe.probes.feature_fits import COMPONENTS, GAUSSIAN, IN_EACH, IN_TOTAL, OTHER_SEED, SHARED
 from loopprobe.show.figures.ablate import measure_words
 from loopprobe.show.figures.style import BASELINE_COLOURS, BLACK, GREY, curve, finish
-from loopprobe.show.tables.features import edited_words
+from loopprobe.show.tables.features import edited_words, lived
 
 LOOKS = {
     SHARED: (BLACK, "solid"),
@@ -86,13 +87,14 @@ def _lives(data: xr.Dataset) -> go.Figure:
         pattern = "/" if name == OTHER_SEED else ""
         figure.add_bar(
             x=data.kind.values, y=counts.values, name=name, marker={"color": LOOKS[name][0], "pattern_shape": pattern},
-            text=counts.values, texttemplate="%{text:d}", textposition="outside", cliponaxis=False, row=1, col=2,
+            text=counts.values, texttemplate="%{text:d}", textposition="outside", cliponaxis=False,
+            textfont={"size": 10}, textangle=0, constraintext="none", row=1, col=2,
         )  # fmt: skip
     figure.update_yaxes(title="features", row=1, col=2)
     finish(figure, f"{data.model.item()}: features of the dictionary that all loops share, and where they live")
     bar = {"title": {"text": "share of its largest", "side": "right"}, "thickness": 12, "tickformat": ".0%", "x": 0.49}
     return figure.update_layout(
-        height=620, hovermode="closest", legend={"x": 0.66, "y": -0.18, "orientation": "h"}, margin={"r": 30, "b": 110},
+        height=620, hovermode="closest", legend={"x": 0.5, "y": -0.2, "orientation": "h"}, margin={"r": 30, "b": 110},
         coloraxis={"colorscale": "Viridis", "cmin": 0.0, "cmax": 1.0, "colorbar": bar},
     )  # fmt: skip
 
@@ -109,33 +111,34 @@ def _where(data: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     for i, number in enumerate(shown):
         one, row, col = data.sel(shown=number), 2 * (i // columns) + 1, i % columns + 1
-        for offset, (name, axis, words) in enumerate(
-            (("map_rate", "coloraxis", "active on %{z:.0%}"), ("map_activation", "coloraxis2", "activation %{z:.3g}"))
-        ):
+        often, much = (one[name].transpose("loop", "position").values for name in ("map_rate", "map_activation"))
+        maps = ((often, "coloraxis"), (much / (much.max() or 1), "coloraxis2"))
+        for offset, (values, axis) in enumerate(maps):
             figure.add_heatmap(
-                x=data.position.values, y=data.loop.values, z=one[name].transpose("loop", "position").values,
-                coloraxis=axis, hovertemplate=f"loop %{{y}}, token %{{x}}: {words}<extra></extra>",
-                row=row + offset, col=col,
+                x=data.position.values, y=data.loop.values, z=values, coloraxis=axis, row=row + offset, col=col,
+                customdata=np.stack([often, much], -1), hovertemplate="loop %{y}, token %{x}: active on "
+                "%{customdata[0]:.0%} of prompts, mean activation %{customdata[1]:.3g}<extra></extra>",
             )  # fmt: skip
     figure.update_xaxes(title="token", row=rows)
     figure.update_yaxes(title="loop", col=1)
     finish(figure, f"{data.model.item()}: where features are active; upper maps: how often, lower maps: how much")
     bars = [
-        {"title": {"text": words, "side": "right"}, "thickness": 12, "len": 0.48, "y": y, "tickformat": form}
-        for words, y, form in (("share of prompts", 0.76, ".0%"), ("mean activation", 0.24, ""))
+        {"title": {"text": words, "side": "right"}, "thickness": 12, "len": 0.48, "y": y, "tickformat": ".0%"}
+        for words, y in (("share of prompts", 0.76), ("mean activation, of its largest", 0.24))
     ]
     return figure.update_layout(
         height=150 + 175 * rows, hovermode="closest", margin={"r": 110},
         coloraxis={"colorscale": "Viridis", "cmin": 0.0, "cmax": 1.0, "colorbar": bars[0]},
-        coloraxis2={"colorscale": "Magma", "cmin": 0.0, "colorbar": bars[1]},
+        coloraxis2={"colorscale": "Magma", "cmin": 0.0, "cmax": 1.0, "colorbar": bars[1]},
     )  # fmt: skip
 
 
 def _titles(data: xr.Dataset, titles: list[str], columns: int) -> list[str]:
     """The titles of the panels, row by row: each feature above its first map."""
     for i, number in enumerate(data.shown.values):
-        kind = str(data.lifetime.sel(feature=number).item())
-        titles[2 * (i // columns) * columns + i % columns] = f"feature {int(number)} ({kind})"
+        loops = lived(data.sel(feature=number))
+        words = "dead" if loops == "none" else f"loops {loops}"
+        titles[2 * (i // columns) * columns + i % columns] = f"feature {int(number)}: {shorten(words, 28)}"
     return titles
 
 
@@ -144,7 +147,6 @@ def _ablated(data: xr.Dataset) -> go.Figure:
     figure = make_subplots(
         1, 2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=["ablated, and random", "ablated minus random"]
     )
-    names = [f"feature {int(number)}" for number in data.shown.values]
     for name, variable, colour, symbol, col in (
         ("the feature", "median", BLACK, "circle", 1),
         ("random directions", "control_median", GREY, "diamond-open", 1),
@@ -152,13 +154,15 @@ def _ablated(data: xr.Dataset) -> go.Figure:
     ):
         value, low, high = (data[variable + end].values for end in ("", "_low", "_high"))
         figure.add_scatter(
-            x=value, y=names, mode="markers", name=name, marker={"color": colour, "size": 9, "symbol": symbol},
+            x=value, y=data.shown.values, mode="markers", name=name,
+            marker={"color": colour, "size": 9, "symbol": symbol},
             error_x={"array": high - value, "arrayminus": value - low, "color": colour, "thickness": 1.5},
-            showlegend=col == 1, hovertemplate="%{y}: %{x:.3g}<extra></extra>", row=1, col=col,
+            showlegend=col == 1, hovertemplate="feature %{y}: %{x:.3g}<extra></extra>", row=1, col=col,
         )  # fmt: skip
         figure.add_vline(x=0, line={"dash": "dot", "color": GREY, "width": 1}, row=1, col=col)
     figure.update_xaxes(title=f"change of the {measure_words(data)}")
-    figure.update_yaxes(type="category", autorange="reversed", row=1, col=1)
+    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_yaxes(title="feature", row=1, col=1)
     title = f"{data.model.item()}: features taken out of the state {edited_words(data)}; medians of the prompts"
     finish(figure, title)
-    return figure.update_layout(hovermode="closest", height=max(450, 220 + 40 * len(names)))
+    return figure.update_layout(hovermode="closest", height=max(450, 220 + 40 * data.sizes["shown"]))

@@ -35,7 +35,7 @@ def dictionaries_table(datasets: Sequence[xr.Dataset]) -> Table:
         for i, name in enumerate(data.dictionary.values):
             row = data.sel(dictionary=name)
             size = f"{int(row.n_features):,}" if float(row.n_features) else "–"
-            dead = "–" if bool(row.dead.isnull()) else f"{float(row.dead):.1%}"
+            dead = "–" if bool(row.dead.isnull()) else f"{100 * float(row.dead):.1f} %"
             numbers = [_count(number) for number in row.lifetimes.values[:-1]]
             replaced = "–" if bool(row.replaced_median.isnull()) else with_ends(row, "replaced_median")
             explained = whole_percent(row, "explained_over_loops")
@@ -51,12 +51,10 @@ def features_table(data: xr.Dataset) -> Table:
     compared = ""
     if "found_again" in data:
         alive = data.found_again.notnull()
-        again, chance = (
-            float((data[name] >= FOUND).sum() / alive.sum()) for name in ("found_again", "found_in_gaussian")
-        )
+        shares = [float((data[name] >= FOUND).sum() / alive.sum()) for name in ("found_again", "found_in_gaussian")]
         compared = (
-            f"; found again: cosine with its partner of another seed, at least {FOUND} for {again:.0%} of all features "
-            f"(chance, of Gaussian states: {chance:.0%})"
+            f"; found again: cosine with its partner of another seed, at least {FOUND} for {shares[0]:.0%} of all "
+            f"features (of a dictionary of Gaussian states, which is chance: {shares[1]:.0%})"
         )
     table.caption = (
         f"active: share of held-out states; activation: mean over all of them, in the unit of the state{compared}; "
@@ -75,18 +73,19 @@ def features_table(data: xr.Dataset) -> Table:
         row, of_feature = data.sel(shown=number), data.sel(feature=number)
         effects = [with_ends(row, name) for name in ("median", "control_median", "against_control_median")]
         cosine = [f"{float(of_feature.found_again):.2f}"] if "found_again" in data else []
-        loop, token = np.unravel_index(int(row.map_activation.argmax()), row.map_activation.shape)
+        loop, token = np.unravel_index(int(np.argmax(row.map_activation.values)), row.map_activation.shape)
         at = f"loop {int(data.loop[loop])}, token {stamp.token(int(data.position[token]))}"
         dead = str(of_feature.lifetime.item()) == "dead"
         table.add_row(
             str(int(number)), "dead" if dead else lived(of_feature), "–" if dead else at,
-            f"{float(of_feature.rate.mean()):.1%}", f"{float(of_feature.activation.mean()):.3g}", *cosine, *effects,
+            f"{100 * float(of_feature.rate.mean()):.1f} %", f"{float(of_feature.activation.mean()):.3g}", *cosine,
+            *effects,
         )  # fmt: skip
     return table
 
 
 def lived(of_feature: xr.Dataset) -> str:
-    """Return the loops in which a feature lives."""
+    """Return the loops in which a feature lives, none of a dead one."""
     return ranges([int(loop) for loop in of_feature.loop.values[of_feature.lives.values.astype(bool)]])
 
 
