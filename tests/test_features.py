@@ -19,11 +19,11 @@ from loopprobe.probes.dictionaries import Dictionaries, dictionary_of, top_k, tr
 from loopprobe.probes.feature_scores import (
     LIFETIMES,
     found_again,
+    gains,
     gaussian_like,
     left_by_components,
     lifetimes,
     lives,
-    sharing,
 )
 from loopprobe.probes.features_plan import FeaturesConfig
 from loopprobe.probes.pushes import random_pushes
@@ -232,13 +232,15 @@ def test_components_and_gaussian_states_have_the_moments_of_the_states():
         np.testing.assert_allclose(np.cov(one.T), np.cov(other.T), atol=0.05 * np.cov(other.T).max())
 
 
-def test_sharing_is_where_the_shared_dictionary_stands_between_the_two():
+def test_gains_are_paired_differences_with_all_loops_alike():
     generator = np.random.default_rng(0)
-    spread = generator.uniform(1, 2, (4, 30))
-    in_total, in_each = 0.6 * spread, 0.2 * spread
-    for share in (0.0, 0.25, 1.0):
-        value, low, high = sharing(in_total + share * (in_each - in_total), in_total, in_each, spread)
-        np.testing.assert_allclose([value, low, high], share, atol=1e-9)
+    spread = generator.uniform(1, 2, (4, 30)) * np.array([1, 10, 100, 1000])[:, None]
+    lefts = [0.3 * spread, 0.3 * spread + 0.2 * spread, generator.uniform(0, 1, (4, 30)) * spread]
+    value, low, high = gains(lefts, spread)
+    np.testing.assert_allclose([value[:2], low[:2], high[:2]], [[0, 0.2]] * 3, atol=1e-9)
+    expected = [(one.sum(1) / spread.sum(1)).mean() for one in lefts]
+    np.testing.assert_allclose(value, np.array(expected) - 0.3, rtol=1e-6, atol=1e-9)
+    assert low[2] < value[2] < high[2]
 
 
 # Ablating a feature

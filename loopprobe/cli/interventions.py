@@ -165,7 +165,7 @@ def steer(
         str,
         typer.Option(
             help="Where the direction comes from: answer, corrupted, a result of a token task, decoder:TARGET, or a "
-            "file (.npy, .pt)."
+            "file (.npy, .pt, or features.nc:3 for feature 3)."
         ),
     ] = "answer",
     values: Annotated[

@@ -122,16 +122,17 @@ def explained(
     }
 
 
-def sharing(
-    shared: Float[np.ndarray, "loop example"],
-    in_total: Float[np.ndarray, "loop example"],
-    in_each: Float[np.ndarray, "loop example"],
-    spread: Float[np.ndarray, "loop example"],
+def gains(
+    lefts: list[Float[np.ndarray, "loop example"]], spread: Float[np.ndarray, "loop example"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the shared dictionary stands between one a loop with as many features in total, 0, and in each loop, 1."""
-    per_loop = [one / _total(spread) for one in (shared, in_total, in_each)]
-    better, most = (np.nansum(per_loop[1] - other, 0) for other in (per_loop[0], per_loop[2]))
-    return bootstrap_ratio(better, most)
+    """How much more the first dictionary explains over all loops than each one, with an interval, prompt by prompt.
+
+    Args:
+        lefts: of dictionaries that were scored on the same states, what each leaves of them.
+        spread: of these states.
+    """
+    alike = [_alike(left, spread) for left in lefts]
+    return bootstrap_ratio(np.stack([left for left, _ in alike]) - alike[0][0], alike[0][1])
 
 
 def _total(spread: Float[np.ndarray, "loop example"]) -> Float[np.ndarray, "loop 1"]:

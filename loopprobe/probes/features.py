@@ -18,7 +18,7 @@ from loopprobe.probes.dictionaries import variables_of
 from loopprobe.probes.directions import states_at
 from loopprobe.probes.feature_fits import GAUSSIAN, IN_EACH, IN_TOTAL, OTHER_SEED, SHARED, Fitted, fit_all
 from loopprobe.probes.feature_runs import Effects, edited_runs
-from loopprobe.probes.feature_scores import LIFETIMES, explained, found_again, lifetimes, lives, sharing
+from loopprobe.probes.feature_scores import LIFETIMES, explained, found_again, gains, lifetimes, lives
 from loopprobe.probes.features_plan import FeaturesConfig, FeaturesPlan
 from loopprobe.probes.loops import require_training, training_prompts
 from loopprobe.probes.measures import Function, Measure, find_measure
@@ -59,8 +59,8 @@ def run(
           from a bootstrap over prompts
         * ``n_features [dictionary]``: of all loops together, 0 for principal components
         * ``dead [dictionary]``: the share of features that are active in no held-out state
-        * ``sharing`` with its ends: what the shared dictionary explains beyond one a loop with as many features in
-          total, over what one a loop with as many features in each explains beyond it
+        * ``shared_gain [dictionary]`` with its ends: ``explained_over_loops`` of the shared one minus that of each
+          other one on the same states, paired prompt by prompt; missing for Gaussian states
         * ``rate``, ``activation [feature, loop]``: the share of held-out states in which a feature is active, and its
           mean activation over all of them, in the unit of states
         * ``lives [feature, loop]``: whether that is at least the share ``lives`` of its largest over the loops
@@ -147,14 +147,16 @@ def _compared(subject: Subject, plan: FeaturesPlan, config: FeaturesConfig, fitt
         if one.scores is not None and not one.scores.one_a_loop:
             row[:] = np.bincount(lifetimes(lives(one.scores.by_loop, config.lives)), minlength=len(LIFETIMES))
     variables["lifetimes"] = (("dictionary", "kind"), counts)
-    if IN_EACH in fitted:
-        shared, in_total, in_each = (fitted[name].left for name in (SHARED, IN_TOTAL, IN_EACH))
-        variables |= with_ends("sharing", (), sharing(shared, in_total, in_each, fitted[SHARED].spread))
+    same = [name for name in fitted if name != GAUSSIAN]  # scored on the same states
+    more = xr.Dataset(
+        with_ends("shared_gain", ("dictionary",), gains([fitted[name].left for name in same], fitted[SHARED].spread)),
+        coords={"dictionary": same},
+    ).reindex(dictionary=list(fitted))
     coords = {
         "dictionary": list(fitted), "loop": list(plan.loops), "kind": list(LIFETIMES), "model": subject.label,
         "feature": np.arange(plan.n_features),
     }  # fmt: skip
-    return xr.Dataset(variables, coords=coords)
+    return xr.Dataset(variables, coords=coords).merge(more)
 
 
 def _features(plan: FeaturesPlan, config: FeaturesConfig, fitted: dict[str, Fitted], shown: list[int]) -> xr.Dataset:

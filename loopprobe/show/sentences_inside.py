@@ -56,6 +56,9 @@ def features(data: xr.Dataset) -> str:
     def explained(dictionary: str) -> str:
         return whole_percent(data.sel(dictionary=dictionary), "explained_over_loops")
 
+    def gain(dictionary: str) -> str:
+        return whole_percent(data.sel(dictionary=dictionary), "shared_gain")
+
     counts = data.lifetimes.sel(dictionary=SHARED)
     words = (
         f"{name(data)}: one dictionary of {data.sizes['feature']:,} features, {data.attrs['k']} active at most, "
@@ -64,15 +67,15 @@ def features(data: xr.Dataset) -> str:
     if IN_TOTAL in data.dictionary.values:
         again = float((data.found_again >= FOUND).sum() / data.found_again.notnull().sum())
         words += (
-            f"; one a loop {explained(IN_TOTAL)} with as many features in total and {explained(IN_EACH)} with as many "
-            f"in each, so that {whole_percent(data, 'sharing')} of what this gains is had by sharing; one of Gaussian "
-            f"states {explained(GAUSSIAN)}; {again:.0%} of its features are found again from another seed"
+            f", {gain(IN_TOTAL)} more than one a loop with as many features in total and {gain(IN_EACH)} more than one "
+            f"a loop with as many in each; of Gaussian states one explains {explained(GAUSSIAN)}; {again:.0%} of its "
+            "features are found again from another seed"
         )
     most = data.isel(shown=int(np.argmax(abs(data["median"].fillna(0).values))))
     return (
         f"{words}; {int(counts.sel(kind='all loops'))} features live in all loops, "
         f"{int(counts.sel(kind='a run of loops'))} in a run of them, {int(counts.sel(kind='one loop'))} in one; of "
-        f"those shown, feature {int(most.shown)} costs most: taken out {edited_words(data)} it changes the "
-        f"{data.attrs['measure']} by {with_ends(most, 'median')}, which is {with_ends(most, 'against_control_median')} "
+        f"those shown, feature {int(most.shown)} moves the {data.attrs['measure']} most: taken out "
+        f"{edited_words(data)} by {with_ends(most, 'median')}, which is {with_ends(most, 'against_control_median')} "
         "more than as much in random directions."
     )

@@ -128,7 +128,7 @@ def _where(data: xr.Dataset) -> go.Figure:
     ]
     return figure.update_layout(
         height=150 + 175 * rows, hovermode="closest", margin={"r": 110},
-        coloraxis={"colorscale": "Viridis", "cmin": 0.0, "cmax": 1.0, "colorbar": bars[0]},
+        coloraxis={"colorscale": "Viridis", "cmin": 0.0, "colorbar": bars[0]},
         coloraxis2={"colorscale": "Magma", "cmin": 0.0, "cmax": 1.0, "colorbar": bars[1]},
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def _titles(data: xr.Dataset, titles: list[str], columns: int) -> list[str]:
     """The titles of the panels, row by row: each feature above its first map."""
     for i, number in enumerate(data.shown.values):
         loops = lived(data.sel(feature=number))
-        words = "dead" if loops == "none" else f"loops {loops}"
+        words = "dead" if loops == "none" else f"loop{'s' * (not loops.isdecimal())} {loops}"
         titles[2 * (i // columns) * columns + i % columns] = f"feature {int(number)}: {shorten(words, 28)}"
     return titles
 

@@ -21,15 +21,15 @@ def dictionaries_table(datasets: Sequence[xr.Dataset]) -> Table:
     table.caption = (
         f"{data.attrs['k']} features active in a state at most; explained: variance of the states of "
         f"{data.sizes['example']} held-out prompts about the mean of their loop, all loops counted alike [95 % "
-        f"interval]; trained on the states of {data.attrs['fitted_on']}; dead: active in no held-out state; then how "
-        f"many features live where, a feature living in a loop where its mean activation is at least "
-        f"{read_stamp(data).options['lives']:.0%} of its largest; state replaced: change of the {measured(data)} where "
-        f"what is decoded takes the place of the state {edited_words(data)}, median"
+        f"interval], and the difference, paired; trained on the states of {data.attrs['fitted_on']}; dead: active in "
+        "no held-out state; then how many features live where, a feature living in a loop where its mean activation is "
+        f"at least {read_stamp(data).options['lives']:.0%} of its largest; state replaced: change of the "
+        f"{measured(data)} where what is decoded takes the place of the state {edited_words(data)}, median"
     )
     for column in ("model", "dictionary"):
         table.add_column(column)
     kinds = [str(kind) for kind in data.kind.values[:-1]]
-    for column in ("features", "explained", "dead", *kinds, "state replaced"):
+    for column in ("features", "explained", "shared minus this", "dead", *kinds, "state replaced"):
         table.add_column(column, justify="right")
     for data in datasets:
         for i, name in enumerate(data.dictionary.values):
@@ -39,9 +39,9 @@ def dictionaries_table(datasets: Sequence[xr.Dataset]) -> Table:
             numbers = [_count(number) for number in row.lifetimes.values[:-1]]
             replaced = "–" if bool(row.replaced_median.isnull()) else with_ends(row, "replaced_median")
             explained = whole_percent(row, "explained_over_loops")
-            table.add_row(
-                str(data.model.item()) if i == 0 else "", str(name), size, explained, dead, *numbers, replaced
-            )
+            gain = "–" if i == 0 else whole_percent(row, "shared_gain")
+            model = str(data.model.item()) if i == 0 else ""
+            table.add_row(model, str(name), size, explained, gain, dead, *numbers, replaced)
     return table
 
 
