@@ -234,7 +234,7 @@ def features(
     positions: Annotated[str, typer.Option(help="Tokens at which a feature is ablated, as in ablate.")] = "all",
     measure: Measure = "error",
     fit_prompts: Annotated[int, typer.Option(help="Other prompts whose states dictionaries are trained on.")] = 256,
-    steps: Annotated[int, typer.Option(help="Steps of each training.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Steps of each training.")] = 800,
     controls: Annotated[int, typer.Option(help="Random directions to compare ablations with.")] = 2,
     *,
     common: Common,

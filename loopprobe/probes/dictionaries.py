@@ -22,6 +22,7 @@ from torch import Tensor
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import read_dataset
 from loopprobe.support.statistics import to_numpy
+from loopprobe.support.threads import go_on
 from loopprobe.types import Progress
 
 AUXILIARY = 1 / 32  # the weight of the auxiliary loss
@@ -94,21 +95,19 @@ def train_dictionaries(
     k: int,
     *,
     by_loop: bool = False,
-    copies: int = 1,
-    steps: int = 1000,
+    steps: int = 800,
     batch: int = 256,
     learning_rate: float = 5e-3,
     seed: int = 0,
     progress: Progress = lambda steps: steps,
 ) -> Dictionaries:
-    """Train dictionaries of states, all at once.
+    """Train one dictionary that all loops share, or one for each loop, all at once.
 
     Args:
         states: after every loop, in float32 or float64, as many of each.
         n_features: of each dictionary.
         k: how many of them may be active at once.
-        by_loop: one dictionary for each loop, which sees the states of that loop alone; otherwise each sees all loops.
-        copies: how many that see all loops; they differ in where they start and in the order of the states.
+        by_loop: one dictionary for each loop, which sees the states of that loop alone; otherwise one that sees all.
         steps: of the training.
         batch: the states in a step, of all loops together.
         learning_rate: of Adam; it falls to zero in the last fifth of the steps.
@@ -116,13 +115,13 @@ def train_dictionaries(
         progress: wraps the steps.
 
     Returns:
-        The dictionaries, in order of the loops or of the copies. Their features are ordered by their mean activation in
-        the last fifth of the training, the most active first.
+        The dictionary, or those of the loops in their order. Features are ordered by their mean activation in the last
+        fifth of the training, the most active first.
     """
     n_loops, n_samples, width = states.shape
-    several = n_loops if by_loop else copies
+    several = n_loops if by_loop else 1
     generator = torch.Generator().manual_seed(seed)
-    centre, scale, spread = _standard(states, several, by_loop)
+    centre, scale, spread = _standard(states, by_loop)
     directions = F.normalize(torch.randn(several, n_features, width, generator=generator), dim=-1).to(states)
     decoder, encoder = directions.clone().requires_grad_(), directions.clone().requires_grad_()
     bias, offset = (states.new_zeros(several, n).requires_grad_() for n in (n_features, width))
@@ -131,9 +130,10 @@ def train_dictionaries(
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, eps=6.25e-10, fused=fused)
     silent = torch.zeros(several, n_features, dtype=torch.long, device=states.device)
     activity = states.new_zeros(several, n_features)
-    draw = _drawing(several, n_loops, n_samples, batch, by_loop, generator)
+    draw = _drawing(n_loops, n_samples, batch, by_loop, generator)
     with torch.enable_grad():
         for step in progress(range(steps)):
+            go_on()
             left = min(1.0, (steps - step) / (SETTLES * steps))
             optimizer.param_groups[0]["lr"] = learning_rate * left
             loops, samples = (indices.to(states.device) for indices in draw())
@@ -164,13 +164,13 @@ def train_dictionaries(
 
 
 def _standard(
-    states: Float[Tensor, "loop sample d_model"], several: int, by_loop: bool
+    states: Float[Tensor, "loop sample d_model"], by_loop: bool
 ) -> tuple[Float[Tensor, "dictionary d_model"], Float[Tensor, " dictionary"], Float[Tensor, " loop"]]:
     """The mean of what each dictionary sees, the root mean square of its entries, and the variance of every loop."""
     means, spread = states.mean(1), states.var(1, correction=0).sum(-1)
-    centre = means if by_loop else means.mean(0).expand(several, -1)
-    around = spread + (means - centre[0 if not by_loop else slice(None)]).square().sum(-1)
-    square = around if by_loop else around.mean().expand(several)
+    centre = means if by_loop else means.mean(0, keepdim=True)
+    square = spread + (means - centre).square().sum(-1)
+    square = square if by_loop else square.mean(0, keepdim=True)
     floor = 1e-9 * float(states.square().sum(-1).mean()) or 1.0  # of states that do not vary
     return centre, (square.clamp_min(floor) / states.shape[-1]).sqrt(), spread.clamp_min(floor)
 
@@ -184,16 +184,16 @@ def _auxiliary(
 
 
 def _drawing(
-    several: int, n_loops: int, n_samples: int, batch: int, by_loop: bool, generator: torch.Generator
+    n_loops: int, n_samples: int, batch: int, by_loop: bool, generator: torch.Generator
 ) -> Callable[[], tuple[Int[Tensor, "dictionary sample"], Int[Tensor, "dictionary sample"]]]:
-    """Draw the loops and the samples of a step."""
-    size = max(1, batch // n_loops) if by_loop else batch
+    """Draw the loops and the samples of a step, again and again."""
+    shape = (n_loops, max(1, batch // n_loops)) if by_loop else (1, batch)
 
     def draw() -> tuple[Tensor, Tensor]:
-        samples = torch.randint(n_samples, (several, size), generator=generator)
+        samples = torch.randint(n_samples, shape, generator=generator)
         if by_loop:
-            return torch.arange(n_loops)[:, None].expand_as(samples), samples
-        return torch.randint(n_loops, (several, size), generator=generator), samples
+            return torch.arange(n_loops)[:, None].expand(shape), samples
+        return torch.randint(n_loops, shape, generator=generator), samples
 
     return draw
 

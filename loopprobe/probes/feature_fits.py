@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from jaxtyping import Float
 from loopprobe.probes.dictionaries import Dictionaries, train_dictionaries
 from loopprobe.probes.feature_scores import Scores, States, gaussian_like, left_by_components, score, spread_of
 from loopprobe.probes.features_plan import FeaturesConfig, FeaturesPlan
+from loopprobe.support.threads import Parallel
 from loopprobe.types import Progress
 
 SHARED, OTHER_SEED = "shared", "shared, another seed"
 IN_TOTAL, IN_EACH = "one a loop, as many in total", "one a loop, as many in each"
 COMPONENTS, GAUSSIAN = "principal components", "shared, on Gaussian states"
+ORDER = (SHARED, OTHER_SEED, IN_TOTAL, IN_EACH, COMPONENTS, GAUSSIAN)  # in datasets; a seed further each
 
 
 @dataclass(frozen=True)
@@ -52,28 +55,38 @@ def fit_all(
 ) -> dict[str, Fitted]:
     """Train the shared dictionary and, where they are compared, the others, all with the same recipe and steps.
 
+    On a CPU several are trained at once, each in one thread: their operations are too small to be shared out.
+
     Args:
         states, held_out: those that dictionaries are trained on and those that they are scored on.
         plan, config: the options.
-        progress: wraps the steps of each training.
+        progress: wraps the trainings, or the steps of a single one.
     """
+    sizes = {SHARED: plan.n_features}
+    seen = {name: (states, held_out) for name in (SHARED, OTHER_SEED, IN_TOTAL, IN_EACH)}
+    if config.compare:
+        sizes |= {OTHER_SEED: plan.n_features, IN_TOTAL: plan.by_loop, IN_EACH: plan.n_features}
+        sizes |= {GAUSSIAN: plan.n_features}
+        generator = torch.Generator().manual_seed(config.seed)
+        normal = gaussian_like(states, states.shape[1] + held_out.shape[1], generator)
+        seen[GAUSSIAN] = normal[:, : states.shape[1]], normal[:, states.shape[1] :]
+    steps = progress if len(sizes) == 1 else _quiet
 
-    def trained(on: States, n_features: int, *, by_loop: bool = False, copies: int = 1, seed: int = 0) -> Dictionaries:
+    def trained(name: str) -> Dictionaries:
         return train_dictionaries(
-            on.flatten(1, 2), n_features, plan.k, by_loop=by_loop, copies=copies, steps=config.steps,
-            batch=config.batch, learning_rate=config.learning_rate, seed=config.seed + seed, progress=progress,
+            seen[name][0].flatten(1, 2), sizes[name], plan.k, by_loop=name in (IN_TOTAL, IN_EACH), steps=config.steps,
+            batch=config.batch, learning_rate=config.learning_rate, seed=config.seed + ORDER.index(name),
+            progress=steps,
         )  # fmt: skip
 
-    shared = trained(states, plan.n_features, copies=2 if config.compare else 1)
-    fitted = {SHARED: Fitted.of(shared[0], held_out)}
-    if not config.compare:
-        return fitted
-    fitted[OTHER_SEED] = Fitted.of(shared[1], held_out)
-    fitted[IN_TOTAL] = Fitted.of(trained(states, plan.by_loop, by_loop=True), held_out)
-    fitted[IN_EACH] = Fitted.of(trained(states, plan.n_features, by_loop=True), held_out)
-    fitted[COMPONENTS] = Fitted(left_by_components(states, held_out, plan.k), spread_of(held_out))
-    generator = torch.Generator().manual_seed(config.seed)
-    normal = gaussian_like(states, states.shape[1] + held_out.shape[1], generator)
-    fitting, scored = normal[:, : states.shape[1]], normal[:, states.shape[1] :]
-    fitted[GAUSSIAN] = Fitted.of(trained(fitting, plan.n_features, seed=2), scored)
-    return fitted
+    names = sorted(sizes, key=lambda name: name != IN_EACH)  # which takes longest
+    trainings = Parallel(trained, names, torch.get_num_threads() if states.device.type == "cpu" else 1)
+    made = dict(zip(names, trainings if len(sizes) == 1 else progress(trainings), strict=True))
+    fitted = {name: Fitted.of(made[name], seen[name][1]) for name in sizes}
+    if config.compare:
+        fitted[COMPONENTS] = Fitted(left_by_components(states, held_out, plan.k), spread_of(held_out))
+    return {name: fitted[name] for name in ORDER if name in fitted}
+
+
+def _quiet(steps: Any) -> Any:
+    return steps

@@ -16,6 +16,7 @@ from loopprobe.probes.pushes import Push, at_tokens, follow, random_pushes
 from loopprobe.probes.steer_plan import Plan
 from loopprobe.store.evaluate import batches
 from loopprobe.support.statistics import to_numpy
+from loopprobe.support.threads import Parallel
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -46,7 +47,7 @@ def edited_runs(
     replacing: list[Dictionaries],
     measure: Measure,
     controls: int,
-    generator: torch.Generator,
+    seed: int,
     progress: Progress,
 ) -> Effects:
     """Run without each feature, with random directions in its place, and on what dictionaries decode.
@@ -59,30 +60,39 @@ def edited_runs(
         replacing: dictionaries, each shared by all loops or one for each.
         measure: what is measured.
         controls: how many random directions there are for each feature.
-        generator: of these.
-        progress: wraps the batches.
+        seed: of these.
+        progress: wraps the features and dictionaries of all batches.
     """
-    clean: list[np.ndarray] = []
-    parts: list[list[np.ndarray]] = [[], [], []]
     with torch.no_grad():
-        for batch in progress(batches(model, prompts)):
-            run = _Run(model, batch, plan, measure)
-            clean.append(before := run({}))
-            ablated, random = [], []
-            for feature in features:
-                taken: dict[int, Tensor] = {}
-                ablated.append(run(run.edits(_without(dictionary, feature, taken))) - before)
-                for _ in range(controls):
-                    drawn = {
-                        loop: random_pushes(lengths, model.sizes.d_model, generator) for loop, lengths in taken.items()
-                    }
-                    random.append(run(run.edits(lambda z, loop, drawn=drawn: -drawn[loop])) - before)  # type: ignore[misc]
-            replaced = [run(run.edits(_replaced(one))) - before for one in replacing]
-            for whole, part in zip(parts, (ablated, random, replaced), strict=True):
-                whole.append(np.array(part).reshape(len(part), len(before)))
-    of_features, of_random, of_dictionaries = (np.concatenate(part, -1) for part in parts)
-    of_random = of_random.reshape(len(features), controls, -1).swapaxes(0, 1)
-    return Effects(np.concatenate(clean), of_features, of_random, of_dictionaries)
+        runs = [_Run(model, batch, plan, measure) for batch in batches(model, prompts)]
+        clean = [run({}) for run in runs]
+
+    def answers(part: tuple[int, int | Dictionaries]) -> np.ndarray:
+        number, job = part
+        run = runs[number]
+        with torch.no_grad():
+            if isinstance(job, Dictionaries):
+                return run(run.edits(_replaced(job)))[None] - clean[number]
+            taken: dict[int, Tensor] = {}
+            made = [run(run.edits(_without(dictionary, job, taken)))]
+            generator = torch.Generator().manual_seed(seed + job + number * dictionary.decoder.shape[1])
+            for _ in range(controls):
+                drawn = {loop: random_pushes(one, model.sizes.d_model, generator) for loop, one in taken.items()}
+                made.append(run(run.edits(lambda z, loop, drawn=drawn: -drawn[loop])))  # type: ignore[misc]
+            return np.stack(made) - clean[number]
+
+    jobs: list[int | Dictionaries] = [*features, *replacing]
+    parts = [(number, job) for number in range(len(runs)) for job in jobs]
+    threads = torch.get_num_threads() if "threads" in model.supports else 1
+    done = list(progress(Parallel(answers, parts, threads)))
+    whole = [np.concatenate(done[i :: len(jobs)], -1) for i in range(len(jobs))]  # [1 and controls, example] of each
+    of_features, of_dictionaries = whole[: len(features)], whole[len(features) :]
+    return Effects(
+        np.concatenate(clean),
+        np.stack([one[0] for one in of_features]),
+        np.stack([one[1:] for one in of_features], axis=1),
+        np.concatenate(of_dictionaries),
+    )
 
 
 Edit = Callable[[Tensor, int], Tensor]  # from the states at the edited tokens and the loops done to what is added there

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import torch
 import xarray as xr
 
 from loopprobe.probes.dataset import stamp, with_ends
@@ -44,7 +43,7 @@ def run(
 
     Args:
         subject, prompts, config: the model, the held-out prompts, and the options.
-        progress: wraps the steps of each training, and the batches of edited runs.
+        progress: wraps the trainings, or the steps of a single one, and the edited runs.
         training: prompts whose states dictionaries are trained on; None: further ones of the model's task.
         measure: what is measured, where it is no name, see ``probes.measures.find_measure``.
         dictionary: a dataset of this probe, or its file, whose dictionary is used instead of a new one.
@@ -102,7 +101,7 @@ def run(
     replacing = {name: fitted[name].known[0] for name in (SHARED, IN_TOTAL, IN_EACH) if name in fitted}
     effects = edited_runs(
         subject.model, prompts, plan.edits, shared, shown, list(replacing.values()),
-        chosen, config.controls, torch.Generator().manual_seed(config.seed), progress,
+        chosen, config.controls, config.seed, progress,
     )  # fmt: skip
     data = _compared(subject, plan, config, fitted)
     data = data.merge(_features(plan, config, fitted, shown)).merge(

@@ -56,7 +56,7 @@ class FeaturesConfig:
     measure: str = "error"
     lives: float = Field(default=0.1, gt=0, lt=1)
     fit_prompts: PositiveInt = 256
-    steps: PositiveInt = 1000
+    steps: PositiveInt = 800
     batch: PositiveInt = 256
     learning_rate: PositiveFloat = 5e-3
     controls: PositiveInt = 2
@@ -116,11 +116,12 @@ class FeaturesPlan:
             raise LoopprobeError(f"n_features ({n_features}) must be at least {least}, {words}: raise it or lower k")
         chosen = resolve(config.feature, n_features, "feature")
         if given is None:
-            several = 3 + n_loops + 1 if config.compare else 1
+            several = 4 + n_loops if config.compare else 1
             states = 4 * n_loops * len(tokens) * width * (config.fit_prompts + prompts.n_prompts)
             trained = 4 * PARTS * several * n_features * (width + config.batch)
             what = f"dictionaries of {n_features:,} features over {n_loops} loops"
-            require(2 * states + trained, what, "lower fit_prompts, n_features or batch, or leave out the comparison")
+            remedy = "lower fit_prompts, n_features or batch, or leave out the comparison"
+            require((4 if config.compare else 2) * states + trained, what, remedy)
         return cls(edits, tokens, n_features, k, n_features // n_loops, chosen, given)
 
 
