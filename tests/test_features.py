@@ -334,6 +334,18 @@ def test_tokens_measures_and_several_models(token_checkpoint, checkpoint):
     assert tables_for([other, data])[0].row_count == 12
 
 
+def test_threads_change_nothing(checkpoint):
+    made = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            made.append(probe("features", checkpoint, 7, **FEW))
+        finally:
+            torch.set_num_threads(1)
+    one, other = (data.drop_vars("source").drop_attrs() for data in made)
+    xr.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_language_model_is_read_on_given_training_texts():
     subject = load_checkpoint("hf:raven-docs", trust_remote_code=True)
     texts = ("the state of the loop", "a loop of the state", "the loop is a state")

@@ -14,6 +14,9 @@ from loopprobe.probes.feature_scores import FOUND
 from loopprobe.show.tables.common import titled, whole_percent, with_ends
 
 
+LONGEST = 24  # characters of tokens that a caption lists
+
+
 def dictionaries_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Tabulate what every dictionary explains, how many of its features are dead, and how long they live."""
     table = titled("sparse dictionaries of loop states")
@@ -102,7 +105,8 @@ def edited_words(data: xr.Dataset) -> str:
     if len(loops) == 1:
         where = f"after loop {loops[0]}"
     if sorted(tokens) != data.position.values.tolist():
-        where += f" at tokens {ranges(sorted(tokens))}"
+        listed = ranges(sorted(tokens))
+        where += f" at tokens {listed}" if len(listed) <= LONGEST else f" at {len(tokens)} tokens"
     last = int(data.attrs["read_after"])
     return where if last == int(data.loop[-1]) else f"{where}, read after loop {last}"
 
