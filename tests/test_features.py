@@ -51,9 +51,7 @@ def random_dictionary(n_features=9, width=6, k=3, several=1, seed=0):
 
 def as_dataset(dictionary):
     """What a run writes of a dictionary."""
-    return xr.Dataset(
-        variables_of(dictionary), attrs={"k": dictionary.k, "fitted_on": "nothing", "dictionary_of": "me"}
-    )
+    return xr.Dataset(variables_of(dictionary), attrs={"k": dictionary.k})
 
 
 # Training
@@ -375,6 +373,9 @@ def test_the_dictionary_of_a_file_is_that_of_the_run_and_steers(checkpoint, tmp_
         assert again.attrs["fitted_on"] == data.attrs["fitted_on"]
         assert list(figures([again])) == ["features", "features-lives", "features-where", "features-ablated"]
         assert findings([again])
+        assert " in me" not in tables_for([again])[0].caption
+        there = again.assign_attrs(dictionary_of="me")
+        assert " in me; dead" in tables_for([there])[0].caption, "of another model"
     assert json.loads(again.attrs["config"])["dictionary"] is None
     torch.testing.assert_close(dictionary_of(data).decoder[0], torch.tensor(data.decoder.values))
     steered = {"strengths": (1.0,), "loops": 3, "unit": "norm"}

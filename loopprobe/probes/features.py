@@ -76,6 +76,9 @@ def run(
         * ``replaced_effect [dictionary, example]``, ``replaced_median``: the same of the run whose state is what a
           dictionary decodes, at the chosen loops and tokens
 
+        ``attrs["fitted_on"]`` and ``["dictionary_of"]`` say of which prompts and which model the states are that the
+        dictionaries were trained on.
+
     Raises:
         LoopprobeError: options, prompts, the dictionary or the measure do not fit the model.
     """
@@ -89,7 +92,8 @@ def run(
     if plan.given is not None:
         dictionaries, source = plan.given
         fitted = {SHARED: Fitted.of(dictionaries.to(held_out.device), held_out)}
-        fitted_on, dictionary_of = source.attrs["fitted_on"], source.attrs["dictionary_of"]
+        fitted_on = source.attrs.get("fitted_on", "prompts that nobody recorded")
+        dictionary_of = source.attrs.get("dictionary_of", "a model that nobody recorded")
     else:
         seed = prompts.origin.get("held_out_seed", 0) + 1
         fitting, fitted_on = training_prompts(subject, prompts, config.fit_prompts, seed, training)
@@ -104,9 +108,8 @@ def run(
         chosen, config.controls, config.seed, progress,
     )  # fmt: skip
     data = _compared(subject, plan, config, fitted)
-    data = data.merge(_features(plan, config, fitted, shown)).merge(
-        _effects(effects, shown, list(replacing), list(fitted))
-    )
+    data = data.merge(_features(plan, config, fitted, shown))
+    data = data.merge(_effects(effects, shown, list(replacing), list(fitted)))
     for name in ("clean", "effect", "control_effect", "replaced_effect", *(f"{one}median" for one in EFFECTS)):
         data[name].attrs["units"] = chosen.unit
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}

@@ -121,10 +121,12 @@ def _where(data: xr.Dataset) -> go.Figure:
             )  # fmt: skip
     figure.update_xaxes(title="token", row=rows)
     figure.update_yaxes(title="loop", col=1)
-    finish(figure, f"{data.model.item()}: where features are active; upper maps: how often, lower maps: how much")
+    finish(
+        figure, f"{data.model.item()}: where features are active; upper maps: how often, lower maps: mean activation"
+    )
     bars = [
         {"title": {"text": words, "side": "right"}, "thickness": 12, "len": 0.48, "y": y, "tickformat": ".0%"}
-        for words, y in (("share of prompts", 0.76), ("mean activation, of its largest", 0.24))
+        for words, y in (("share of prompts", 0.76), ("of its largest", 0.24))
     ]
     return figure.update_layout(
         height=150 + 175 * rows, hovermode="closest", margin={"r": 110},

@@ -13,7 +13,6 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.feature_scores import FOUND
 from loopprobe.show.tables.common import titled, whole_percent, with_ends
 
-
 LONGEST = 24  # characters of tokens that a caption lists
 
 
@@ -21,12 +20,14 @@ def dictionaries_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Tabulate what every dictionary explains, how many of its features are dead, and how long they live."""
     table = titled("sparse dictionaries of loop states")
     data = datasets[0]
+    of = data.attrs["dictionary_of"]
+    elsewhere = "" if of == read_stamp(data).checkpoint else f" in {of}"
     table.caption = (
         f"{data.attrs['k']} features active in a state at most; explained: variance of the states of "
         f"{data.sizes['example']} held-out prompts about the mean of their loop, all loops counted alike [95 % "
-        f"interval], and the difference, paired; trained on the states of {data.attrs['fitted_on']}; dead: active in "
-        "no held-out state; then how many features live where, a feature living in a loop where its mean activation is "
-        f"at least {read_stamp(data).options['lives']:.0%} of its largest; state replaced: change of the "
+        f"interval], and the difference, paired; trained on the states of {data.attrs['fitted_on']}{elsewhere}; dead: "
+        "active in no held-out state; then how many features live where, a feature living in a loop where its mean "
+        f"activation is at least {read_stamp(data).options['lives']:.0%} of its largest; state replaced: change of the "
         f"{measured(data)} where what is decoded takes the place of the state {edited_words(data)}, median"
     )
     for column in ("model", "dictionary"):
