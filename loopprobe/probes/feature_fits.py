@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from loopprobe.probes.dictionaries import Dictionaries, train_dictionaries
-from loopprobe.probes.feature_scores import Scores, States, gaussian_like, left_by_components, score, spread_of
+from loopprobe.probes.feature_scores import Fitting, Scores, States, gaussian_like, left_by_components, score, spread_of
 from loopprobe.probes.features_plan import FeaturesConfig, FeaturesPlan
 from loopprobe.support.threads import Parallel
 from loopprobe.types import Progress
@@ -51,7 +51,7 @@ class Fitted:
 
 
 def fit_all(
-    states: States, held_out: States, plan: FeaturesPlan, config: FeaturesConfig, progress: Progress
+    states: Fitting, held_out: States, plan: FeaturesPlan, config: FeaturesConfig, progress: Progress
 ) -> dict[str, Fitted]:
     """Train the shared dictionary and, where they are compared, the others, all with the same recipe and steps.
 

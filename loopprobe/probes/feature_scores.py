@@ -17,6 +17,7 @@ LIFETIMES = ("all loops", "a run of loops", "one loop", "loops apart", "dead")
 FOUND = 0.7  # the cosine from which on a feature counts as found again, as in Paulo and Belrose, arXiv 2501.16615
 ACTIVATIONS = 2**25  # that are held at once
 States = Float[Tensor, "loop example token d_model"]
+Fitting = Float[Tensor, "loop fitted token d_model"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def spread_of(states: States) -> Float[np.ndarray, "loop example"]:
     return to_numpy(double((states - states.mean((1, 2), keepdim=True)).square().sum(-1)).sum(-1))
 
 
-def left_by_components(fitting: States, held_out: States, k: int) -> Float[np.ndarray, "loop example"]:
+def left_by_components(fitting: Fitting, held_out: States, k: int) -> Float[np.ndarray, "loop example"]:
     """What k principal components of each loop leave of held-out states: as many numbers a state, but dense."""
     left = []
     for own, other in zip(fitting.flatten(1, 2), held_out, strict=True):
@@ -91,7 +92,7 @@ def left_by_components(fitting: States, held_out: States, k: int) -> Float[np.nd
     return np.stack(left)
 
 
-def gaussian_like(states: States, n_examples: int, generator: torch.Generator) -> States:
+def gaussian_like(states: Fitting, n_examples: int, generator: torch.Generator) -> States:
     """Normally distributed states with the mean and the covariance that states have in each loop, over all tokens."""
     drawn = []
     for own in states.flatten(1, 2):
@@ -169,8 +170,8 @@ def lifetimes(alive: Bool[np.ndarray, "loop feature"]) -> Int[np.ndarray, " feat
 def found_again(
     decoder: Float[Tensor, "feature d_model"],
     alive: Bool[np.ndarray, " feature"],
-    other: Float[Tensor, "feature d_model"],
-    other_alive: Bool[np.ndarray, " feature"],
+    other: Float[Tensor, "other d_model"],
+    other_alive: Bool[np.ndarray, " other"],
 ) -> Float[np.ndarray, " feature"]:
     """The cosine of each feature's direction with that of its partner in another dictionary, missing where it has none.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -69,6 +69,7 @@ class SteerConfig:
             raise LoopprobeError(f"values ({','.join(self.values)}) must be two: one minus the other is the direction")
 
 
+@runtime_checkable
 class Places(Protocol):
     """Options that say where the state is edited and where the answer is read."""
 
