@@ -18,7 +18,7 @@ PENDING = set()  # cases whose mending is under way elsewhere
 
 PROBES = [
     "ablate", "mask", "converge", "compare", "shift", "attention", "attribute", "align", "decode", "edges", "exit",
-    "circuit", "fixed-points", "lens", "patch", "paths", "recover", "failures", "steer",
+    "circuit", "fixed-points", "lens", "patch", "paths", "recover", "failures", "features", "steer",
 ]  # fmt: skip
 SETTINGS = [
     "model.n_layers=true", 'model.n_layers="1"', "model.n_layers=1.0", "model.n_layers=0", "model.n_layers=-1",

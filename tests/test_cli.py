@@ -82,6 +82,11 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
         ("recover", ["--loops", 4], ["recover"]),
         ("steer", ["--loops", 4, "--in-loops", "1:2", "--strengths=-1,0,2", "--fit-prompts", 20], ["steer"]),
         ("steer", ["--direction", "decoder:w, least squares:1", "--unit", "norm", "--fit-prompts", 20], ["steer"]),
+        (
+            "features",
+            ["--loops", 3, "--k", 2, "--fit-prompts", 8, "--steps", 20, "--in-loops", "2", "--positions", "query"],
+            ["features", "features-ablated", "features-lives", "features-where"],
+        ),
         ("failures", ["--loops", 130], ["failures"]),
         ("paths", ["--loops", 130, "--positions", "1,10"], ["paths", "paths-plane"]),
         pytest.param("fixed-points", ["--far", 128, "--random-starts", 1], ["fixed-points"], marks=pytest.mark.slow),

@@ -143,6 +143,7 @@ PROBES = {
     "paths": dict(loops=130),
     "recover": dict(after=3, loops=5),
     "failures": dict(loops=130),
+    "features": dict(loops=3, k=2, fit_prompts=16, steps=1, learning_rate=1e-4, compare=False),
     "shift": dict(shifts=("skewed", "noise")),
     "steer": dict(loops=5, fit_prompts=64),
     "weights": dict(draws=100),

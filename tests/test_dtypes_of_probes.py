@@ -33,6 +33,7 @@ OPTIONS = {
     "paths": {"loops": 130},
     "recover": {"loops": 3},
     "failures": {"loops": 130},
+    "features": {"loops": 3, "k": 2, "n_features": 8, "steps": 3, "fit_prompts": 4, "controls": 1, "top": 2},
     "steer": {"loops": 3, "in_loops": (1, 2), "fit_prompts": 8, "controls": 1},
     "weights": {"draws": 100},
 }

@@ -20,6 +20,7 @@ FITTED = {
     "align": {"steps": 4},
     "lens": {},
     "steer": {"loops": 2, "strengths": (1.0,)},
+    "features": {"loops": 2, "n_features": 8, "k": 2, "steps": 3, "top": 1},
     "ablate": {"methods": ("optimal",), "agreement": False, "fit_steps": 2, "loops": 2},
 }
 

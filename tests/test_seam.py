@@ -34,6 +34,7 @@ OPTIONS = {
     "fixed_points": {"far": 200, "random_starts": 1, "lyapunov_steps": 5, "max_iterations": 20, "eigenvalues": 2},
     "recover": {"loops": 5},
     "steer": {"loops": 5, "fit_prompts": 20, "measure": "error"},
+    "features": {"loops": 5, "k": 2, "fit_prompts": 20, "steps": 20, "top": 2},
     "failures": {"loops": 130},
     "exit": {"loops": 12},
     "explore": {"loops": 5, "prompt": 1, "reset": (1, 2), "hide": (4,), "heads": ((0, 1), (1, 2))},

@@ -1,4 +1,4 @@
-"""Verbs that change what a model computes: ablate, edges, circuit, patch and steer."""
+"""Verbs that change what a model computes: ablate, edges, circuit, patch, steer and features."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def steer(
         str,
         typer.Option(
             help="Where the direction comes from: answer, corrupted, a result of a token task, decoder:TARGET, or a "
-            "file (.npy, .pt)."
+            "file (.npy, .pt, or features.nc:3 for feature 3)."
         ),
     ] = "answer",
     values: Annotated[
@@ -212,10 +212,53 @@ def steer(
     show(*ask("steer", options, "steer", common), common.png)
 
 
+@with_common(prompts=64)
+def features(
+    n_features: Annotated[
+        int | None, typer.Option(help="Of the dictionary that all loops share; default: four times d_model or more.")
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Features that may be active in a state.")] = 8,
+    feature: Annotated[
+        str | None, typer.Option(help="Features to look at, from 0, such as 3 or 0:9; default: the most active.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of the most active.")] = 6,
+    dictionary: Annotated[
+        str | None, typer.Option(help="The file features.nc of an earlier run, instead of a training.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Also train one a loop, another seed, and a control.")
+    ] = True,
+    loops: Loops = None,
+    in_loops: InLoops = "all",
+    read_loop: ReadLoop = None,
+    positions: Annotated[str, typer.Option(help="Tokens at which a feature is ablated, as in ablate.")] = "all",
+    measure: Measure = "error",
+    fit_prompts: Annotated[int, typer.Option(help="Other prompts whose states dictionaries are trained on.")] = 256,
+    steps: Annotated[int, typer.Option(help="Steps of each training.")] = 800,
+    controls: Annotated[int, typer.Option(help="Random directions to compare ablations with.")] = 2,
+    *,
+    common: Common,
+) -> None:
+    """Sparse dictionaries of states; where features live, and what ablating one does."""
+    for value, name in (
+        (n_features, "n_features"), (k, "k"), (top, "top"), (loops, "loops"), (read_loop, "read_loop"),
+        (fit_prompts, "fit_prompts"), (steps, "steps"), (controls, "controls"),
+    ):  # fmt: skip
+        at_least(value, 1, name)
+    options = {
+        "n_features": n_features, "k": k, "feature": parse_choice(feature, "--feature"), "top": top,
+        "dictionary": dictionary, "compare": compare, "loops": loops, "read_loop": read_loop,
+        "in_loops": parse_choice(in_loops, "--in-loops"), "positions": parse_choice(positions, "--positions"),
+        "measure": measure, "fit_prompts": fit_prompts, "steps": steps, "controls": controls,
+    }  # fmt: skip
+    show(*ask("features", options, "features", common), common.png)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "ablate": ablate,
     "edges": edges,
     "circuit": circuit,
     "patch": patch,
     "steer": steer,
+    "features": features,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from loopprobe.config.budget import require
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.decoders import targets_of
+from loopprobe.probes.dictionaries import feature_direction
 from loopprobe.probes.measures import Measure
 from loopprobe.probes.ridge import Ridge
 from loopprobe.store.evaluate import batches
@@ -22,7 +24,8 @@ from loopprobe.support.statistics import at_least_single, double
 from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts
 from loopprobe.tasks.logits import LogitPrompts
 
-FILES = (".npy", ".pt")
+FILE = re.compile(r".+(\.npy|\.pt|\.nc:\d{1,9})")
+FILES = ".npy, .pt, or features.nc:3 for feature 3"
 DECODER = "decoder:"
 States = Float[Tensor, "loop batch token d_model"]
 Vectors = Float[Tensor, "loop token d_model"]
@@ -47,18 +50,21 @@ class Found:
         return replace(self, vectors=self.vectors.to(states))
 
 
-def states_at(model: LoopedModel, prompts: PromptBatch, loops: Sequence[int], tokens: Sequence[int]) -> States:
-    """The states of prompts after so many loops, at some tokens, in float64.
+def states_at(
+    model: LoopedModel, prompts: PromptBatch, loops: Sequence[int], tokens: Sequence[int], *, single: bool = False
+) -> States:
+    """The states of prompts after so many loops, at some tokens.
 
     Args:
         model, prompts: the model and what it runs on.
         loops: loops that are done, in rising order.
         tokens: from 0.
+        single: in float32; otherwise in float64.
 
     Raises:
         LoopprobeError: the memory cannot hold them.
     """
-    size = 8 * len(loops) * prompts.n_prompts * len(tokens) * model.sizes.d_model
+    size = (4 if single else 8) * len(loops) * prompts.n_prompts * len(tokens) * model.sizes.d_model
     what = f"the states of {prompts.n_prompts:,} prompts after {len(loops)} loops at {len(tokens)} tokens"
     require(2 * size, what, "name fewer loops or positions, or lower fit_prompts")
     made = []
@@ -69,7 +75,7 @@ def states_at(model: LoopedModel, prompts: PromptBatch, loops: Sequence[int], to
             for loop in range(loops[-1]):
                 z = model.step(z, e, loop)
                 if loop + 1 in loops:
-                    kept.append(double(z[:, list(tokens)]))
+                    kept.append(z[:, list(tokens)].float() if single else double(z[:, list(tokens)]))
             made.append(torch.stack(kept))
     return torch.cat(made, 1)
 
@@ -189,18 +195,22 @@ def results_of(prompts: PromptBatch, name: str) -> Int[Tensor, "batch pos"]:
     if name not in known:
         raise LoopprobeError(
             f"direction {name!r} is not known: choose {', '.join(['answer', 'corrupted', *known])}, {DECODER}TARGET, "
-            f"or give a file ({' or '.join(FILES)})"
+            f"or give a file ({FILES})"
         )
     return known[name]
 
 
 def read_vectors(path: str) -> Tensor:
-    """The direction in a file that numpy or torch has written.
+    """The direction in a file that numpy or torch has written; ``PATH.nc:3``: of feature 3, see the probe features.
 
     Raises:
         LoopprobeError: there is no such file, or it holds no array.
     """
     import numpy as np
+
+    file, _, number = path.rpartition(":")
+    if file.endswith(".nc"):
+        return feature_direction(file, int(number))
 
     read: Callable[[str], Any] = (
         np.load if path.endswith(".npy") else lambda name: torch.load(name, map_location="cpu", weights_only=True)

@@ -10,8 +10,8 @@ from loopprobe.probes.declaration import Probe
 
 NAMES = (
     "ablate", "align", "attention", "attribute", "circuit", "compare", "converge", "curves", "decode", "edges", "exit",
-    "explore", "extrapolate", "failures", "fixed_points", "folds", "lens", "mask", "patch", "paths", "recover", "shift",
-    "steer", "weights",
+    "explore", "extrapolate", "failures", "features", "fixed_points", "folds", "lens", "mask", "patch", "paths",
+    "recover", "shift", "steer", "weights",
 )  # fmt: skip
 
 

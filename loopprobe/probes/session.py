@@ -22,7 +22,8 @@ def probe(name: str, checkpoint: Subject, prompts: PromptBatch | int = 256, **op
         prompts: held-out prompts, or how many.
         options: fields of the probe's configuration, such as ``loops``; ``positions`` may be negative or ``query``. For
             align, decode and lens also ``training``, prompts to fit on; for patch ``corrupted``, the corrupted prompts;
-            for ablate, attribute, mask and patch ``measure``, a function of outputs and prompts (``probes.measures``).
+            for ablate, attribute, mask and patch ``measure``, a function of outputs and prompts (``probes.measures``);
+            for features ``dictionary``, the dataset of an earlier run.
 
     Returns:
         The probe's dataset; ``figure(data)`` shows it.

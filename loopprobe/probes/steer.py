@@ -19,7 +19,7 @@ from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.probes.directions import (
     DECODER,
-    FILES,
+    FILE,
     Found,
     States,
     of_answers,
@@ -36,7 +36,7 @@ from loopprobe.probes.directions import (
 from loopprobe.probes.loops import require_training, training_prompts
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.probes.patch import PatchConfig, corrupted_prompts, matched, require_corruption
-from loopprobe.probes.pushes import distance, follow
+from loopprobe.probes.pushes import Push, at_tokens, distance, follow, random_pushes
 from loopprobe.probes.steer_plan import CORRUPTED, Plan, SteerConfig
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
@@ -144,7 +144,7 @@ def check(
         matched(prompts, corrupted)
         return
     kind, width = config.direction, subject.model.sizes.d_model
-    if direction is not None or kind.endswith(FILES):
+    if direction is not None or FILE.fullmatch(kind):
         vector = read_vectors(kind) if direction is None else direction
         of_vector(vector, len(plan.pushed), len(plan.tokens), width, "")
         require_no_values(config.values, "a given direction")
@@ -188,7 +188,7 @@ def _found(
     if corrupted is not None:
         one, other = states_of(prompts), states_of(corrupted)
         return of_groups(one, other, "mean state of clean minus that of corrupted prompts"), one, "these prompts"
-    if direction is not None or config.direction.endswith(FILES):
+    if direction is not None or FILE.fullmatch(config.direction):
         vector = read_vectors(config.direction) if direction is None else direction
         states = states_of(prompts)
         words = "a given direction" if direction is not None else f"the direction in {config.direction}"
@@ -240,12 +240,13 @@ def _runs(
         Responses [direction, strength, example] and distances [direction, strength, loop, example], of which the first
         direction is that which is asked for; and the measure without a push [example].
     """
-    model, first = subject.model, plan.pushed[0]
+    model, first, width = subject.model, plan.pushed[0], push.shape[-1]
     shape = (1 + config.controls, len(config.strengths))
     generator = torch.Generator().manual_seed(config.seed)
     response = np.empty((*shape, prompts.n_prompts), np.float32)
     away = np.empty((*shape, plan.n_loops - first + 1, prompts.n_prompts), np.float32)
     clean, start = np.empty(prompts.n_prompts, np.float32), 0
+    each = push.norm(dim=-1)[:, None]  # [loop, 1, token]
     with torch.no_grad():
         for batch in progress(batches(model, prompts, plan.n_loops - first + 1, states=True)):
             here = slice(start, start := start + batch.n_prompts)
@@ -262,24 +263,17 @@ def _runs(
             as_it_is = list(follow(step, z, first, plan.n_loops, {}))
             clean[here] = read(as_it_is[plan.read_loop - first])
             for i in range(1 + config.controls):
-                one = push[:, None] if i == 0 else _random_like(push, batch.n_prompts, generator)
+                one = push[:, None] if i == 0 else random_pushes(each.expand(-1, batch.n_prompts, -1), width, generator)
                 for j, strength in enumerate(config.strengths):
-                    pushes = {}
-                    for loop, vectors in zip(plan.pushed, one, strict=True):
-                        pushes[loop] = z.new_zeros(len(vectors), *z.shape[1:])
-                        pushes[loop][:, plan.tokens] = (strength * vectors).to(z)
+                    pushes: dict[int, Push] = {
+                        loop: at_tokens(strength * vectors, z, plan.tokens)
+                        for loop, vectors in zip(plan.pushed, one, strict=True)
+                    }
                     for k, state in enumerate(follow(step, z, first, plan.n_loops, pushes)):
                         away[i, j, k, here] = to_numpy(distance(state, as_it_is[k]))
                         if first + k == plan.read_loop:
                             response[i, j, here] = read(state) - clean[here]
     return response, away, clean
-
-
-def _random_like(push: Tensor, n_prompts: int, generator: torch.Generator) -> Tensor:
-    """Pushes as long in random directions, another for each prompt: [loop, batch, token, d_model]."""
-    n_loops, n_tokens, width = push.shape
-    drawn = torch.randn(n_loops, n_prompts, n_tokens, width, generator=generator, dtype=torch.float64).to(push)
-    return drawn * (push.norm(dim=-1)[:, None] / drawn.norm(dim=-1))[..., None]
 
 
 def _dataset(

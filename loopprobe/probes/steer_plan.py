@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -26,7 +26,7 @@ class SteerConfig:
         direction: where it comes from. ``answer``: the mean state of prompts with one answer minus that of others;
             ``corrupted``: of clean minus corrupted prompts; the name of a result that a solver of a token task holds:
             of tokens with one value of it minus another; ``decoder:TARGET``: the weights of ridge regression of a
-            target, ``decoder:TARGET:1`` of its entry 1; or a file, .npy or .pt.
+            target, ``decoder:TARGET:1`` of its entry 1; or a file, .npy or .pt, or .nc:N for feature N of a dictionary.
         values: of an answer that is a token, and of a result, the two values. None: the two that are most frequent.
         strengths: how much is added; 0 is the run as it is, below 0 is against the direction.
         unit: what a strength of 1 is, at each loop and token: ``std``, the standard deviation over prompts of the
@@ -69,6 +69,23 @@ class SteerConfig:
             raise LoopprobeError(f"values ({','.join(self.values)}) must be two: one minus the other is the direction")
 
 
+@runtime_checkable
+class Places(Protocol):
+    """Options that say where the state is edited and where the answer is read."""
+
+    @property
+    def loops(self) -> int | None: ...
+
+    @property
+    def in_loops(self) -> Choice | None: ...
+
+    @property
+    def read_loop(self) -> int | None: ...
+
+    @property
+    def positions(self) -> Choice: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Where the direction is added, and where the answer is read; loops are counted as they are done, from 1."""
@@ -79,7 +96,7 @@ class Plan:
     tokens: list[int]
 
     @classmethod
-    def of(cls, subject: Subject, prompts: PromptBatch, config: SteerConfig) -> Plan:
+    def of(cls, subject: Subject, prompts: PromptBatch, config: Places) -> Plan:
         """Resolve the options.
 
         Raises:

@@ -11,6 +11,7 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.failures import COURSES
 from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import answer_of, ignoring
+from loopprobe.show.sentences_inside import features as features
 from loopprobe.show.sentences_inside import steer as steer
 from loopprobe.show.sentences_inside import weights as weights
 from loopprobe.show.sentences_of_edges import circuit as circuit

@@ -1,10 +1,14 @@
-"""Findings about weights and directions: one sentence each, see ``sentences``."""
+"""Findings about weights, directions and features: one sentence each, see ``sentences``."""
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
-from loopprobe.show.tables.common import interval, with_ends
+from loopprobe.probes.feature_fits import GAUSSIAN, IN_EACH, IN_TOTAL, SHARED
+from loopprobe.probes.feature_scores import FOUND
+from loopprobe.show.tables.common import interval, whole_percent, with_ends
+from loopprobe.show.tables.features import edited_words
 from loopprobe.show.tables.steer import last_push, pushed_words
 from loopprobe.show.tables.weights import above_chance, composition_of, pair_words
 from loopprobe.show.wording import largest, name
@@ -43,4 +47,35 @@ def steer(data: xr.Dataset) -> str:
         f"{name(data)}: a push of strength {float(most.strength):g} {pushed_words(data)} changes the {measure} by "
         f"{with_ends(most, 'median')}, which is {with_ends(most, 'against_control_median')} more than random pushes as "
         f"long{left}."
+    )
+
+
+def features(data: xr.Dataset) -> str:
+    """Say what the shared dictionary explains against the others, how long features live, and which costs most."""
+
+    def explained(dictionary: str) -> str:
+        return whole_percent(data.sel(dictionary=dictionary), "explained_over_loops")
+
+    def gain(dictionary: str) -> str:
+        return whole_percent(data.sel(dictionary=dictionary), "shared_gain")
+
+    counts = data.lifetimes.sel(dictionary=SHARED)
+    words = (
+        f"{name(data)}: one dictionary of {data.sizes['feature']:,} features, {data.attrs['k']} active at most, "
+        f"explains {explained(SHARED)} of the variance of held-out states"
+    )
+    if IN_TOTAL in data.dictionary.values:
+        again = float((data.found_again >= FOUND).sum() / data.found_again.notnull().sum())
+        words += (
+            f", {gain(IN_TOTAL)} more than one a loop with as many features in total and {gain(IN_EACH)} more than one "
+            f"a loop with as many in each; of Gaussian states one explains {explained(GAUSSIAN)}; {again:.0%} of its "
+            "features are found again from another seed"
+        )
+    most = data.isel(shown=int(np.argmax(abs(data["median"].fillna(0).values))))
+    return (
+        f"{words}; {int(counts.sel(kind='all loops'))} features live in all loops, "
+        f"{int(counts.sel(kind='a run of loops'))} in a run of them, {int(counts.sel(kind='one loop'))} in one; of "
+        f"those shown, feature {int(most.shown)} moves the {data.attrs['measure']} most: taken out "
+        f"{edited_words(data)} by {with_ends(most, 'median')}, which is {with_ends(most, 'against_control_median')} "
+        "more than as much in random directions."
     )

@@ -4,6 +4,7 @@ from loopprobe.show.tables.ablate import ablate_table
 from loopprobe.show.tables.algorithms import align_table, decode_table
 from loopprobe.show.tables.common import lines_of, markdown, show_table
 from loopprobe.show.tables.edges import edges_table
+from loopprobe.show.tables.features import dictionaries_table, features_table
 from loopprobe.show.tables.inside import (
     attention_table,
     attribute_table,
@@ -45,8 +46,10 @@ __all__ = [
     "curves_table",
     "decode_table",
     "diagram",
+    "dictionaries_table",
     "edges_table",
     "exit_table",
+    "features_table",
     "fixed_points_table",
     "folds_table",
     "inspection_tables",
