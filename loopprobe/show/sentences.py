@@ -9,13 +9,13 @@ from loopprobe.dynamics.limits import AT_REST
 from loopprobe.dynamics.trajectory import settled_after
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.failures import COURSES
-from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import answer_of, ignoring
 from loopprobe.show.sentences_inside import steer as steer
 from loopprobe.show.sentences_inside import weights as weights
 from loopprobe.show.sentences_of_edges import circuit as circuit
 from loopprobe.show.sentences_of_edges import edges as edges
-from loopprobe.show.tables.common import with_ends
+from loopprobe.show.side_by_side import SideBySide, place_words
+from loopprobe.show.tables.common import interval, with_ends
 from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
 from loopprobe.show.wording import largest as _largest
@@ -43,15 +43,19 @@ def mask(data: xr.Dataset) -> str:
     )
 
 
-def mask_modes(first: xr.Dataset, last: xr.Dataset) -> str:
-    """Say where first and last differ most after the last loop."""
-    end = mask_difference(first, last).isel(loop=-1)
-    largest = end.isel(_largest(abs(end["median"])))
-    clean, name = float(first.clean_median.sel(loop=int(end.loop))), first.attrs.get("measure", "error")
-    return (
-        f"{_name(first)}: after {_loops(end)} first minus last is largest with n = {int(largest.n)}: "
-        f"{with_ends(largest, 'median')}; the median {name} of the clean run is {clean:.3g}."
-    )
+def differences(side: SideBySide) -> list[str]:
+    """Say of every paired difference where it is furthest from 0, and whether its interval holds 0."""
+    said = []
+    for row in side.differences or (side.rows if side.of_differences else []):
+        place = _largest(abs(row.values.astype(float)))
+        where = {str(dim): row.values[dim].values[i].item() for dim, i in place.items()}
+        value, ends = row.at(where)
+        told = interval(value, *ends) if ends else f"{float(value):.3g}"
+        unsure = ", which is not told from 0: ask more prompts" if ends and ends[0] <= 0 <= ends[1] else ""
+        model = f"{side.model}: " if side.model and side.model not in row.label else ""
+        name = row.label or str(row.data.attrs["pair"])
+        said.append(f"{model}{name} is furthest from 0 {place_words(where)}: {told}{unsure}.")
+    return said
 
 
 def converge(data: xr.Dataset) -> str:

@@ -94,6 +94,7 @@ def heat(
     row: int = 1,
     col: int = 1,
     template: str = "%{z:.3g}",
+    coloraxis: str = "coloraxis",
 ) -> None:
     """Draw a heat map of a matrix with labelled axes; all heat maps of a figure share their colours.
 
@@ -103,9 +104,10 @@ def heat(
         x, y: the dimension along each axis.
         row, col: the panel.
         template: the format of a value on hover.
+        coloraxis: the colour scale of the figure, for maps of another kind.
     """
     figure.add_heatmap(
-        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis="coloraxis",
+        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis=coloraxis,
         row=row, col=col, hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",
     )  # fmt: skip
 
