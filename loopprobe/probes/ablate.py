@@ -242,7 +242,7 @@ PROBE = Probe(
     Shown(
         "ablate:ablate_figures",
         "ablate:ablate_table",
-        quantities=(Quantity("median", "effect", across="component"),),
+        quantities=(Quantity("median", "effect", across="component", unit="change of the {unit}"),),
     ),
     needs=frozenset({"map"}),
     given=("training", "corrupted", "measure"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,8 +34,10 @@ class Quantity:
         first: dims of which the first value alone is shown.
         same: options that must be alike, since numbers of other options have another meaning.
         reference: a variable without what was changed, drawn beside the lines; its ends end in ``_low`` and ``_high``.
-        unit: what it counts in, where ``{step_unit}`` stands for the unit of steps; empty: the unit of the variable.
+        unit: what it counts in, where ``{unit}`` stands for the unit of what is measured and ``{step_unit}`` for that
+            of steps; empty: the unit of what is measured.
         log: whether a logarithmic axis shows it.
+        bounds: between which it tells something, such as 0 and 1 of R²; what lies outside is shown as the bound.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Quantity:
     reference: str = ""
     unit: str = ""
     log: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)

@@ -285,8 +285,10 @@ PROBE = Probe(
         "decode:decode_figures",
         "algorithms:decode_table",
         quantities=(
-            Quantity("r2", along=("position",), across="loop", first=("control",), unit="R²"),
-            Quantity("accuracy", along=("position",), across="loop", first=("control",), unit="share of prompts"),
+            Quantity("r2", along=("position",), across="loop", first=("control",), unit="R²", bounds=(0, 1)),
+            Quantity(
+                "accuracy", along=("position",), across="loop", first=("control",), unit="share read", bounds=(0, 1)
+            ),
         ),
     ),
     needs=frozenset({"weights"}),

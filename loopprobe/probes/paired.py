@@ -87,7 +87,7 @@ def unpaired(datasets: Sequence[xr.Dataset], quantity: Quantity) -> str:
     if first.attrs["probe"] == DIFFERENCE:
         return "they are differences already"
     if not quantity.samples or not all(quantity.samples in data for data in datasets):
-        return f"a dataset of {probe} holds no number a prompt"
+        return f"a dataset of {probe} holds no number for each prompt"
     measured = [(data.attrs.get("measure"), unit_of(data, quantity)) for data in datasets]
     if other := next((one for one in measured[1:] if one != measured[0]), None):
         names = [name or unit for name, unit in (measured[0], other)]
@@ -154,10 +154,10 @@ def quantity_of(datasets: Sequence[xr.Dataset]) -> Quantity:
 def unit_of(data: xr.Dataset, quantity: Quantity) -> str:
     """Return what the numbers of a dataset count in."""
     stamp = read_stamp(data)
-    if quantity.unit:
-        return quantity.unit.format(step_unit=stamp.step_unit)
     unit = data.attrs.get("measure_unit") or data[quantity.name].attrs.get("units") or stamp.query_unit
-    return str(unit)
+    if data.attrs["probe"] == DIFFERENCE:
+        return str(data[quantity.name].attrs["units"])
+    return quantity.unit.format(unit=unit, step_unit=stamp.step_unit) or str(unit)
 
 
 def ends_of(data: xr.Dataset, quantity: Quantity) -> tuple[str, str] | None:

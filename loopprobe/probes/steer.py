@@ -320,7 +320,7 @@ PROBE = Probe(
     Shown(
         "steer:steer_figures",
         "steer:steer_table",
-        quantities=(Quantity("median", "response", along=("strength",), same=("unit",)),),
+        quantities=(Quantity("median", "response", along=("strength",), same=("unit",), unit="change of the {unit}"),),
     ),
     needs=frozenset({"map"}),
     given=("direction", "groups", "corrupted", "training", "measure"),

@@ -14,7 +14,7 @@ from loopprobe.show.sentences_inside import steer as steer
 from loopprobe.show.sentences_inside import weights as weights
 from loopprobe.show.sentences_of_edges import circuit as circuit
 from loopprobe.show.sentences_of_edges import edges as edges
-from loopprobe.show.side_by_side import SideBySide, place_words
+from loopprobe.show.side_by_side import SideBySide
 from loopprobe.show.tables.common import interval, with_ends
 from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
@@ -52,9 +52,9 @@ def differences(side: SideBySide) -> list[str]:
         value, ends = row.at(where)
         told = interval(value, *ends) if ends else f"{float(value):.3g}"
         unsure = ", which is not told from 0: ask more prompts" if ends and ends[0] <= 0 <= ends[1] else ""
-        model = f"{side.model}: " if side.model and side.model not in row.label else ""
         name = row.label or str(row.data.attrs["pair"])
-        said.append(f"{model}{name} is furthest from 0 {place_words(where)}: {told}{unsure}.")
+        model = f"{side.model}: " if side.model and side.model not in name else ""
+        said.append(f"{model}{name} is largest at ({side.words(where)}): {told}{unsure}.")
     return said
 
 

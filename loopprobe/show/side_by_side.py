@@ -101,6 +101,11 @@ class SideBySide:
         names = list(dict.fromkeys(model_labels([row.data for row in self.rows])))
         return names[0] if len(names) == 1 else ""
 
+    @property
+    def names(self) -> list[str]:
+        """What the datasets are called; of a single difference, what is subtracted from what."""
+        return [row.label or str(row.data.attrs["pair"]) for row in self.rows]
+
     @cached_property
     def x(self) -> str:
         """The dim along the horizontal axis."""
@@ -134,6 +139,17 @@ class SideBySide:
             return every
         sizes = [self._spread(place) for place in every]
         return [every[i] for i in sorted(np.argsort(-np.array(sizes), kind="stable")[:most])]
+
+    def words(self, place: Place) -> str:
+        """Say where a place is: ``after 20 loops, n = 10``."""
+        return ", ".join(self._said(dim, value) for dim, value in place.items())
+
+    def _said(self, dim: str, value: Any) -> str:
+        if dim == "loop":
+            return f"in loop {value}" if self.probe == "ablate" else f"after {value} loop{'s' * (value != 1)}"
+        if isinstance(value, str):
+            return f"by {value}" if dim == "replaced_by" else value
+        return f"{dim.replace('_', ' ')} {'= ' if dim == 'n' else ''}{value:g}"
 
     def _spread(self, place: Place) -> float:
         """Return how far apart the datasets are at a place, or how large they are where there is one."""
@@ -184,6 +200,8 @@ def _row(label: str, data: xr.Dataset, quantity: Quantity) -> Row:
     first = {dim: 0 for dim in quantity.first if dim in data[quantity.name].dims}
     ends = ends_of(data, quantity)
     values, *both = (with_places(data[name].isel(first)) for name in (quantity.name, *(ends or ())))
+    if data.attrs["probe"] != DIFFERENCE:
+        values = values.clip(*quantity.bounds)
     if not bool(np.isfinite(values.values.astype(float)).any()):
         raise LoopprobeError(
             f"the dataset {label or data.model.item()} holds no number that can be drawn: all are missing or infinite"
@@ -211,16 +229,3 @@ def axis_words(side: SideBySide, dim: str) -> str:
         "to_loop": "loop of the receiver", "rule_setting": "rule of early exit", "reader": "reads", "writer": "writes",
     }  # fmt: skip
     return of_probe.get((side.probe, dim)) or words.get(dim, dim.replace("_", " "))
-
-
-def place_words(place: Place) -> str:
-    """Say where a place is: ``after 20 loops, n = 10``."""
-    return ", ".join(_said(dim, value) for dim, value in place.items())
-
-
-def _said(dim: str, value: Any) -> str:
-    if dim == "loop":
-        return f"after {value} loop{'s' * (value != 1)}"
-    if isinstance(value, str):
-        return value
-    return f"{dim.replace('_', ' ')} {'= ' if dim == 'n' else ''}{value:g}"

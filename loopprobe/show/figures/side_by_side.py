@@ -15,10 +15,11 @@ from plotly.subplots import make_subplots
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import ignoring
 from loopprobe.show.figures.style import BLACK, DASHES, colours, curve, diverging, finish, heat, level, name_tokens
-from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words, place_words
+from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
 
 MOST_LINES, MOST_MAPS = 6, 4  # places beside the axes, for each dataset
 PAIRED = "prompt by prompt"
+BAR = {"lenmode": "pixels", "len": 300, "y": 1, "yanchor": "top"}
 
 
 def side_by_side_figure(side: SideBySide) -> go.Figure:
@@ -58,7 +59,7 @@ def _lines(side: SideBySide) -> go.Figure:
         measured = next(row.data for row in side.rows if row.unit == unit)
         log = logarithmic and "measure" not in measured.attrs
         figure.update_yaxes(
-            title=_statistic(side), **({"type": "log", "exponentformat": "power"} if log else {}), col=col
+            title=_statistic(side), **({"type": "log", "exponentformat": "power", "dtick": 1} if log else {}), col=col
         )
         if logarithmic and len(units) == 1:
             _references(figure, side, places)
@@ -71,7 +72,7 @@ def _lines(side: SideBySide) -> go.Figure:
     figure.update_xaxes(title=_wrapped(axis_words(side, side.x), len(panels)))
     if x.dtype.kind in "iu" and np.ptp(x) <= 12:
         figure.update_xaxes(dtick=1)
-    return finish(figure, _title(side, len(places) * len(panels), places))
+    return finish(figure, _title(side, places))
 
 
 def _line(figure: go.Figure, side: SideBySide, row: Row, place: Place, colour: str, dash: str, col: int) -> None:
@@ -81,7 +82,7 @@ def _line(figure: go.Figure, side: SideBySide, row: Row, place: Place, colour: s
     if not values.size:
         return
     known = ends is not None and not bool(np.isnan(ends[0]).any())
-    name = ", ".join(part for part in (row.label, place_words(place)) if part)
+    name = ", ".join(part for part in (row.label, side.words(place)) if part)
     curve(figure, values[side.x], values, ends if known else None, colour=colour, dash=dash, name=name, col=col)
 
 
@@ -91,7 +92,7 @@ def _references(figure: go.Figure, side: SideBySide, places: Sequence[Place]) ->
     drawn: list[xr.DataArray] = []
     for row in side.rows if name else ():
         reference = row.data[name]
-        if any(reference.equals(other) for other in drawn):
+        if any(reference.shape == one.shape and np.allclose(reference, one, rtol=1e-3) for one in drawn):
             continue
         drawn.append(reference)
         of = "clean run" + ("" if len(drawn) == 1 else f", {row.label}")
@@ -102,40 +103,43 @@ def _references(figure: go.Figure, side: SideBySide, places: Sequence[Place]) ->
         else:
             last = places[-1]
             at = reference.sel({dim: value for dim, value in last.items() if dim in reference.dims})
-            level(figure, side.rows[0].values[side.x], float(at), f"{of}, {place_words(last)}", colour=BLACK)
+            level(figure, side.rows[0].values[side.x], float(at), f"{of}, {side.words(last)}", colour=BLACK)
     for words, error in ignoring(side.first).items():
         level(figure, side.rows[0].values[side.x], error, words)
 
 
 def _maps(side: SideBySide) -> go.Figure:
-    """Draw heat maps: a column a dataset in one colour scale, then a column a difference in a scale of their own."""
+    """Draw heat maps: a column a dataset in one colour scale a unit, then a column a difference in a scale of theirs."""
     places = side.places(MOST_MAPS)
     columns = [*side.rows, *side.differences]
     n, rows = len(columns), len(places)
     titles = [
-        _wrapped(", ".join(part for part in (column.label, place_words(place)) if part), n)
+        _wrapped(", ".join(part for part in (column.label, side.words(place)) if part), n)
         for place in places for column in columns
     ]  # fmt: skip
     figure = make_subplots(
         rows, n, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.12 / n, vertical_spacing=0.3 / rows
     )
-    shown: dict[str, list[xr.DataArray]] = {"coloraxis": [], "coloraxis2": []}
+    shown: dict[str, list[xr.DataArray]] = {}  # by the words of their colour scale
     for (i, place), (j, column) in product(enumerate(places, 1), enumerate(columns, 1)):
         values = column.at(place)[0]
         is_difference = column.of is not None or side.of_differences
-        axis = "coloraxis2" if is_difference else "coloraxis"
-        shown[axis].append(values)
+        words = f"difference ({column.unit})" if is_difference else column.unit
+        shown.setdefault(words, []).append(values)
+        number = list(shown).index(words) + 1
+        axis = "coloraxis" if number == 1 else f"coloraxis{number}"
         heat(figure, values, side.x, side.y, row=i, col=j, coloraxis=axis)
         figure.update_xaxes(title=axis_words(side, side.x) if i == rows else None, row=i, col=j)
         down = {"autorange": "reversed"} if values[side.y].dtype.kind not in "iuf" else {}
         figure.update_yaxes(title=axis_words(side, side.y) if j == 1 else None, **down, row=i, col=j)
-    finish(figure, _title(side, rows, places))
+    if side.rows[0].values[side.x].dtype.kind in "iu" and side.rows[0].values.sizes[side.x] <= 12:
+        figure.update_xaxes(dtick=1)
+    finish(figure, _title(side, places))
     tall = 170 + 300 * rows
-    bars = {name: 1.02 + 0.1 * i for i, name in enumerate(name for name, parts in shown.items() if parts)}
-    for name, x in bars.items():
-        words = f"difference ({side.units[0]})" if name == "coloraxis2" else " or ".join(side.units)
-        figure.update_layout({name: _scale(shown[name], words, name == "coloraxis2", x=x)})
-    margin = {"r": 60 + 90 * len(bars)}
+    for i, (words, parts) in enumerate(shown.items()):
+        scale = _scale(parts, words, words.startswith("difference"), x=1.02 + 0.1 * i, **BAR)
+        figure.update_layout({f"coloraxis{i + 1 if i else ''}": scale})
+    margin = {"r": 60 + 90 * len(shown), "t": 110}
     return figure.update_layout(height=tall, hovermode="closest", margin=margin)
 
 
@@ -149,21 +153,27 @@ def _scale(parts: Sequence[xr.DataArray], words: str, signed: bool, **bar: Any) 
     return {"colorscale": "Viridis", "cmin": 0.0, "cmax": float(values.max()) or 1.0, "colorbar": colorbar}
 
 
-def _title(side: SideBySide, shown: int, places: Sequence[Place]) -> str:
-    """Say whose numbers stand side by side, and which places were left out."""
-    labels = [row.label for row in side.rows if row.label] or [str(side.first.attrs["pair"])]
-    names = " against ".join(labels) if len(labels) <= MOST_MAPS else f"{len(labels)} datasets"
-    title = f"{side.model}: {names}" if side.model and not (side.of_differences and side.model in names) else names
-    title += f" ({side.probe.replace('_', ' ')})" + (f", {PAIRED}" if side.of_differences else "")
+def _title(side: SideBySide, places: Sequence[Place]) -> str:
+    """Say whose numbers stand side by side, how they came about, and which places were left out."""
+    names = side.names
+    if len(names) == 1 and side.of_differences:
+        names = [str(side.first.attrs["description"])]
+    whose = " against ".join(names) if len(names) <= MOST_MAPS else f"{len(names)} datasets"
+    model = f"{side.model}: " if side.model and side.model not in whose else ""
     every = len(side.places(10**9))
-    left = f"; {len(places)} of {every} places, where they differ most" if every > len(places) else ""
-    why = f"; no paired differences: {side.why}" if side.why else ""
-    return title + left + why
+    notes = [
+        f"{names[0]}: {side.first.attrs['description']}" if "full" in side.first.attrs else "",
+        f"{len(places)} of {every} places, where they differ most" if every > len(places) else "",
+        f"no paired differences: {side.why}" if side.why else "",
+    ]
+    return "; ".join([f"{model}{side.probe.replace('_', ' ')}, {whose}", *(note for note in notes if note)])
 
 
 def _statistic(side: SideBySide) -> str:
-    kind = side.quantity.statistic
-    return "median" if kind == "median" and side.quantity.name == "median" else ""
+    """Return what the lines are, as the title of their axis."""
+    kind = "median of " if side.quantity.name == "median" else ""
+    prompts = side.first.sizes.get("example")
+    return f"{kind}{prompts} prompts [95 % interval]" if prompts else ""
 
 
 def _pairs(side: SideBySide) -> str:

@@ -9,8 +9,8 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.show.arrange import loops_to_show
-from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words, place_words
-from loopprobe.show.tables.common import interval, titled
+from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
+from loopprobe.show.tables.common import cell, interval, titled
 
 MOST_ROWS, MOST_GROUPS = 40, 3
 
@@ -25,11 +25,13 @@ def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> 
         side: the datasets.
         loops: the loop counts to show; None: a few.
     """
-    whose = [row.label for row in side.rows if row.label] or [str(side.first.attrs["pair"])]
-    table = titled(f"{side.model + ': ' if side.model else ''}{' against '.join(whose)} ({side.probe})")
+    whose = " against ".join(side.names)
+    model = f"{side.model}: " if side.model and side.model not in whose else ""
+    table = titled(f"{model}{side.probe.replace('_', ' ')}, {whose}")
     prompts = side.first.sizes.get("example")
     what = " or ".join(side.units) if len(side.units) == 1 else "; ".join(f"{r.label}: {r.unit}" for r in side.rows)
-    of = f", {side.quantity.statistic} of {prompts} prompts [95 % interval]" if prompts else ""
+    kind = "median of " if side.quantity.name == "median" else ""
+    of = f", {kind}{prompts} prompts [95 % interval]" if prompts else ""
     paired = side.differences or side.of_differences
     why = f"; no paired differences: {side.why}" if side.why else ""
     table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why)
@@ -41,10 +43,13 @@ def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> 
     for group in groups:
         for column in columns:
             name = column.label or "difference"
-            table.add_column(", ".join(part for part in (name, place_words(group)) if part), justify="right")
+            table.add_column(", ".join(part for part in (name, side.words(group)) if part), justify="right")
     for place in rows:
         cells = [_cell(column, {**place, **group}) for group in groups for column in columns]
         table.add_row(*(_short(place.get(dim, "–")) for dim in dims), *cells)
+    if side.quantity.reference and not side.of_differences and dims == [side.x]:
+        name = side.quantity.reference
+        table.add_row("clean", *("" if c.of else cell(c.data, name, **group) for group in groups for c in columns))
     return table
 
 
