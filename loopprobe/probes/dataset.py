@@ -121,6 +121,13 @@ def read_stamp(data: xr.Dataset) -> Stamp:
     )
 
 
+def measure_words(data: xr.Dataset) -> str:
+    """Return what a dataset measures, with its unit."""
+    name = str(data.attrs["measure"])
+    unit = str(data.attrs.get("measure_unit") or read_stamp(data).query_unit)
+    return f"{name} ({unit})" if unit and not unit.startswith(name) else unit or name
+
+
 def _digest(prompts: PromptBatch) -> str:
     """Return a digest of the prompts, the same on every device and in every precision of a model."""
     found = hashlib.sha256()

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import read_stamp, with_ends
+from loopprobe.probes.dataset import measure_words, read_stamp, with_ends
 from loopprobe.probes.declaration import Quantity
 from loopprobe.probes.labels import labels_of, model_labels
 from loopprobe.probes.registry import PROBES
@@ -88,9 +88,11 @@ def unpaired(datasets: Sequence[xr.Dataset], quantity: Quantity) -> str:
         return "they are differences already"
     if not quantity.samples or not all(quantity.samples in data for data in datasets):
         return f"a dataset of {probe} holds no number for each prompt"
-    measured = [(data.attrs.get("measure"), unit_of(data, quantity)) for data in datasets]
+    measured = [(data.attrs.get("measure", "error"), unit_of(data, quantity)) for data in datasets]
     if other := next((one for one in measured[1:] if one != measured[0]), None):
-        names = [name or unit for name, unit in (measured[0], other)]
+        names = [name for name, _ in (measured[0], other)]
+        if names[0] == names[1]:
+            names = [unit for _, unit in (measured[0], other)]
         return f"one measures {names[0]} and the other {names[1]}"
     if not all(_share_prompts(first, other) for other in others):
         return "their prompts differ, so take the same number of them and one seed"
@@ -154,9 +156,10 @@ def quantity_of(datasets: Sequence[xr.Dataset]) -> Quantity:
 def unit_of(data: xr.Dataset, quantity: Quantity) -> str:
     """Return what the numbers of a dataset count in."""
     stamp = read_stamp(data)
-    unit = data.attrs.get("measure_unit") or data[quantity.name].attrs.get("units") or stamp.query_unit
+    units = data[quantity.name].attrs.get("units")
     if data.attrs["probe"] == DIFFERENCE:
-        return str(data[quantity.name].attrs["units"])
+        return str(units)
+    unit = measure_words(data) if "measure" in data.attrs else units or stamp.query_unit
     return quantity.unit.format(unit=unit, step_unit=stamp.step_unit) or str(unit)
 
 

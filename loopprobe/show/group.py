@@ -82,6 +82,11 @@ class Group:
         """
         return beside(self.datasets, self.labels)
 
+    def require_together(self) -> None:
+        """Raise LoopprobeError where there are several datasets and they cannot stand in one figure and table."""
+        if len(self.datasets) > 1 and not self.are_models:
+            self.beside()
+
     def each(self) -> dict[str, xr.Dataset]:
         """Return every dataset by a label that a file name may hold; its model is called by what tells it apart."""
         told = {}

@@ -44,17 +44,18 @@ def mask(data: xr.Dataset) -> str:
 
 
 def differences(side: SideBySide) -> list[str]:
-    """Say of every paired difference where it is furthest from 0, and whether its interval holds 0."""
+    """Say of every paired difference where it is furthest from 0, of lines after the last loop, and whether it is 0."""
     said = []
     for row in side.differences or (side.rows if side.of_differences else []):
-        place = _largest(abs(row.values.astype(float)))
-        where = {str(dim): row.values[dim].values[i].item() for dim, i in place.items()}
+        values = row.values if side.y or "loop" not in row.values.dims else row.values.isel(loop=[-1])
+        place = _largest(abs(values.astype(float)))
+        where = {str(dim): values[dim].values[i].item() for dim, i in place.items()}
         value, ends = row.at(where)
         told = interval(value, *ends) if ends else f"{float(value):.3g}"
         unsure = ", which is not told from 0: ask more prompts" if ends and ends[0] <= 0 <= ends[1] else ""
         name = row.label or str(row.data.attrs["pair"])
         model = f"{side.model}: " if side.model and side.model not in name else ""
-        said.append(f"{model}{name} is largest at ({side.words(where)}): {told}{unsure}.")
+        said.append(f"{model}{name} is furthest from 0 at ({side.words(where)}): {told}{unsure}.")
     return said
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.probes.dataset import read_stamp
+from loopprobe.probes.dataset import measure_words, read_stamp
 from loopprobe.show.figures.style import (
     BASELINE_COLOURS,
     DASHES,
@@ -35,12 +35,6 @@ def ablate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     if data.sizes["way"] > 1 and bool(data.rank_correlation.notnull().any()):
         made["ablate-agreement"] = _agreement(data)
     return made
-
-
-def measure_words(data: xr.Dataset) -> str:
-    """Return what was measured, with its unit."""
-    name, unit = str(data.attrs["measure"]), str(data.attrs["measure_unit"])
-    return f"{name} ({unit})" if unit and not unit.startswith(name) else unit or name
 
 
 def _effects(data: xr.Dataset) -> go.Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from itertools import product
@@ -19,6 +20,7 @@ from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
 
 MOST_LINES, MOST_MAPS = 6, 4  # places beside the axes, for each dataset
 PAIRED = "prompt by prompt"
+_MANY = re.compile(r" \(n = [^)]*\)")  # what n is, which an axis tells
 BAR = {"lenmode": "pixels", "len": 300, "y": 1, "yanchor": "top"}
 
 
@@ -89,14 +91,13 @@ def _line(figure: go.Figure, side: SideBySide, row: Row, place: Place, colour: s
 def _references(figure: go.Figure, side: SideBySide, places: Sequence[Place]) -> None:
     """Draw what is measured without a change, once where it is alike for all datasets, and the trivial predictor."""
     name = side.quantity.reference
-    drawn: list[xr.DataArray] = []
+    distinct: list[Row] = []
     for row in side.rows if name else ():
+        if not any(_alike(row.data[name], one.data[name]) for one in distinct):
+            distinct.append(row)
+    for row, dash in zip(distinct, DASHES, strict=False):
         reference = row.data[name]
-        if any(reference.shape == one.shape and np.allclose(reference, one, rtol=1e-3) for one in drawn):
-            continue
-        drawn.append(reference)
-        of = "clean run" + ("" if len(drawn) == 1 else f", {row.label}")
-        dash = DASHES[(len(drawn) - 1) % len(DASHES)]
+        of = "clean run" if len(distinct) == 1 else f"clean run, {row.label if side.model else row.data.model.item()}"
         if side.x in reference.dims:
             ends = row.data[f"{name}_low"], row.data[f"{name}_high"]
             curve(figure, reference[side.x], reference, ends, colour=BLACK, name=of, dash=dash)
@@ -108,8 +109,13 @@ def _references(figure: go.Figure, side: SideBySide, places: Sequence[Place]) ->
         level(figure, side.rows[0].values[side.x], error, words)
 
 
+def _alike(one: xr.DataArray, other: xr.DataArray) -> bool:
+    """Return whether two lines cannot be told apart in a figure."""
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-3))
+
+
 def _maps(side: SideBySide) -> go.Figure:
-    """Draw heat maps: a column a dataset in one colour scale a unit, then a column a difference in a scale of theirs."""
+    """Draw heat maps: a column a dataset, in one colour scale a unit, then a column a difference, in one scale."""
     places = side.places(MOST_MAPS)
     columns = [*side.rows, *side.differences]
     n, rows = len(columns), len(places)
@@ -139,7 +145,7 @@ def _maps(side: SideBySide) -> go.Figure:
     for i, (words, parts) in enumerate(shown.items()):
         scale = _scale(parts, words, words.startswith("difference"), x=1.02 + 0.1 * i, **BAR)
         figure.update_layout({f"coloraxis{i + 1 if i else ''}": scale})
-    margin = {"r": 60 + 90 * len(shown), "t": 110}
+    margin = {"r": 60 + 90 * len(shown), "t": figure.layout.margin.t + 15}
     return figure.update_layout(height=tall, hovermode="closest", margin=margin)
 
 
@@ -162,7 +168,7 @@ def _title(side: SideBySide, places: Sequence[Place]) -> str:
     model = f"{side.model}: " if side.model and side.model not in whose else ""
     every = len(side.places(10**9))
     notes = [
-        f"{names[0]}: {side.first.attrs['description']}" if "full" in side.first.attrs else "",
+        f"{names[0]}: {_MANY.sub('', side.first.attrs['description'])}" if "full" in side.first.attrs else "",
         f"{len(places)} of {every} places, where they differ most" if every > len(places) else "",
         f"no paired differences: {side.why}" if side.why else "",
     ]
