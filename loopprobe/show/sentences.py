@@ -18,7 +18,9 @@ from loopprobe.show.side_by_side import SideBySide
 from loopprobe.show.tables.common import interval, with_ends
 from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
+from loopprobe.show.wording import head_name
 from loopprobe.show.wording import largest as _largest
+from loopprobe.show.wording import largest_head as _largest_head
 from loopprobe.show.wording import loops as _loops
 from loopprobe.show.wording import name as _name
 from loopprobe.show.wording import times as _times
@@ -149,9 +151,12 @@ def attribute(data: xr.Dataset) -> str:
     """Say how much of the answer the last loop wrote, and which part of it most."""
     last = data.share.isel(loop=-1)
     most = last.isel(_largest(abs(last)))
+    head = _largest_head(data.share)
+    of_heads = "" if head is None else f"; of all heads {head_name(head)} wrote most, in loop {int(head.loop)} "
+    of_heads += "" if head is None else f"({float(head):.0%})"
     return (
         f"{_name(data)}: the last of {int(data.loop[-1])} loops wrote {float(last.sum()):.0%} of {answer_of(data)}, "
-        f"{most.component.item()} most ({float(most):.0%})."
+        f"{most.component.item()} most ({float(most):.0%}){of_heads}."
     )
 
 
@@ -181,7 +186,18 @@ def patch(data: xr.Dataset) -> str:
         where.append(f"token {read_stamp(data).token(int(most.position))}")
     return (
         f"{_name(data)}: the largest effect is of {site} {', '.join(where)}: it brings {float(most):.0%} of the way "
-        f"from the corrupted to the clean answer{'' if options['exact'] else ', as estimated'}."
+        f"from the corrupted to the clean answer{'' if options['exact'] else ', as estimated'}{_patched_head(data)}."
+    )
+
+
+def _patched_head(data: xr.Dataset) -> str:
+    """Name the head whose patch has the largest effect, over tokens that are patched one at a time."""
+    exact = "attn_z" in data
+    if not exact and "attn_z_attribution" not in data:
+        return ""
+    head = _largest_head(data["attn_z" if exact else "attn_z_attribution"])
+    return (
+        "" if head is None else f"; of all heads {head_name(head)} does most, after {_loops(head)} ({float(head):.0%})"
     )
 
 
@@ -197,6 +213,9 @@ def ablate(data: xr.Dataset) -> str:
         words = f"{in_all}, and in one loop {words}, by {_known(alone, 'median')}"
     else:
         words = f"{words} changes it most, by {_known(alone, 'median')}"
+    head = _largest_head(first["median"])
+    if head is not None and not str(alone.component.item()).startswith("head"):
+        words += f"; of all heads {head_name(head)} in loop {int(head.loop)} does most, by {float(head):.3g}"
     others = data.rank_correlation.sel(way=method).drop_sel(other=method).dropna("other")
     agree = ""
     if others.size:
