@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,10 @@ def _fields(data: xr.Dataset, label: str) -> dict[str, Any]:
     of_task = {"task", *stamp.config.get("task", {})}
     prompts = {key: value for key, value in stamp.prompts.items() if key not in of_task and not isinstance(value, list)}
     options = stamp.options | ({"measure": data.attrs["measure"]} if "measure" in data.attrs else {})
-    between = {"pair": data.attrs["pair"]} if "pair" in data.attrs else {}
+    between = {}
+    if "pair" in data.attrs:  # of a paired difference, which says in what its two sides differ
+        between, other = {"pair": data.attrs["pair"]}, json.loads(json.loads(data.attrs["subtracted"])["config"])
+        options = {key: value for key, value in options.items() if other.get(key, value) == value}
     return {"model": label} | between | options | prompts | {"precision": stamp.provenance.get("dtype")}
 
 
