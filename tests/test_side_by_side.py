@@ -90,7 +90,7 @@ def test_a_difference_is_that_of_every_prompt_and_is_drawn_by_itself(checkpoint)
     assert table(data).row_count == 4
     with pytest.raises(LoopprobeError, match="differences already"):
         difference(data, back)
-    with pytest.raises(LoopprobeError, match="some of the datasets are paired differences"):
+    with pytest.raises(LoopprobeError, match=r"several probes \(difference, mask\)"):
         figure([first, data])
 
 
@@ -191,7 +191,8 @@ def test_a_list_of_one_is_the_figure_and_table_of_the_dataset(name, checkpoint):
 def test_two_models_stand_in_one_figure_of_every_probe(name, checkpoint):
     options = {
         "lens": {"train_prompts": 64}, "decode": {"train_prompts": 64, "network_loops": 0},
-        "steer": {"fit_prompts": 32}, "align": {"steps": 4, "fit_prompts": 16}, "exit": {"loops": 6}, "edges": {"steps": 1, "exact": 1},
+        "steer": {"fit_prompts": 32}, "align": {"steps": 4, "fit_prompts": 16},
+        "exit": {"loops": 6}, "edges": {"steps": 1, "exact": 1},
         "shift": {"shifts": ("noise",)},
     }  # fmt: skip
     two = [probe(name, model, 8, **options.get(name, {})) for model in (checkpoint, other_checkpoint())]

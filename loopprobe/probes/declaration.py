@@ -37,6 +37,7 @@ class Quantity:
         unit: what it counts in, where ``{unit}`` stands for the unit of what is measured and ``{step_unit}`` for that
             of steps; empty: the unit of what is measured.
         log: whether a logarithmic axis shows it.
+        is_all: whether no table of each dataset need stand beside that of all.
         bounds: between which it tells something, such as 0 and 1 of R²; what lies outside is shown as the bound.
     """
 
@@ -52,6 +53,7 @@ class Quantity:
     reference: str = ""
     unit: str = ""
     log: bool = False
+    is_all: bool = False
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
 

@@ -312,7 +312,9 @@ PROBE = Probe(
         further_figures="mask:failures_figures",
         panels=True,
         quantities=(
-            Quantity("median", "error", along=("n", "loop"), same=("unit",), reference="clean_median", log=True),
+            Quantity(
+                "median", "error", along=("n", "loop"), same=("unit",), reference="clean_median", log=True, is_all=True
+            ),
         ),
     ),
     needs=frozenset({"map"}),

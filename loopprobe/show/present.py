@@ -165,7 +165,7 @@ def tables_for(datasets: Datasets, loops: Sequence[int] | None = None) -> list[T
         made += [_tabling(group.shown.further_table)(group.datasets)] if group.shown.further_table else []
     else:
         made += beside_table
-        if group.shown.table:
+        if group.shown.table and (side is None or not side.quantity.is_all):
             made += [_tabling(group.shown.table)(data, *chosen) for data in group.each().values()]
     return [_filled(one) for one in made if one is not None]
 

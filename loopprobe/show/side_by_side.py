@@ -169,8 +169,6 @@ def beside(datasets: Sequence[xr.Dataset], labels: Sequence[str] | None = None) 
     Raises:
         LoopprobeError: they cannot stand side by side.
     """
-    if len({data.attrs["probe"] == DIFFERENCE for data in datasets}) > 1:
-        raise LoopprobeError("some of the datasets are paired differences and some are not: draw them one by one")
     quantity, names = quantity_of(datasets), list(labels or labels_of(datasets))
     rows = [_row(label, data, quantity) for label, data in zip(names, datasets, strict=True)]
     for row in rows[1:]:
