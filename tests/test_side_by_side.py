@@ -145,6 +145,14 @@ def test_heat_maps_stand_side_by_side_in_one_colour_scale(checkpoint):
     assert drawn.layout.coloraxis2.cmax == pytest.approx(np.abs(expected).max())
 
 
+def test_two_methods_are_compared_place_by_place(checkpoint):
+    two = [probe("ablate", checkpoint, 12, methods=(by,), agreement=False) for by in ("mean", "zero")]
+    both = probe("ablate", checkpoint, 12, methods=("zero", "mean"), agreement=False)
+    expected = both.sel(replaced_by="mean").against_first_median
+    np.testing.assert_allclose(difference(*two)["median"], expected, atol=1e-7)
+    assert [note.text for note in figure(two).layout.annotations][:2] == ["methods mean", "methods zero"]
+
+
 def test_labels_say_what_differs_and_nothing_else(checkpoint):
     first, last = modes(checkpoint)
     assert labels_of([first, last]) == ["first", "last"]

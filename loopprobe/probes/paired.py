@@ -46,7 +46,7 @@ def difference(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     quantity = quantity_of([first, second])
     if why := unpaired([first, second], quantity):
         raise LoopprobeError(f"{labels[0]} and {labels[1]} cannot be compared prompt by prompt: {why}")
-    parts = [_samples(data, quantity) for data in (first, second)]
+    parts = [_samples(data, quantity) for data in without_single([first, second], quantity)]
     one, other = xr.align(*(part for part, _ in parts), join="inner")
     if not one.size:
         raise LoopprobeError(
@@ -151,6 +151,17 @@ def quantity_of(datasets: Sequence[xr.Dataset]) -> Quantity:
                 "options"
             )
     return quantity
+
+
+def without_single(datasets: Sequence[xr.Dataset], quantity: Quantity) -> list[xr.Dataset]:
+    """Drop dims along which every dataset has one place and not the same one, as two methods of ablation: labels tell.
+
+    Dims along an axis stay.
+    """
+    dims = [dim for dim in datasets[0][quantity.name].dims if dim not in (*quantity.along, quantity.across)]
+    single = [dim for dim in dims if dim in datasets[0].coords and all(data.sizes[dim] == 1 for data in datasets)]
+    unlike = [dim for dim in single if len({data[dim].item() for data in datasets}) > 1]
+    return [data.squeeze(unlike, drop=True) for data in datasets]
 
 
 def unit_of(data: xr.Dataset, quantity: Quantity) -> str:

@@ -26,6 +26,7 @@ from loopprobe.probes.paired import (
     unit_of,
     unpaired,
     with_places,
+    without_single,
 )
 from loopprobe.show.arrange import loops_to_show
 
@@ -170,7 +171,8 @@ def beside(datasets: Sequence[xr.Dataset], labels: Sequence[str] | None = None) 
         LoopprobeError: they cannot stand side by side.
     """
     quantity, names = quantity_of(datasets), list(labels or labels_of(datasets))
-    rows = [_row(label, data, quantity) for label, data in zip(names, datasets, strict=True)]
+    told = zip(names, without_single(datasets, quantity), strict=True)
+    rows = [_row(label, data, quantity) for label, data in told]
     for row in rows[1:]:
         for dim in row.values.dims:
             if not set(row.values[dim].values.tolist()) & set(rows[0].values[dim].values.tolist()):

@@ -47,7 +47,7 @@ def _lines(side: SideBySide) -> go.Figure:
         : len(side.differences)
     ]
     titles = ["" if side.of_differences else _wrapped(unit, len(panels)) for unit in units]
-    titles += [_wrapped(f"{_pairs(side)}, {PAIRED}", len(panels))] if side.differences else []
+    titles += [_wrapped(_pairs(side), len(panels))] if side.differences else []
     figure = make_subplots(1, len(panels), subplot_titles=titles, horizontal_spacing=0.1)
     one_place = len(places) == 1
     looks = colours(len(side.rows) if one_place else len(places))
@@ -183,7 +183,13 @@ def _statistic(side: SideBySide) -> str:
 
 
 def _pairs(side: SideBySide) -> str:
-    return side.differences[0].label if len(side.differences) == 1 else "differences"
+    """Say what the panel of the differences shows; of errors also which side is better."""
+    if len(side.differences) > 1:
+        return f"differences, {PAIRED}"
+    [row] = side.differences
+    is_error = side.quantity.log and "measure" not in side.first.attrs
+    better = f" (below 0: {side.rows[0].label} is better)" if is_error else ""
+    return f"{row.label}, {PAIRED}{better}"
 
 
 def _wrapped(text: str, n: int) -> str:
