@@ -48,7 +48,7 @@ def _lines(side: SideBySide) -> go.Figure:
     ]
     titles = ["" if side.of_differences else _wrapped(unit, len(panels)) for unit in units]
     titles += [_wrapped(_pairs(side), len(panels))] if side.differences else []
-    figure = make_subplots(1, len(panels), subplot_titles=titles, horizontal_spacing=0.1)
+    figure = make_subplots(1, len(panels), subplot_titles=titles, horizontal_spacing=0.14)
     one_place = len(places) == 1
     looks = colours(len(side.rows) if one_place else len(places))
     for col, panel in enumerate(panels, 1):
@@ -74,7 +74,13 @@ def _lines(side: SideBySide) -> go.Figure:
     figure.update_xaxes(title=_wrapped(axis_words(side, side.x), len(panels)))
     if x.dtype.kind in "iu" and np.ptp(x) <= 12:
         figure.update_xaxes(dtick=1)
-    return finish(figure, _title(side, places))
+    finish(figure, _title(side, places))
+    return figure.update_layout(margin={"t": figure.layout.margin.t + _further_lines(titles)})
+
+
+def _further_lines(titles: Sequence[str]) -> int:
+    """Return the pixels that titles of panels need for further lines."""
+    return 20 * max((title.count("<br>") for title in titles), default=0)
 
 
 def _line(figure: go.Figure, side: SideBySide, row: Row, place: Place, colour: str, dash: str, col: int) -> None:
@@ -145,7 +151,7 @@ def _maps(side: SideBySide) -> go.Figure:
     for i, (words, parts) in enumerate(shown.items()):
         scale = _scale(parts, words, words.startswith("difference"), x=1.02 + 0.1 * i, **BAR)
         figure.update_layout({f"coloraxis{i + 1 if i else ''}": scale})
-    margin = {"r": 60 + 90 * len(shown), "t": figure.layout.margin.t + 15}
+    margin = {"r": 60 + 90 * len(shown), "t": figure.layout.margin.t + _further_lines(titles)}
     return figure.update_layout(height=tall, hovermode="closest", margin=margin)
 
 
@@ -185,11 +191,11 @@ def _statistic(side: SideBySide) -> str:
 def _pairs(side: SideBySide) -> str:
     """Say what the panel of the differences shows; of errors also which side is better."""
     if len(side.differences) > 1:
-        return f"differences, {PAIRED}"
+        return "differences, paired"
     [row] = side.differences
     is_error = side.quantity.log and "measure" not in side.first.attrs
     better = f" (below 0: {side.rows[0].label} is better)" if is_error else ""
-    return f"{row.label}, {PAIRED}{better}"
+    return f"{row.label}, paired{better}"
 
 
 def _wrapped(text: str, n: int) -> str:
