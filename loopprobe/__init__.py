@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from loopprobe.model.looped import LoopedTransformer
     from loopprobe.model.masks import masked, mean_states, reset
     from loopprobe.model.stream import open_cache
+    from loopprobe.probes.paired import difference
     from loopprobe.probes.session import probe
     from loopprobe.show.explore.session import explore
-    from loopprobe.show.present import figure, figures
+    from loopprobe.show.present import figure, figures, table
     from loopprobe.store.checkpoint import load, load_checkpoint
     from loopprobe.store.evaluate import query_error
     from loopprobe.support.memory import keep_freed_memory
@@ -66,8 +67,10 @@ _HOME = {
     "swap": "model.interventions",
     "zero": "model.interventions",
     "keep_freed_memory": "support.memory",
+    "difference": "probes.paired",
     "figure": "show.present",
     "figures": "show.present",
+    "table": "show.present",
     "explore": "show.explore.session",
     "query_error": "store.evaluate",
     "corrupt": "tasks.corruptions",

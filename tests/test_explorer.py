@@ -23,7 +23,6 @@ from other_model import OtherSubject, draw
 import loopprobe
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import write_dataset
-from loopprobe.probes.paired import mask_difference
 from loopprobe.probes.session import probe
 from loopprobe.show.explore.exploration import Exploration
 from loopprobe.show.explore.page import packed, view_of
@@ -199,9 +198,9 @@ def test_a_file_of_a_probe_is_a_page(name, checkpoint, tmp_path, monkeypatch, ca
         assert boot_of(page)["views"]["0"]["loops"] == [1, 2, 3, 4]
 
 
-def test_a_file_that_is_made_from_others_is_a_page_without_a_sentence(checkpoint):
+def test_what_is_made_from_others_is_a_page(checkpoint):
     masks = [probe("mask", checkpoint, 6, mode=mode, n=(1, 2), loops=4) for mode in ("first", "last")]
-    page = loopprobe.explore(mask_difference(*masks)).html()
+    page = loopprobe.explore(loopprobe.difference(*masks)).html()
     assert 'class="plotly-graph-div"' in page
     assert 'id="mask"' in loopprobe.explore(masks).html()
 

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from loopprobe.support.statistics import bootstrap_mean, median_interval, share_interval, summarise_errors
+from loopprobe.support.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    median_interval,
+    share_difference_interval,
+    share_interval,
+    summarise_errors,
+)
 
 
 def test_the_interval_of_a_mean_has_the_width_of_theory():
@@ -84,3 +91,26 @@ def test_a_summary_tells_what_is_typical_from_what_fails():
     assert 0.04 < summary["failures_low"] < 0.1 < summary["failures_high"] < 0.18
     unknown = summarise_errors(np.array([0.001, np.nan] * 8), 0.1)
     assert all(np.isnan(value) for value in unknown.values()), "what is not known has neither failed nor succeeded"
+
+
+def test_the_difference_of_two_ratios_stays_paired():
+    draw = np.random.default_rng(7)
+    totals, noise = draw.uniform(1, 2, 300), draw.exponential(3, 300)
+    one, other = noise + 0.5 * totals, noise
+    difference, low, high = bootstrap_ratio(one[None], totals, minus=(other[None], totals))
+    assert difference[0] == pytest.approx(0.5)  # what both have in common drops out of every resample
+    assert (low[0], high[0]) == pytest.approx((0.5, 0.5))
+    apart = draw.permutation(noise)
+    difference, low, high = bootstrap_ratio(one[None], totals, minus=(apart[None], totals * 2))
+    assert difference[0] == pytest.approx(one.sum() / totals.sum() - apart.sum() / (2 * totals.sum()))
+    assert low[0] < difference[0] < high[0]
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0.0, 0.0), (0.02, 0.01), (0.3, 0.2)])
+def test_a_difference_of_shares_is_covered_and_has_a_width(gained, lost):
+    draws = np.random.default_rng(8).choice([1, -1, 0], size=(2000, 64), p=[gained, lost, 1 - gained - lost])
+    difference, low, high = share_difference_interval(draws)
+    np.testing.assert_allclose(difference, draws.mean(1), atol=1e-12)
+    assert ((low <= gained - lost) & (high >= gained - lost)).mean() >= 0.95
+    assert (high - low).min() > 0
+    assert np.isnan(share_difference_interval(np.array([1.0, np.nan, 0.0]))).all()

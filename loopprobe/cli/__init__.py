@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from loopprobe._version import __version__
-from loopprobe.cli import explore, inside, interventions, models, probes
+from loopprobe.cli import explore, inside, interventions, models, probes, results
 from loopprobe.cli.options import Interrupted, OnceCommand
 from loopprobe.cli.output import recording
 from loopprobe.errors import LoopprobeError
@@ -28,7 +28,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train looped transformers and probe what happens in every loop.",
 )
-for name, verb in (models.VERBS | explore.VERBS | probes.VERBS | inside.VERBS | interventions.VERBS).items():
+for name, verb in (
+    models.VERBS | results.VERBS | explore.VERBS | probes.VERBS | inside.VERBS | interventions.VERBS
+).items():
     app.command(name, cls=OnceCommand)(verb)
 
 # The base of what typer raises for a wrong command line; typer itself exports only this child of it.

@@ -1,4 +1,4 @@
-"""Verbs that make models and tell of them: train, sweep, list, show, evaluate, import, export."""
+"""Verbs that make models and tell of them: train, sweep, list, evaluate, import, export."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def train(
             train_runs([run])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"saved; go on with: loopprobe train --resume --out {folder}") from None
-    show(str(folder))
+    show_checkpoint(str(folder))
 
 
 def sweep(
@@ -139,8 +139,8 @@ def list_(
         say(tables)
 
 
-def show(name: Annotated[str, typer.Argument(help="Checkpoint name or path.", autocompletion=named)]) -> None:
-    """Show all that is known of a checkpoint."""
+def show_checkpoint(name: str) -> None:
+    """Say all that is known of a checkpoint."""
     from loopprobe.show.tables import checkpoint_summary
     from loopprobe.store.checkpoint import find
     from loopprobe.store.checkpoint_file import read_json
@@ -216,7 +216,7 @@ def import_(
     checkpoint.evaluation = evaluate(checkpoint, n_prompts=IMPORT_PROMPTS)
     folder = hold(claim_new(out or Path("runs") / file.stem, overwrite))
     save(checkpoint, folder)
-    show(str(folder))
+    show_checkpoint(str(folder))
 
 
 def evaluate_(
@@ -253,7 +253,7 @@ def evaluate_(
     for checkpoint in track("evaluate")(checkpoints):
         checkpoint.evaluation = evaluate(checkpoint, n_prompts=prompts, seed=seed, far=far or None)
         save(checkpoint, checkpoint.folder, weights=False)
-        show(str(checkpoint.folder))
+        show_checkpoint(str(checkpoint.folder))
 
 
 def export(
@@ -279,7 +279,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "sweep": sweep,
     "list": list_,
-    "show": show,
     "inspect": inspect_,
     "import": import_,
     "evaluate": evaluate_,

@@ -77,13 +77,6 @@ def mask(
         raise LoopprobeError(f"at ({at}) goes with once: add --once or drop --at")
     variants = {one: options | {"mode": one} for one in sorted(modes)}
     datasets, folder = ask("mask", variants, f"mask-{'-'.join(sorted(modes))}", common)
-    if len(variants) == 2:
-        from loopprobe.probes.dataset import write_dataset
-        from loopprobe.probes.paired import mask_difference
-
-        for first, last in zip(datasets[::2], datasets[1::2], strict=True):
-            label = "" if len(datasets) == 2 else f"-{first.model.item()}"
-            write_dataset(mask_difference(first, last), folder / f"mask-difference{label}.nc")
     show(datasets, folder, common.png, loop_counts if len(loop_counts) > 1 else None)
 
 
@@ -280,7 +273,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
 
 
 def show(datasets: list[xr.Dataset], folder: Path, png: bool, loops: list[int] | None = None) -> None:
-    """Print the tables of datasets, write their figures beside them, and say where.
+    """Print the tables of datasets, write their paired differences and figures beside them, and say where.
 
     Args:
         datasets: of one probe.
@@ -288,9 +281,12 @@ def show(datasets: list[xr.Dataset], folder: Path, png: bool, loops: list[int] |
         png: write the figures as PNG too.
         loops: loop counts that the tables show; None: some.
     """
+    from loopprobe.probes.dataset import write_dataset
     from loopprobe.show.figures.style import write_figures
-    from loopprobe.show.present import figures, findings, tables_for
+    from loopprobe.show.present import differences_of, figures, findings, tables_for
 
+    for stem, data in differences_of(datasets).items():
+        write_dataset(data, folder / f"{stem}.nc")
     say(tables_for(datasets, loops), findings(datasets))
     write_figures(figures(datasets), folder, png=png)
     say(files=sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")))

@@ -22,7 +22,7 @@ from loopprobe.probes.ablate_runs import AblatedRuns, Values
 from loopprobe.probes.agreement import agreement
 from loopprobe.probes.constants import Known, best_constants, mean_of, resampled, zero_of
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import require_training, training_prompts
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.probes.patch import require_corruption
@@ -239,7 +239,11 @@ PROBE = Probe(
     AblateConfig,
     run,
     check,
-    Shown("ablate:ablate_figures", "ablate:ablate_table"),
+    Shown(
+        "ablate:ablate_figures",
+        "ablate:ablate_table",
+        quantities=(Quantity("median", "effect", across="component", unit="change of the {unit}"),),
+    ),
     needs=frozenset({"map"}),
     given=("training", "corrupted", "measure"),
 )

@@ -23,7 +23,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.dataset import stamp
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.lens import LensConfig, layer_readings
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.probes.matches import SCALED, Outcome, improving, labelled, match
@@ -232,7 +232,11 @@ PROBE = Probe(
     AlignConfig,
     run,
     check,
-    Shown("align:align_figures", "algorithms:align_table"),
+    Shown(
+        "align:align_figures",
+        "algorithms:align_table",
+        quantities=(Quantity("best_error_similarity", unit="cosine of the errors"),),
+    ),
     needs=frozenset({"weights"}),
     of_points=True,
     given=("training",),

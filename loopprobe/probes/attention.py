@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import LoopsConfig, last_token
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.store.subject import Subject
@@ -189,6 +189,10 @@ PROBE = Probe(
     LoopsConfig,
     run,
     check,
-    Shown("attention:attention_figures", "inside:attention_table"),
+    Shown(
+        "attention:attention_figures",
+        "inside:attention_table",
+        quantities=(Quantity("mass", unit="attention of the query"),),
+    ),
     needs=frozenset({"pattern"}),
 )

@@ -28,7 +28,7 @@ from loopprobe.model.blocks import LayerNorm, RMSNorm
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.dataset import stamp
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.store.checkpoint import Checkpoint
@@ -276,7 +276,21 @@ PROBE = Probe(
     AttributeConfig,
     run,
     check,
-    Shown("attribute:attribute_figures", "inside:attribute_table"),
+    Shown(
+        "attribute:attribute_figures",
+        "inside:attribute_table",
+        quantities=(
+            Quantity(
+                "share",
+                "contribution",
+                "ratio",
+                ("prediction",),
+                across="component",
+                ends=("low", "high"),
+                unit="share of the answer",
+            ),
+        ),
+    ),
     needs=frozenset({"weights"}),
     given=("measure",),
 )

@@ -24,7 +24,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes import edges
 from loopprobe.probes.circuit_runs import Circuit, CircuitRuns, memory_of
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.edges import ORDER, EdgesConfig
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.probes.patch import with_corrupted
@@ -295,6 +295,7 @@ PROBE = Probe(
         "circuit:overlap_figures",
         "circuit:overlap_table",
         compared=True,
+        quantities=(Quantity("kept", along=("edges",), unit="share of the behaviour that is kept"),),
     ),
     needs=frozenset({"map"}),
     given=("corrupted", "measure"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.reference.baselines import BASELINES, check_baselines
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import over_batches
@@ -160,6 +160,7 @@ PROBE = Probe(
         further_figures="compare:accuracy_figures",
         panels=True,
         compared=True,
+        quantities=(Quantity("median", "error", along=("point",), log=True),),
     ),
     of_points=True,
 )

@@ -13,7 +13,7 @@ from loopprobe.dynamics.trail import WINDOW
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import require
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import require_far, require_looped
 from loopprobe.probes.states import follow_states
 from loopprobe.store.evaluate import over_batches
@@ -156,5 +156,6 @@ PROBE = Probe(
         "inside:limits_models_table",
         panels=True,
         compared=True,
+        quantities=(Quantity("median", "error", log=True),),
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -74,13 +75,16 @@ def stamp(
 ) -> xr.Dataset:
     """Write into the attributes which probe made a dataset, of which model, on which prompts, how, and with what.
 
-    ``trained_loops`` are the loops that the training gives such prompts, or would. Where something else than the error
-    is measured, ``measure`` says what: its name, its name with the unit, and the source of a user's function.
+    ``trained_loops`` are the loops that the training gives such prompts, or would. ``prompts_digest`` tells these
+    prompts from others of the same origin; datasets that share it can be compared prompt by prompt. Where something
+    else than the error is measured, ``measure`` says what: its name, its name with the unit, and the source of a user's
+    function.
 
     Structured attributes are JSON text, which every netCDF reader can show. The coordinate ``source`` repeats all
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
     """
     data.attrs |= attributes(probe, subject, prompts, config) | {"trained_loops": subject.loops_of(prompts)}
+    data.attrs["prompts_digest"] = _digest(prompts)
     units = [prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)]
     if measure is None:
         data.attrs["failure_level"] = prompts.failure_level
@@ -115,6 +119,22 @@ def read_stamp(data: xr.Dataset) -> Stamp:
         **dict(zip(("unit", "query_unit", "step_unit", "tokens"), units, strict=True)),
         texts=tuple(json.loads(attrs.get("token_texts", "[]"))),
     )
+
+
+def measure_words(data: xr.Dataset) -> str:
+    """Return what a dataset measures, with its unit."""
+    name = str(data.attrs["measure"])
+    unit = str(data.attrs.get("measure_unit") or read_stamp(data).query_unit)
+    return f"{name} ({unit})" if unit and not unit.startswith(name) else unit or name
+
+
+def _digest(prompts: PromptBatch) -> str:
+    """Return a digest of the prompts, the same on every device and in every precision of a model."""
+    found = hashlib.sha256()
+    for part in prompts.tensors:
+        values = part.detach().cpu().float() if part.is_floating_point() else part.detach().cpu()
+        found.update(f"{tuple(values.shape)} {values.dtype}".encode() + values.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _in_turn(roles: Sequence[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import xarray as xr
 
@@ -12,6 +13,48 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.protocol import Capability, require
 from loopprobe.store.subject import Subject
 from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What datasets of a probe are compared by: side by side in one figure, and prompt by prompt where it is known.
+
+    The ``statistic`` says how the estimate is made of the samples, and so the estimate of paired differences: their
+    ``median``; the ``share`` of prompts that are right, from samples of 1 and 0; or the ``ratio`` Σ s t / Σ t² of
+    samples s to what they are a part of, t.
+
+    Attributes:
+        name: the variable of the estimate; ``{site}`` stands for the first site that the datasets share.
+        samples: the variable with one number a prompt (its dim ``example``); empty where a dataset has none.
+        statistic: how the estimate is made of the samples.
+        wholes: of a ratio the variable of t, or two of which it is the difference.
+        along: the dim that lines are drawn along. Of several the first with four or more values, else the last.
+        across: where heat maps are drawn, the dim along their vertical axis; empty where lines are drawn.
+        ends: the variables of the interval; empty: ``{name}_low`` and ``{name}_high``, where they are there.
+        first: dims of which the first value alone is shown.
+        same: options that must be alike, since numbers of other options have another meaning.
+        reference: a variable without what was changed, drawn beside the lines; its ends end in ``_low`` and ``_high``.
+        unit: what it counts in, where ``{unit}`` stands for the unit of what is measured and ``{step_unit}`` for that
+            of steps; empty: the unit of what is measured.
+        log: whether a logarithmic axis shows it.
+        is_all: whether no table of each dataset need stand beside that of all.
+        bounds: between which it tells something, such as 0 and 1 of R²; what lies outside is shown as the bound.
+    """
+
+    name: str
+    samples: str = ""
+    statistic: Literal["median", "share", "ratio"] = "median"
+    wholes: tuple[str, ...] = ()
+    along: tuple[str, ...] = ("loop",)
+    across: str = ""
+    ends: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+    reference: str = ""
+    unit: str = ""
+    log: bool = False
+    is_all: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -28,6 +71,8 @@ class Shown:
             and a table or None.
         panels: whether the compare_figure stands in several panels.
         compared: whether a verb shows several models together; a saved question does wherever it can.
+        quantities: what datasets are compared by where they do not differ in the model alone, or nothing above shows
+            them together: the first that all of them have.
     """
 
     figures: str = ""
@@ -38,6 +83,7 @@ class Shown:
     further_table: str = ""
     panels: bool = False
     compared: bool = False
+    quantities: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.probes.causal import causal_check
 from loopprobe.probes.dataset import stamp
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.decoders import targets_of, with_ones
 from loopprobe.probes.loops import require_loops_or_layers, training_prompts
 from loopprobe.probes.networks import CONTROLS, network_scores
@@ -281,7 +281,16 @@ PROBE = Probe(
     DecodeConfig,
     run,
     check,
-    Shown("decode:decode_figures", "algorithms:decode_table"),
+    Shown(
+        "decode:decode_figures",
+        "algorithms:decode_table",
+        quantities=(
+            Quantity("r2", along=("position",), across="loop", first=("control",), unit="R²", bounds=(0, 1)),
+            Quantity(
+                "accuracy", along=("position",), across="loop", first=("control",), unit="share read", bounds=(0, 1)
+            ),
+        ),
+    ),
     needs=frozenset({"weights"}),
     given=("training",),
 )

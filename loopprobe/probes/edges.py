@@ -20,7 +20,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.selection import activations_of
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.edge_runs import (
     READ,
     READ_OUT,
@@ -269,7 +269,21 @@ PROBE = Probe(
     EdgesConfig,
     run,
     check,
-    Shown("edges:edges_figures", "edges:edges_table"),
+    Shown(
+        "edges:edges_figures",
+        "edges:edges_table",
+        quantities=(
+            Quantity(
+                "share",
+                "moved",
+                "ratio",
+                ("total",),
+                along=("to_loop",),
+                across="from_loop",
+                unit="share of the answer",
+            ),
+        ),
+    ),
     needs=frozenset({"map"}),
     given=("corrupted", "measure"),
 )

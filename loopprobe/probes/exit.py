@@ -18,7 +18,7 @@ from torch import Tensor
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import require_looped
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
@@ -145,6 +145,10 @@ PROBE = Probe(
     ExitConfig,
     run,
     check,
-    Shown("longrun:exit_figures", "inside:exit_table"),
+    Shown(
+        "longrun:exit_figures",
+        "inside:exit_table",
+        quantities=(Quantity("median", "error", along=("rule_setting",), log=True),),
+    ),
     needs=frozenset({"map"}),
 )

@@ -25,7 +25,7 @@ from loopprobe.model.masks import reset
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.selection import activations_of
 from loopprobe.probes.dataset import error_summary, stamp
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import require_loops_or_layers
 from loopprobe.probes.paths import Components, principal_components
 from loopprobe.store.evaluate import query_error
@@ -259,4 +259,10 @@ def check(subject: Subject, config: ExploreConfig, prompts: PromptBatch) -> None
         raise LoopprobeError("in_loops is empty: name at least one loop, or leave it out for all")
 
 
-PROBE = Probe("explore", ExploreConfig, run, check, Shown("explore:explore_figures", "inside:explore_table"))
+PROBE = Probe(
+    "explore",
+    ExploreConfig,
+    run,
+    check,
+    Shown("explore:explore_figures", "inside:explore_table", quantities=(Quantity("median", "error", log=True),)),
+)

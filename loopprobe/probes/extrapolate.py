@@ -18,7 +18,7 @@ from loopprobe.config.schema import TaskConfig
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.store.evaluate import over_batches
 from loopprobe.store.subject import PromptSpec, Subject
 from loopprobe.support.statistics import share_interval, to_numpy
@@ -174,6 +174,7 @@ PROBE = Probe(
         "extrapolate:extrapolate_models_figure",
         "tokens:extrapolate_models_table",
         "extrapolate:maps_figures",
+        quantities=(Quantity("exact", "right", "share", along=("length",), unit="share of prompts right as a whole"),),
     ),
     of_tokens=True,
 )

@@ -25,7 +25,7 @@ from loopprobe.dynamics.trail import WINDOW, Trail
 from loopprobe.dynamics.trajectory import TINY
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import require_far, require_looped
 from loopprobe.store.evaluate import batches, over_batches
 from loopprobe.store.subject import Subject
@@ -274,6 +274,7 @@ PROBE = Probe(
         "failures:failures_table",
         "failures:failures_compare_figure",
         "failures:failures_models_table",
+        quantities=(Quantity("failures", unit="share of prompts that fail"),),
     ),
     needs=frozenset({"map"}),
 )

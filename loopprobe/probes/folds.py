@@ -11,7 +11,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare
 from loopprobe.probes.dataset import stamp
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.reference.baselines import check_baselines
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import Prompts
@@ -74,6 +74,11 @@ PROBE = Probe(
     FoldsConfig,
     run,
     check,
-    Shown(compare_figure="folds:folds_figure", compare_table="study:folds_table", compared=True),
+    Shown(
+        compare_figure="folds:folds_figure",
+        compare_table="study:folds_table",
+        compared=True,
+        quantities=(Quantity("accuracy", "right", "share", along=("point",), unit="share of right answers"),),
+    ),
     of_points=True,
 )

@@ -23,7 +23,7 @@ from torch import Tensor
 from loopprobe.config.strict import configuration
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.lens_reading import (
     CODA,
     SHOWN,
@@ -198,7 +198,11 @@ PROBE = Probe(
     LensConfig,
     run,
     check,
-    Shown("lens:lens_figures", "inside:lens_table"),
+    Shown(
+        "lens:lens_figures",
+        "inside:lens_table",
+        quantities=(Quantity("query_error", along=("loop", "site"), first=("lens",), log=True),),
+    ),
     needs=frozenset({"map"}),
     given=("training",),
 )

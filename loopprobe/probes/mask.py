@@ -25,7 +25,7 @@ from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.store.evaluate import batches, over_batches
 from loopprobe.store.subject import Subject
@@ -311,6 +311,11 @@ PROBE = Probe(
         "study:mask_models_table",
         further_figures="mask:failures_figures",
         panels=True,
+        quantities=(
+            Quantity(
+                "median", "error", along=("n", "loop"), same=("unit",), reference="clean_median", log=True, is_all=True
+            ),
+        ),
     ),
     needs=frozenset({"map"}),
     given=("measure",),

@@ -24,7 +24,7 @@ from loopprobe.config.selection import Choice, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.probes.patch_runs import BY_HEAD as BY_HEAD
@@ -256,7 +256,24 @@ PROBE = Probe(
     PatchConfig,
     run,
     check,
-    Shown("patch:patch_figures", "inside:patch_table"),
+    Shown(
+        "patch:patch_figures",
+        "inside:patch_table",
+        quantities=(
+            Quantity(
+                "{site}",
+                "{site}_moved",
+                "ratio",
+                ("clean", "corrupted"),
+                along=("position",),
+                across="loop",
+                unit="effect: 0 corrupted, 1 clean",
+            ),
+            Quantity(
+                "{site}_attribution", along=("position",), across="loop", unit="estimated effect: 0 corrupted, 1 clean"
+            ),
+        ),
+    ),
     given=("corrupted", "measure"),
     needs=frozenset({"map"}),
 )

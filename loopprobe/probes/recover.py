@@ -13,7 +13,7 @@ from loopprobe.config.strict import configuration
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token, require_looped, some_tokens
 from loopprobe.probes.pushes import distance, follow
 from loopprobe.store.evaluate import chunk_size
@@ -133,6 +133,10 @@ PROBE = Probe(
     RecoverConfig,
     run,
     check,
-    Shown("paths:recover_figures", "inside:recover_table"),
+    Shown(
+        "paths:recover_figures",
+        "inside:recover_table",
+        quantities=(Quantity("prediction_moved", along=("after",), unit="prediction moved ({step_unit})", log=True),),
+    ),
     needs=frozenset({"map"}),
 )

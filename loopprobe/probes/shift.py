@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.store.evaluate import over_batches
 from loopprobe.support.statistics import median_interval, to_numpy
@@ -126,6 +126,7 @@ PROBE = Probe(
         compare_table="study:shift_table",
         further_figures="shift:shift_curves_figures",
         compared=True,
+        quantities=(Quantity("median", "error", log=True),),
     ),
     of_points=True,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.directions import (
     DECODER,
     FILE,
@@ -311,7 +311,11 @@ PROBE = Probe(
     SteerConfig,
     run,
     check,
-    Shown("steer:steer_figures", "steer:steer_table"),
+    Shown(
+        "steer:steer_figures",
+        "steer:steer_table",
+        quantities=(Quantity("median", "response", along=("strength",), same=("unit",), unit="change of the {unit}"),),
+    ),
     needs=frozenset({"map"}),
     given=("direction", "groups", "corrupted", "training", "measure"),
 )

@@ -23,7 +23,7 @@ from loopprobe.config.selection import Choice, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.model.head_weights import HeadWeights
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.weights_chance import (
     chance_interval,
     corners,
@@ -231,7 +231,11 @@ PROBE = Probe(
     WeightsConfig,
     run,
     check,
-    Shown("weights:weights_figures", "weights:weights_table"),
+    Shown(
+        "weights:weights_figures",
+        "weights:weights_table",
+        quantities=(Quantity("composition", along=("reader",), across="writer", unit="composition score"),),
+    ),
     needs=frozenset({"heads"}),
     of_weights=True,
 )

@@ -9,17 +9,19 @@ from loopprobe.dynamics.limits import AT_REST
 from loopprobe.dynamics.trajectory import settled_after
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.failures import COURSES
-from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import answer_of, ignoring
 from loopprobe.show.sentences_inside import features as features
 from loopprobe.show.sentences_inside import steer as steer
 from loopprobe.show.sentences_inside import weights as weights
 from loopprobe.show.sentences_of_edges import circuit as circuit
 from loopprobe.show.sentences_of_edges import edges as edges
-from loopprobe.show.tables.common import with_ends
+from loopprobe.show.side_by_side import SideBySide
+from loopprobe.show.tables.common import interval, with_ends
 from loopprobe.show.tables.failures import best_sign
 from loopprobe.show.tables.tokens import at_trained_loops, in_words
+from loopprobe.show.wording import head_name
 from loopprobe.show.wording import largest as _largest
+from loopprobe.show.wording import largest_head as _largest_head
 from loopprobe.show.wording import loops as _loops
 from loopprobe.show.wording import name as _name
 from loopprobe.show.wording import times as _times
@@ -44,15 +46,20 @@ def mask(data: xr.Dataset) -> str:
     )
 
 
-def mask_modes(first: xr.Dataset, last: xr.Dataset) -> str:
-    """Say where first and last differ most after the last loop."""
-    end = mask_difference(first, last).isel(loop=-1)
-    largest = end.isel(_largest(abs(end["median"])))
-    clean, name = float(first.clean_median.sel(loop=int(end.loop))), first.attrs.get("measure", "error")
-    return (
-        f"{_name(first)}: after {_loops(end)} first minus last is largest with n = {int(largest.n)}: "
-        f"{with_ends(largest, 'median')}; the median {name} of the clean run is {clean:.3g}."
-    )
+def differences(side: SideBySide) -> list[str]:
+    """Say of every paired difference where it is furthest from 0, of lines after the last loop, and whether it is 0."""
+    said = []
+    for row in side.differences or (side.rows if side.of_differences else []):
+        values = row.values if side.y or "loop" not in row.values.dims else row.values.isel(loop=[-1])
+        place = _largest(abs(values.astype(float)))
+        where = {str(dim): values[dim].values[i].item() for dim, i in place.items()}
+        value, ends = row.at(where)
+        told = interval(value, *ends) if ends else f"{float(value):.3g}"
+        unsure = ", which is not told from 0: ask more prompts" if ends and ends[0] <= 0 <= ends[1] else ""
+        name = row.label or str(row.data.attrs["pair"])
+        model = f"{side.model}: " if side.model and side.model not in name else ""
+        said.append(f"{model}{name} is furthest from 0 at ({side.words(where)}): {told}{unsure}.")
+    return said
 
 
 def converge(data: xr.Dataset) -> str:
@@ -145,9 +152,12 @@ def attribute(data: xr.Dataset) -> str:
     """Say how much of the answer the last loop wrote, and which part of it most."""
     last = data.share.isel(loop=-1)
     most = last.isel(_largest(abs(last)))
+    head = _largest_head(data.share)
+    of_heads = "" if head is None else f"; of all heads {head_name(head)} wrote most, in loop {int(head.loop)} "
+    of_heads += "" if head is None else f"({float(head):.0%})"
     return (
         f"{_name(data)}: the last of {int(data.loop[-1])} loops wrote {float(last.sum()):.0%} of {answer_of(data)}, "
-        f"{most.component.item()} most ({float(most):.0%})."
+        f"{most.component.item()} most ({float(most):.0%}){of_heads}."
     )
 
 
@@ -177,7 +187,18 @@ def patch(data: xr.Dataset) -> str:
         where.append(f"token {read_stamp(data).token(int(most.position))}")
     return (
         f"{_name(data)}: the largest effect is of {site} {', '.join(where)}: it brings {float(most):.0%} of the way "
-        f"from the corrupted to the clean answer{'' if options['exact'] else ', as estimated'}."
+        f"from the corrupted to the clean answer{'' if options['exact'] else ', as estimated'}{_patched_head(data)}."
+    )
+
+
+def _patched_head(data: xr.Dataset) -> str:
+    """Name the head whose patch has the largest effect, over tokens that are patched one at a time."""
+    exact = "attn_z" in data
+    if not exact and "attn_z_attribution" not in data:
+        return ""
+    head = _largest_head(data["attn_z" if exact else "attn_z_attribution"])
+    return (
+        "" if head is None else f"; of all heads {head_name(head)} does most, after {_loops(head)} ({float(head):.0%})"
     )
 
 
@@ -193,6 +214,9 @@ def ablate(data: xr.Dataset) -> str:
         words = f"{in_all}, and in one loop {words}, by {_known(alone, 'median')}"
     else:
         words = f"{words} changes it most, by {_known(alone, 'median')}"
+    head = _largest_head(first["median"])
+    if head is not None and not str(alone.component.item()).startswith("head"):
+        words += f"; of all heads {head_name(head)} in loop {int(head.loop)} does most, by {float(head):.3g}"
     others = data.rank_correlation.sel(way=method).drop_sel(other=method).dropna("other")
     agree = ""
     if others.size:

@@ -8,6 +8,7 @@ prompt costs is told by the median, and how often the loop fails by a share.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -110,6 +111,27 @@ def share_interval(
     return share, low, high
 
 
+def share_difference_interval(
+    differences: Real[ndarray, "... sample"], *, level: float = 0.95
+) -> tuple[Float[ndarray, ...], Float[ndarray, ...], Float[ndarray, ...]]:
+    """Return the mean over the last axis of paired differences of yes and no, with an interval that has a width.
+
+    The mean is the share of samples with 1 minus the share with -1. Each share has its interval of Clopper and Pearson
+    (``share_interval``) at half of what may lie outside, so that both hold together (Bonferroni).
+
+    Args:
+        differences: 1, 0 or -1: yes only in the first of a pair, in both or neither, and only in the second.
+        level: the least coverage of the interval.
+
+    Returns:
+        The mean, the lower end and the upper end, each without the last axis; NaN where a value is NaN.
+    """
+    known = np.where(np.isnan(differences), np.nan, 1.0)
+    half = (1 + level) / 2
+    gained, lost = (share_interval(np.where(differences == sign, 1.0, 0.0) * known, level=half) for sign in (1, -1))
+    return gained[0] - lost[0], gained[1] - lost[2], gained[2] - lost[1]
+
+
 def summarise_errors(errors: Float[ndarray, "... sample"], level: float) -> dict[str, Float[ndarray, ...]]:
     """Summarise errors over their last axis: what a typical sample costs, and how often one fails.
 
@@ -159,6 +181,7 @@ def bootstrap_ratio(
     values: Float[ndarray, "... sample"] | Bool[ndarray, "... sample"],
     totals: Float[ndarray, " sample"],
     *,
+    minus: tuple[Float[ndarray, "... sample"], Float[ndarray, " sample"]] | None = None,
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -168,6 +191,8 @@ def bootstrap_ratio(
     Args:
         values: the values, whose last axis holds the samples.
         totals: one total for each sample.
+        minus: values and totals of another ratio of the same samples, which is subtracted resample by resample, so
+            that the difference stays paired; None: nothing is.
         resamples, level, seed: as in ``bootstrap_mean``.
 
     Returns:
@@ -175,21 +200,28 @@ def bootstrap_ratio(
         and both ends are NaN where there is one sample.
     """
     n, shape = values.shape[-1], values.shape[:-1]
-    flat = values.reshape(-1, n).astype(np.float64)
+    parts = [(values, totals)] if minus is None else [(values, totals), minus]
+    flat = [(part.reshape(-1, n).astype(np.float64), whole) for part, whole in parts]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = flat.sum(axis=1) / totals.sum()
+        whole_sample = _first_minus_second([part.sum(axis=1) / whole.sum() for part, whole in flat])
     if n == 1:
         missing = np.full(shape, np.nan)
-        return ratio.reshape(shape), missing, missing.copy()
+        return whole_sample.reshape(shape), missing, missing.copy()
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     outside = ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
     ends = [outside, 1 - outside]
-    scale = counts @ totals
+    chunks = []
     with np.errstate(divide="ignore", invalid="ignore"):
-        # Chunks keep [chunk, resamples] small however many leading entries there are.
-        chunks = [np.quantile(flat[i : i + 1024] @ counts.T / scale, ends, axis=1) for i in range(0, len(flat), 1024)]
+        for i in range(0, len(flat[0][0]), 1024):  # so that [chunk, resamples] stays small however many entries lead
+            of_resamples = [part[i : i + 1024] @ counts.T / (counts @ whole) for part, whole in flat]
+            chunks.append(np.quantile(_first_minus_second(of_resamples), ends, axis=1))
     low, high = np.concatenate(chunks, axis=1)
-    return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
+    return whole_sample.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def _first_minus_second(ratios: Sequence[ndarray]) -> ndarray:
+    """Return the difference of two, or the only one."""
+    return ratios[0] - ratios[1] if len(ratios) == 2 else ratios[0]
 
 
 def auc(positive: Float[ndarray, " one"], negative: Float[ndarray, " other"]) -> float:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.probes.dataset import read_stamp
+from loopprobe.probes.dataset import measure_words, read_stamp
 from loopprobe.show.figures.style import (
     BASELINE_COLOURS,
     DASHES,
@@ -20,6 +20,7 @@ from loopprobe.show.figures.style import (
     finish,
     heat,
 )
+from loopprobe.show.wording import head_name, largest_head
 
 WORDS = {"zero": "zero", "mean": "its mean", "resample": "another prompt's", "optimal": "the best constant"}
 MOST_CURVES, MOST_MAPS = 6, 6
@@ -35,12 +36,6 @@ def ablate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     if data.sizes["way"] > 1 and bool(data.rank_correlation.notnull().any()):
         made["ablate-agreement"] = _agreement(data)
     return made
-
-
-def measure_words(data: xr.Dataset) -> str:
-    """Return what was measured, with its unit."""
-    name, unit = str(data.attrs["measure"]), str(data.attrs["measure_unit"])
-    return f"{name} ({unit})" if unit and not unit.startswith(name) else unit or name
 
 
 def _effects(data: xr.Dataset) -> go.Figure:
@@ -83,6 +78,8 @@ def _effects(data: xr.Dataset) -> go.Figure:
         )  # fmt: skip
     bar = {"y": 0.79, "len": 0.45, "x": 1.02}
     title = f"{data.model.item()}: what an ablation adds to the {measure_words(data)}, median of the prompts"
+    if (head := largest_head(data["median"])) is not None:
+        title += f"; of all heads {head_name(head)} in loop {int(head.loop)} does most ({float(head):.3g})"
     finish(figure, title)
     figure.update_layout(coloraxis=diverging(data["median"], "change", **bar), hovermode="closest", height=760)
     return figure.update_layout(legend={"x": 1.005, "y": 0.42}, legend2={"x": 1.005, "y": 0.12})

@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from loopprobe.show.arrange import answer_of
 from loopprobe.show.figures.style import DASHES, colours, curve, diverging, finish, heat
+from loopprobe.show.wording import head_name, largest_head
 
 
 def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
@@ -33,10 +34,10 @@ def attribute_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     figure.update_yaxes(title=f"share of {answer_of(data).partition(' (')[0]}", zeroline=True, col=2)
     figure.update_xaxes(title="loops done once it was written", col=2)
     figure.update_layout(coloraxis=diverging(data.share, "share", x=0.415))
-    finish(
-        figure,
-        f"{data.model.item()}: {answer_of(data)} at the query, split along the direct path through the norms",
-    )
+    title = f"{data.model.item()}: {answer_of(data)} at the query, split along the direct path through the norms"
+    if (head := largest_head(data.share)) is not None:
+        title += f"; of all heads {head_name(head)} in loop {int(head.loop)} wrote most ({float(head):.0%})"
+    finish(figure, title)
     return {"attribute": figure.update_layout(hovermode="closest", height=520)}
 
 

@@ -11,6 +11,8 @@ from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.figures.style import GREY, diverging, finish, heat
+from loopprobe.show.wording import head_name, largest_head
+from loopprobe.show.wording import loops as loops_done
 
 WORDS = {"z": "state after the loop", "z_pre": "state that enters", "attn_z": "head outputs", "mlp_out": "MLP output"}
 
@@ -58,7 +60,9 @@ def _site_figure(data: xr.Dataset, site: str) -> go.Figure:
         heat(figure, over_tokens, "place", "loop", row=row, col=col)
         figure.update_xaxes(title="layer.head, sum over tokens", type="category", row=row, col=col)
         largest = max(largest, float(abs(over_tokens).max()))
-    finish(figure, f"{data.model.item()}: {_description(data, site)}")
+    head = largest_head(values)
+    most = "" if head is None else f"; {head_name(head)} does most, after {loops_done(head)} ({float(head):.0%})"
+    finish(figure, f"{data.model.item()}: {_description(data, site)}{most}")
     if exact:
         _scatter(figure, data, site, *next(places))
     figure.update_layout(coloraxis=diverging(largest, "effect: 0 corrupted, 1 clean", x=1.02))

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from loopprobe.show.figures.ablate import measure_words
+from loopprobe.probes.dataset import measure_words
 from loopprobe.show.figures.style import BLACK, GREY, colours, curve, finish
 from loopprobe.show.tables.steer import UNITS, pushed_words
 

@@ -23,6 +23,7 @@ BLACK, GREY = "#000000", "#777777"
 BASELINE_COLOURS = qualitative.Safe  # for things without order; colour-blind readers can tell them apart
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 SHOWN_TEXTS = 24  # of tokens, which can be read beside one axis
+NARROWEST = 900  # pixels of a page's figure, which is scrolled where a window is narrower
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -94,6 +95,7 @@ def heat(
     row: int = 1,
     col: int = 1,
     template: str = "%{z:.3g}",
+    coloraxis: str = "coloraxis",
 ) -> None:
     """Draw a heat map of a matrix with labelled axes; all heat maps of a figure share their colours.
 
@@ -103,9 +105,10 @@ def heat(
         x, y: the dimension along each axis.
         row, col: the panel.
         template: the format of a value on hover.
+        coloraxis: the colour scale of the figure, for maps of another kind.
     """
     figure.add_heatmap(
-        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis="coloraxis",
+        x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis=coloraxis,
         row=row, col=col, hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",
     )  # fmt: skip
 
@@ -195,10 +198,11 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
     """Apply the common look, with the height that the legend needs."""
     entries = sum(trace.showlegend is not False and trace.legend in (None, "legend") for trace in figure.data)
     wrapped = "<br>".join(textwrap.wrap(title, 120))
+    further = 20 * wrapped.count("<br>")  # pixels of the further lines of the title
     figure.update_layout(
         template="plotly_white", title={"text": wrapped, "x": 0.01, "font": {"size": 15}},
-        margin={"t": 95, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
-        legend={"x": 1.005, "y": 1, "tracegroupgap": 3}, height=max(450, 23 * entries + 175),
+        margin={"t": 95 + further, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
+        legend={"x": 1.005, "y": 1, "tracegroupgap": 3}, height=max(450, 23 * entries + 175) + further,
     )  # fmt: skip
     return figure
 
@@ -216,6 +220,7 @@ def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
         LoopprobeError: the page cannot be written.
     """
     page = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=True, auto_play=False)
+    page = page.replace("<head>", f"<head><style>.plotly-graph-div {{min-width: {NARROWEST}px}}</style>", 1)
     with writing(path) as partial:
         partial.write_text(page, encoding="utf-8")
 

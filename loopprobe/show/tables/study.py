@@ -8,8 +8,6 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.probes.dataset import read_stamp
-from loopprobe.probes.paired import mask_difference
 from loopprobe.show.arrange import baselines_of, by_prompts, loops_to_show
 from loopprobe.show.folds_rows import rows_of
 from loopprobe.show.tables.common import (
@@ -45,46 +43,6 @@ def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
         end = row.sel(loop=shown[-1])
         cells += [percent(end, f"{prefix}failures")] if fails else []
         table.add_row("clean" if n is None else str(n), *cells, f"{float(end[f'{prefix}mean']):.3g}")
-    return table
-
-
-def mask_modes_table(first: xr.Dataset, last: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
-    """Tabulate the errors with the first and with the last n kept, and their paired difference, one row per n.
-
-    Args:
-        first, last: datasets of the mask probe, see ``mask_difference``.
-        loops: the loop counts to show, three columns each; None: the trained count and the last.
-    """
-    difference = mask_difference(first, last)
-    stamp = read_stamp(first)
-    table = titled(f"{first.model.item()}: the first n against the last n {stamp.options['unit']}s")
-    table.caption = (
-        f"{stamp.query_unit}, median of {difference.sizes['example']} prompts [95 % interval]; difference: first minus "
-        "last, prompt by prompt"
-    )
-    table.add_column("n", justify="right")
-    shown = loops_to_show(difference, loops or (int(first.attrs["trained_loops"]), int(difference.loop[-1])))
-    for loop in shown:
-        for name in ("first", "last", "difference"):
-            table.add_column(f"{name}, {loop} loop{'s' * (loop > 1)}", justify="right")
-    for n in difference.n.values:
-        cells = [cell(data, "median", n=n, loop=loop) for loop in shown for data in (first, last, difference)]
-        table.add_row(str(n), *cells)
-    clean = [text for loop in shown for text in (cell(first, "clean_median", loop=loop), "", "")]
-    table.add_row("clean", *clean)
-    return table
-
-
-def mask_difference_table(data: xr.Dataset) -> Table:
-    """Tabulate the paired difference alone, one row per n and one column per loop count."""
-    table = titled(f"{data.model.item()}: {data.attrs['description']}")
-    table.caption = f"median of {data.sizes['example']} prompts [95 % interval]"
-    table.add_column("n", justify="right")
-    shown = loops_to_show(data)
-    for loop in shown:
-        table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
-    for n in data.n.values:
-        table.add_row(str(n), *(cell(data, "median", n=n, loop=loop) for loop in shown))
     return table
 
 

@@ -142,13 +142,28 @@ function ticks(words) {  // as many words beside an axis as there is room for
   const step = Math.ceil(words.length / (innerWidth < 760 ? 24 : 64)), places = range(words.length).filter((p) => p % step === 0);
   return {tickvals: places, ticktext: places.map((p) => words[p].split(" = ")[0].slice(0, 14)), tickfont: {size: words.length > 40 ? 8 : 10, family: "ui-monospace, monospace"}, showgrid: false};
 }
+const differenceSizes = new WeakMap();  // of every view, by head
+function largestDifference(layer, head) {  // over all loops, so that colours mean the same when the loop is changed
+  if (!differenceSizes.has(view)) differenceSizes.set(view, new Map());
+  const sizes = differenceSizes.get(view), key = `${layer}.${head}`;
+  if (!sizes.has(key)) {
+    let size = 0.01;
+    for (const t of range(view.loops.length)) {
+      const clean = view.pattern(0, t, layer, head);
+      view.pattern(1, t, layer, head).forEach((x, i) => { size = Math.max(size, Math.abs(x - clean[i])); });
+    }
+    sizes.set(key, size);
+  }
+  return sizes.get(key);
+}
 function drawPattern() {
   if (!view.pattern) return;
   const [layer, head] = pairs()[state.head], n = view.tokens.length, what = $("pattern-run").value;
   const of = (run) => view.pattern(run, state.loop, layer, head);
   const values = what === "difference" ? of(1).map((x, i) => x - of(0)[i]) : Float32Array.from(of(Math.min(Number(what), nRuns() - 1)));
   const rows = range(n).map((q) => Array.from(values.subarray(q * n, (q + 1) * n)));
-  const size = Math.max(0.01, ...values.map(Math.abs)), levels = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1];
+  const levels = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1];
+  const size = what === "difference" ? largestDifference(layer, head) : 1;
   const scale = what === "difference" ? {z: rows, colorscale: diverging(), zmin: -size, zmax: size, colorbar: {thickness: 10}}
     : {z: rows.map((row) => row.map(Math.sqrt)), zmin: 0, zmax: 1, colorscale: [0, 128, 255].map((i) => [Math.sqrt(i / 255), `rgb(${(dark.matches ? DARKS : SHADES)[i]})`]),
       colorbar: {thickness: 10, tickvals: levels.map(Math.sqrt), ticktext: levels.map(String)}};

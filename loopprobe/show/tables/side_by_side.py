@@ -1,0 +1,95 @@
+"""The table of several datasets of one probe: a column a dataset, and a column a paired difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from loopprobe.show.arrange import loops_to_show
+from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
+from loopprobe.show.tables.common import cell, interval, titled
+
+MOST_ROWS, MOST_GROUPS = 40, 3
+
+
+def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> Table:
+    """Tabulate datasets of one probe side by side, with their paired differences where they have the prompts.
+
+    Lines have a row for each point along the axis, and loop counts stand beside one another. Heat maps have a row for
+    each place at which the datasets differ most.
+
+    Args:
+        side: the datasets.
+        loops: the loop counts to show; None: a few.
+    """
+    whose = " against ".join(side.names)
+    model = f"{side.model}: " if side.model and side.model not in whose else ""
+    table = titled(f"{model}{side.probe.replace('_', ' ')}, {whose}")
+    prompts = side.first.sizes.get("example")
+    what = " or ".join(side.units) if len(side.units) == 1 else "; ".join(f"{r.label}: {r.unit}" for r in side.rows)
+    kind = "median of " if side.quantity.name == "median" else ""
+    of = f", {kind}{prompts} prompts [95 % interval]" if prompts else ""
+    paired = side.differences or side.of_differences
+    why = f"; no paired differences: {side.why}" if side.why else ""
+    table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why)
+    rows, groups = _rows(side, loops)
+    dims = list(dict.fromkeys(dim for row in rows for dim in row))
+    for dim in dims:
+        table.add_column(axis_words(side, dim).partition(" (")[0], justify="right")
+    columns = [*side.rows, *side.differences]
+    for group in groups:
+        for column in columns:
+            name = column.label or "difference"
+            table.add_column(", ".join(part for part in (name, side.words(group)) if part), justify="right")
+    for place in rows:
+        cells = [_cell(column, {**place, **group}) for group in groups for column in columns]
+        table.add_row(*(_short(place.get(dim, "–")) for dim in dims), *cells)
+    if side.quantity.reference and not side.of_differences and dims == [side.x]:
+        name = side.quantity.reference
+        table.add_row("clean", *("" if c.of else cell(c.data, name, **group) for group in groups for c in columns))
+    return table
+
+
+def _rows(side: SideBySide, loops: Sequence[int] | None) -> tuple[list[Place], list[Place]]:
+    """Return the places of the rows, and what stands in groups of columns beside one another."""
+    if side.y:
+        return _largest(side), [{}]
+    values = side.rows[0].values[side.x].values.tolist()
+    if side.x == "loop":
+        shared = xr.Dataset(coords={"loop": values}, attrs=side.first.attrs)
+        values = loops_to_show(shared, loops)
+    elif len(values) > MOST_ROWS:
+        values = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, 12).round().astype(int))]
+    places = side.places(MOST_ROWS, loops)
+    along: list[Place] = [{side.x: value} for value in values]
+    if {dim for place in places for dim in place} <= {"loop"} and len(places) <= MOST_GROUPS:
+        return along, places
+    return [{**place, **one} for place in side.places(12, loops) for one in along], [{}]
+
+
+def _largest(side: SideBySide) -> list[Place]:
+    """Return the twelve places at which the differences, or else the datasets, are largest."""
+    rows = side.differences or side.rows
+    sizes = abs(rows[0].values.astype(float))
+    if not side.differences and len(side.rows) > 1:
+        sizes = abs(side.rows[1].values.astype(float) - sizes)
+    flat = np.nan_to_num(sizes.values.ravel(), nan=-1.0, posinf=-1.0)
+    order = [i for i in np.argsort(-flat, kind="stable")[:12] if flat[i] >= 0]
+    places = [np.unravel_index(i, sizes.shape) for i in order]
+    return [
+        {str(dim): sizes[dim].values[i].item() for dim, i in zip(sizes.dims, place, strict=True)} for place in places
+    ]
+
+
+def _cell(row: Row, place: Place) -> str:
+    value, ends = row.at(place)
+    if not np.isfinite(float(value)):
+        return "–"
+    return f"{float(value):.3g}" if ends is None else interval(value, *ends)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
