@@ -11,7 +11,7 @@ import xarray as xr
 from other_model import BothWays, OtherSubject, draw
 from test_steer import LinearLoop
 
-from loopprobe import figures, load_checkpoint, probe
+from loopprobe import figure, figures, load_checkpoint, probe
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import features
 from loopprobe.probes.dataset import read_dataset, write_dataset
@@ -326,10 +326,15 @@ def test_tokens_measures_and_several_models(token_checkpoint, checkpoint):
         outputs = token_checkpoint.model(*prompts.inputs, n_loops=3, read_at=prompts.read_at)[-1]
     np.testing.assert_allclose(data.clean, prompts.errors(outputs)[:, -1].square(), rtol=1e-4)
     assert any("surprise" in table.caption for table in tables_for([data]))
-    other = probe("features", checkpoint, 7, measure="answer", **FEW)
-    assert next(iter(figures([other, data]))) == "features"
-    assert len(figures([other, data])) == 1 + 2 * 3
-    assert tables_for([other, data])[0].row_count == 12
+    other, same = (probe("features", one, 7, **FEW) for one in (checkpoint, token_checkpoint))
+    assert next(iter(figures([other, same]))) == "features"
+    assert len(figures([other, same])) == 1 + 2 * 3
+    assert tables_for([other, same])[0].row_count == 12
+    beside = figure([data, same])  # the measure differs, what the dictionaries explain does not
+    assert "explained variance" in str(beside.layout)
+    lines = [trace.y for trace in beside.data if trace.mode and "lines" in trace.mode and trace.y is not None]
+    shared = data.explained.sel(dictionary="shared").values
+    assert any(len(y) == len(shared) and np.allclose(y, shared) for y in lines)
 
 
 def test_threads_change_nothing(checkpoint):

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from loopprobe.probes.dataset import stamp, with_ends
-from loopprobe.probes.declaration import Probe, Shown
+from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.dictionaries import variables_of
 from loopprobe.probes.directions import states_at
 from loopprobe.probes.feature_fits import GAUSSIAN, IN_EACH, IN_TOTAL, OTHER_SEED, SHARED, Fitted, fit_all
@@ -216,6 +216,7 @@ PROBE = Probe(
         "features:dictionaries_figure",
         "features:dictionaries_table",
         compared=True,
+        quantities=(Quantity("explained", first=("dictionary",), unit="explained variance"),),
     ),
     needs=frozenset({"map"}),
     given=("training", "measure", "dictionary"),
