@@ -436,6 +436,7 @@ def browsing(url, width, scheme="light"):
 DRAWN = (
     "id => document.getElementById(id).data.map(t => [t.name, Array.from(t.y ?? []).filter(y => y !== null).length])"
 )
+SCALE = "() => (({zmin, zmax, z}) => [zmin, zmax, z])(document.getElementById('pattern').data[0])"
 LINE = "name => document.getElementById('error').data.find(t => t.name === name)?.y"
 
 
@@ -497,6 +498,16 @@ def test_a_click_masks_a_token_and_the_error_changes(server, exploration, width)
         assert changed[1:] != clean[1:]
         assert "reset" in page.locator("#tokens button[data-token='3']").get_attribute("class")
         assert "the state of token 3 reset" in page.inner_text("#told")
+        page.select_option("#pattern-run", "difference")
+        scales, largest = [], 0.0
+        for loop in ("1", "2", "3", "4"):
+            page.locator("#loop").fill(loop)
+            assert page.inner_text("#loop-told") == loop
+            trace = page.evaluate(SCALE)
+            scales.append(trace[:2])
+            largest = max(largest, np.abs(trace[2]).max())
+        assert scales == [scales[0]] * 4, "a colour means the same after every loop"
+        np.testing.assert_allclose(scales[0], [-max(largest, 0.01), max(largest, 0.01)], rtol=1e-5)
         page.click("#heads button[data-head='1.0']")
         page.wait_for_function("() => view.told.includes('head 1.0 off')")
         page.locator("#loop").fill("2")
