@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import xarray as xr
@@ -64,7 +65,7 @@ class Group:
         """Whether there is one figure and table of all datasets."""
         return self.are_models or self.side is not None
 
-    @property
+    @cached_property
     def side(self) -> SideBySide | None:
         """The datasets side by side; None of a single one, and where they cannot stand side by side."""
         if len(self.datasets) == 1 and self.probe != DIFFERENCE:

@@ -50,7 +50,7 @@ def figures(datasets: Datasets) -> dict[str, go.Figure]:
 def _together(group: Group) -> dict[str, go.Figure]:
     """Draw all datasets in one figure, with what else the probe draws of several."""
     if not group.are_models:
-        return {group.probe: _draw_side(group.beside())}
+        return {group.probe: _draw_side(group.side or group.beside())}
     made = {group.probe: _drawing(group.shown.compare_figure)(group.datasets)}
     made |= {f"{group.probe}-{end}": figure for end, figure in _further(group.shown, group.datasets).items()}
     if (side := group.side) is not None and len(side.differences) == 1:
