@@ -167,7 +167,7 @@ def figure(found: dict[str, Any]) -> Any:
 
     from loopprobe.show.figures.style import finish
 
-    x = np.geomspace(0.02, 300, 200)
+    x = np.geomspace(0.03, 60, 200)
     made = go.Figure()
     for name, width in (("bytes_per_s", 2), ("bytes_per_s_large", 1)):
         y = np.minimum(x * found[name], found["flops_per_s"]) / 1e9
@@ -175,15 +175,15 @@ def figure(found: dict[str, Any]) -> Any:
         label = f"roof, arrays of {size / 1e6:.0f} MB"
         made.add_scatter(x=x, y=y, mode="lines", name=label, line={"width": width, "color": "#888"})
     total = sum(row["seconds"] for row in found["kinds"].values())
-    for kind, row in found["kinds"].items():
+    for kind, row in sorted(found["kinds"].items(), key=lambda pair: -pair[1]["seconds"]):
         share = row["seconds"] / total
         made.add_scatter(
-            x=[row["flops"] / row["bytes"]], y=[row["flops"] / row["seconds"] / 1e9], mode="markers+text",
-            marker={"size": max(6, 90 * share**0.5)}, text=[f"{kind}, {share:.0%}"], textposition="bottom center",
-            name=kind, showlegend=False,
+            x=[row["flops"] / row["bytes"]], y=[row["flops"] / row["seconds"] / 1e9], mode="markers",
+            marker={"size": max(6, 90 * share**0.5)}, name=f"{kind}, {share:.0%}",
         )  # fmt: skip
-    made.update_xaxes(type="log", title="operations a byte")
-    made.update_yaxes(type="log", title="GFLOP/s")
+    made.update_xaxes(type="log", title="operations a byte", dtick=1)
+    made.update_yaxes(type="log", title="GFLOP/s", dtick=1)
+    made.update_layout(legend_itemsizing="constant")
     finish(made, "A training step below the roofs of two cores: share of the time by kind of operation")
     return made
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from loopprobe.show.present import figure, figures, table
     from loopprobe.store.checkpoint import load, load_checkpoint
     from loopprobe.store.evaluate import query_error
+    from loopprobe.store.own import with_task
     from loopprobe.support.memory import keep_freed_memory
     from loopprobe.tasks import Prompts, RegressionTask, TokenTask, held_out, register_task, sample
     from loopprobe.tasks.corruptions import corrupt
@@ -84,6 +85,7 @@ _HOME = {
     "held_out": "tasks",
     "sample": "tasks",
     "train": "training.train",
+    "with_task": "store.own",
     "wrap": "wrapped.wrap",
 }
 __all__ = [*_HOME, "__version__"]

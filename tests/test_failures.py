@@ -13,6 +13,7 @@ from loopprobe.model.interventions import edited
 from loopprobe.probes import failures
 from loopprobe.probes.failures import BEFORE, BURST, LASTING, RECURRING, RIGHT, courses
 from loopprobe.show import present, sentences
+from loopprobe.store import evaluate
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.support.statistics import auc_interval
 from loopprobe.tasks import held_out
@@ -84,6 +85,7 @@ def test_onset_lead_and_signs_of_prompts_that_are_made_to_fail(checkpoint, batch
         return error
 
     monkeypatch.setattr(type(batch), "errors", errors)
+    monkeypatch.setattr(evaluate, "chunk_size", lambda device: 60)
     data = failures.run(checkpoint, batch[:60], failures.FailuresConfig(loops=LOOPS, before=5, spectra=False))
     assert n_loops == [LOOPS], "one batch, read once a loop"
     course = data.prompt_course.values

@@ -8,10 +8,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "wrapping.md"
 
 def test_the_code_of_the_page_runs():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
+    assert names["settles"].sizes["loop"] == 30
+    assert names["reset"].error.notnull().all()
     model = names["model"]
     assert {"causal", "forward_mode", "linear_readout", "map"} <= model.supports
     assert model.anatomy.start == "zeros", "it was found"

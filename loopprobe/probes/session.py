@@ -6,6 +6,7 @@ from typing import Any
 
 import xarray as xr
 
+from loopprobe.errors import LoopprobeError
 from loopprobe.probes.questions import Prepared, answer, configured
 from loopprobe.probes.registry import find_probe
 from loopprobe.store.subject import PromptSpec, Subject
@@ -18,7 +19,8 @@ def probe(name: str, checkpoint: Subject, prompts: PromptBatch | int = 256, **op
 
     Args:
         name: of the probe: a key of ``probes.registry.PROBES``, such as lens, patch or converge.
-        checkpoint: from ``load_checkpoint``, or any other model with its task (``store.subject.Subject``).
+        checkpoint: from ``load_checkpoint`` or ``with_task``, or any other model with its task
+            (``store.subject.Subject``).
         prompts: held-out prompts, or how many.
         options: fields of the probe's configuration, such as ``loops``; ``positions`` may be negative or ``query``. For
             align, decode and lens also ``training``, prompts to fit on; for patch ``corrupted``, the corrupted prompts;
@@ -29,10 +31,21 @@ def probe(name: str, checkpoint: Subject, prompts: PromptBatch | int = 256, **op
         The probe's dataset; ``figure(data)`` shows it.
 
     Raises:
-        LoopprobeError: no such probe, or an option that it does not have or the model cannot answer.
+        LoopprobeError: no such probe, an option that it does not have or the model cannot answer, or a model without a
+            task.
     """
     given = {key: options.pop(key) for key in find_probe(name).given if key in options}
     chosen, config = configured(name, options)
+    if not isinstance(checkpoint, Subject):
+        raise LoopprobeError(
+            f"a {type(checkpoint).__name__} has no task to draw prompts from: give what load_checkpoint returns, or "
+            "loopprobe.with_task(loopprobe.wrap(module, ...), task)"
+        )
+    if not isinstance(prompts, int | PromptBatch):
+        raise LoopprobeError(
+            f"prompts ({type(prompts).__name__}) must be a number of them, or what checkpoint.held_out or "
+            "loopprobe.held_out returns"
+        )
     batch = checkpoint.draw(PromptSpec(prompts=prompts)) if isinstance(prompts, int) else prompts
     chosen.require(checkpoint, batch, config, given)
     [data] = answer([Prepared(name, checkpoint, config, batch, given)], track)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.shipped import shipped_language_models, whole_folder
@@ -23,6 +24,24 @@ from loopprobe.wrapped.model import WrappedModel
 
 SAMPLED = 4096  # numbers of each tensor that the digest of weights is made of
 WINDOW = 128  # tokens of a window of a text file, where no length is given
+
+
+def sampled_digest(module: nn.Module) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 of 4,096 numbers of every tensor, which identify weights."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        content.update(f"{name} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
+        content.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:16]
+
+
+def record(model: WrappedModel) -> dict[str, Any]:
+    """Return the architecture and the sizes of a wrapped model as plain data."""
+    sizes = model.sizes
+    found = {"architecture": type(model.module).__name__, "n_loops": sizes.n_loops, "n_layers": sizes.n_layers}
+    return found | {"d_model": sizes.d_model, "n_heads": sizes.n_heads, "start_seed": model.start_seed}
 
 
 @dataclass(repr=False)
@@ -75,20 +94,12 @@ class LanguageModel:
     @cached_property
     def digest(self) -> str:
         """The first 16 hexadecimal digits of a SHA-256 of 4,096 numbers of every tensor, which identify the weights."""
-        content = hashlib.sha256()
-        for name, tensor in sorted(self.model.module.state_dict().items()):
-            content.update(f"{name} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().reshape(-1)
-            some = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
-            content.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return content.hexdigest()[:16]
+        return sampled_digest(self.model.module)
 
     def identity(self) -> dict[str, Any]:
         """Return a record of the model: its name, the digest of its weights and its sizes."""
-        sizes = self.model.sizes
-        model = {"architecture": type(self.model.module).__name__, "n_loops": sizes.n_loops, "n_layers": sizes.n_layers}
-        model |= {"d_model": sizes.d_model, "n_heads": sizes.n_heads, "start_seed": self.model.start_seed}
-        return {"name": self.name, "weights": self.digest, "config": {"model": model, "task": {"name": self.task_name}}}
+        config = {"model": record(self.model), "task": {"name": self.task_name}}
+        return {"name": self.name, "weights": self.digest, "config": config}
 
     def draw(self, spec: PromptSpec) -> TextPrompts:
         """Make the prompts of a specification: of texts, of pairs in a JSONL file, or of windows of a text file.

@@ -22,6 +22,7 @@ from loopprobe.model.hook_points import hooked
 from loopprobe.model.hook_trees import HookTrees
 from loopprobe.wrapped.anatomy import Anatomy, loop_count, place_of
 from loopprobe.wrapped.plan import Plan, lock_of
+from loopprobe.wrapped.points import of_heads
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import Wiring, given_tensor, returned_tensor, with_tensor
 
@@ -127,7 +128,12 @@ class Pass:
     def within(self, path: str, local: str, x: Tensor) -> Tensor:
         """A place within a layer is passed; of a module that others share only while the layer goes on."""
         layer = self._inside.get(path)
-        return x if layer is None else self.pass_point(self.current(), f"blocks.{layer}.{local}", x)
+        if layer is None:
+            return x
+        side_by_side = x.ndim == 3 and of_heads(local)
+        x = x.unflatten(-1, (self.anatomy.n_heads, -1)) if side_by_side else x
+        x = self.pass_point(self.current(), f"blocks.{layer}.{local}", x)
+        return x.flatten(2) if side_by_side else x
 
     def left(self, path: str, x: Tensor) -> Tensor:
         """A layer of the core is left."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import MakePoint, dims
 from loopprobe.wrapped.anatomy import Anatomy, Place, Side, place_of
 from loopprobe.wrapped.wiring import Wiring
@@ -80,10 +81,13 @@ def layout_of(anatomy: Anatomy, wiring: Wiring, value_size: int) -> WrappedLayou
     further = {name: widths[place] for name, place in _places(anatomy.points)}
     opening = {name for name, (path, _) in _places(anatomy.points) if path in wiring.opens}
     in_loop |= {name: shape for name, shape in further.items() if name in opening}
+    head = (anatomy.n_heads, anatomy.d_head or width[-1] // anatomy.n_heads)
     for layer, path in enumerate(wiring.order):
-        inner = {local: widths[f"{path}.{at}".rstrip("."), side] for local, (at, side) in _places(anatomy.sites)}
+        inner = {
+            local: _shape(local, widths[f"{path}.{at}".rstrip("."), side], *head)
+            for local, (at, side) in _places(anatomy.sites)
+        }
         if anatomy.attention is not None:
-            head = (anatomy.n_heads, anatomy.d_head or width[-1] // anatomy.n_heads)
             inner = {name: head for name in ATTENTION} | inner
         in_loop |= {f"blocks.{layer}.{local}": shape for local, shape in {"hook_resid_pre": width, **inner}.items()}
         in_loop[f"blocks.{layer}.hook_resid_post"] = widths[path, "out"]
@@ -94,6 +98,28 @@ def layout_of(anatomy: Anatomy, wiring: Wiring, value_size: int) -> WrappedLayou
     return WrappedLayout(
         anatomy.n_loops or 1, {"hook_embed": widths[anatomy.prelude[-1], "out"]}, in_loop, anatomy.n_heads
     )
+
+
+def of_heads(local: str) -> bool:
+    """Return whether the activations of a point have an axis of heads behind that of tokens."""
+    return dims(local)[2:3] == ("head",)
+
+
+def _shape(local: str, shape: tuple[int, ...], n_heads: int, d_head: int) -> tuple[int, ...]:
+    """Return the shape of an activation of a site behind the axes of prompts and tokens, where heads have their own.
+
+    Raises:
+        LoopprobeError: the place hands on all heads side by side, and they cannot be told apart.
+    """
+    if not of_heads(local) or len(shape) != 1:
+        return shape
+    shared = local.endswith(("hook_k", "hook_v", "hook_rot_k")) and shape[0] != n_heads * d_head
+    if shared or shape[0] % n_heads:
+        raise LoopprobeError(
+            f"the site {local} has {shape[0]} numbers a token, which are not those of {n_heads} heads: tell n_heads=, "
+            "or name a place whose activations are [batch, pos, head, d_head]"
+        )
+    return n_heads, shape[0] // n_heads
 
 
 def _places(places: Mapping[str, Place]) -> list[tuple[str, tuple[str, Side]]]:

@@ -60,7 +60,9 @@ def wrap(
         start: the state that the loop starts from: "input" (e), "zeros", "ones", or a function from the module, e and a
             seed. None: the one of the three that is right.
         n_loops: as trained; None: as many as ``set_loops`` names.
-        sites: places within every layer, such as ``{"hook_attn_out": "attn", "hook_resid_mid": ("norm2", "in")}``.
+        sites: places within every layer, such as ``{"hook_attn_out": "attn", "hook_resid_mid": ("norm2", "in")}``;
+            those of heads with ``n_heads``, such as ``{"attn.hook_z": ("attn.proj", "in")}``, also where all heads
+            stand side by side there, [batch, pos, n_heads * d_head].
         points: further places that a loop passes, by the paths of submodules.
         attention: the path within a layer of an attention that uses transformers' interface.
         n_heads: attention heads of a layer.
@@ -156,6 +158,11 @@ def _example(model: nn.Module, example: Any) -> tuple[Tensor, ...]:
 
 
 def _require_places(model: nn.Module, anatomy: Anatomy) -> None:
+    for name in [*anatomy.sites, *anatomy.points]:
+        *rooms, last = name.split(".")
+        if not last.startswith("hook_"):
+            called = ".".join([*rooms, f"hook_{last}"])
+            raise LoopprobeError(f"the site {name!r} must be the name of a hook point: call it {called!r}")
     for place in [*anatomy.sites.values(), *anatomy.points.values()]:
         if not isinstance(place, str) and (len(place) != 2 or place[1] not in ("in", "out")):
             raise LoopprobeError(f"the place {place!r} must be a path, or a path and in or out: change it")

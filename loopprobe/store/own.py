@@ -1,0 +1,181 @@
+"""Wrapped modules of your own as subjects of probes: a model with a task, which draws the prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loopprobe.config.schema import TaskConfig
+from loopprobe.errors import LoopprobeError
+from loopprobe.reference.baselines.optimal import is_of, optimum
+from loopprobe.store.language import record, sampled_digest
+from loopprobe.store.subject import PromptSpec
+from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts, held_out, held_out_tokens
+from loopprobe.tasks.protocol import Outputs
+from loopprobe.tasks.registry import task_config
+from loopprobe.wrapped.model import WrappedModel
+
+Drawn = Prompts | TokenPrompts
+
+
+@dataclass(repr=False)
+class OwnModel:
+    """A wrapped module with its task, as ``with_task`` gives it: every probe takes it in place of a checkpoint.
+
+    Attributes:
+        model: the wrapped model.
+        task: the task that it was trained on.
+        name: what it is called.
+        n_points, n_dims: the sizes of the prompts of a regression task; None of a token task.
+    """
+
+    model: WrappedModel
+    task: TaskConfig
+    name: str
+    n_points: int | None = None
+    n_dims: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in figures and files."""
+        return Path(self.name).name
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.device
+
+    @property
+    def task_name(self) -> str:
+        """The name of the task."""
+        return self.task.name
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the weights, see ``store.language.sampled_digest``."""
+        return sampled_digest(self.model.module)
+
+    def __repr__(self) -> str:
+        """Describe the model in two lines."""
+        sizes = self.model.sizes
+        return (
+            f"{self.label}: {self.task_name.replace('_', ' ')}, "
+            f"{sizes.n_layers} layer{'s' * (sizes.n_layers > 1)} in the loop, b = {sizes.n_loops}\n"
+            f"weights {self.digest}, {self.model.dtype} on {self.device}".replace("torch.", "")
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return a record of the model: its name, the digest of its weights, its sizes and its task."""
+        config = {"model": record(self.model), "task": dataclasses.asdict(self.task)}
+        return {"name": self.name, "weights": self.digest, "config": config}
+
+    def draw(self, spec: PromptSpec) -> Drawn:
+        """Draw the prompts of a specification on the model's device.
+
+        Raises:
+            LoopprobeError: the specification names a text, a table or a length that the task has not.
+        """
+        for name in ("data", "target"):
+            if getattr(spec, name) is not None:
+                raise LoopprobeError(f"{name} ({getattr(spec, name)}) is of trained checkpoints: leave it out")
+        if spec.of_text:
+            raise LoopprobeError(f"{self.label} reads no text ({self.task_name}): give prompts of its task")
+        return self.held_out(spec.prompts, spec.seed, spec.shift, spec.length)
+
+    def held_out(
+        self, n_prompts: int = 1280, seed: int = 0, shift: str | None = None, length: int | None = None
+    ) -> Drawn:
+        """Draw prompts of the task that its ``draw_held_out`` gives, on the model's device.
+
+        Args:
+            n_prompts: the number of prompts.
+            seed: the seed of the prompts.
+            shift: the name of a distribution shift of a regression task, see ``tasks.shifts``.
+            length: of prompts of a token task; None: that of the task.
+
+        Raises:
+            LoopprobeError: the task has no such shift or no lengths.
+        """
+        if self.task.reads_tokens:
+            if shift is not None:
+                raise LoopprobeError(
+                    f"prompts of {self.task_name} have no shift ({shift}): give another length instead"
+                )
+            assert self.task.length is not None, "a token task has one"
+            return held_out_tokens(self.task, n_prompts, length or self.task.length, seed).to(self.device)
+        if length is not None:
+            raise LoopprobeError(f"length ({length}) is of token tasks, and {self.task_name} has vectors: leave it out")
+        assert self.n_points is not None, "with_task has asked for it"
+        assert self.n_dims is not None, "with_task has asked for it"
+        return held_out(self.task, n_prompts, self.n_points, self.n_dims, seed, shift=shift).to(self.device)
+
+    def more_like(self, prompts: Any, n_prompts: int, seed: int) -> Drawn:
+        """Draw further prompts from the task, with as many tokens as these."""
+        return self.held_out(n_prompts, seed, length=prompts.origin.get("length") if self.task.reads_tokens else None)
+
+    def is_of_task(self, prompts: PromptBatch) -> bool:
+        """Check by their origin that prompts are from the task."""
+        return is_of(prompts, self.task)
+
+    def loops_of(self, prompts: PromptBatch) -> int:
+        """Return the number of loops that the model was trained with."""
+        return self.model.sizes.n_loops
+
+    def optimum(self, prompts: PromptBatch) -> tuple[str, Outputs]:
+        """Return name and outputs of the best predictor of the task, see ``reference.baselines.optimal``."""
+        return optimum(prompts, self.task)
+
+
+def with_task(
+    model: WrappedModel, task: Any, *, name: str = "", n_points: int | None = None, n_dims: int | None = None
+) -> OwnModel:
+    """Give a wrapped model its task, so that every probe takes it as it takes a checkpoint.
+
+    Two prompts are drawn and run, so that what does not fit is said here.
+
+    Args:
+        model: from ``wrap``.
+        task: a class or an instance of ``TokenTask`` or ``RegressionTask``, or the name of one that ships or was
+            registered. Its inputs are what the module is called with.
+        name: what the model is called; empty: the name of the module's class.
+        n_points, n_dims: of a regression task, the points of a prompt, with the query, and the width of an input.
+
+    Raises:
+        LoopprobeError: the model is not wrapped, there is no such task, a size is missing, or the model does not read
+            the prompts or answers something else than the task asks for.
+    """
+    if not isinstance(model, WrappedModel):
+        raise LoopprobeError(f"model ({type(model).__name__}) must come from loopprobe.wrap: wrap the module first")
+    config = task_config(task)
+    if not config.reads_tokens and not (n_points and n_dims):
+        raise LoopprobeError(
+            f"{config.name} is a regression task: tell n_points= and n_dims=, the sizes of its prompts"
+        )
+    made = OwnModel(model, config, name or type(model.module).__name__, n_points, n_dims)
+    prompts = made.held_out(2)
+    shapes = ", ".join(str(list(part.shape)) for part in prompts.inputs)
+    try:
+        with torch.no_grad():
+            outputs = model(*prompts.inputs, n_loops=1, read_at=prompts.read_at)
+            n_tokens = model.embed(*model.prepare(*prompts.inputs)).shape[1]
+            errors = prompts.errors(outputs)
+    except LoopprobeError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LoopprobeError(
+            f"{made.name} does not answer prompts of {config.name}, of shape {shapes} ({reason}): give the task whose "
+            "inputs it is called with"
+        ) from error
+    if n_tokens != prompts.n_tokens or errors.shape[1:] != (2, prompts.n_answers):
+        raise LoopprobeError(
+            f"{made.name} has {n_tokens} tokens of state and answers {list(outputs.shape[1:])} for prompts of "
+            f"{config.name}, which have {prompts.n_tokens} tokens and {prompts.n_answers} answers: give the task that "
+            "it was trained on"
+        )
+    return made
