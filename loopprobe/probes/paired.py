@@ -28,8 +28,9 @@ def difference(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     (``share_difference_interval``), or a bootstrap that resamples the prompts of both alike (``bootstrap_ratio``).
 
     Args:
-        first, second: of one probe, with the same prompts: of two modes, models, methods or the like. What they measure
-            must be the same, in the same unit.
+        first: a dataset of any probe that measures something of every prompt.
+        second: of the same probe and prompts, in another mode, of another model, by another method or the like. What it
+            measures must be the same, in the same unit.
 
     Returns:
         A dataset with the places that both have. The variable that the probe is compared by (``median`` of most,

@@ -143,7 +143,8 @@ def with_task(
         task: a class or an instance of ``TokenTask`` or ``RegressionTask``, or the name of one that ships or was
             registered. Its inputs are what the module is called with.
         name: what the model is called; empty: the name of the module's class.
-        n_points, n_dims: of a regression task, the points of a prompt, with the query, and the width of an input.
+        n_points: of a regression task, the points of a prompt, with the query.
+        n_dims: of a regression task, the width of an input.
 
     Raises:
         LoopprobeError: the model is not wrapped, there is no such task, a size is missing, or the model does not read
