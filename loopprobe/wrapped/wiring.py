@@ -63,7 +63,7 @@ def observe(module: nn.Module, anatomy: Anatomy, inputs: Sequence[Tensor]) -> Wi
     if period <= 0:
         raise LoopprobeError(
             f"the core ({names}) ran {len(in_two)} times with two loops and {len(in_three)} with three: set_loops does "
-            "not change how often; name what holds the loop count"
+            "not change how often; name what holds the loop count, or the model does not loop"
         )
     order = tuple(in_three[-period:])
     if in_three != 3 * list(order):
