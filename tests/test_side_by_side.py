@@ -129,6 +129,22 @@ def test_what_is_right_is_compared_as_shares(token_checkpoint):
     assert data.exact_high.min() > data.exact_low.max() - 2
 
 
+def test_a_map_without_a_number_is_not_drawn_and_its_title_says_so(checkpoint):
+    one, other = (
+        probe("ablate", model, 12, methods=("mean", "zero"), agreement=False, sites=("attn_z",))
+        for model in (checkpoint, other_checkpoint())
+    )
+    assert len(figure([one, other]).data) == 6  # two ways, each of both models and their difference
+    other["median"].loc[{"replaced_by": "zero"}] = np.nan
+    drawn = figure([one, other])
+    assert len(drawn.data) == 5
+    assert all(np.isfinite(np.array(trace.z, float)).any() for trace in drawn.data)
+    assert [note.text for note in drawn.layout.annotations if "no number" in note.text] == ["other, by zero, no number"]
+    other["median"][:] = np.nan
+    with pytest.raises(LoopprobeError, match="no number that can be drawn"):
+        figure([one, other])
+
+
 def test_heat_maps_stand_side_by_side_in_one_colour_scale(checkpoint):
     two = [
         probe("ablate", model, 12, sites=("attn_z",), agreement=False, together=False)

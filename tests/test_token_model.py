@@ -2,13 +2,13 @@
 
 import warnings
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import random_model
 
 from loopprobe.config.schema import ModelConfig
+from loopprobe.dynamics.maps import PointwiseMap
 from loopprobe.dynamics.spectrum import jvp
 from loopprobe.errors import LoopprobeError
 from loopprobe.model import blocks
@@ -116,13 +116,13 @@ def test_gelu_new_is_one_function_with_and_without_gradient(dtype):
 
 
 def test_the_slope_of_gelu_new_is_that_of_its_formula():
-    x = torch.linspace(-9, 9, 300, dtype=torch.float64, requires_grad=True)
+    x = torch.linspace(-9, 9, 300, dtype=torch.float64).reshape(2, 50, 3).requires_grad_()
     [slope] = torch.autograd.grad(ACTS["gelu_new"](x).sum(), x, create_graph=True)
     [curve] = torch.autograd.grad(slope.sum(), x)
     [ours] = torch.autograd.grad(blocks.gelu_new(x).sum(), x, create_graph=True)
     torch.testing.assert_close(ours, slope, atol=1e-14, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(ours.sum(), x)[0], curve, atol=1e-13, rtol=0)
-    pushed = partial(jvp, SimpleNamespace(step=blocks.gelu_new), x.detach())
+    pushed = partial(jvp, PointwiseMap(x.detach(), blocks.gelu_new), x.detach())
     tangents = torch.stack([torch.ones_like(x), x]).detach()
     torch.testing.assert_close(torch.func.vmap(pushed)(tangents), tangents * slope, atol=1e-13, rtol=0)
     with warnings.catch_warnings():

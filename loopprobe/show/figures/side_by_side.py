@@ -125,16 +125,18 @@ def _maps(side: SideBySide) -> go.Figure:
     places = side.places(MOST_MAPS)
     columns = [*side.rows, *side.differences]
     n, rows = len(columns), len(places)
-    titles = [
-        _wrapped(", ".join(part for part in (column.label, side.words(place)) if part), n)
-        for place in places for column in columns
-    ]  # fmt: skip
+    titles = []
+    for place, column in product(places, columns):
+        missing = "" if _is_there(column.at(place)[0]) else "no number"
+        titles.append(_wrapped(", ".join(filter(None, (column.label, side.words(place), missing))), n))
     figure = make_subplots(
         rows, n, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.12 / n, vertical_spacing=0.3 / rows
     )
     shown: dict[str, list[xr.DataArray]] = {}  # by the words of their colour scale
     for (i, place), (j, column) in product(enumerate(places, 1), enumerate(columns, 1)):
         values = column.at(place)[0]
+        if not _is_there(values):  # the title says so
+            continue
         is_difference = column.of is not None or side.of_differences
         words = f"difference ({column.unit})" if is_difference else column.unit
         shown.setdefault(words, []).append(values)
@@ -153,6 +155,11 @@ def _maps(side: SideBySide) -> go.Figure:
         figure.update_layout({f"coloraxis{i + 1 if i else ''}": scale})
     margin = {"r": 60 + 90 * len(shown), "t": figure.layout.margin.t + _further_lines(titles)}
     return figure.update_layout(height=tall, hovermode="closest", margin=margin)
+
+
+def _is_there(values: xr.DataArray) -> bool:
+    """Return whether there is any number to draw."""
+    return bool(np.isfinite(values.values.astype(float)).any())
 
 
 def _scale(parts: Sequence[xr.DataArray], words: str, signed: bool, **bar: Any) -> dict[str, Any]:
