@@ -280,10 +280,10 @@ def request(server, method="POST", path="view", body=b"{}", host=None, **headers
     connection = http.client.HTTPConnection(HOST, server.server_port, timeout=30)
     path = path if path.startswith("/") else f"/{server.token}/{path}"
     headers = {"Host": host or f"{HOST}:{server.server_port}", "Content-Type": "application/json"} | headers
-    connection.request(method, path, body if method == "POST" else None, headers)
-    answer = connection.getresponse()
-    content = answer.read().decode()
-    connection.close()
+    with contextlib.closing(connection):
+        connection.request(method, path, body if method == "POST" else None, headers)
+        with connection.getresponse() as answer:  # it holds the socket until it is closed
+            content = answer.read().decode()
     return answer.status, content if answer.getheader("Content-Type", "").startswith("text") else json.loads(content)
 
 
