@@ -39,7 +39,7 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if not func.is_view and name not in _FREE:
+        if not func.is_view and name not in FREE:
             self.kernels += 1
         if name == "aten::_scaled_dot_product_flash_attention_for_cpu":
             self.flops += sdpa_flop_count(*(t.shape for t in args[:3]))
@@ -50,7 +50,7 @@ class Counter(TorchDispatchMode):
         return out
 
 
-_FREE = {"aten::_unsafe_view", "aten::detach", "aten::empty", "aten::alias"}
+FREE = {"aten::_unsafe_view", "aten::detach", "aten::empty", "aten::alias"}
 
 
 def counted(work: Callable[[], Any]) -> dict[str, int]:

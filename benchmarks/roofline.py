@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from common import table, write
+from counts import FREE
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -41,7 +42,6 @@ KINDS = {  # by the beginning of an operation's name
     "copies": ("clone", "copy", "_to_copy", "cat", "stack", "fill", "zero", "ones", "new"),
 }
 LARGE, STEPS = 2**28, 7  # bytes of an array beyond every cache; steps that are timed
-FREE = {"_unsafe_view", "detach", "empty", "alias", "empty_like"}
 
 
 class Timer(TorchDispatchMode):
@@ -55,10 +55,10 @@ class Timer(TorchDispatchMode):
         started = time.perf_counter()
         out = func(*args, **(kwargs or {}))
         seconds = time.perf_counter() - started
-        name = func._schema.name.removeprefix("aten::")
-        if func.is_view or name in FREE:
+        name = func._schema.name
+        if func.is_view or name in (*FREE, "aten::empty_like"):
             return out
-        kind = _kind(name)
+        kind = _kind(name.removeprefix("aten::"))
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self.seconds[kind] += seconds
@@ -129,23 +129,30 @@ def measure() -> dict[str, Any]:
 
 def floors(found: dict[str, Any]) -> dict[str, float]:
     """The least seconds of a step: with each kind on its roof, and with the products alone, all else fused away."""
-    of_kind = {
-        kind: max(row["flops"] / found["flops_per_s"], row["bytes"] / found["bytes_per_s"])
-        for kind, row in found["kinds"].items()
-    }
+    of_kind = {kind: _on_its_roof(row, found) for kind, row in found["kinds"].items()}
     return {"every kind on its roof": sum(of_kind.values()), "products alone": of_kind["matrix products"]}
+
+
+def _on_its_roof(row: dict[str, float], found: dict[str, Any]) -> float:
+    """The least seconds of so many operations and bytes."""
+    return max(row["flops"] / found["flops_per_s"], row["bytes"] / found["bytes_per_s"])
+
+
+def _by_time(found: dict[str, Any]) -> list[tuple[str, dict[str, float], float]]:
+    """Every kind with its numbers and its share of the time, the longest first."""
+    total = sum(row["seconds"] for row in found["kinds"].values())
+    ordered = sorted(found["kinds"].items(), key=lambda pair: -pair[1]["seconds"])
+    return [(kind, row, row["seconds"] / total) for kind, row in ordered]
 
 
 def page(found: dict[str, Any]) -> str:
     """What was measured as tables in Markdown."""
-    total = sum(row["seconds"] for row in found["kinds"].values())
     rows = []
-    for kind, row in sorted(found["kinds"].items(), key=lambda pair: -pair[1]["seconds"]):
-        roof = max(row["flops"] / found["flops_per_s"], row["bytes"] / found["bytes_per_s"])
+    for kind, row, share in _by_time(found):
         rows.append([
-            kind, f"{row['seconds'] / total:.0%}", f"{row['flops'] / 1e9:.2f}", f"{row['bytes'] / 1e9:.2f}",
+            kind, f"{share:.0%}", f"{row['flops'] / 1e9:.2f}", f"{row['bytes'] / 1e9:.2f}",
             f"{row['flops'] / row['bytes']:.2g}", f"{row['flops'] / row['seconds'] / 1e9:.1f}",
-            f"{row['bytes'] / row['seconds'] / 1e9:.1f}", f"{roof / row['seconds']:.0%}",
+            f"{row['bytes'] / row['seconds'] / 1e9:.1f}", f"{_on_its_roof(row, found) / row['seconds']:.0%}",
         ])  # fmt: skip
     head = ["kind", "share of the time", "10⁹ operations", "GB", "operations a byte", "GFLOP/s", "GB/s", "of its roof"]
     words = (
@@ -174,9 +181,7 @@ def figure(found: dict[str, Any]) -> Any:
         size = found["array_bytes"] if name == "bytes_per_s" else LARGE
         label = f"roof, arrays of {size / 1e6:.0f} MB"
         made.add_scatter(x=x, y=y, mode="lines", name=label, line={"width": width, "color": "#888"})
-    total = sum(row["seconds"] for row in found["kinds"].values())
-    for kind, row in sorted(found["kinds"].items(), key=lambda pair: -pair[1]["seconds"]):
-        share = row["seconds"] / total
+    for kind, row, share in _by_time(found):
         made.add_scatter(
             x=[row["flops"] / row["bytes"]], y=[row["flops"] / row["seconds"] / 1e9], mode="markers",
             marker={"size": max(6, 90 * share**0.5)}, name=f"{kind}, {share:.0%}",
@@ -184,8 +189,8 @@ def figure(found: dict[str, Any]) -> Any:
     made.update_xaxes(type="log", title="operations a byte", dtick=1)
     made.update_yaxes(type="log", title="GFLOP/s", dtick=1)
     made.update_layout(legend_itemsizing="constant")
-    finish(made, "A training step below the roofs of two cores: share of the time by kind of operation")
-    return made
+    threads = found["machine"]["threads"]
+    return finish(made, f"A training step below the roofs of {threads} threads: share of the time by kind of operation")
 
 
 def main() -> None:

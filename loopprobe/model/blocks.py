@@ -26,7 +26,7 @@ Past = tuple[Float[Tensor, "batch past head d_head"], Float[Tensor, "batch past 
 class GeluNew(torch.autograd.Function):
     """The tanh form of GELU (Hendrycks and Gimpel, arXiv 1606.08415), written as x σ(2 √(2/π) (x + 0.044715 x³)).
 
-    That is the same function; on a CPU the hyperbolic tangent within torch's takes three times as long as all of this.
+    That is the same function; on a CPU the hyperbolic tangent within torch's takes longer than all of this.
     """
 
     generate_vmap_rule = True

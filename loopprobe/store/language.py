@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.shipped import shipped_language_models, whole_folder
 from loopprobe.store.subject import PromptSpec
+from loopprobe.store.wrapped_subject import WrappedSubject
 from loopprobe.tasks.protocol import Outputs
 from loopprobe.tasks.text import TextPrompts
 from loopprobe.tasks.text_lines import batches_of_jsonl
@@ -22,30 +20,11 @@ from loopprobe.tasks.text_windows import from_file
 from loopprobe.wrapped.loading import PREFIX, read_language_model
 from loopprobe.wrapped.model import WrappedModel
 
-SAMPLED = 4096  # numbers of each tensor that the digest of weights is made of
 WINDOW = 128  # tokens of a window of a text file, where no length is given
 
 
-def sampled_digest(module: nn.Module) -> str:
-    """Return the first 16 hexadecimal digits of a SHA-256 of 4,096 numbers of every tensor, which identify weights."""
-    content = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        content.update(f"{name} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
-        content.update(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()[:16]
-
-
-def record(model: WrappedModel) -> dict[str, Any]:
-    """Return the architecture and the sizes of a wrapped model as plain data."""
-    sizes = model.sizes
-    found = {"architecture": type(model.module).__name__, "n_loops": sizes.n_loops, "n_layers": sizes.n_layers}
-    return found | {"d_model": sizes.d_model, "n_heads": sizes.n_heads, "start_seed": model.start_seed}
-
-
 @dataclass(repr=False)
-class LanguageModel:
+class LanguageModel(WrappedSubject):
     """A looped language model, as ``load_checkpoint("hf:…")`` gives it.
 
     Attributes:
@@ -63,16 +42,6 @@ class LanguageModel:
     files: dict[str, str] = field(default_factory=dict)
 
     @property
-    def label(self) -> str:
-        """The name in figures and files: the alias, or the last part of ``name``."""
-        return self.alias or Path(self.name.removeprefix(PREFIX)).name
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.model.device
-
-    @property
     def task_name(self) -> str:
         """What the model was trained to do."""
         return "next token" if self.is_causal else "masked token"
@@ -82,24 +51,14 @@ class LanguageModel:
         """Whether a token's state depends on no later token."""
         return "causal" in self.model.supports
 
+    @property
+    def task_record(self) -> dict[str, Any]:
+        """The task as plain data."""
+        return {"name": self.task_name}
+
     def __repr__(self) -> str:
         """Describe the model in two lines."""
-        sizes = self.model.sizes
-        return (
-            f"{self.label}: {type(self.model.module).__name__}, {sizes.n_layers} layers in the loop, "
-            f"b = {sizes.n_loops}, state of {sizes.d_model}\n"
-            f"weights {self.digest}, {self.model.dtype} on {self.device}".replace("torch.", "")
-        )
-
-    @cached_property
-    def digest(self) -> str:
-        """The first 16 hexadecimal digits of a SHA-256 of 4,096 numbers of every tensor, which identify the weights."""
-        return sampled_digest(self.model.module)
-
-    def identity(self) -> dict[str, Any]:
-        """Return a record of the model: its name, the digest of its weights and its sizes."""
-        config = {"model": record(self.model), "task": {"name": self.task_name}}
-        return {"name": self.name, "weights": self.digest, "config": config}
+        return self.described(type(self.model.module).__name__)
 
     def draw(self, spec: PromptSpec) -> TextPrompts:
         """Make the prompts of a specification: of texts, of pairs in a JSONL file, or of windows of a text file.

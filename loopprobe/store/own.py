@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +11,8 @@ import torch
 from loopprobe.config.schema import TaskConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.reference.baselines.optimal import is_of, optimum
-from loopprobe.store.language import record, sampled_digest
 from loopprobe.store.subject import PromptSpec
+from loopprobe.store.wrapped_subject import WrappedSubject
 from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts, held_out, held_out_tokens
 from loopprobe.tasks.protocol import Outputs
 from loopprobe.tasks.registry import task_config
@@ -24,7 +22,7 @@ Drawn = Prompts | TokenPrompts
 
 
 @dataclass(repr=False)
-class OwnModel:
+class OwnModel(WrappedSubject):
     """A wrapped module with its task, as ``with_task`` gives it: every probe takes it in place of a checkpoint.
 
     Attributes:
@@ -32,6 +30,7 @@ class OwnModel:
         task: the task that it was trained on.
         name: what it is called.
         n_points, n_dims: the sizes of the prompts of a regression task; None of a token task.
+        alias: the label to use where the last part of the name is not unique among the models shown.
     """
 
     model: WrappedModel
@@ -39,40 +38,21 @@ class OwnModel:
     name: str
     n_points: int | None = None
     n_dims: int | None = None
-
-    @property
-    def label(self) -> str:
-        """The name in figures and files."""
-        return Path(self.name).name
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.model.device
+    alias: str | None = None
 
     @property
     def task_name(self) -> str:
         """The name of the task."""
         return self.task.name
 
-    @cached_property
-    def digest(self) -> str:
-        """What identifies the weights, see ``store.language.sampled_digest``."""
-        return sampled_digest(self.model.module)
+    @property
+    def task_record(self) -> dict[str, Any]:
+        """The task as plain data."""
+        return dataclasses.asdict(self.task)
 
     def __repr__(self) -> str:
         """Describe the model in two lines."""
-        sizes = self.model.sizes
-        return (
-            f"{self.label}: {self.task_name.replace('_', ' ')}, "
-            f"{sizes.n_layers} layer{'s' * (sizes.n_layers > 1)} in the loop, b = {sizes.n_loops}\n"
-            f"weights {self.digest}, {self.model.dtype} on {self.device}".replace("torch.", "")
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """Return a record of the model: its name, the digest of its weights, its sizes and its task."""
-        config = {"model": record(self.model), "task": dataclasses.asdict(self.task)}
-        return {"name": self.name, "weights": self.digest, "config": config}
+        return self.described(self.task_name.replace("_", " "))
 
     def draw(self, spec: PromptSpec) -> Drawn:
         """Draw the prompts of a specification on the model's device.
