@@ -37,6 +37,8 @@ from loopprobe.support.extras import require_extra
 if TYPE_CHECKING:
     import xarray as xr
 
+    from loopprobe.show.group import Group
+
 
 @with_common()
 def mask(
@@ -272,7 +274,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     return datasets, folder
 
 
-def show(datasets: list[xr.Dataset], folder: Path, png: bool, loops: list[int] | None = None) -> None:
+def show(datasets: list[xr.Dataset] | Group, folder: Path, png: bool, loops: list[int] | None = None) -> None:
     """Print the tables of datasets, write their paired differences and figures beside them, and say where.
 
     Args:
@@ -283,12 +285,14 @@ def show(datasets: list[xr.Dataset], folder: Path, png: bool, loops: list[int] |
     """
     from loopprobe.probes.dataset import write_dataset
     from loopprobe.show.figures.style import write_figures
+    from loopprobe.show.group import grouped
     from loopprobe.show.present import differences_of, figures, findings, tables_for
 
-    for stem, data in differences_of(datasets).items():
+    group = grouped(datasets)  # once, with its differences
+    for stem, data in differences_of(group).items():
         write_dataset(data, folder / f"{stem}.nc")
-    say(tables_for(datasets, loops), findings(datasets))
-    write_figures(figures(datasets), folder, png=png)
+    say(tables_for(group, loops), findings(group))
+    write_figures(figures(group), folder, png=png)
     say(files=sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")))
 
 

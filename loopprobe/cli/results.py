@@ -69,13 +69,12 @@ def show_results(files: list[Path], out: Path | None, overwrite: bool, png: bool
     from loopprobe.show.figures.style import require_png
     from loopprobe.show.group import Group
 
-    datasets = [read_dataset(path) for path in files]
-    group = Group(datasets)
+    group = Group([read_dataset(path) for path in files])
     group.require_together()
     if png:
         require_png()
     folder = output_folder(f"show-{group.probe}", out, overwrite)
-    show_datasets(datasets, folder, png)
+    show_datasets(group, folder, png)
 
 
 VERBS: dict[str, Callable[..., None]] = {"show": show}

@@ -98,6 +98,11 @@ class Group:
         return told
 
 
+def grouped(given: Datasets | Group) -> Group:
+    """Return datasets told apart; those that are already stay so, and what was computed of them is kept."""
+    return given if isinstance(given, Group) else Group(given)
+
+
 def stem_of(label: str) -> str:
     """Return a label as a part of a file's name."""
     return re.sub(r"[^\w.+-]+", "-", label).strip("-")

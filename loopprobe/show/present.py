@@ -19,14 +19,14 @@ from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.declaration import Shown
 from loopprobe.probes.paired import DIFFERENCE
 from loopprobe.probes.registry import PROBES
-from loopprobe.show.group import Datasets, Group, stem_of
+from loopprobe.show.group import Datasets, Group, grouped, stem_of
 from loopprobe.show.side_by_side import SideBySide
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def figures(datasets: Datasets) -> dict[str, go.Figure]:
+def figures(datasets: Datasets | Group) -> dict[str, go.Figure]:
     """Return all figures of the datasets of a probe, by name.
 
     The first shows all of them together, where they can stand in one figure. The others show one each.
@@ -37,7 +37,7 @@ def figures(datasets: Datasets) -> dict[str, go.Figure]:
     Raises:
         LoopprobeError: no probe made the datasets, or several did, or one comes twice.
     """
-    group = Group(datasets)
+    group = grouped(datasets)
     made = dict(_together(group)) if group.is_shown_together else {}
     if group.probe == DIFFERENCE:
         return made
@@ -108,7 +108,7 @@ def figure(data: Datasets) -> go.Figure:
         LoopprobeError: no probe made the data, several did, they cannot stand in one figure, or nothing in it can be
             drawn.
     """
-    group = Group(data)
+    group = grouped(data)
     try:
         several = (len(group.datasets) > 1 and not group.are_models) or group.probe == DIFFERENCE
         drawn = _draw_side(group.beside()) if several else next(iter(figures(data).values()))
@@ -137,7 +137,7 @@ def table(data: Datasets) -> Table:
     Raises:
         LoopprobeError: as ``figure`` does.
     """
-    group = Group(data)
+    group = grouped(data)
     if group.are_models:
         return _filled(_tabling(group.shown.compare_table)(group.datasets))
     if len(group.datasets) > 1 or group.probe == DIFFERENCE:
@@ -146,14 +146,14 @@ def table(data: Datasets) -> Table:
     return made
 
 
-def tables_for(datasets: Datasets, loops: Sequence[int] | None = None) -> list[Table]:
+def tables_for(datasets: Datasets | Group, loops: Sequence[int] | None = None) -> list[Table]:
     """Return the tables that a verb prints: one of all datasets where they can stand together, then one of each.
 
     Args:
         datasets: the datasets of one probe, as for ``figures``.
         loops: the loop counts to show, for a probe whose table has columns for them; None: a few.
     """
-    group = Group(datasets)
+    group = grouped(datasets)
     chosen = [] if loops is None else [loops]
     side = group.side
     made: list[Table | None] = []
@@ -179,23 +179,23 @@ def _filled(made: Table) -> Table:
     return made
 
 
-def findings(datasets: Datasets) -> list[str]:
+def findings(datasets: Datasets | Group) -> list[str]:
     """Return the sentences that a verb prints below its tables: one per dataset, and one per paired difference."""
     says = import_module("loopprobe.show.sentences")
-    group = Group(datasets)
+    group = grouped(datasets)
     paired = [] if group.side is None else says.differences(group.side)
     if group.probe == DIFFERENCE:
         return paired
     return [getattr(says, group.probe)(data) for data in group.each().values()] + paired
 
 
-def differences_of(datasets: Datasets) -> dict[str, xr.Dataset]:
+def differences_of(datasets: Datasets | Group) -> dict[str, xr.Dataset]:
     """Return the paired differences of a probe's datasets, by what their files are called.
 
     Args:
         datasets: those of one probe, as for ``figures``.
     """
-    group = Group(datasets)
+    group = grouped(datasets)
     rows = [] if group.side is None else group.side.differences
     if len(rows) <= 1:
         return {f"{group.probe}-difference": row.data for row in rows}
