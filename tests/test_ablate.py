@@ -212,3 +212,30 @@ def test_mistakes_are_named(checkpoint, batch):
     own = type(batch)(batch.xs, batch.ys)
     with pytest.raises(LoopprobeError, match="give training="):
         probe("ablate", checkpoint, own, methods=("optimal",), agreement=False)
+
+
+def test_what_few_prompts_lose_shows_as_failures_and_in_no_median():
+    effect = np.array([[0.0, 0.0, 0.0, 5.0, 0.0, 0.0], [-5.0, 0.0, 0.0, 5.0, 5.0, np.nan]], np.float32)
+    clean = np.array([3.0, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32)
+    added, low, high = ablate._failures_added(effect, clean, 1.0)
+    assert np.median(effect[0]) == 0
+    assert added[0] == pytest.approx(1 / 6)
+    assert low[0] < 0 < high[0]
+    assert np.isnan(added[1])
+    again = ablate._failures_added(effect[:, :5], clean[:5], 1.0)
+    np.testing.assert_allclose(again[0], [1 / 5, 2 / 5 - 1 / 5])
+
+
+def test_failures_are_counted_of_errors_alone_and_paired(checkpoint, batch):
+    data = probe("ablate", checkpoint, batch, methods=("zero",), in_loops="1:2", agreement=False)
+    level = batch.failure_level
+    for name, effect in (("failures_added", data.effect), ("together_failures_added", data.together)):
+        after = (data.clean + effect > level).mean("example") - (data.clean > level).mean("example")
+        np.testing.assert_allclose(data[name], after, atol=1e-12)
+        assert (data[f"{name}_low"] <= data[name]).all()
+        assert (data[name] <= data[f"{name}_high"]).all()
+    console = Console(width=250, file=io.StringIO())
+    console.print(ablate_table(data))
+    assert f"more prompts have an error above {level:.2g}" in " ".join(console.file.getvalue().split())
+    other = probe("ablate", checkpoint, batch, methods=("zero",), in_loops="1", agreement=False, measure="answer")
+    assert not [name for name in other if "failures" in str(name)]

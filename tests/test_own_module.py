@@ -220,3 +220,25 @@ def test_what_does_not_fit_is_said_in_one_line(subject):
     refused("reads no text", lambda: subject.draw(PromptSpec(text=("a b",))))
     refused("data", lambda: subject.draw(PromptSpec(data="iris")))
     refused("no shift", lambda: subject.held_out(3, shift="noise"))
+
+
+class Positions(nn.Module):
+    """An embedding of tokens that has places for six."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(DIGITS, WIDTH), nn.Embedding(6, WIDTH)
+
+    def forward(self, tokens):
+        return self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+
+
+def test_prompts_longer_than_the_module_reads_are_refused_in_one_line():
+    module = Own()
+    module.embed = Positions()
+    short = with_task(wrapped(module), RunningSum)
+    assert short.held_out(3, length=6).n_tokens == 6
+    for ask in (lambda: short.held_out(3, length=7), lambda: short.draw(PromptSpec(prompts=3, length=7))):
+        with pytest.raises(LoopprobeError, match=r"of shape \[1, 7\] .*of a length that it reads") as error:
+            ask()
+        assert "\n" not in str(error.value)

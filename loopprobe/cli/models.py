@@ -153,7 +153,8 @@ def show_checkpoint(name: str) -> None:
 
 def inspect_(
     name: Annotated[
-        str, typer.Argument(help="Checkpoint, or hf:NAME, hf:NAME@REVISION, hf:FOLDER.", autocompletion=named)
+        str,
+        typer.Argument(help="Checkpoint, hf:NAME, hf:NAME@REVISION, hf:FOLDER, or FILE.py:NAME.", autocompletion=named),
     ],
     tokens: Annotated[int, typer.Option(help="Length of the prompt that shapes and memory are told for.")] = 128,
     device: Device = "cpu",

@@ -46,7 +46,8 @@ Ckpt = Annotated[
     list[str] | None,
     typer.Option(
         "--ckpt",
-        help="Checkpoint name or path; hf:NAME or hf:FOLDER of a language model. Repeat for several.",
+        help="Checkpoint name or path; hf:NAME or hf:FOLDER of a language model; FILE.py:NAME of a wrapped module of "
+        "your own, which runs that file. Repeat for several.",
         autocompletion=named,
     ),
 ]

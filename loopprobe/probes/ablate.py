@@ -29,7 +29,7 @@ from loopprobe.probes.patch import require_corruption
 from loopprobe.probes.rankings import Rankings
 from loopprobe.store.evaluate import batches
 from loopprobe.store.subject import Subject
-from loopprobe.support.statistics import median_interval, to_numpy
+from loopprobe.support.statistics import median_interval, share_difference_interval, to_numpy
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -62,6 +62,9 @@ def run(
           with a 95 % interval, and its ``mean``
         * ``together [replaced_by, component, example]``: the effect of ablating it in all these loops at once, with
           ``together_median`` and its ends, and ``together_mean``
+        * where the measure is the error, ``failures_added [replaced_by, component, loop]`` and
+          ``together_failures_added`` with their ends: by how much more prompts fail with the ablation than without, as
+          a share of all: what few prompts lose, no median shows
         * ``synergy_median [replaced_by, component]`` with its ends: ``together`` minus the sum of the effects in
           single loops, prompt by prompt
         * ``against_first_median [replaced_by, component, loop]`` with its ends: the effect minus that of the first
@@ -110,7 +113,8 @@ def run(
                     moved[i, j, here] = to_numpy(ranking(one, batch)) - before[1]
         if rankings is not None:
             ranked.append(rankings.moved(plan.singles, config.sites, here))
-    data = _dataset(subject, config, plan, effect, np.concatenate(clean))
+    level = prompts.failure_level if chosen.name == "error" else None
+    data = _dataset(subject, config, plan, effect, np.concatenate(clean), level)
     ways = [*config.methods, *(ranked[0] if ranked else {})]
     others = [np.concatenate([part[way] for part in ranked], -1) for way in ways[len(config.methods) :]]
     told = dict(zip(ways, [*moved[:, : len(plan.singles)], *others], strict=True))
@@ -119,7 +123,7 @@ def run(
     told = {way: one for way, one in told.items() if way not in small}
     data = data.merge(_agreement(plan, list(told), list(told.values()), data))
     for name in data:
-        data[name].attrs["units"] = chosen.unit
+        data[name].attrs["units"] = "share of prompts" if "failures_added" in str(name) else chosen.unit
     data["importance"].attrs["units"] = ranking.unit
     data["rank_correlation"].attrs["units"] = ""
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}
@@ -187,8 +191,10 @@ def _values(method: Method, runs: AblatedRuns, means: Any, constants: list[Value
     return [zero_of(runs) if method == "zero" else mean_of(_known(means))]
 
 
-def _dataset(subject: Subject, config: AblateConfig, plan: Plan, effect: np.ndarray, clean: np.ndarray) -> xr.Dataset:
-    """Label the effects, and summarise them."""
+def _dataset(
+    subject: Subject, config: AblateConfig, plan: Plan, effect: np.ndarray, clean: np.ndarray, level: float | None
+) -> xr.Dataset:
+    """Label the effects, and summarise them; with a level of failure of errors."""
     tokens = ("position",) if config.each_position else ()
     sizes = (len(plan.components), len(plan.loops), len(plan.tokens))
     singles = effect[:, : len(plan.singles)].reshape(len(effect), *sizes, -1)
@@ -211,6 +217,10 @@ def _dataset(subject: Subject, config: AblateConfig, plan: Plan, effect: np.ndar
             "together_mean": (of_all, together.mean(-1, dtype=np.float64)),
             **with_ends("synergy_median", of_all, median_interval(together - singles.sum(2))),
         }
+    if level is not None:
+        variables |= with_ends("failures_added", of_loops, _failures_added(singles, clean, level))
+        if together is not None:
+            variables |= with_ends("together_failures_added", of_all, _failures_added(together, clean, level))
     coords: dict[str, Any] = {
         "replaced_by": list(config.methods),
         "component": [one.name for one in plan.components],
@@ -220,6 +230,13 @@ def _dataset(subject: Subject, config: AblateConfig, plan: Plan, effect: np.ndar
     if config.each_position:
         coords["position"] = [at[0] for at in plan.tokens if at is not None]
     return xr.Dataset(variables, coords=coords)
+
+
+def _failures_added(effect: np.ndarray, clean: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By how much the share of prompts with an error above a level grows, with a paired interval."""
+    after = clean + effect
+    added = (after > level).astype(np.float64) - (clean > level)
+    return share_difference_interval(np.where(np.isnan(after), np.nan, added))
 
 
 def _agreement(plan: Plan, ways: list[str], moved: list[np.ndarray], data: xr.Dataset) -> xr.Dataset:

@@ -18,8 +18,9 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import unique_labels
 from loopprobe.probes.declaration import Probe
 from loopprobe.probes.registry import PROBES, find_probe
-from loopprobe.store.checkpoint import DEFAULT, Checkpoint, find, load_checkpoint
-from loopprobe.store.language import source_of
+from loopprobe.store.checkpoint import DEFAULT, find, load_checkpoint
+from loopprobe.store.language import LanguageModel, source_of
+from loopprobe.store.own import is_own
 from loopprobe.store.subject import PromptSpec, Subject
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.device import pick_device
@@ -107,18 +108,14 @@ def prepare(
             raise LoopprobeError(f"checkpoint {name!r} is the same folder as {folders[folder]!r}: give it once")
         folders[folder] = name
     prepared = []
-    labels = unique_labels([name.removeprefix(PREFIX) for name in question.checkpoints])
+    labels = unique_labels([_path(name) for name in question.checkpoints])
     for name, label in zip(question.checkpoints, labels, strict=True):
         options = _language_options(question, name)
         checkpoint = dataclasses.replace(load(name, device, **options), alias=label)
-        if isinstance(checkpoint, Checkpoint):
-            _require_memory(question, checkpoint, config)
-            prompts = checkpoint.draw(question.spec)
-            probe.require(checkpoint, prompts, config)
-            prepared.append(Prepared(question.probe, checkpoint, config, prompts))
-            continue
         spec = question.spec
-        if probe.of_weights and not spec.of_text:
+        if not isinstance(checkpoint, LanguageModel):
+            _require_memory(question, checkpoint, config)
+        elif probe.of_weights and not spec.of_text:
             spec = dataclasses.replace(spec, text=(ANY_TEXT,))
         batches = checkpoint.batches(spec)
         for prompts, corrupted in batches:
@@ -138,8 +135,18 @@ def _length(prompts: Any, batches: Sequence[Any]) -> str:
     return f"{tokens}-at-{prompts.query}" if several else tokens
 
 
+def _path(name: str) -> str:
+    """The path whose last part, or parts, a model is called by."""
+    if not is_own(name):
+        return name.removeprefix(PREFIX)
+    where, _, what = name.rpartition(":")
+    return f"{where.removesuffix('.py')}/{what}"
+
+
 def _folder(name: str) -> Path:
-    """The folder of a checkpoint, or what stands for it of a language model."""
+    """The folder of a checkpoint, or what stands for it of another model."""
+    if is_own(name):
+        return Path(name).resolve()
     return Path(*filter(None, source_of(name))).resolve() if name.startswith(PREFIX) else find(name).resolve()
 
 
@@ -159,7 +166,7 @@ def drawn(fields: dict[str, Any], device: torch.device | str) -> tuple[Any, Any]
     question = build(Question, {"probe": "cache"} | fields)
     name = question.checkpoints[0]
     checkpoint = load_checkpoint(name, device, **_language_options(question, name))
-    if isinstance(checkpoint, Checkpoint):
+    if not isinstance(checkpoint, LanguageModel):
         one = checkpoint.draw(dataclasses.replace(question.spec, prompts=1))
         activations = 16 * one.n_tokens * checkpoint.model.sizes.d_model  # of a loop
         needed = question.prompts * (sum(part.nbytes for part in one.tensors) + activations)
@@ -173,7 +180,7 @@ def _language_options(question: Question, checkpoint: str) -> dict[str, Any]:
     return options if checkpoint.startswith(PREFIX) else {name: value for name, value in options.items() if value}
 
 
-def _require_memory(question: Question, checkpoint: Checkpoint, config: Any) -> None:
+def _require_memory(question: Question, checkpoint: Subject, config: Any) -> None:
     """Raise LoopprobeError where the memory cannot hold the prompts, or the errors of every loop.
 
     One prompt tells how long they are and how many loops their length gets.

@@ -73,7 +73,8 @@ def follow_states(
         * ``rate``, ``rate_low``, ``rate_high [followed, position]``: factor by which the distance to a fixed point
           shrinks in a loop, with its interval; missing where there is none
         * ``spectral_radius [followed, position]``: of the token's block of the Jacobian at the far state; a token
-          comes to rest no faster than the slowest up to it
+          comes to rest no faster than the slowest up to it. Where it is missing of every token, its attribute
+          ``missing`` says why
 
         ``attrs["control_errors"]`` says how often each type is mistaken on controls with a known answer.
 
@@ -88,12 +89,18 @@ def follow_states(
     predictions = Ends.of(features(trail_of_outputs, size=prompts.output_size), thresholds)
     moves = follow(system, loops, end)
     variables = _over_loops(subject, prompts, moves) | _at_the_end(prompts, moves, states, predictions, tolerance)
-    variables["spectral_radius"] = (BY_TOKEN, to_numpy(_radii(system, end)))
+    variables["spectral_radius"] = BY_TOKEN, to_numpy(_radii(system, end))
     of_rates = zip(("rate", "rate_low", "rate_high"), _rates(moves, states.limit, thresholds.fixed), strict=True)
     variables |= {name: (BY_TOKEN, values) for name, values in of_rates}
     coords = {"loop": np.arange(1, loops + 1), "position": np.arange(end.shape[1])}
     data = xr.Dataset(variables, coords=coords)
-    data["limit"].attrs["types"] = data["prediction_limit"].attrs["types"] = ", ".join(t.words for t in Limit)
+    for name in ("limit", "prediction_limit"):
+        data[name].attrs |= {"types": ", ".join(t.words for t in Limit), "flag_values": [t.value for t in Limit]}
+        data[name].attrs["flag_meanings"] = " ".join(
+            t.words.replace(" ", "_") for t in Limit
+        )  # as in the CF conventions
+    if missing := _why_without_blocks(system):
+        data.spectral_radius.attrs["missing"] = missing
     wrong = control_errors(system.e.dtype)
     data.attrs |= {"far": far, "tolerance": tolerance, "fixed_threshold": thresholds.fixed}
     data.attrs["control_errors"] = ", ".join(f"{t.words} {wrong[t]:.1%}" for t in Limit)
@@ -179,6 +186,15 @@ def _rates(
     for prompt, token in np.argwhere(to_numpy(limit == Limit.FIXED)):
         rates[:, prompt, token] = contraction_rate(distance[:, prompt, token], floor=100 * fixed)
     return rates
+
+
+def _why_without_blocks(system: LoopMap) -> str:
+    """Say why the tokens of a map have no blocks of the Jacobian; empty where they have."""
+    if has_blocks(system):
+        return ""
+    if "causal" not in system.model.supports:
+        return "tokens see later ones, so none has a block of the Jacobian of its own"
+    return "the model keeps no keys and values of earlier tokens, so no token's block can be taken out of its loop"
 
 
 def _radii(system: LoopMap, z: State) -> Float[Tensor, "batch pos"]:

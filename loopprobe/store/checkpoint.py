@@ -32,6 +32,7 @@ from loopprobe.store.checkpoint_file import (
     recorded_errors,
 )
 from loopprobe.store.language import load_language_model
+from loopprobe.store.own import is_own, load_own
 from loopprobe.store.shipped import names, whole_file
 from loopprobe.store.subject import PromptSpec
 from loopprobe.support.device_names import known_device
@@ -111,6 +112,10 @@ class Checkpoint:
         """Return a record of the model: its name, the digest of its weights and its configuration."""
         return {"name": self.name, "weights": self.digest(), "config": self.config.to_dict()}
 
+    def batches(self, spec: PromptSpec) -> list[tuple[Any, None]]:
+        """Draw the prompts of a specification as one batch, see ``draw``."""
+        return [(self.draw(spec), None)]
+
     def draw(self, spec: PromptSpec) -> Any:
         """Draw the prompts of a specification on the model's device, see ``store.draw``."""
         return draw.draw(self.config, self.label, spec).to(self.device)
@@ -177,12 +182,13 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", **optio
     """Load a model by name or path, ready to run.
 
     Args:
-        name: of a checkpoint; or ``hf:NAME``, ``hf:NAME@REVISION`` or ``hf:FOLDER`` of a looped language model.
+        name: of a checkpoint; ``hf:NAME``, ``hf:NAME@REVISION`` or ``hf:FOLDER`` of a looped language model; or
+            ``FILE.py:NAME`` or ``package.module:NAME`` of a wrapped module of your own, see ``store.own``.
         device: where it is put.
         options: of language models: ``n_loops``, ``dtype``, ``trust_remote_code``, ``device_map``.
 
     Returns:
-        A LoopedTransformer, or the wrapped language model.
+        A LoopedTransformer, or the wrapped model.
 
     Raises:
         LoopprobeError: see ``load_checkpoint``.
@@ -191,26 +197,28 @@ def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", **optio
 
 
 def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cpu", **options: Any) -> Any:
-    """Load a model with its configuration and history, or a language model with its tokenizer.
+    """Load a model with its configuration and history, a language model with its tokenizer, or a wrapped module's task.
 
     Args:
-        name: the name or folder of a checkpoint, or ``hf:…`` as in ``load``.
+        name: the name or folder of a checkpoint, ``hf:…`` or ``FILE.py:NAME`` as in ``load``. The file is run.
         device: the device of the model.
         options: the options of language models, as in ``load``.
 
     Returns:
-        A Checkpoint, or a LanguageModel.
+        A Checkpoint, a LanguageModel, or an OwnModel.
 
     Raises:
         LoopprobeError: the checkpoint is missing, damaged, too new or too large for the memory; its weights do not fit
             its configuration or are not finite; or there is no such device. Of language models see
-            ``wrapped.loading.read_language_model``.
+            ``wrapped.loading.read_language_model``, of wrapped modules ``store.own.load_own``.
     """
     known_device(str(device))
     if str(name).startswith(PREFIX):
         return load_language_model(str(name), device, **options)
     if options:
         raise LoopprobeError(f"{next(iter(options))} is of language models and {name} is none: leave it out")
+    if is_own(str(name)) and not Path(name).is_dir():
+        return load_own(str(name), device)
     return _read_checkpoint(name, device)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +18,12 @@ from loopprobe.store.wrapped_subject import WrappedSubject
 from loopprobe.tasks import PromptBatch, Prompts, TokenPrompts, held_out, held_out_tokens
 from loopprobe.tasks.protocol import Outputs
 from loopprobe.tasks.registry import task_config
+from loopprobe.tasks.sources import Source, attribute_of, hash_of, module_of_file, named_module
+from loopprobe.wrapped.loading import PREFIX
 from loopprobe.wrapped.model import WrappedModel
 
 Drawn = Prompts | TokenPrompts
+PLACE = re.compile(r"(?:.+\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # FILE.py:NAME, or package.module:NAME
 
 
 @dataclass(repr=False)
@@ -31,6 +36,7 @@ class OwnModel(WrappedSubject):
         name: what it is called.
         n_points, n_dims: the sizes of the prompts of a regression task; None of a token task.
         alias: the label to use where the last part of the name is not unique among the models shown.
+        source: the file that ``load_checkpoint`` had it from, and its name there; None: it is of a session.
     """
 
     model: WrappedModel
@@ -39,6 +45,23 @@ class OwnModel(WrappedSubject):
     n_points: int | None = None
     n_dims: int | None = None
     alias: str | None = None
+    source: Source | None = None
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Send a model that comes from a file to another process as that file, which is run there."""
+        if self.source is None:
+            return super().__reduce__()
+        return _made_again, (str(self.source.place), self.name, self.alias, str(self.device), self.identity())
+
+    @property
+    def label(self) -> str:
+        """The name in figures and files: the alias, or the last part of ``name``."""
+        return self.alias or Path(self.name.rpartition(":")[2]).name
+
+    def identity(self) -> dict[str, Any]:
+        """Return a record of the model: its name, the digest of its weights, its sizes, its task and its source."""
+        of_class = hash_of(type(self.model.module))
+        return super().identity() | {"source": of_class if self.source is None else self.source.sha256}
 
     @property
     def task_name(self) -> str:
@@ -53,6 +76,10 @@ class OwnModel(WrappedSubject):
     def __repr__(self) -> str:
         """Describe the model in two lines."""
         return self.described(self.task_name.replace("_", " "))
+
+    def batches(self, spec: PromptSpec) -> list[tuple[Drawn, None]]:
+        """Draw the prompts of a specification as one batch, see ``draw``."""
+        return [(self.draw(spec), None)]
 
     def draw(self, spec: PromptSpec) -> Drawn:
         """Draw the prompts of a specification on the model's device.
@@ -79,7 +106,7 @@ class OwnModel(WrappedSubject):
             length: of prompts of a token task; None: that of the task.
 
         Raises:
-            LoopprobeError: the task has no such shift or no lengths.
+            LoopprobeError: the task has no such shift or no lengths, or the module does not read so many tokens.
         """
         if self.task.reads_tokens:
             if shift is not None:
@@ -87,7 +114,10 @@ class OwnModel(WrappedSubject):
                     f"prompts of {self.task_name} have no shift ({shift}): give another length instead"
                 )
             assert self.task.length is not None, "a token task has one"
-            return held_out_tokens(self.task, n_prompts, length or self.task.length, seed).to(self.device)
+            drawn = held_out_tokens(self.task, n_prompts, length or self.task.length, seed).to(self.device)
+            if length not in (None, self.task.length):
+                _require_answers(self, drawn[:1])
+            return drawn
         if length is not None:
             raise LoopprobeError(f"length ({length}) is of token tasks, and {self.task_name} has vectors: leave it out")
         assert self.n_points is not None, "with_task has asked for it"
@@ -138,7 +168,13 @@ def with_task(
             f"{config.name} is a regression task: tell n_points= and n_dims=, the sizes of its prompts"
         )
     made = OwnModel(model, config, name or type(model.module).__name__, n_points, n_dims)
-    prompts = made.held_out(2)
+    _require_answers(made, made.held_out(2))
+    return made
+
+
+def _require_answers(made: OwnModel, prompts: Drawn) -> None:
+    """Raise LoopprobeError where the model does not read the prompts, or answers what their task does not ask."""
+    config, model = made.task, made.model
     shapes = ", ".join(str(list(part.shape)) for part in prompts.inputs)
     try:
         with torch.no_grad():
@@ -151,12 +187,57 @@ def with_task(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LoopprobeError(
             f"{made.name} does not answer prompts of {config.name}, of shape {shapes} ({reason}): give the task whose "
-            "inputs it is called with"
+            "inputs it is called with, and prompts of a length that it reads"
         ) from error
-    if n_tokens != prompts.n_tokens or errors.shape[1:] != (2, prompts.n_answers):
+    if n_tokens != prompts.n_tokens or errors.shape[1:] != (prompts.n_prompts, prompts.n_answers):
         raise LoopprobeError(
             f"{made.name} has {n_tokens} tokens of state and answers {list(outputs.shape[1:])} for prompts of "
             f"{config.name}, which have {prompts.n_tokens} tokens and {prompts.n_answers} answers: give the task that "
             "it was trained on"
+        )
+
+
+def is_own(name: str) -> bool:
+    """Check whether a name is the place of a model of one's own: FILE.py:NAME or package.module:NAME."""
+    return not name.startswith(PREFIX) and PLACE.fullmatch(name) is not None
+
+
+def load_own(name: str, device: str | torch.device = "cpu") -> OwnModel:
+    """Load a model of one's own from its place, which is run.
+
+    Args:
+        name: FILE.py:NAME or package.module:NAME of what ``with_task`` returned, or of a function without arguments
+            that returns it.
+        device: the device of the model.
+
+    Raises:
+        LoopprobeError: there is no such place, its file or the function raises an error, or it is something else.
+    """
+    source = named_module(name, "model")
+    found = attribute_of(module_of_file(source), str(source.place))
+    if callable(found) and not isinstance(found, (OwnModel, torch.nn.Module)):
+        try:
+            found = found()
+        except LoopprobeError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise LoopprobeError(f"{name} raises {type(error).__name__} ({reason}): mend it") from error
+    if not isinstance(found, OwnModel):
+        raise LoopprobeError(
+            f"{name} is a {type(found).__name__}: let it be, or return, loopprobe.with_task(loopprobe.wrap(module, …), "
+            "task)"
+        )
+    found.model.to(device)
+    return dataclasses.replace(found, name=name, source=source)
+
+
+def _made_again(place: str, name: str, alias: str | None, device: str, identity: dict[str, Any]) -> OwnModel:
+    """Make the model of a place in another process, the same one."""
+    made = dataclasses.replace(load_own(place, device), name=name, alias=alias)
+    if made.identity() != identity:
+        raise LoopprobeError(
+            f"{name} is another one each time that it is made: load its weights from a file or seed them, and leave "
+            "the file as it is while a probe runs"
         )
     return made

@@ -26,6 +26,7 @@ from loopprobe.probes.dataset import asked, read_dataset, read_stamp, write_data
 from loopprobe.probes.questions import Prepared, Question, as_answered, prepare
 from loopprobe.probes.registry import PROBES
 from loopprobe.store.checkpoint import load_checkpoint
+from loopprobe.store.own import is_own
 from loopprobe.store.shipped import names
 from loopprobe.study.shipped import study_folder, toml_files
 from loopprobe.support.cluster import Processes, RayPool
@@ -135,7 +136,7 @@ def answer_saved(
         available = tuple(
             model
             for model in question.checkpoints
-            if model in known or model.startswith(PREFIX) or Path(model).is_dir()
+            if model in known or model.startswith(PREFIX) or is_own(model) or Path(model).is_dir()
         )
         missing[name] = tuple(model for model in question.checkpoints if model not in available)
         prepared = prepare(dataclasses.replace(question, checkpoints=available), device, load)

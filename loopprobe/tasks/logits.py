@@ -130,7 +130,7 @@ class LogitPrompts:
     def errors(self, logits: Float[Tensor, "*loop batch answer vocab"]) -> Float[Tensor, "*loop batch answer"]:
         """Return the cross entropy of each answer in nats, at least in float32; NaN where it is unknown."""
         logs = at_least_single(logits).log_softmax(-1)
-        return -_chosen(logs, self.answers)
+        return 0 - _chosen(logs, self.answers)  # a certain answer is 0, not -0
 
     def correct(self, logits: Float[Tensor, "*loop batch answer vocab"]) -> Bool[Tensor, "*loop batch answer"] | None:
         """Return whether the answer with the largest logit is right."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -123,7 +124,9 @@ def _limits(data: xr.Dataset) -> go.Figure:
     rate, radius = data.rate.values.ravel(), slowest.ravel()
     seen = np.isfinite(rate) & np.isfinite(radius)
     if not seen.any():
-        figure.add_annotation(text="no token has a rate and a radius", showarrow=False, xref="x domain",
+        missing = data.spectral_radius.attrs.get("missing", "no token has a rate and a radius")
+        text = "<br>".join(textwrap.wrap(missing, 30))
+        figure.add_annotation(text=text, showarrow=False, xref="x domain",
                               yref="y domain", x=0.5, y=0.5, row=1, col=3)  # fmt: skip
     else:
         figure.add_scatter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.tables.common import titled, with_ends
+from loopprobe.show.tables.common import titled, whole_percent, with_ends
 
 
 def ablate_table(data: xr.Dataset) -> Table:
@@ -31,14 +31,18 @@ def ablate_table(data: xr.Dataset) -> Table:
     agree = agree + ", ".join(ranked) if ranked else ""
     if small := data.attrs["too_small"]:
         agree += f"; {small}: below the precision of the answers"
-    table.caption = (
-        f"{unit or name}, median of {data.sizes['example']} prompts [95 % interval]; without ablation {clean:.3g}"
-        f"{'; synergy: all loops together minus the sum of single loops' if several else ''}{agree}"
-    )
+    fails = "failures_added" in data
+    parts = [
+        f"{unit or name}, median of {data.sizes['example']} prompts [95 % interval]",
+        f"without ablation {clean:.3g}",
+        *(["synergy: all loops together minus the sum of single loops"] if several else []),
+        *([f"fail: how many more prompts have an error above {data.attrs['failure_level']:.2g}"] if fails else []),
+    ]
+    table.caption = "; ".join(parts) + agree
     table.add_column("component")
     table.add_column("replaced by")
-    of_all = ("all loops together", "synergy") if several else ()
-    for column in (*of_all, "most in loop", "there", f"there, minus {first}"):
+    of_all = ("all loops together", *(["fail"] if fails else []), "synergy") if several else ()
+    for column in (*of_all, "most in loop", "there", *(["fail there"] if fails else []), f"there, minus {first}"):
         table.add_column(column, justify="right")
     for component in data.component.values:
         for method in methods:
@@ -47,8 +51,10 @@ def ablate_table(data: xr.Dataset) -> Table:
             of_all = ()
             if several:
                 all_loops = row if "position" not in row.dims else row.isel(abs(row.together_median).argmax(...))
-                of_all = with_ends(all_loops, "together_median"), with_ends(all_loops, "synergy_median")
+                more = (whole_percent(all_loops, "together_failures_added"),) if fails else ()
+                of_all = with_ends(all_loops, "together_median"), *more, with_ends(all_loops, "synergy_median")
             where = f"{int(at.loop)}" + (f", token {int(at.position)}" if "position" in row.dims else "")
             against = "–" if method == first else with_ends(at, "against_first_median")
-            table.add_row(str(component), method, *of_all, where, with_ends(at, "median"), against)
+            more = (whole_percent(at, "failures_added"),) if fails else ()
+            table.add_row(str(component), method, *of_all, where, with_ends(at, "median"), *more, against)
     return table

@@ -121,7 +121,8 @@ def limits_table(data: xr.Dataset) -> Table | None:
     settled = []
     for what, values in (("states", data.state_settled), ("predictions", data.prediction_settled)):
         reached = float(values.notnull().mean())
-        settled.append(f"{reached:.0%} of the {what}, after {float(values.median()):.0f} loops in the median")
+        after = f", after {float(values.median()):.0f} loops in the median" if reached else ""
+        settled.append(f"{reached:.0%} of the {what}{after}")
     within = f"Within {data.attrs['tolerance']:g} of the far value for good: {', '.join(settled)}"
     ahead = ""
     if "to_limit" in data and bool(data.to_limit.notnull().any()):
@@ -164,7 +165,11 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
     table = titled("where states and predictions go")
     prompts, loops = datasets[0].sizes["followed"], int(datasets[0].attrs["far"])
     shares = f"shares of tokens and points, mean of {prompts} prompts [95 % interval], in {loops:,} loops"
-    table.caption = f"{shares}; radius: the largest of a prompt's tokens, median"
+    missing = {
+        data.spectral_radius.attrs["missing"]: None for data in datasets if "missing" in data.spectral_radius.attrs
+    }
+    without = "".join(f"; –: {why}" for why in missing)
+    table.caption = f"{shares}; radius: the largest of a prompt's tokens, median{without}"
     for name in (
         "model",
         "tokens at a fixed point",
@@ -182,7 +187,8 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
         ]
         points = share_interval((data.prediction_limit == Limit.FIXED).mean("point").values)
         radius = float(data.spectral_radius.max("position").median())
-        table.add_row(data.model.item(), *(interval(*row) for row in states), interval(*points), f"{radius:.3g}")
+        shown = "–" if np.isnan(radius) else f"{radius:.3g}"
+        table.add_row(data.model.item(), *(interval(*row) for row in states), interval(*points), shown)
     return table
 
 
