@@ -7,6 +7,7 @@ from conftest import stamped
 from loopprobe.probes.declaration import Shown
 from loopprobe.probes.registry import PROBES
 from loopprobe.show import sentences
+from loopprobe.show.tables.common import percent, two_digits
 
 LOOPS = np.arange(1, 9)
 
@@ -77,3 +78,11 @@ def test_fixed_points_counts_those_found_and_those_stable():
         "m: the end of the loop leads to a fixed point for 75% of 4 prompts, and 67% of these are stable; the loop "
         "itself comes to rest for 50%."
     )
+
+
+def test_all_prompts_are_100_percent_and_not_1e02():
+    shares = {"failures": 1.0, "failures_low": 0.9951, "failures_high": 1.0}
+    assert percent(xr.Dataset(shares), "failures") == "100 % [100,\u00a0100]"
+    assert percent(xr.Dataset(shares | {"failures": 0.0031, "failures_low": 0.0}), "failures") == "0.31 % [0,\u00a0100]"
+    assert percent(xr.Dataset(shares | {"failures": np.nan}), "failures") == "–"
+    assert [two_digits(x) for x in (99.4, 99.5, -120.0, 0.123, 1234.0)] == ["99", "100", "-120", "0.12", "1234"]

@@ -1,14 +1,20 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_CFG, make_model
+from other_model import OtherSubject, draw
 
+from loopprobe import load_checkpoint
 from loopprobe.dynamics.limits import Limit
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import converge as probe
 from loopprobe.probes.states import follow_states
 from loopprobe.show import present
 from loopprobe.show.tables import limits_table
+from loopprobe.show.tables.common import lines_of
+from loopprobe.show.tables.inside import limits_models_table
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 
@@ -96,6 +102,37 @@ def test_figures_and_table_of_what_was_followed(batch):
         assert any(np.isfinite(np.array(trace.y, float)).any() for trace in figure.data)
     [first, *_] = limits_table(data).columns[1].cells
     assert first.startswith(f"1 [{0.025 ** (1 / 5):.3g}")  # all of five prompts
+
+
+def test_the_numbers_of_limits_have_their_words_beside_them(batch):
+    data = probe.run(settled_checkpoint(), batch, CONFIG)
+    for name in ("limit", "prediction_limit"):
+        words = np.array(data[name].attrs["flag_meanings"].split())
+        assert len(words) == len(data[name].attrs["flag_values"]) == len(Limit)
+        assert (words[data[name]] == "fixed_point").all()
+        assert [words[kind].replace("_", " ") for kind in Limit] == [kind.words for kind in Limit]
+
+
+def test_a_radius_that_cannot_be_had_says_why_and_no_table_shows_nan(batch):
+    both_ways = OtherSubject()
+    uncached = load_checkpoint(f"{Path(__file__).with_name('own_models.py')}:made")
+    for subject, prompts, why in (
+        (both_ways, draw(4), "tokens see later ones"), (uncached, uncached.held_out(4), "keeps no keys and values"),
+    ):  # fmt: skip
+        data = probe.run(subject, prompts, probe.ConvergeConfig(loops=10, states=2, far=200))
+        assert data.spectral_radius.isnull().all()
+        assert why in data.spectral_radius.attrs["missing"]
+        table = limits_models_table([data])
+        assert why in table.caption
+        assert "radius:" not in table.caption, "the column holds nothing"
+        assert list(table.columns[-1].cells) == ["–"]
+        shown = [limits_table(data), table, *present.tables_for([data])]
+        assert "nan" not in " ".join(f"{one.caption} {lines_of(one)}" for one in shown)
+        text = " ".join(
+            one.text.replace("<br>", " ") for one in present.figures([data])["converge-limits"].layout.annotations
+        )
+        assert data.spectral_radius.attrs["missing"] in text
+    assert "missing" not in probe.run(settled_checkpoint(), batch, CONFIG).spectral_radius.attrs
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,8 @@ def _why_without_blocks(system: LoopMap) -> str:
     if has_blocks(system):
         return ""
     if "causal" not in system.model.supports:
-        return "tokens see later ones, so none has a block of the Jacobian of its own"
-    return "the model keeps no keys and values of earlier tokens, so no token's block can be taken out of its loop"
+        return "tokens see later ones, so that none has a block of its own"
+    return "the model keeps no keys and values of earlier tokens, so that no token has a block of its own"
 
 
 def _radii(system: LoopMap, z: State) -> Float[Tensor, "batch pos"]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from loopprobe.probes.circuit_overlap import overlaps
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import circuit_edges
-from loopprobe.show.tables.common import interval, titled, whole_percent, with_ends
+from loopprobe.show.tables.common import interval, titled, two_digits, whole_percent, with_ends
 
 LISTED = 16  # edges
 
@@ -52,7 +52,8 @@ def circuit_compare_table(datasets: Sequence[xr.Dataset]) -> Table:
         share = f"{data.attrs['found']:,} ({data.attrs['found'] / data.attrs['possible']:.2g} of all)"
         table.add_row(
             str(data.model.item()), f"{data.attrs['possible']:,}", share, f"{int(data.circuit.sum()):,}",
-            whole_percent(ranked, "kept"), whole_percent(random, "kept"), f"{100 * float(ranked.unexplained):.2g} %",
+            whole_percent(ranked, "kept"), whole_percent(random, "kept"),
+            f"{two_digits(100 * float(ranked.unexplained))} %",
             whole_percent(ranked, "left"), whole_percent(random, "left"),
         )  # fmt: skip
     return table

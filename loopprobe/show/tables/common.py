@@ -60,10 +60,15 @@ def failing(data: xr.Dataset) -> str:
     return f"; fail: share of prompts with an error above {data.attrs['failure_level']:.2g}"
 
 
+def two_digits(number: float) -> str:
+    """Format a number with two digits, and one of 100 or so as a whole number: ``0.31``, ``100``, not ``1e+02``."""
+    return f"{number:.2g}" if abs(number) < 99.5 else f"{number:.0f}"
+
+
 def percent(data: xr.Dataset, name: str) -> str:
     """Format a share with its interval in percent: ``0.3 % [0.1, 0.9]``."""
     share, low, high = (100 * float(data[name + part]) for part in ("", "_low", "_high"))
-    return "–" if np.isnan(share) else f"{share:.2g} % [{low:.2g},\u00a0{high:.2g}]"
+    return "–" if np.isnan(share) else f"{two_digits(share)} % [{two_digits(low)},\u00a0{two_digits(high)}]"
 
 
 def whole_percent(data: xr.Dataset, name: str) -> str:

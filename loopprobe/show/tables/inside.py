@@ -165,11 +165,10 @@ def limits_models_table(datasets: Sequence[xr.Dataset]) -> Table | None:
     table = titled("where states and predictions go")
     prompts, loops = datasets[0].sizes["followed"], int(datasets[0].attrs["far"])
     shares = f"shares of tokens and points, mean of {prompts} prompts [95 % interval], in {loops:,} loops"
-    missing = {
-        data.spectral_radius.attrs["missing"]: None for data in datasets if "missing" in data.spectral_radius.attrs
-    }
-    without = "".join(f"; –: {why}" for why in missing)
-    table.caption = f"{shares}; radius: the largest of a prompt's tokens, median{without}"
+    missing = [data.spectral_radius.attrs.get("missing") for data in datasets]
+    known = "; radius: the largest of a prompt's tokens, median" if None in missing else ""
+    unknown = "".join(f"; no spectral radius where {why}" for why in dict.fromkeys(filter(None, missing)))
+    table.caption = f"{shares}{known}{unknown}"
     for name in (
         "model",
         "tokens at a fixed point",

@@ -64,7 +64,8 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
         end = data.sel(loop=shown[-1])
         cells = [with_ends(data.sel(loop=t), "median") for t in shown]
         cells += [percent(end, "failures"), f"{float(end['mean']):.3g}"]
-        best = f"{float(data.optimum.median()):.3g}, {data.attrs['optimum']}"
+        error, name = float(data.optimum.median()), data.attrs["optimum"]
+        best = name if np.isnan(error) else f"{error:.3g}, {name}"
         if of_text:
             best = (
                 ", ".join(f"{float(data.perplexity.sel(loop=t)):.4g}" for t in shown) if "perplexity" in data else "–"
