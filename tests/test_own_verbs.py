@@ -104,3 +104,17 @@ def test_names_of_files_are_told_from_others():
     assert not any(
         map(is_own, ("hf:name", "hf:a/b", "lr-b20-T10", "runs/x", "a.py", "a.py:", "dir/a:b", "c:\\x", "5:b"))
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "site"), [("patch", "attn.hook_z"), ("ablate", "attn.hook_z"), ("edges", "attn.hook_z")]
+)
+def test_activations_that_a_module_does_not_show_are_asked_for_by_name(name, site):
+    with pytest.raises(LoopprobeError) as raised:
+        probe(name, loopprobe.load_checkpoint(MADE), 4)
+    assert "needs attn_z, which the model does not show: " in str(raised.value)
+    assert f"sites={{'{site}': …}}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    if name == "patch":
+        assert "choose from readout, resid_post, resid_pre, z, z_pre" in str(raised.value)
+        assert "resid_post" in probe("patch", loopprobe.load_checkpoint(MADE), 4, sites=("resid_post",), loops=2)

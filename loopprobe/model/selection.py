@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from loopprobe.config.selection import Numbers, Part, absolute, listed, parts_of, ranges, resolve
@@ -110,6 +110,25 @@ def selector(names: Names, loops: Collection[int] | None, layers: Numbers, model
 def activations_of(model: Any) -> set[str]:
     """Return the short names of the activations that a model shows in every loop, such as ``attn_z``."""
     return {short_name(local) for local in model.hook_trees.local_names}
+
+
+def require_activations(model: Any, names: Iterable[str], what: str, of: Collection[str] | None = None) -> None:
+    """Raise LoopprobeError where a model does not show an activation that is needed.
+
+    Args:
+        model: the model.
+        names: the short names of what is needed, such as ``attn_z``.
+        what: what needs them, for the message.
+        of: the short names to choose from instead; None: all that it shows.
+    """
+    known = activations_of(model)
+    if missing := [name for name in names if name not in known]:
+        there = ", ".join(sorted(known if of is None else known & set(of)))
+        place = {"attn_z": "attn.hook_z", "mlp_out": "hook_mlp_out"}.get(missing[0], f"hook_{missing[0]}")
+        raise LoopprobeError(
+            f"{what} needs {missing[0]}, which the model does not show: {f'choose from {there}, or ' if there else ''}"
+            f"name its place in the module, loopprobe.wrap(…, sites={{{place!r}: …}})"
+        )
 
 
 def _any_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.protocol import LoopedModel
-from loopprobe.model.selection import activations_of, selector
+from loopprobe.model.selection import require_activations, selector
 from loopprobe.store.evaluate import chunk_size
 from loopprobe.tasks import PromptBatch
 
@@ -55,12 +55,7 @@ def components_of(
     Raises:
         LoopprobeError: the model has no such output, layer or head.
     """
-    known = activations_of(model)
-    if missing := [site for site in sites if site not in known]:
-        there = ", ".join(site for site in SITES if site in known)
-        raise LoopprobeError(
-            f"the model has no output {missing[0]}: choose from {there or 'none, it has no such output'}"
-        )
+    require_activations(model, sites, "what is edited", SITES)
     if heads is not None and "attn_z" not in sites:
         raise LoopprobeError(f"heads ({heads!r}) are chosen and no site has heads: add attn_z to the sites")
     sizes = model.sizes

@@ -18,7 +18,7 @@ from loopprobe.config.budget import require
 from loopprobe.config.selection import Choice, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.selection import activations_of
+from loopprobe.model.selection import require_activations
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.edge_runs import (
@@ -167,9 +167,7 @@ def check(
 ) -> None:
     """Raise LoopprobeError where the options do not fit the model, the prompts or the memory, before anything runs."""
     model: Any = subject.model
-    known = activations_of(model)
-    if missing := [site for site in (*WRITTEN, *READ) if site not in known]:
-        raise LoopprobeError(f"edges need {missing[0]}, which {subject.label} has not: choose another")
+    require_activations(model, (*WRITTEN, *READ), "an edge", ())
     n_loops = config.loops or subject.loops_of(prompts)
     resolve(config.from_loops, n_loops, "loop", first=1)
     find_measure(config.measure if measure is None else measure, prompts)

@@ -23,6 +23,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from loopprobe.config.selection import Choice, resolve
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
+from loopprobe.model.selection import require_activations
 from loopprobe.probes.dataset import stamp, with_ends
 from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.loops import chosen_tokens, last_token
@@ -148,6 +149,7 @@ def check(
     find_measure(config.measure if measure is None else measure, prompts)
     if not config.sites:
         raise LoopprobeError("sites must not be empty: name at least one")
+    require_activations(subject.model, config.sites, "patch")
     if config.corruption != GIVEN:
         require_corruption(config.corruption, prompts)
     resolve(config.in_loops, config.loops or subject.loops_of(prompts), "loop", first=1)
