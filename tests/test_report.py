@@ -154,8 +154,15 @@ def test_what_two_questions_ask_of_a_model_is_answered_once(questions, monkeypat
 
 def test_what_the_study_asks_in_several_sections_it_asks_alike():
     saved = saved_questions()
-    asked = [one.question(quick) for quick in (False, True) for one in saved.values() if one.probe == "converge"]
-    assert len({json.dumps([one.options, one.prompts], sort_keys=True) for one in asked}) == 2
+    asked = {
+        (one.section, quick): json.dumps([one.question(quick).options, one.question(quick).prompts], sort_keys=True)
+        for quick in (False, True)
+        for one in saved.values()
+        if one.probe == "converge"
+    }
+    of_layers = asked.pop(("R6", False))  # of fewer prompts: its models have up to four layers
+    assert len(set(asked.values())) == 2
+    assert of_layers not in asked.values()
 
 
 def test_processes_give_the_same_answers(questions):
@@ -249,3 +256,18 @@ def test_workers_share_the_threads_that_were_asked_for(monkeypatch):
     for asked, workers, threads in (("1", 2, 1), ("8", 2, 4), ("", 1, os.cpu_count()), ("none", 1, os.cpu_count())):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert threads_of(workers) == threads
+
+
+def test_a_report_of_one_section_asks_what_its_claims_read_and_judges_no_other(questions, command, tmp_path):
+    asked = ("--questions", questions, "--quick", "--workers", "1")
+    code, out, _ = command("report", *asked, "--section", "R4", "--out", tmp_path / "one")
+    assert code == 0
+    assert "error grows as n shrinks (last n)" in out
+    assert "larger b gives lower loss" not in out
+    assert sorted(path.name for path in (tmp_path / "one" / "data-quick").iterdir() if path.is_dir()) == [
+        "r4_last_n", "r4_last_n_study",
+    ]  # fmt: skip
+    rows = claims_in(tmp_path / "one" / "findings.md")
+    assert [claim for claim, _ in rows] == [claim for section, claim, _ in CLAIMS if section == "R4"]
+    code, _, err = command("report", *asked, "--section", "R44", "--out", tmp_path / "none")
+    assert (code, "R44" in err, (tmp_path / "none").exists()) == (2, True, False)

@@ -40,7 +40,7 @@ def lines(drawn):
 
 def cells(made):
     head, *rows = lines_of(made)
-    return head, {row[0]: row[1:] for row in rows}
+    return head, {row[0]: row[1:] for row in rows}  # of several blocks the last
 
 
 @pytest.mark.parametrize("join", ["list", "dict", "concat along mode", "concat along a dim of its own"])
@@ -65,10 +65,13 @@ def test_first_and_last_stand_in_one_figure_and_table_with_their_difference(join
     assert {shown["first, after 6 loops"].xaxis, shown["last, after 6 loops"].xaxis} == {"x"}
     assert shown["first minus last, after 6 loops"].xaxis == "x2"
     head, rows = cells(table(given))
-    at = head.index("first minus last, after 6 loops") - 1
+    assert head[1:] == ["loops done", "first", "last", "first minus last"], "six columns would not fit a terminal"
     low, high = (end[1, 5] for end in median_interval(paired)[1:])
-    assert rows["2"][at] == f"{expected[1, 5]:.3g} [{low:.3g},\u00a0{high:.3g}]"
-    assert rows["clean"][at] == ""
+    assert rows["2"][0] == rows["clean"][0] == "6"
+    assert rows["2"][-1] == f"{expected[1, 5]:.3g} [{low:.3g},\u00a0{high:.3g}]"
+    assert rows["clean"][-1] == ""
+    assert rows["clean"][1].startswith(f"{float(two[0].clean_median.sel(loop=6)):.3g} [")
+    assert len(lines_of(table(given))) == 1 + 2 * (1 + two[0].sizes["n"])
     [sentence] = [one for one in findings(given) if "minus" in one]
     largest = np.abs(expected[:, -1]).argmax()
     assert f"(n = {two[0].n.values[largest]}, after 6 loops): {expected[largest, -1]:.3g} [" in sentence

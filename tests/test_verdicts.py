@@ -8,7 +8,7 @@ import xarray as xr
 from conftest import stamped
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.study.claims import CLAIMS, check_questions, verdicts
+from loopprobe.study.claims import CLAIMS, check_questions, questions_of, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS, kinds
 from loopprobe.study.claims.study import falls_at, flattens_at
 from loopprobe.study.decisions import held, parts, would_take
@@ -708,3 +708,31 @@ def test_a_question_that_claims_read_cannot_be_renamed_unnoticed():
         assert name in names
         with pytest.raises(LoopprobeError, match=repr(name)):
             check_questions(names - {name})
+
+
+def test_first_and_last_are_compared_on_the_seeds_that_have_both():
+    last, first = (mask_data(lambda n, loop, grow=grow: (32 - n) * grow) for grow in (1.0, 1.1))
+    whole = verdict_of("matter about equally", {"r4_last_n": [last[:2]], "r5_first_n": [first[:2]]})
+    uneven = verdict_of("matter about equally", {"r4_last_n": [last[:2]], "r5_first_n": [first]})
+    assert uneven.findings == whole.findings
+    assert {finding.seeds for finding in uneven.findings} == {(2,)}
+    assert all(np.isfinite([one.estimate, one.low, one.high]).all() for one in uneven.findings)
+    assert uneven.findings[0].estimate == pytest.approx(1 / 1.1)
+    none = verdict_of("matter about equally", {"r4_last_n": [last[:1]], "r5_first_n": [first[1:]]})
+    assert (none.status, none.findings) == ("undecided", ())
+
+
+def test_a_section_is_judged_by_the_questions_that_its_claims_read():
+    assert questions_of(["R5"]) == {"r4_last_n", "r5_first_n", "r4_last_n_study", "r5_first_n_study"}
+    assert questions_of(["R9"]) == {"r9_converge"}
+    assert questions_of({section for section, _, _ in CLAIMS}) == questions_of([]) == set(QUESTIONS)
+    check_questions(questions_of(["R5"]), ["R5"])
+    with pytest.raises(LoopprobeError, match="'r4_last_n_study'"):
+        check_questions(questions_of(["R5"]) - {"r4_last_n_study"}, ["R5"])
+    with pytest.raises(LoopprobeError, match=r"'R99' has no claims: choose from R1, R2, .*R14"):
+        questions_of(["R5", "R99"])
+    judged = verdicts(dict.fromkeys(questions_of(["R5"]), ()), ["R5"])
+    assert [one.claim for one in judged] == [claim for section, claim, _ in CLAIMS if section == "R5"]
+    last, first = mask_data(lambda n, loop: 32 - n), mask_data(lambda n, loop: 32 - n)
+    evidence = dict.fromkeys(questions_of(["R5"]), ()) | {"r4_last_n": last, "r5_first_n": first}
+    assert {one.status for one in verdicts(evidence, ["R5"])} == {"supported"}

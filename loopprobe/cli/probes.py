@@ -44,14 +44,17 @@ if TYPE_CHECKING:
 def mask(
     mode: Annotated[
         list[str] | None,
-        typer.Option(help="Keep the first or the last positions of the state, or first,last to compare them."),
+        typer.Option(
+            help="Keep the first (default) or the last positions of the state, or first,last to compare them."
+        ),
     ] = None,
     n: Annotated[str, typer.Option("--n", help="How many: 10, or 5,10,20, or 0:31 (both ends), or 0:30:5.")] = "10",
     loops: Annotated[
         str, typer.Option(help="Show the error after so many loops, such as 10,50; the largest is how far it runs.")
     ] = "50",
     fill: Annotated[
-        str, typer.Option(help="What replaces the state: initial, zero, or mean (of the clean run).")
+        str,
+        typer.Option(help="What replaces the state: initial, zero, or mean (over these prompts, in the clean run)."),
     ] = "initial",
     every_loop: Annotated[bool, typer.Option("--every-loop/--once", help="Mask before every loop, or once.")] = True,
     at: Annotated[
@@ -63,7 +66,10 @@ def mask(
     *,
     common: Common,
 ) -> None:
-    """Mask the state between loops and see the error."""
+    """Mask the state between loops and see the error.
+
+    The query is the last point: its own state is masked wherever the first n points are kept and n is not all.
+    """
     modes = [one_of(word, ("first", "last"), "mode") for text in mode or ["first"] for word in parse_words(text)]
     if not modes or len(set(modes)) < len(modes):
         raise LoopprobeError(f"mode ({','.join(mode or [])!r}) must be first, last, or first,last: give each once")
@@ -196,6 +202,10 @@ def report(
     questions: Annotated[
         Path | None, typer.Option(help="Folder of saved questions of your own; default: the study's.")
     ] = None,
+    section: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge the claims of this section alone, such as R5, and ask what they read. Repeatable."),
+    ] = None,
     quick: Quick = False,
     out: Annotated[Path, typer.Option(help="Folder of the report; answers in it are reused.")] = Path("report"),
     device: Device = "auto",
@@ -203,7 +213,7 @@ def report(
 ) -> None:
     """Answer all saved questions, and judge the study's claims."""
     toml_files(questions or study_folder())
-    from loopprobe.study.claims import check_questions
+    from loopprobe.study.claims import check_questions, questions_of
     from loopprobe.study.report import write_report
     from loopprobe.study.saved import answer_saved, saved_questions
     from loopprobe.study.verdicts import verdict_table
@@ -211,14 +221,17 @@ def report(
     from loopprobe.support.progress import track
     from loopprobe.support.storage import claim_shared, hold
 
-    saved, where = saved_questions(questions), pick_device(device)
-    check_questions(saved)
+    saved, where, sections = saved_questions(questions), pick_device(device), section or ()
+    check_questions(saved, sections)
+    if sections:
+        read = questions_of(sections)
+        saved = {name: one for name, one in saved.items() if name in read or one.section in sections}
     hold(claim_shared(out, "index.html", "findings.md", "report.json"))
     data = out / ("data-quick" if quick else "data")
     with pool_of(workers, where) as pool:
         answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
     files = [out / name for name in ("report.json", "findings.md", "index.html")]
-    say([verdict_table(write_report(answers, out))], files=files)
+    say([verdict_table(write_report(answers, out, sections))], files=files)
 
 
 def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple[list[xr.Dataset], Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,27 +50,28 @@ def summarise(decided: Sequence[Verdict]) -> str:
     return " ".join([*told, f"Of {len(decided)} claims: {ended}."])
 
 
-def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]:
+def write_report(answers: Mapping[str, Answered], folder: Path, sections: Collection[str] = ()) -> list[Verdict]:
     """Write index.html, which can be sent by itself, and the verdicts as findings.md and report.json.
 
     Args:
         answers: the answers by the name of their question.
         folder: the folder to write to; it must exist.
+        sections: those whose claims are judged; empty: all.
 
     Returns:
-        The verdicts on every claim of the study, in the study's order.
+        The verdicts on the claims of these sections, in the study's order.
 
     Raises:
         LoopprobeError: a file cannot be written.
     """
-    decided = verdicts({name: answered.datasets for name, answered in answers.items()})
+    decided = verdicts({name: answered.datasets for name, answered in answers.items()}, sections)
     asked = {name: answered for name, answered in answers.items() if answered.datasets}
     drawn = {name: figures_of(a.saved.probe, a.datasets, a.saved.title, a.saved.by) for name, a in asked.items()}
     claims = [
         (verdict, _forest(f"claim-{i}", verdict), _forest(f"control-{i}", verdict.control))
         for i, verdict in enumerate(decided)
     ]
-    sections = [
+    shown = [
         {
             "name": section,
             "title": next(a for a in answers.values() if a.saved.section == section).saved.title.split(":")[0],
@@ -83,7 +84,7 @@ def write_report(answers: Mapping[str, Answered], folder: Path) -> list[Verdict]
     context = {
         "made": made, "summary": summarise(decided), "methods": methods(answers), "thresholds": thresholds(decided),
         "verdicts": decided, "statuses": STATUSES,
-        "sections": sections, "lead": _lead(drawn[R2_CONVERGE]["figure"]) if R2_CONVERGE in drawn else None,
+        "sections": shown, "lead": _lead(drawn[R2_CONVERGE]["figure"]) if R2_CONVERGE in drawn else None,
     }  # fmt: skip
     record = {
         "made": made,

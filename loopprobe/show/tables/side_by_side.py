@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import xarray as xr
@@ -13,6 +13,7 @@ from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
 from loopprobe.show.tables.common import cell, interval, titled
 
 MOST_ROWS, MOST_GROUPS = 40, 3
+MOST_COLUMNS = 4  # that fit a terminal, of numbers with their intervals
 
 
 def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> Table:
@@ -35,22 +36,61 @@ def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> 
     paired = side.differences or side.of_differences
     why = f"; no paired differences: {side.why}" if side.why else ""
     table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why)
+    columns = [*side.rows, *side.differences]
     rows, groups = _rows(side, loops)
-    dims = list(dict.fromkeys(dim for row in rows for dim in row))
+    blocks: list[Place] = [{}]
+    if len(groups) * len(columns) > MOST_COLUMNS:  # what would stand beside one another stands below
+        blocks, groups = groups, [{}]
+    dims = list(dict.fromkeys(dim for row in (*rows, *blocks) for dim in row))
+    lines = list(_lines(side, rows, blocks, dims))
     for dim in dims:
         table.add_column(axis_words(side, dim).partition(" (")[0], justify="right")
-    columns = [*side.rows, *side.differences]
+    if len(columns) > MOST_COLUMNS:
+        _add_below_one_another(table, lines, columns)
+        return table
     for group in groups:
         for column in columns:
             name = column.label or "difference"
             table.add_column(", ".join(part for part in (name, side.words(group)) if part), justify="right")
-    for place in rows:
-        cells = [_cell(column, {**place, **group}) for group in groups for column in columns]
-        table.add_row(*(_short(place.get(dim, "–")) for dim in dims), *cells)
-    if side.quantity.reference and not side.of_differences and dims == [side.x]:
-        name = side.quantity.reference
-        table.add_row("clean", *("" if c.of else cell(c.data, name, **group) for group in groups for c in columns))
+    for heads, text, place in lines:
+        table.add_row(*heads, *(text(column, {**place, **group}) for group in groups for column in columns))
     return table
+
+
+Text = Callable[[Row, Place], str]
+
+
+def _lines(
+    side: SideBySide, rows: Sequence[Place], blocks: Sequence[Place], dims: Sequence[str]
+) -> Iterator[tuple[list[str], Text, Place]]:
+    """Yield the lines: what stands at the head of each, the text of a column there, and the place.
+
+    A block ends with the reference, such as the clean run, where there is one beside all places along the axis.
+    """
+    reference = side.quantity.reference
+    has_reference = bool(reference) and not side.of_differences and all(list(row) == [side.x] for row in rows)
+    for block in blocks:
+        for row in rows:
+            place = {**row, **block}
+            yield [_short(place.get(dim, "–")) for dim in dims], _cell, place
+        if has_reference:
+            head = ["clean", *(_short(block[dim]) for dim in dims[1:])]
+            yield head, lambda column, place: "" if column.of else cell(column.data, reference, **place), block
+
+
+def _add_below_one_another(
+    table: Table, lines: Sequence[tuple[list[str], Text, Place]], columns: Sequence[Row]
+) -> None:
+    """Add the datasets and differences as rows, line by line; of many lines some."""
+    most = max(2, MOST_ROWS // len(columns))
+    table.add_column("")
+    table.add_column("value", justify="right")
+    for i in np.unique(np.linspace(0, len(lines) - 1, min(most, len(lines))).round().astype(int)):
+        heads, text, place = lines[i]
+        cells = [(column.label or "difference", text(column, place)) for column in columns]
+        for j, (name, value) in enumerate((name, value) for name, value in cells if value):
+            table.add_row(*(heads if j == 0 else [""] * len(heads)), name, value)
+        table.add_section()
 
 
 def _rows(side: SideBySide, loops: Sequence[int] | None) -> tuple[list[Place], list[Place]]:

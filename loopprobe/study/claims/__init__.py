@@ -4,12 +4,12 @@ A claim reads the datasets of saved questions by name (``claims.evidence.QUESTIO
 models do not exist, it has none and is undecided.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.claims import algorithm, circuits, failures, loss, recipe, study, tokens
-from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence, MissingQuestionError, answers
+from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence, MissingQuestionError
 from loopprobe.study.estimates import Estimate
 from loopprobe.study.verdicts import Verdict, conclude
 
@@ -18,15 +18,32 @@ CLAIMS = sorted((claim for part in _PARTS for claim in part.CLAIMS), key=lambda 
 CONTROLLED = [claim for claim in study.CLAIMS if claim[0] <= "R5"]  # what is asked of the study's own recipe too
 
 
-def verdicts(evidence: Evidence) -> list[Verdict]:
-    """Decide every claim on the evidence; without any question of the study, every claim is undecided.
+def claims_of(sections: Collection[str] = ()) -> list[Claim]:
+    """Return the claims of some sections, such as R5; of none named all.
 
     Raises:
-        LoopprobeError: the evidence has some questions of the study, but not all that the claims read.
+        LoopprobeError: a section has no claims.
+    """
+    known = dict.fromkeys(section for section, _, _ in CLAIMS)
+    if unknown := [section for section in sections if section not in known]:
+        raise LoopprobeError(f"section {unknown[0]!r} has no claims: choose from {', '.join(known)}")
+    return [claim for claim in CLAIMS if not sections or claim[0] in sections]
+
+
+def verdicts(evidence: Evidence, sections: Collection[str] = ()) -> list[Verdict]:
+    """Decide every claim on the evidence; without any question of the study, every claim is undecided.
+
+    Args:
+        evidence: the datasets of saved questions, by their names.
+        sections: those whose claims are decided; empty: all.
+
+    Raises:
+        LoopprobeError: there is no such section, or the evidence has some questions of the study, but not all that the
+            claims read.
     """
     asked = any(question in evidence for question in QUESTIONS)
     decided = []
-    for claim in CLAIMS:
+    for claim in claims_of(sections):
         verdict = conclude(claim[0], claim[1], _estimates(claim, evidence) if asked else ())
         if claim in CONTROLLED:
             control = _estimates(claim, evidence, of_control=True) if asked else ()
@@ -35,24 +52,54 @@ def verdicts(evidence: Evidence) -> list[Verdict]:
     return decided
 
 
-def check_questions(names: Iterable[str]) -> None:
+def check_questions(names: Iterable[str], sections: Collection[str] = ()) -> None:
     """Check, before any question is asked, that the names include every question that claims read.
 
     Raises:
-        LoopprobeError: a question is missing from the names.
+        LoopprobeError: there is no such section, or a question is missing from the names.
     """
-    verdicts(dict.fromkeys(names, ()))
+    verdicts(dict.fromkeys(names, ()), sections)
+
+
+def questions_of(sections: Collection[str]) -> set[str]:
+    """Return the names of the questions that the claims of some sections read.
+
+    Raises:
+        LoopprobeError: there is no such section.
+    """
+    read: dict[str, tuple[()]] = {}
+    for claim in claims_of(sections):
+        for of_control in (False, True) if claim in CONTROLLED else (False,):
+            while (missing := _missing(claim, read, of_control)) is not None:
+                read[missing] = ()
+    return set(read)
+
+
+def _missing(claim: Claim, evidence: Evidence, of_control: bool) -> str | None:
+    """Return the name of the first question that a claim reads and the evidence has not."""
+    try:
+        _decide(claim, evidence, of_control)
+    except MissingQuestionError as error:
+        return str(error.args[0])
+    return None
 
 
 def _estimates(claim: Claim, evidence: Evidence, of_control: bool = False) -> list[Estimate]:
     """Return the estimates of one claim, of our models or of those of the study's own recipe."""
-    section, words, decide = claim
     try:
-        if of_control:
-            evidence = {name: answers(evidence, control) for name, control in CONTROLS.items()}
-        return list(decide(evidence))
+        return _decide(claim, evidence, of_control)
     except MissingQuestionError as error:
+        section, words, _ = claim
         raise LoopprobeError(
             f"the claim {words!r} ({section}) reads the question {error.args[0]!r}, which is not among "
-            f"{', '.join(evidence)}: restore its file, or give it this name again"
+            f"{', '.join(evidence)}: restore its file, give it this name again, or name the sections to judge"
         ) from None
+
+
+def _decide(claim: Claim, evidence: Evidence, of_control: bool) -> list[Estimate]:
+    if not of_control:
+        return list(claim[2](evidence))
+    try:
+        return list(claim[2]({name: evidence[control] for name, control in CONTROLS.items() if control in evidence}))
+    except MissingQuestionError as error:
+        raise MissingQuestionError(CONTROLS[error.args[0]]) from None

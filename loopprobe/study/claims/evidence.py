@@ -104,7 +104,8 @@ def of_seeds(datasets: Sequence[xr.Dataset], values: Iterable[Any]) -> Seeds:
 
 
 def side_by_side(*states: Seeds) -> Seeds:
-    """Return the values of the same models in several states as their parts."""
+    """Return the values of the models that all states have, in these states as their parts."""
+    states = xr.align(*states, join="inner", copy=False)
     return xr.concat(list(states), "part", coords="minimal", compat="override").transpose("seed", "example", "part")
 
 

@@ -206,7 +206,8 @@ def r5_first_and_last(evidence: Evidence) -> Iterator[Estimate]:
         for n in (n for n in COMPARED_N if all(n in masks[kind][0].n.values for masks in (first, last))):
             a, b = (errors_at(masks[kind], n=n, loop=kind.loops) for masks in (last, first))
             what = f"{kind}, n {n}: error with the last over that with the first"
-            yield own_ratio(what, a, b, EQUAL)
+            if set(a.seed.values) & set(b.seed.values):
+                yield own_ratio(what, a, b, EQUAL)
 
 
 def r5_memory(evidence: Evidence) -> Iterator[Estimate]:
