@@ -14,6 +14,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes import attention
 from loopprobe.probes.dataset import write_dataset
 from loopprobe.probes.loops import LoopsConfig
+from loopprobe.show.figures import style
 from loopprobe.show.figures.attention import attention_figures
 from loopprobe.show.figures.style import write_figures, write_html
 from loopprobe.store.checkpoint import Checkpoint
@@ -99,3 +100,20 @@ def test_questions_are_found_by_name_and_by_path():
     Path("other/mine.toml").write_text("")
     with pytest.raises(LoopprobeError, match="one name"):
         question_files(["mine.toml", "other/mine.toml"])
+
+
+@pytest.mark.parametrize(
+    ("named", "message"), [("/bin/false", "/bin/false, which BROWSER_PATH names"), (None, "needs a Chrome or Chromium")]
+)
+def test_what_draws_no_png_is_named_with_the_reason(named, message, monkeypatch, tmp_path):
+    def fails(*_, **__):
+        raise RuntimeError("The browser closed.", "Install Chrome.")
+
+    monkeypatch.setattr(go.Figure, "to_image", fails)
+    monkeypatch.setattr(style, "require_extra", lambda *_: None)
+    monkeypatch.delenv("BROWSER_PATH", raising=False)
+    if named:
+        monkeypatch.setenv("BROWSER_PATH", named)
+    with pytest.raises(LoopprobeError, match=message) as raised:
+        style._png(go.Figure())
+    assert ("The browser closed)" in str(raised.value)) == bool(named)

@@ -17,6 +17,7 @@ from loopprobe import figure, load_checkpoint
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare, converge, mask
+from loopprobe.probes.dataset import read_dataset
 from loopprobe.probes.questions import Question, answer, prepare
 from loopprobe.probes.session import probe
 from loopprobe.show.arrange import by_name
@@ -255,3 +256,22 @@ def test_the_mask_figure_says_how_many_n_it_leaves_out():
     one = checkpoint(n_points=16)
     data = mask.run(one, one.held_out(4), mask.MaskConfig(n=tuple(range(16)), loops=3))
     assert "6 of 16 n" in " ".join(note.text for note in mask_figure(data).layout.annotations)
+
+
+def test_loops_that_are_named_stand_in_tables_figures_and_files(command, tmp_path):
+    one = saved("runs/one")
+    for mode, drawn in (
+        ("first", lambda name: name.endswith(("loops", "loop"))),
+        ("first,last", lambda name: "after" in name),
+    ):
+        out = tmp_path / mode.replace(",", "-")
+        options = ["--ckpt", one, "--n", "0,1,2,3,4", "--loops", "2,3,7", "--prompts", "8", "--out", str(out)]
+        assert command("mask", "--mode", mode, *options)[0] == 0
+        read = [read_dataset(path) for path in sorted(out.glob("mask-[fl]*.nc")) or [out / "mask.nc"]]
+        assert all(list(data.attrs["shown_loops"]) == [2, 3, 7] for data in read)
+        names = [trace.name for trace in figures(read)["mask"].data if trace.name and drawn(trace.name)]
+        assert {int(word) for name in names for word in re.findall(r"(\d+) loops?", name)} == {2, 3, 7}
+        text = command("show", *sorted(map(str, out.glob("mask*.nc"))) if len(read) == 1 else [str(out)])[1]
+        assert all(re.search(rf"\b{loop} loop|^ *\d +{loop} ", text, re.M) for loop in (2, 3, 7)), text
+    assert command("converge", "--ckpt", one, "--loops", "2,6", "--states", "0", "--prompts", "4", "--out", "c")[0] == 0
+    assert "6 loops" in command("show", "c/converge.nc")[1]

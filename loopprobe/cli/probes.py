@@ -84,8 +84,8 @@ def mask(
     if at is not None and every_loop:
         raise LoopprobeError(f"at ({at}) goes with once: add --once or drop --at")
     variants = {one: options | {"mode": one} for one in sorted(modes)}
-    datasets, folder = ask("mask", variants, f"mask-{'-'.join(sorted(modes))}", common)
-    show(datasets, folder, common.png, loop_counts if len(loop_counts) > 1 else None)
+    asked = loop_counts if len(loop_counts) > 1 else None
+    show(*ask("mask", variants, f"mask-{'-'.join(sorted(modes))}", common, asked), common.png, asked)
 
 
 @with_common()
@@ -104,8 +104,8 @@ def converge(
     at_least(loop_counts[0], 1, "loops")
     at_least(states, 0, "states")
     options = {"loops": max(loop_counts), "states": states, "far": far, "tolerance": tolerance}
-    datasets, folder = ask("converge", options, "converge", common)
-    show(datasets, folder, common.png, loop_counts if len(loop_counts) > 1 else None)
+    asked = loop_counts if len(loop_counts) > 1 else None
+    show(*ask("converge", options, "converge", common, asked), common.png, asked)
 
 
 @with_common()
@@ -162,7 +162,10 @@ def run(
         list[str], typer.Argument(help="Saved questions: names such as r4_last_n, or TOML files of your own.")
     ],
     quick: Quick = False,
-    out: Annotated[Path, typer.Option(help="Folder of the answers, one folder a question; reused.")] = Path("results"),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the answers, one folder a question; reused. A report has its own in report/data."),
+    ] = Path("results"),
     png: Png = False,
     device: Device = "auto",
     workers: Workers = None,
@@ -234,7 +237,9 @@ def report(
     say([verdict_table(write_report(answers, out, sections))], files=files)
 
 
-def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple[list[xr.Dataset], Path]:
+def ask(
+    probe: str, options: dict[str, Any], name: str, common: Common, loops: list[int] | None = None
+) -> tuple[list[xr.Dataset], Path]:
     """Run a probe on checkpoints and write each dataset as soon as it is there.
 
     Everything is checked before the output folder is made, and that before the probe runs.
@@ -244,6 +249,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
         options: fields of its configuration; or several sets of them, by a word that tells their datasets apart.
         name: of the output folder, with the label of the model after it.
         common: the options of all such verbs.
+        loops: loop counts that tables and figures show, which the datasets note as ``shown_loops``; None: some.
 
     Returns:
         The datasets, the variants of a checkpoint beside one another, and the folder that holds them.
@@ -279,6 +285,7 @@ def ask(probe: str, options: dict[str, Any], name: str, common: Common) -> tuple
     try:
         for p, word, data in zip(prepared, words, answer(prepared, track), strict=True):
             stem = "-".join(part for part in (probe, word, p.checkpoint.label if models > 1 else "") if part)
+            data.attrs |= {} if loops is None else {"shown_loops": loops}
             write_dataset(data, folder / f"{stem}.nc")
             datasets.append(data)
     finally:

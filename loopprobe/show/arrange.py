@@ -99,11 +99,16 @@ def few_of(values: list[int], most: int = 12) -> list[int]:
     return [values[i] for i in np.linspace(0, len(values) - 1, 6).round().astype(int)]
 
 
+def told_to_show(data: xr.Dataset) -> list[int]:
+    """Return the loop counts that a verb was told to show (``--loops 10,20,50``); empty where it was told none."""
+    return [int(loop) for loop in np.atleast_1d(data.attrs.get("shown_loops", []))]
+
+
 def loops_to_show(data: xr.Dataset, wanted: Sequence[int] | None = None) -> list[int]:
-    """Return a few loop counts: those in ``wanted``, or 1, 5, the trained count and the last."""
+    """Return a few loop counts: those in ``wanted``, those that a verb was told to show, or 1, 5, trained and last."""
     last = int(data.loop[-1])
     if wanted is None:
-        wanted = [1, 5, data.attrs["trained_loops"], last]
+        wanted = told_to_show(data) or [1, 5, data.attrs["trained_loops"], last]
     return sorted({int(loop) for loop in wanted if loop in data.loop.values}) or [last]
 
 

@@ -28,7 +28,7 @@ from loopprobe.probes.paired import (
     with_places,
     without_single,
 )
-from loopprobe.show.arrange import loops_to_show
+from loopprobe.show.arrange import loops_to_show, told_to_show
 
 MOST_DIFFERENCES = 6  # of one figure or table
 Place = Mapping[str, Any]
@@ -132,7 +132,7 @@ class SideBySide:
             at = values[dim].values.tolist()
             if dim == "loop":
                 shared = sorted(set.intersection(*(set(row.values[dim].values.tolist()) for row in self.rows)) or at)
-                ends = [self.first.attrs["trained_loops"], shared[-1]] if loops is None else loops
+                ends = loops or told_to_show(self.first) or [self.first.attrs["trained_loops"], shared[-1]]
                 at = loops_to_show(xr.Dataset(coords={"loop": shared}), ends)
             choices.append(at)
         every: list[Place] = [dict(zip(map(str, dims), place, strict=True)) for place in itertools.product(*choices)]

@@ -9,7 +9,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.arrange import few_of, ignoring, loops_to_show
+from loopprobe.show.arrange import few_of, ignoring, loops_to_show, told_to_show
 from loopprobe.show.figures.panels import By, Line, draw, draw_failures, interval_of, panels
 from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, measure_axes, trained_line
 
@@ -125,13 +125,14 @@ def _lines_by_loops(datasets: Sequence[xr.Dataset], by: By) -> dict[str, list[Li
         panel: [
             Line(f"{line.name}, {loop} loops", tuple(data.sel(loop=loop) for data in line.datasets), line.colour, dash)
             for line in lines
-            for loop, dash in _two_loops(line.datasets[0])
+            for loop, dash in _some_loops(line.datasets[0])
         ]
         for panel, lines in panels(datasets, by).items()
     }
 
 
-def _two_loops(data: xr.Dataset) -> list[tuple[int, str]]:
-    """Return the trained and the last loop count, each with the dash of its curve."""
-    trained, last = int(data.attrs["trained_loops"]), int(data.loop[-1])
-    return [(trained, "solid"), (last, "dot")] if last > trained else [(last, "solid")]
+def _some_loops(data: xr.Dataset) -> list[tuple[int, str]]:
+    """Return the loop counts that were asked for, or the trained and the last one, each with the dash of its curve."""
+    asked = told_to_show(data) or [data.attrs["trained_loops"], int(data.loop[-1])]
+    shown = loops_to_show(data, asked)
+    return list(zip(shown, ("solid", "dot", "dash", "dashdot", "longdash"), strict=False))

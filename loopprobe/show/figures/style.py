@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -286,6 +287,11 @@ def _png(figure: go.Figure, **size: int) -> bytes:
     except Exception as error:  # kaleido and choreographer raise many kinds
         if "chrome" not in str(error).lower():
             raise
+        if named := os.environ.get("BROWSER_PATH"):
+            reason = str((*error.args, "no reason given")[0]).strip().rstrip(".")
+            raise LoopprobeError(
+                f"{named}, which BROWSER_PATH names, draws no PNG ({reason}): see what it lacks with --version"
+            ) from None
         raise LoopprobeError(
             "PNG needs a Chrome or Chromium: install one, or name it in the environment variable BROWSER_PATH"
         ) from None

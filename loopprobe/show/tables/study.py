@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.arrange import baselines_of, by_prompts, loops_to_show
+from loopprobe.show.arrange import baselines_of, by_prompts, loops_to_show, told_to_show
 from loopprobe.show.folds_rows import rows_of
 from loopprobe.show.tables.common import (
     cell,
@@ -52,7 +52,8 @@ def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None =
     Then come the share of prompts that fail and the mean error, both after the last of these loops, and the optimum.
     """
     last = min(int(data.loop[-1]) for data in datasets)
-    shown = [t for t in loops or (5, 10, 20, 50, 100, 500) if t <= last] or [last]
+    wanted = loops or told_to_show(datasets[0]) or (5, 10, 20, 50, 100, 500)
+    shown = [t for t in wanted if t <= last] or [last]
     table = error_table("error against the number of loops", datasets)
     for loop in shown:
         table.add_column(f"{loop} loops", justify="right")
