@@ -58,7 +58,9 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
     assert data.n.values.tolist() == [0, 2, 4, 5, 6]
     config = json.loads(data.attrs["config"])
     assert (config["fill"], config["invert"], config["at"], config["unit"]) == ("mean", True, 1, "token")
-    assert "2 loops" in out
+    assert data.attrs["shown_loops"].tolist() == [2, 4]
+    heads = [line.split()[:2] for line in out.splitlines()]
+    assert [head for head in heads if head[:1] == ["0"]] == [["0", "2"], ["0", "4"]], "n = 0 after 2 and after 4 loops"
 
 
 @pytest.mark.parametrize(

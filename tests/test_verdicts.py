@@ -227,7 +227,9 @@ def test_a_forest_plot_has_every_finding_with_its_interval_and_the_claimed_range
 
 def test_the_effect_is_the_first_mean_or_the_median_where_every_finding_must_hold():
     found = [measured(np.log(ratio), rule=each(below(1))) for ratio in (0.2, 0.3, 0.9)]
-    assert conclude("R0", "claim", [*found, measured(0.5, scale="difference")]).effect == "ratio 0.3 (0.2 to 0.9)"
+    assert conclude("R0", "claim", [*found, measured(0.5, scale="difference")]).effect == (
+        "ratio 0.3 (findings from 0.2 to 0.9)"
+    )
     found = [measured(np.log(ratio)) for ratio in (0.2, 0.3, 0.9)]
     verdict = conclude("R0", "claim", [*found, measured(0.5, scale="difference")])
     middle, low, high = verdict.size

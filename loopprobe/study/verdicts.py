@@ -92,11 +92,16 @@ class Verdict:
         Where every finding must hold it is their median with the range over them. There must be a finding; of several
         kinds of numbers those of the first count.
         """
-        first = [one for one in (*self.means, *self.findings) if one.scale == self.findings[0].scale]
+        first = self._first
         if self.means or len(first) == 1:
             return first[0].estimate, first[0].low, first[0].high
         values = [one.estimate for one in first]
         return float(np.median(values)), min(values), max(values)
+
+    @property
+    def _first(self) -> list[Finding]:
+        """The means and findings of the first kind of number."""
+        return [one for one in (*self.means, *self.findings) if one.scale == self.findings[0].scale]
 
     @property
     def effect(self) -> str:
@@ -104,7 +109,8 @@ class Verdict:
         if not self.findings:
             return "–"
         middle, low, high = self.size
-        return f"{self.findings[0].scale} {middle:.3g}" + (f" ({low:.3g} to {high:.3g})" if low < high else "")
+        ends = "" if self.means or len(self._first) == 1 else "findings from "  # a range is no interval
+        return f"{self.findings[0].scale} {middle:.3g}" + (f" ({ends}{low:.3g} to {high:.3g})" if low < high else "")
 
     @property
     def span(self) -> str:
