@@ -9,8 +9,9 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.interventions import edited, replace
 from loopprobe.model.masks import masked
 from loopprobe.probes import patch
-from loopprobe.probes.dataset import read_stamp
+from loopprobe.probes.dataset import asked, read_stamp
 from loopprobe.probes.measures import find_measure
+from loopprobe.probes.questions import configured
 from loopprobe.show.present import findings, table
 
 FILE = """
@@ -134,3 +135,19 @@ def test_a_probe_that_takes_no_measure_says_so_in_one_line(checkpoint):
     with pytest.raises(LoopprobeError, match="unknown config key 'measure'") as error:
         probe("attention", checkpoint, 4, measure="error")
     assert "\n" not in str(error.value)
+
+
+MEASURED = {
+    "ablate": {"methods": ("zero",), "agreement": False}, "attribute": {}, "circuit": {"random": 1, "steps": 1},
+    "edges": {"exact": 1, "steps": 1}, "mask": {"n": (1,)}, "patch": {"sites": ("z",), "corruption": "token"},
+    "steer": {}, "features": {"steps": 3, "fit_prompts": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_an_answer_is_found_again_by_the_measure_that_was_asked_for(name, token_checkpoint):
+    prompts = token_checkpoint.held_out(4)
+    options = {"loops": 2, "measure": "logit_difference"} | MEASURED[name]
+    data = probe(name, token_checkpoint, prompts, **options)
+    assert data.attrs["config"] == asked(name, token_checkpoint, prompts, configured(name, options)[1])["config"]
+    assert data.attrs["measure"] == "logit difference"

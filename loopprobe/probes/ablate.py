@@ -129,7 +129,7 @@ def run(
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}
     data.attrs |= {"fitted_on": fitted_on, "too_small": ", ".join(small)}
     data.attrs["corruption"] = "" if rankings is None else rankings.words
-    return stamp(data, "ablate", subject, prompts, dataclasses.replace(config, measure=chosen.name), chosen.record)
+    return stamp(data, "ablate", subject, prompts, dataclasses.replace(config, measure=chosen.option), chosen.record)
 
 
 def check(

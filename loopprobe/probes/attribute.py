@@ -116,7 +116,7 @@ def run(
     )
     for name in ("contribution", "size", "initial", "offset", "prediction"):
         data[name].attrs["units"] = prompts.answer_unit if chosen is None else chosen.unit
-    config = config if chosen is None else dataclasses.replace(config, measure=chosen.name)
+    config = config if chosen is None else dataclasses.replace(config, measure=chosen.option)
     return stamp(data, "attribute", checkpoint, prompts, config, None if chosen is None else chosen.record)
 
 

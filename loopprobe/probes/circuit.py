@@ -175,7 +175,7 @@ def run(
         "measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source, "corruption": words,
         "found": found, "possible": len(order), "kept_when_chosen": keeps(found),
     }  # fmt: skip
-    return stamp(made, "circuit", subject, prompts, dataclasses.replace(config, measure=chosen.name))
+    return stamp(made, "circuit", subject, prompts, dataclasses.replace(config, measure=chosen.option))
 
 
 def check(

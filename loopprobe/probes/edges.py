@@ -153,7 +153,7 @@ def run(
         data[name].attrs["units"] = chosen.unit
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}
     data.attrs["corruption"] = words
-    config = dataclasses.replace(config, measure=chosen.name)
+    config = dataclasses.replace(config, measure=chosen.option)
     return stamp(data, "edges", subject, prompts, config)
 
 

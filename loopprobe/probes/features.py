@@ -116,7 +116,7 @@ def run(
     data.attrs |= {"k": plan.k, "fitted_on": fitted_on, "dictionary_of": dictionary_of}
     data.attrs |= {"ablated_after": list(plan.edits.pushed), "read_after": plan.edits.read_loop}
     data.attrs |= {"ablated_at": list(plan.edits.tokens)}
-    config = dataclasses.replace(config, measure=chosen.name)
+    config = dataclasses.replace(config, measure=chosen.option)
     return stamp(data, "features", subject, prompts, config, chosen.record)
 
 

@@ -117,7 +117,7 @@ def run(
         data.attrs["baseline"], data.attrs["zero_predictor"] = baseline
     for name in data:
         data[name].attrs["units"] = prompts.unit if chosen.record is None else chosen.unit
-    config = dataclasses.replace(config, measure=chosen.name)
+    config = dataclasses.replace(config, measure=chosen.option)
     return stamp(data, "mask", subject, prompts, config, chosen.record)
 
 

@@ -6,6 +6,7 @@ tokens also ``logit_difference``, ``margin`` and ``probability``. Everybody may 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,12 +36,19 @@ class Measure:
         function: from outputs [batch, answer, *value] after one loop and their prompts to numbers [batch].
         unit: their unit, in words; empty where they have none.
         source: the file and the SHA-256 of what a user wrote; empty of built-in ones.
+        key: the option that means it, such as ``logit_difference``; empty: its name. An answer is found again by it.
     """
 
     name: str
     function: Function = field(compare=False)
     unit: str = ""
     source: str = ""
+    key: str = field(default="", compare=False)
+
+    @property
+    def option(self) -> str:
+        """What stands in the options of a dataset."""
+        return self.key or self.name
 
     @property
     def record(self) -> tuple[str, str, str] | None:
@@ -100,7 +108,7 @@ def find_measure(given: str | Function | Measure, prompts: PromptBatch) -> Measu
         name = getattr(given, "__name__", type(given).__name__)
         return Measure(name, given, str(getattr(given, "unit", "")), "a function of the session")
     if place := re.fullmatch(r"error:(-?\d{1,9})", given):
-        return _error_at(int(place[1]), prompts)
+        return dataclasses.replace(_error_at(int(place[1]), prompts), key=given)
     if ":" in given:
         source = named_module(given, "measure")
         found = attribute_of(module_of_file(source), str(source.place))
@@ -114,7 +122,7 @@ def find_measure(given: str | Function | Measure, prompts: PromptBatch) -> Measu
         raise LoopprobeError(
             f"measure {given!r} is{hint or ' not known'}: choose from {', '.join(known)}, error:K, or give FILE.py:NAME"
         )
-    return _builtin(given, prompts)
+    return dataclasses.replace(_builtin(given, prompts), key=given)
 
 
 def _builtin(name: str, prompts: PromptBatch) -> Measure:

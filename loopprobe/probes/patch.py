@@ -114,7 +114,7 @@ def run(
     n_loops = config.loops or subject.loops_of(prompts)
     prompts, other = counterparts(subject, prompts, config, corrupted)
     chosen = find_measure(config.measure if measure is None else measure, prompts)
-    config = dataclasses.replace(config, measure=chosen.name)
+    config = dataclasses.replace(config, measure=chosen.option)
     runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), chosen)
     tokens = list(range(runs.last + 1))
     if config.positions is not None:
