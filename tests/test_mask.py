@@ -137,7 +137,7 @@ def test_the_figure_draws_the_numbers_of_the_dataset(checkpoint, batch, n, expec
 
 def test_the_table_and_the_sentence_show_the_numbers_of_the_dataset(checkpoint, batch):
     data = probe.run(checkpoint, batch, probe.MaskConfig(n=(0, 3), loops=6))
-    table = mask_table(data, [1, 6])
+    table = mask_table(data.assign_attrs(shown_loops=[1, 6]))
     assert [column.header for column in table.columns] == ["n", "1 loop", "6 loops", "fail", "mean"]
     last = list(table.columns[2].cells)
     assert last[0].startswith(f"{data.clean_median[-1].item():.3g} [{data.clean_median_low[-1].item():.3g},")

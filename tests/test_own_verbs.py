@@ -99,6 +99,11 @@ def test_what_is_no_model_is_said_in_one_line(name, message):
         loopprobe.load_checkpoint(name, dtype="float16")
 
 
+def test_the_place_that_is_asked_for_is_where_transformer_lens_has_it():
+    with pytest.raises(LoopprobeError, match=r"sites=\{'attn\.hook_q': …\}"):
+        probe("patch", loopprobe.load_checkpoint(MADE), 4, sites=("q",))
+
+
 def test_names_of_files_are_told_from_others():
     assert all(map(is_own, (MADE, "a.py:b", "dir/a.py:b.c", "package.module:name", "./x y.py:z")))
     assert not any(

@@ -132,7 +132,7 @@ def test_figures_and_tables_show_the_numbers_of_the_datasets():
         colours = {trace.name: trace.line.color for trace in figure.data if trace.name}
         assert colours["b2"] == loop_colour(2)
         assert colours["b4-T2"] == colours["b4-T4"] == loop_colour(4)
-    row = converge_table(converged, [4, 12])
+    row = converge_table([data.assign_attrs(shown_loops=[4, 12]) for data in converged])
     assert next(iter(row.columns[1].cells)).startswith(f"{converged[0]['median'].sel(loop=4).item():.3g} [")
     assert len(compare_table(compared).rows) == 5  # the optimum beside the four models
 

@@ -21,10 +21,12 @@ from loopprobe.probes.dataset import read_dataset
 from loopprobe.probes.questions import Question, answer, prepare
 from loopprobe.probes.session import probe
 from loopprobe.show.arrange import by_name
-from loopprobe.show.figures.mask import mask_figure
+from loopprobe.show.figures.mask import mask_figure, mask_models_figure
 from loopprobe.show.figures.panels import panels
 from loopprobe.show.present import figures, tables_for
 from loopprobe.show.tables import compare_table
+from loopprobe.show.tables.common import lines_of
+from loopprobe.show.tables.study import mask_models_table
 from loopprobe.store.checkpoint import Checkpoint, save
 from loopprobe.study.saved import answer_saved, saved_questions
 
@@ -275,3 +277,15 @@ def test_loops_that_are_named_stand_in_tables_figures_and_files(command, tmp_pat
         assert all(re.search(rf"\b{loop} loop|^ *\d +{loop} ", text, re.M) for loop in (2, 3, 7)), text
     assert command("converge", "--ckpt", one, "--loops", "2,6", "--states", "0", "--prompts", "4", "--out", "c")[0] == 0
     assert "6 loops" in command("show", "c/converge.nc")[1]
+
+
+def test_no_loop_that_is_named_is_left_out_of_the_lines_of_several_models():
+    named = [1, 2, 3, 4, 5, 6, 7]
+    datasets = [
+        mask.run(one, one.held_out(4), mask.MaskConfig(n=(0, 1, 2, 3), loops=7)).assign_attrs(shown_loops=named)
+        for one in (checkpoint("a"), checkpoint("b"))
+    ]
+    names = [line.name or "" for line in mask_models_figure(datasets).data]
+    assert {int(loop) for name in names for loop in re.findall(r"(\d+) loops", name)} == set(named)
+    rows = lines_of(mask_models_table(datasets))[1:]
+    assert [int(row[1]) for row in rows if row[0].endswith("a")] == named

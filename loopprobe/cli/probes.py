@@ -85,7 +85,7 @@ def mask(
         raise LoopprobeError(f"at ({at}) goes with once: add --once or drop --at")
     variants = {one: options | {"mode": one} for one in sorted(modes)}
     asked = loop_counts if len(loop_counts) > 1 else None
-    show(*ask("mask", variants, f"mask-{'-'.join(sorted(modes))}", common, asked), common.png, asked)
+    show(*ask("mask", variants, f"mask-{'-'.join(sorted(modes))}", common, asked), common.png)
 
 
 @with_common()
@@ -105,7 +105,7 @@ def converge(
     at_least(states, 0, "states")
     options = {"loops": max(loop_counts), "states": states, "far": far, "tolerance": tolerance}
     asked = loop_counts if len(loop_counts) > 1 else None
-    show(*ask("converge", options, "converge", common, asked), common.png, asked)
+    show(*ask("converge", options, "converge", common, asked), common.png)
 
 
 @with_common()
@@ -294,14 +294,13 @@ def ask(
     return datasets, folder
 
 
-def show(datasets: list[xr.Dataset] | Group, folder: Path, png: bool, loops: list[int] | None = None) -> None:
+def show(datasets: list[xr.Dataset] | Group, folder: Path, png: bool) -> None:
     """Print the tables of datasets, write their paired differences and figures beside them, and say where.
 
     Args:
         datasets: of one probe.
         folder: that holds them.
         png: write the figures as PNG too.
-        loops: loop counts that the tables show; None: some.
     """
     from loopprobe.probes.dataset import write_dataset
     from loopprobe.show.figures.style import write_figures
@@ -311,7 +310,7 @@ def show(datasets: list[xr.Dataset] | Group, folder: Path, png: bool, loops: lis
     group = grouped(datasets)  # once, with its differences
     for stem, data in differences_of(group).items():
         write_dataset(data, folder / f"{stem}.nc")
-    say(tables_for(group, loops), findings(group))
+    say(tables_for(group), findings(group))
     write_figures(figures(group), folder, png=png)
     say(files=sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from transformer_lens.utilities import get_act_name
+
 from loopprobe.config.selection import Numbers, Part, absolute, listed, parts_of, ranges, resolve
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.hook_points import short_name, split_name
@@ -124,7 +126,7 @@ def require_activations(model: Any, names: Iterable[str], what: str, of: Collect
     known = activations_of(model)
     if missing := [name for name in names if name not in known]:
         there = ", ".join(sorted(known if of is None else known & set(of)))
-        place = {"attn_z": "attn.hook_z", "mlp_out": "hook_mlp_out"}.get(missing[0], f"hook_{missing[0]}")
+        place = get_act_name("z" if missing[0] == "attn_z" else missing[0], 0).removeprefix("blocks.0.")
         raise LoopprobeError(
             f"{what} needs {missing[0]}, which the model does not show: {f'choose from {there}, or ' if there else ''}"
             f"name its place in the module, loopprobe.wrap(…, sites={{{place!r}: …}})"

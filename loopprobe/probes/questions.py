@@ -113,11 +113,13 @@ def prepare(
         options = _language_options(question, name)
         checkpoint = dataclasses.replace(load(name, device, **options), alias=label)
         spec = question.spec
-        if not isinstance(checkpoint, LanguageModel):
+        if isinstance(checkpoint, LanguageModel):
+            if probe.of_weights and not spec.of_text:
+                spec = dataclasses.replace(spec, text=(ANY_TEXT,))
+            batches = checkpoint.batches(spec)
+        else:
             _require_memory(question, checkpoint, config)
-        elif probe.of_weights and not spec.of_text:
-            spec = dataclasses.replace(spec, text=(ANY_TEXT,))
-        batches = checkpoint.batches(spec)
+            batches = [(checkpoint.draw(spec), None)]
         for prompts, corrupted in batches:
             given = {"corrupted": corrupted} if corrupted is not None and "corrupted" in probe.given else {}
             of_length = checkpoint

@@ -94,11 +94,10 @@ def follow_states(
     variables |= {name: (BY_TOKEN, values) for name, values in of_rates}
     coords = {"loop": np.arange(1, loops + 1), "position": np.arange(end.shape[1])}
     data = xr.Dataset(variables, coords=coords)
+    meanings = " ".join(t.words.replace(" ", "_") for t in Limit)  # as in the CF conventions
     for name in ("limit", "prediction_limit"):
-        data[name].attrs |= {"types": ", ".join(t.words for t in Limit), "flag_values": [t.value for t in Limit]}
-        data[name].attrs["flag_meanings"] = " ".join(
-            t.words.replace(" ", "_") for t in Limit
-        )  # as in the CF conventions
+        data[name].attrs |= {"types": ", ".join(t.words for t in Limit)}
+        data[name].attrs |= {"flag_values": [t.value for t in Limit], "flag_meanings": meanings}
     if missing := _why_without_blocks(system):
         data.spectral_radius.attrs["missing"] = missing
     wrong = control_errors(system.e.dtype)

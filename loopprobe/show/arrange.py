@@ -112,6 +112,11 @@ def loops_to_show(data: xr.Dataset, wanted: Sequence[int] | None = None) -> list
     return sorted({int(loop) for loop in wanted if loop in data.loop.values}) or [last]
 
 
+def ends_to_show(data: xr.Dataset) -> list[int]:
+    """Return the loop counts that a verb was told to show, or the trained one and the last."""
+    return loops_to_show(data, told_to_show(data) or [data.attrs["trained_loops"], int(data.loop[-1])])
+
+
 def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
     """Return every baseline by name, with its answers to the prompts, for models that share the prompts."""
     return {

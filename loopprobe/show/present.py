@@ -146,27 +146,25 @@ def table(data: Datasets) -> Table:
     return made
 
 
-def tables_for(datasets: Datasets | Group, loops: Sequence[int] | None = None) -> list[Table]:
+def tables_for(datasets: Datasets | Group) -> list[Table]:
     """Return the tables that a verb prints: one of all datasets where they can stand together, then one of each.
 
     Args:
         datasets: the datasets of one probe, as for ``figures``.
-        loops: the loop counts to show, for a probe whose table has columns for them; None: a few.
     """
     group = grouped(datasets)
-    chosen = [] if loops is None else [loops]
     side = group.side
     made: list[Table | None] = []
-    beside_table = [] if side is None else [_tabling("side_by_side:side_by_side_table")(side, *chosen)]
+    beside_table = [] if side is None else [_tabling("side_by_side:side_by_side_table")(side)]
     if group.are_models:
-        made.append(_tabling(group.shown.compare_table)(group.datasets, *chosen))
+        made.append(_tabling(group.shown.compare_table)(group.datasets))
         made += beside_table if side is not None and len(side.differences) == 1 else []
         made += [_tabling(group.shown.table)(data) for data in group.datasets] if group.shown.table else []
         made += [_tabling(group.shown.further_table)(group.datasets)] if group.shown.further_table else []
     else:
         made += beside_table
         if group.shown.table and (side is None or not side.quantity.is_all):
-            made += [_tabling(group.shown.table)(data, *chosen) for data in group.each().values()]
+            made += [_tabling(group.shown.table)(data) for data in group.each().values()]
     return [_filled(one) for one in made if one is not None]
 
 

@@ -28,7 +28,7 @@ from loopprobe.probes.paired import (
     with_places,
     without_single,
 )
-from loopprobe.show.arrange import loops_to_show, told_to_show
+from loopprobe.show.arrange import ends_to_show
 
 MOST_DIFFERENCES = 6  # of one figure or table
 Place = Mapping[str, Any]
@@ -118,12 +118,11 @@ class SideBySide:
         """The dim along the vertical axis of heat maps; empty where lines are drawn."""
         return self.quantity.across
 
-    def places(self, most: int, loops: Sequence[int] | None = None) -> list[Place]:
+    def places(self, most: int) -> list[Place]:
         """Return the places that are shown beside the axes: those at which the datasets differ most.
 
         Args:
             most: the most places.
-            loops: loop counts to show; None: the trained one and the last.
         """
         values = self.rows[0].values
         dims = [dim for dim in values.dims if dim not in (self.x, self.y)]
@@ -132,8 +131,7 @@ class SideBySide:
             at = values[dim].values.tolist()
             if dim == "loop":
                 shared = sorted(set.intersection(*(set(row.values[dim].values.tolist()) for row in self.rows)) or at)
-                ends = loops or told_to_show(self.first) or [self.first.attrs["trained_loops"], shared[-1]]
-                at = loops_to_show(xr.Dataset(coords={"loop": shared}), ends)
+                at = ends_to_show(xr.Dataset(coords={"loop": shared}, attrs=self.first.attrs))
             choices.append(at)
         every: list[Place] = [dict(zip(map(str, dims), place, strict=True)) for place in itertools.product(*choices)]
         if len(every) <= most:

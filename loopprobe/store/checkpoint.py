@@ -112,10 +112,6 @@ class Checkpoint:
         """Return a record of the model: its name, the digest of its weights and its configuration."""
         return {"name": self.name, "weights": self.digest(), "config": self.config.to_dict()}
 
-    def batches(self, spec: PromptSpec) -> list[tuple[Any, None]]:
-        """Draw the prompts of a specification as one batch, see ``draw``."""
-        return [(self.draw(spec), None)]
-
     def draw(self, spec: PromptSpec) -> Any:
         """Draw the prompts of a specification on the model's device, see ``store.draw``."""
         return draw.draw(self.config, self.label, spec).to(self.device)
@@ -217,7 +213,7 @@ def load_checkpoint(name: str | Path = DEFAULT, device: str | torch.device = "cp
         return load_language_model(str(name), device, **options)
     if options:
         raise LoopprobeError(f"{next(iter(options))} is of language models and {name} is none: leave it out")
-    if is_own(str(name)) and not Path(name).is_dir():
+    if is_own(str(name)):
         return load_own(str(name), device)
     return _read_checkpoint(name, device)
 

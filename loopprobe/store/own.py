@@ -60,8 +60,8 @@ class OwnModel(WrappedSubject):
 
     def identity(self) -> dict[str, Any]:
         """Return a record of the model: its name, the digest of its weights, its sizes, its task and its source."""
-        of_class = hash_of(type(self.model.module))
-        return super().identity() | {"source": of_class if self.source is None else self.source.sha256}
+        source = hash_of(type(self.model.module)) if self.source is None else self.source.sha256
+        return super().identity() | {"source": source}
 
     @property
     def task_name(self) -> str:
@@ -76,10 +76,6 @@ class OwnModel(WrappedSubject):
     def __repr__(self) -> str:
         """Describe the model in two lines."""
         return self.described(self.task_name.replace("_", " "))
-
-    def batches(self, spec: PromptSpec) -> list[tuple[Drawn, None]]:
-        """Draw the prompts of a specification as one batch, see ``draw``."""
-        return [(self.draw(spec), None)]
 
     def draw(self, spec: PromptSpec) -> Drawn:
         """Draw the prompts of a specification on the model's device.
@@ -198,8 +194,8 @@ def _require_answers(made: OwnModel, prompts: Drawn) -> None:
 
 
 def is_own(name: str) -> bool:
-    """Check whether a name is the place of a model of one's own: FILE.py:NAME or package.module:NAME."""
-    return not name.startswith(PREFIX) and PLACE.fullmatch(name) is not None
+    """Check whether a name is the place of a model of one's own, FILE.py:NAME or package.module:NAME, and no folder."""
+    return not name.startswith(PREFIX) and PLACE.fullmatch(name) is not None and not Path(name).is_dir()
 
 
 def load_own(name: str, device: str | torch.device = "cpu") -> OwnModel:
@@ -220,7 +216,7 @@ def load_own(name: str, device: str | torch.device = "cpu") -> OwnModel:
             found = found()
         except LoopprobeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise LoopprobeError(f"{name} raises {type(error).__name__} ({reason}): mend it") from error
     if not isinstance(found, OwnModel):

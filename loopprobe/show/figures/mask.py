@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -9,9 +10,11 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.arrange import few_of, ignoring, loops_to_show, told_to_show
+from loopprobe.show.arrange import ends_to_show, few_of, ignoring, loops_to_show
 from loopprobe.show.figures.panels import By, Line, draw, draw_failures, interval_of, panels
 from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, measure_axes, trained_line
+
+DASHES = ("solid", "dot", "dash", "dashdot", "longdash")  # of the curves of a model, one a loop count
 
 
 def mask_figure(data: xr.Dataset) -> go.Figure:
@@ -125,14 +128,7 @@ def _lines_by_loops(datasets: Sequence[xr.Dataset], by: By) -> dict[str, list[Li
         panel: [
             Line(f"{line.name}, {loop} loops", tuple(data.sel(loop=loop) for data in line.datasets), line.colour, dash)
             for line in lines
-            for loop, dash in _some_loops(line.datasets[0])
+            for loop, dash in zip(ends_to_show(line.datasets[0]), itertools.cycle(DASHES), strict=False)
         ]
         for panel, lines in panels(datasets, by).items()
     }
-
-
-def _some_loops(data: xr.Dataset) -> list[tuple[int, str]]:
-    """Return the loop counts that were asked for, or the trained and the last one, each with the dash of its curve."""
-    asked = told_to_show(data) or [data.attrs["trained_loops"], int(data.loop[-1])]
-    shown = loops_to_show(data, asked)
-    return list(zip(shown, ("solid", "dot", "dash", "dashdot", "longdash"), strict=False))

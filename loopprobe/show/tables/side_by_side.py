@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -16,7 +17,7 @@ MOST_ROWS, MOST_GROUPS = 40, 3
 MOST_COLUMNS = 4  # that fit a terminal, of numbers with their intervals
 
 
-def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> Table:
+def side_by_side_table(side: SideBySide) -> Table:
     """Tabulate datasets of one probe side by side, with their paired differences where they have the prompts.
 
     Lines have a row for each point along the axis, and loop counts stand beside one another. Heat maps have a row for
@@ -37,7 +38,7 @@ def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> 
     why = f"; no paired differences: {side.why}" if side.why else ""
     table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why)
     columns = [*side.rows, *side.differences]
-    rows, groups = _rows(side, loops)
+    rows, groups = _rows(side)
     blocks: list[Place] = [{}]
     if len(groups) * len(columns) > MOST_COLUMNS:  # what would stand beside one another stands below
         blocks, groups = groups, [{}]
@@ -52,62 +53,73 @@ def side_by_side_table(side: SideBySide, loops: Sequence[int] | None = None) -> 
         for column in columns:
             name = column.label or "difference"
             table.add_column(", ".join(part for part in (name, side.words(group)) if part), justify="right")
-    for heads, text, place in lines:
-        table.add_row(*heads, *(text(column, {**place, **group}) for group in groups for column in columns))
+    for line in lines:
+        table.add_row(*line.heads, *(line.text(column, group) for group in groups for column in columns))
     return table
 
 
-Text = Callable[[Row, Place], str]
+@dataclass(frozen=True)
+class _Line:
+    """A line of the table.
 
-
-def _lines(
-    side: SideBySide, rows: Sequence[Place], blocks: Sequence[Place], dims: Sequence[str]
-) -> Iterator[tuple[list[str], Text, Place]]:
-    """Yield the lines: what stands at the head of each, the text of a column there, and the place.
-
-    A block ends with the reference, such as the clean run, where there is one beside all places along the axis.
+    Attributes:
+        heads: what stands at its head.
+        place: where its numbers are from.
+        reference: the variable that stands there instead, such as the clean run's; empty: the quantity.
     """
-    reference = side.quantity.reference
-    has_reference = bool(reference) and not side.of_differences and all(list(row) == [side.x] for row in rows)
+
+    heads: list[str]
+    place: Place
+    reference: str = ""
+
+    def text(self, column: Row, group: Place | None = None) -> str:
+        """Return the number of a dataset or a difference in this line, in a group of columns."""
+        place = {**self.place, **(group or {})}
+        if not self.reference:
+            return _cell(column, place)
+        return "" if column.of else cell(column.data, self.reference, **place)
+
+
+def _lines(side: SideBySide, rows: Sequence[Place], blocks: Sequence[Place], dims: Sequence[str]) -> Iterator[_Line]:
+    """Yield the lines; a block ends with the reference, where there is one beside all places along the axis."""
+    along = not side.of_differences and all(list(row) == [side.x] for row in rows)
     for block in blocks:
         for row in rows:
             place = {**row, **block}
-            yield [_short(place.get(dim, "–")) for dim in dims], _cell, place
-        if has_reference:
-            head = ["clean", *(_short(block[dim]) for dim in dims[1:])]
-            yield head, lambda column, place: "" if column.of else cell(column.data, reference, **place), block
+            yield _Line([_short(place.get(dim, "–")) for dim in dims], place)
+        if side.quantity.reference and along:
+            yield _Line(["clean", *(_short(block[dim]) for dim in dims[1:])], block, side.quantity.reference)
 
 
-def _add_below_one_another(
-    table: Table, lines: Sequence[tuple[list[str], Text, Place]], columns: Sequence[Row]
-) -> None:
+def _add_below_one_another(table: Table, lines: Sequence[_Line], columns: Sequence[Row]) -> None:
     """Add the datasets and differences as rows, line by line; of many lines some."""
     most = max(2, MOST_ROWS // len(columns))
     table.add_column("")
     table.add_column("value", justify="right")
     for i in np.unique(np.linspace(0, len(lines) - 1, min(most, len(lines))).round().astype(int)):
-        heads, text, place = lines[i]
-        cells = [(column.label or "difference", text(column, place)) for column in columns]
-        for j, (name, value) in enumerate((name, value) for name, value in cells if value):
-            table.add_row(*(heads if j == 0 else [""] * len(heads)), name, value)
+        heads = lines[i].heads
+        for column in columns:
+            if value := lines[i].text(column):
+                table.add_row(*heads, column.label or "difference", value)
+                heads = [""] * len(heads)
         table.add_section()
 
 
-def _rows(side: SideBySide, loops: Sequence[int] | None) -> tuple[list[Place], list[Place]]:
+def _rows(side: SideBySide) -> tuple[list[Place], list[Place]]:
     """Return the places of the rows, and what stands in groups of columns beside one another."""
     if side.y:
         return _largest(side), [{}]
     values = side.rows[0].values[side.x].values.tolist()
     if side.x == "loop":
         shared = xr.Dataset(coords={"loop": values}, attrs=side.first.attrs)
-        values = loops_to_show(shared, loops)
+        values = loops_to_show(shared)
     elif len(values) > MOST_ROWS:
         values = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, 12).round().astype(int))]
-    places = side.places(MOST_ROWS, loops)
+    places = side.places(MOST_ROWS)
     along: list[Place] = [{side.x: value} for value in values]
     if {dim for place in places for dim in place} <= {"loop"} and len(places) <= MOST_GROUPS:
         return along, places
-    return [{**place, **one} for place in side.places(12, loops) for one in along], [{}]
+    return [{**place, **one} for place in side.places(12) for one in along], [{}]
 
 
 def _largest(side: SideBySide) -> list[Place]:

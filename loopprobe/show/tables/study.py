@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.arrange import baselines_of, by_prompts, loops_to_show, told_to_show
+from loopprobe.show.arrange import baselines_of, by_prompts, ends_to_show, loops_to_show, told_to_show
 from loopprobe.show.folds_rows import rows_of
 from loopprobe.show.tables.common import (
     cell,
@@ -23,7 +23,7 @@ from loopprobe.show.tables.common import (
 from loopprobe.support.statistics import moving_mean
 
 
-def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
+def mask_table(data: xr.Dataset) -> Table:
     """Tabulate the median error with its 95 % interval: a row for the clean run and each n, a column per loop count.
 
     The last columns are the share of prompts that fail and the mean error, after the last of these loops.
@@ -31,7 +31,7 @@ def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
     table = titled(f"{data.model.item()}: {data.attrs['description']}")
     table.caption = errors_caption(data)
     table.add_column("n", justify="right")
-    shown = loops_to_show(data, loops)
+    shown = loops_to_show(data)
     for loop in shown:
         table.add_column(f"{loop} loop{'s' * (loop > 1)}", justify="right")
     fails = "failures" in data
@@ -46,13 +46,13 @@ def mask_table(data: xr.Dataset, loops: Sequence[int] | None = None) -> Table:
     return table
 
 
-def converge_table(datasets: Sequence[xr.Dataset], loops: Sequence[int] | None = None) -> Table:
+def converge_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Tabulate the median error with its 95 % interval: one row per model, one column per loop count.
 
     Then come the share of prompts that fail and the mean error, both after the last of these loops, and the optimum.
     """
     last = min(int(data.loop[-1]) for data in datasets)
-    wanted = loops or told_to_show(datasets[0]) or (5, 10, 20, 50, 100, 500)
+    wanted = told_to_show(datasets[0]) or (5, 10, 20, 50, 100, 500)
     shown = [t for t in wanted if t <= last] or [last]
     table = error_table("error against the number of loops", datasets)
     for loop in shown:
@@ -163,7 +163,7 @@ def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
     for n in picked:
         table.add_column(f"n = {n}", justify="right")
     for data in datasets:
-        for loop in loops_to_show(data, (int(data.attrs["trained_loops"]), int(data.loop[-1]))):
+        for loop in ends_to_show(data):
             cells = [cell(data, "median", loop=loop, n=n) for n in picked]
             table.add_row(data.model.item(), str(loop), *cells)
     return table
