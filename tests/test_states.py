@@ -128,9 +128,11 @@ def test_a_radius_that_cannot_be_had_says_why_and_no_table_shows_nan(batch):
         assert list(table.columns[-1].cells) == ["–"]
         shown = [limits_table(data), table, *present.tables_for([data])]
         assert "nan" not in " ".join(f"{one.caption} {lines_of(one)}" for one in shown)
-        text = " ".join(
-            one.text.replace("<br>", " ") for one in present.figures([data])["converge-limits"].layout.annotations
+        drawn = present.figures([data])["converge-limits"]
+        assert [trace.opacity for trace in drawn.data if trace.xaxis == "x3"] == [0], (
+            "a panel without a trace has no axes"
         )
+        text = " ".join(one.text.replace("<br>", " ") for one in drawn.layout.annotations)
         assert data.spectral_radius.attrs["missing"] in text
     assert "missing" not in probe.run(settled_checkpoint(), batch, CONFIG).spectral_radius.attrs
 

@@ -110,7 +110,8 @@ def _references(figure: go.Figure, side: SideBySide, places: Sequence[Place]) ->
         else:
             last = places[-1]
             at = reference.sel({dim: value for dim, value in last.items() if dim in reference.dims})
-            level(figure, side.rows[0].values[side.x], float(at), f"{of}, {side.words(last)}", colour=BLACK)
+            name_of, dashed = f"{of}, {side.words(last)}", "dot" if len(distinct) == 1 else dash
+            level(figure, side.rows[0].values[side.x], float(at), name_of, colour=BLACK, dash=dashed)
     for words, error in ignoring(side.first).items():
         level(figure, side.rows[0].values[side.x], error, words)
 

@@ -135,7 +135,7 @@ def _limits(data: xr.Dataset) -> go.Figure:
         )  # fmt: skip
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1}, showlegend=False,
-        hoverinfo="skip", row=1, col=3,
+        opacity=float(seen.any()), hoverinfo="skip", row=1, col=3,
     )  # fmt: skip
     figure.update_xaxes(title=f"token ({read_stamp(data).tokens})", col=1)
     figure.update_xaxes(title="examples before it", col=2)

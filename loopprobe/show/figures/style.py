@@ -160,12 +160,12 @@ def diverging(values: Any, title: str, **colorbar: Any) -> dict[str, Any]:
 
 
 def level(figure: go.Figure, x: Any, value: float, name: str, *, col: int = 1, legend: str = "legend",
-          in_legend: bool = True, colour: str = GREY) -> None:  # fmt: skip
-    """Draw a dotted horizontal line from one end of x to the other, with a legend entry."""
+          in_legend: bool = True, colour: str = GREY, dash: str = "dot") -> None:  # fmt: skip
+    """Draw a horizontal line from one end of x to the other, with a legend entry."""
     x = np.asarray(x)
     figure.add_scatter(
         x=[x.min(), x.max()], y=[value] * 2, mode="lines", name=name,
-        line={"dash": "dot", "color": colour, "width": 1.5},
+        line={"dash": dash, "color": colour, "width": 1.5},
         legend=legend, legendgroup=f"{legend} {name}", showlegend=in_legend, row=1, col=col,
         hovertemplate="%{y:.4g}",
     )  # fmt: skip

@@ -54,7 +54,8 @@ def side_by_side_table(side: SideBySide) -> Table:
             name = column.label or "difference"
             table.add_column(", ".join(part for part in (name, side.words(group)) if part), justify="right")
     for line in lines:
-        table.add_row(*line.heads, *(line.text(column, group) for group in groups for column in columns))
+        cells = (line.text(column, group) for group in groups for column in columns)
+        table.add_row(*line.heads, *cells, end_section=bool(line.reference))
     return table
 
 
