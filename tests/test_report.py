@@ -65,6 +65,32 @@ def answers(questions, folder="data", **options):
     return answer_saved(saved_questions(questions), Path(folder), **options)
 
 
+def test_answers_ship_for_weights_that_do_not(questions, tmp_path, monkeypatch):
+    monkeypatch.setattr("loopprobe.study.shipped.study_folder", lambda: tmp_path / "study")
+    whole = answers(questions)["r2_converge"].datasets
+    kept = tmp_path / "study" / "answers" / "r2_converge"
+    kept.mkdir(parents=True)
+    shutil.copy(tmp_path / "data" / "r2_converge" / "b4-s1.nc", kept)
+    shutil.copy(tmp_path / "data" / "r2_converge" / "b2.nc", kept / "not-trained.nc")
+    shutil.move(tmp_path / "runs" / "b4-s1", tmp_path / "aside")
+
+    def again(**options):
+        return answers(questions, "again", **options)["r2_converge"]
+
+    answered = again()
+    assert (answered.shipped, answered.missing) == (("b4-s1",), ("not-trained",))
+    by_model = {data.model.item(): data for data in answered.datasets}
+    xr.testing.assert_identical(by_model["b4-s1"], next(d for d in whole if d.model.item() == "b4-s1"))
+    assert again(quick=True).missing == ("b4-s1", "not-trained")  # other prompts were asked
+    path = questions / "r2_converge.toml"
+    path.write_text(path.read_text().replace("loops = 12", "loops = 10"))
+    assert again().missing == ("b4-s1", "not-trained")  # other loops
+    path.write_text(path.read_text().replace("loops = 10", "loops = 12").replace('"b4", ', ""))
+    assert again().missing == ("b4-s1", "not-trained")  # no model of its kind is here
+    shutil.move(tmp_path / "aside", tmp_path / "runs" / "b4-s1")
+    assert (again().shipped, again().missing) == ((), ("not-trained",))  # a model that is here is asked itself
+
+
 def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     decided = write_report(answers(questions), tmp_path)
     assert [verdict.claim for verdict in decided] == [claim for _, claim, _ in CLAIMS]

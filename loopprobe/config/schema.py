@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -153,6 +154,12 @@ AnyConfig = Config | ForeignConfig
 def without_seed(name: str) -> str:
     """Return the name of a model as all seeds have it: without its last part where that is a seed (``-s2``)."""
     return re.sub(r"-s\d+$", "", name)
+
+
+def kind_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain form of a configuration without its seed: models that differ in their seed alone share it."""
+    trained = tree.get("train") or {}
+    return {**tree, "train": {name: value for name, value in trained.items() if name != "seed"}}
 
 
 def read_config(tree: dict[str, Any]) -> AnyConfig:

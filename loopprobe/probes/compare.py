@@ -50,13 +50,14 @@ def run(
         A dataset with dims ``example`` (the prompt), ``point`` (in-context examples before it):
 
         * ``error [example, point]``: the error at every point
-        * ``mean``, ``low``, ``high [point]``: its mean with a 95 % bootstrap interval
-        * ``optimum [example, point]``, ``optimum_mean`` …: the error of the best predictor that knows the task,
-          named in ``attrs["optimum"]``; missing where the prompts do not say which task they are from
+        * ``median``, ``failures [point]``, each with ``_low`` and ``_high``, and ``mean``: its summary
+        * ``optimum [example, point]``, ``optimum_median`` …: the error of the best predictor that knows the task, in
+          the precision of the model, named in ``attrs["optimum"]``; missing where the prompts do not say which task
+          they are from
         * where labels are signs ``right [example, point]``: whether the sign is right, and ``accuracy``,
           ``accuracy_low``, ``accuracy_high [point]``: the share of right ones
-        * for every baseline ``baseline_mean``, ``_low``, ``_high [baseline, point]``, ``baseline_accuracy`` …, and the
-          number of prompts that it was run on, ``baseline_prompts [baseline]``
+        * for every baseline ``baseline_median [baseline, point]`` …, ``baseline_accuracy`` …, and the number of
+          prompts that it was run on, ``baseline_prompts [baseline]``
 
     Raises:
         LoopprobeError: there is no such baseline, or the prompts do not fit the model.
@@ -68,9 +69,11 @@ def run(
     predictions = torch.cat(list(progress(over_batches(model, prompts, answers_of))))
     signs = prompts.origin.get("labels") == "sign"
     name, best = checkpoint.optimum(prompts)
+    precision = to_numpy(predictions).dtype
     variables: Variables = {}
     for prefix, answers in (("", predictions), ("optimum_", best)):
-        variables[prefix.rstrip("_") or "error"] = (("example", "point"), to_numpy(prompts.errors(answers)))
+        errors = to_numpy(prompts.errors(answers)).astype(precision, copy=False)
+        variables[prefix.rstrip("_") or "error"] = (("example", "point"), errors)
         variables |= _by_point(prefix, prompts, answers, signs)
     if signs:
         variables["right"] = (("example", "point"), _right(prompts, predictions))

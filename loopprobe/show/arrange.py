@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from loopprobe.config.schema import kind_of
 from loopprobe.probes.dataset import read_stamp
 
 
@@ -44,8 +45,7 @@ def by_name(
 
 def _config_without_seed(data: xr.Dataset) -> str:
     """Return the configuration of a model without the seed of its training, as a key."""
-    config = model_config(data)
-    return json.dumps(config | {"train": (config["train"] or {}) | {"seed": None}}, sort_keys=True)
+    return json.dumps(kind_of(model_config(data)), sort_keys=True)
 
 
 def task_of(data: xr.Dataset) -> str:

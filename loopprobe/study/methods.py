@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from loopprobe.config.schema import without_seed
+from loopprobe.config.schema import kind_of, without_seed
 from loopprobe.probes.dataset import Stamp, read_stamp
 from loopprobe.study.saved import Answered
 from loopprobe.study.verdicts import Verdict
@@ -32,7 +32,7 @@ def stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:
 def methods(answers: Mapping[str, Answered]) -> dict[str, str]:
     """Return the paragraphs of the methods, by what they are about."""
     return {
-        "Models": _models(list(stamps(answers).values())),
+        "Models": _models(stamps(answers), {name for a in answers.values() for name in a.shipped}),
         "Prompts": _prompts(answers),
         "Statistics": STATISTICS,
         "Not tested": _missing(answers),
@@ -48,12 +48,9 @@ def thresholds(decided: Sequence[Verdict]) -> list[tuple[str, str, str]]:
     return [(rule, why, ", ".join(dict.fromkeys(where))) for (rule, why), where in sections.items()]
 
 
-def _models(models: Sequence[Stamp]) -> str:
-    kinds: dict[str, int] = {}
-    for stamp in models:
-        trained: dict[str, Any] = {key: value for key, value in (stamp.config["train"] or {}).items() if key != "seed"}
-        kind = json.dumps([stamp.config["model"], stamp.config["task"], trained], sort_keys=True)
-        kinds[kind] = kinds.get(kind, 0) + 1
+def _models(named: Mapping[str, Stamp], shipped: Collection[str]) -> str:
+    models = list(named.values())
+    kinds = Counter(json.dumps(kind_of(stamp.config), sort_keys=True) for stamp in models)
     configs = [stamp.config for stamp in models]
     trainings = [config["train"] for config in configs if config["train"]]
     tasks = sorted({config["task"]["name"].replace("_", " ") for config in configs})
@@ -62,6 +59,17 @@ def _models(models: Sequence[Stamp]) -> str:
         f"{len(models)} models of {len(kinds)} kinds, {_span(kinds.values())} seeds a kind, of width "
         f"{_span(config['model']['d_model'] for config in configs)}, trained by {' and '.join(optimizers)} for "
         f"{_span(train['steps'] for train in trainings)} steps on {', '.join(tasks)}."
+        f"{_answered_before(sorted(shipped))}"
+    )
+
+
+def _answered_before(models: Sequence[str]) -> str:
+    """Say whose weights do not ship."""
+    if not models:
+        return ""
+    return (
+        f" The weights of {', '.join(models)} do not ship: their answers do, each with the digest of the weights, and "
+        "the grids of the study train such models again."
     )
 
 
@@ -71,10 +79,7 @@ def _prompts(answers: Mapping[str, Answered]) -> str:
 
 
 def _missing(answers: Mapping[str, Answered]) -> str:
-    kinds: dict[str, int] = {}
-    for name in sorted({name for a in answers.values() for name in a.missing}):
-        kind = without_seed(name)
-        kinds[kind] = kinds.get(kind, 0) + 1
+    kinds = Counter(map(without_seed, sorted({name for a in answers.values() for name in a.missing})))
     listed = ", ".join(kind if count == 1 else f"{kind} ({count} seeds)" for kind, count in kinds.items())
     named = f"Named by the questions and not trained yet: {listed}. " if kinds else ""
     return f"{named}Models of the reference's size (20 dimensions, width 256) and language models are in no claim."

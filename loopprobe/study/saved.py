@@ -1,7 +1,7 @@
 """Saved questions: TOML files under probes/ with a title, a probe, checkpoints and options each.
 
 The answer to a question is a folder of datasets, one per model. It is reused until the question, the model or the
-version of loopprobe changes.
+version of loopprobe changes. Of models whose weights do not ship some answers do (probes/answers).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import xarray as xr
 from pydantic import Field
 
 from loopprobe._version import __version__
+from loopprobe.config.schema import kind_of
 from loopprobe.config.sources import read_toml
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
@@ -28,7 +29,7 @@ from loopprobe.probes.registry import PROBES
 from loopprobe.store.checkpoint import load_checkpoint
 from loopprobe.store.own import is_own
 from loopprobe.store.shipped import names
-from loopprobe.study.shipped import study_folder, toml_files
+from loopprobe.study.shipped import shipped_answer, study_folder, toml_files
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.storage import claim_shared
 from loopprobe.types import Progress
@@ -97,13 +98,15 @@ class Answered:
 
     Attributes:
         saved: the question.
-        datasets: one dataset per checkpoint that exists.
-        missing: the checkpoints that do not exist.
+        datasets: one dataset per checkpoint that exists, or whose answer ships.
+        missing: the other checkpoints.
+        shipped: the checkpoints that do not exist and whose answer ships.
     """
 
     saved: Saved
     datasets: list[xr.Dataset]
     missing: tuple[str, ...]
+    shipped: tuple[str, ...] = ()
 
 
 def answer_saved(
@@ -117,6 +120,8 @@ def answer_saved(
 ) -> dict[str, Answered]:
     """Answer questions for the checkpoints that exist, and reuse the answers that ``folder`` already holds.
 
+    Of a checkpoint that does not exist, an answer that ships stands for it where one does, see ``_shipped``.
+
     Args:
         saved: the questions by name.
         folder: the folder of the answers, which has one folder per question.
@@ -127,19 +132,14 @@ def answer_saved(
     Returns:
         The answers by the names of their questions.
     """
-    known = names()
     load = functools.cache(load_checkpoint)  # each model is loaded once for all questions
     by_question: dict[str, dict[Path, Prepared]] = {}
-    missing: dict[str, tuple[str, ...]] = {}
+    absent: dict[str, list[str]] = {}
     for name, one in saved.items():
         question = one.question(quick)
-        available = tuple(
-            model
-            for model in question.checkpoints
-            if model in known or model.startswith(PREFIX) or is_own(model) or Path(model).is_dir()
-        )
-        missing[name] = tuple(model for model in question.checkpoints if model not in available)
-        prepared = prepare(dataclasses.replace(question, checkpoints=available), device, load)
+        absent[name] = _absent(question.checkpoints)
+        here = tuple(model for model in question.checkpoints if model not in absent[name])
+        prepared = prepare(dataclasses.replace(question, checkpoints=here), device, load)
         by_question[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
     everything = {path: p for paths in by_question.values() for path, p in paths.items()}
     with ExitStack() as claims:
@@ -162,9 +162,45 @@ def answer_saved(
             for path in todo[i]:
                 write_dataset(data, path)  # written at once, so that an interrupted run keeps it
                 answers[path] = data
-    return {
-        name: Answered(one, [answers[path] for path in by_question[name]], missing[name]) for name, one in saved.items()
-    }
+    answered = {}
+    for name, one in saved.items():
+        asked_here = by_question[name]
+        found = {model: _shipped(name, model, list(asked_here.values())) for model in absent[name]}
+        shipped = {model: data for model, data in found.items() if data is not None}
+        missing = tuple(model for model in absent[name] if model not in shipped)
+        datasets = [*(answers[path] for path in asked_here), *shipped.values()]
+        answered[name] = Answered(one, datasets, missing, tuple(shipped))
+    return answered
+
+
+def _absent(checkpoints: Sequence[str]) -> list[str]:
+    """The checkpoints that are neither trained here nor anything else that can be loaded."""
+    known = names()
+    return [
+        name
+        for name in checkpoints
+        if not (name in known or name.startswith(PREFIX) or is_own(name) or Path(name).is_dir())
+    ]
+
+
+def _shipped(question: str, model: str, prepared: Sequence[Prepared]) -> xr.Dataset | None:
+    """Return the answer that ships of a model that is not here, if it answers what is asked now.
+
+    It does where a model that is here was trained in the same way but for its seed, and is asked the same.
+    """
+    path = shipped_answer(question, model)
+    if not path.exists():
+        return None
+    data = read_dataset(path)
+    if data.model.item() != model:
+        return None
+    kind = kind_of(read_stamp(data).config)
+    for p in prepared:
+        wanted = asked(p.probe, p.checkpoint, p.prompts, p.config)
+        of_model = json.loads(wanted.pop("checkpoint"))["config"]
+        if kind_of(of_model) == kind and all(data.attrs[key] == value for key, value in wanted.items()):
+            return data
+    return None
 
 
 def _reusable(path: Path, wanted: Mapping[str, str]) -> xr.Dataset | None:

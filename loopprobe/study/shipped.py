@@ -1,4 +1,4 @@
-"""Places of the study's questions: an installed wheel, or probes/ at the top of the clone; imports no torch."""
+"""Places of the study's questions and of answers that ship: an installed wheel, or probes/ in the clone; no torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def study_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "_questions"
     return installed if installed.is_dir() else package.parent / "probes"
+
+
+def shipped_answer(question: str, model: str) -> Path:
+    """Return where the answer of a model would lie whose weights do not ship, beside the study's questions."""
+    return study_folder() / "answers" / question / f"{model}.nc"
 
 
 def toml_files(folder: Path) -> list[Path]:
