@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from loopprobe.dynamics.calibration import calibrate
 from loopprobe.dynamics.solve import Status
 from loopprobe.errors import LoopprobeError
+from loopprobe.probes.dataset import asked as asked_for
 from loopprobe.probes.questions import configured
 from loopprobe.probes.registry import PROBES
 from loopprobe.store.checkpoint import Checkpoint
@@ -58,6 +59,15 @@ def tokens(dtype):
 def asked(name, checkpoint, dtype=torch.float32, **options):
     probe, config = configured(name, OPTIONS.get(name, {}) | options)
     return probe.run(checkpoint, checkpoint.held_out(3).to(dtype), config)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_an_answer_is_found_again_by_what_was_asked(name):
+    """Reports and runs reuse an answer whose record is what they ask, options that nobody set included."""
+    checkpoint = tiny(torch.float32, name)
+    config, prompts = configured(name, OPTIONS.get(name, {}))[1], checkpoint.held_out(3)
+    given = asked_for(name, checkpoint, prompts, config)
+    assert {key: value for key, value in asked(name, checkpoint).attrs.items() if key in given} == given
 
 
 def all_wide(data):

@@ -99,20 +99,20 @@ def run(
 
         ``clean`` and ``corrupted [example]`` are the predictions; with a measure, all of these are its values.
         ``attrs`` hold for each site the ``correlation`` of effect and estimate over all places, missing where one of
-        the two does not vary, the number of ``patches``, their ``seconds`` and those of one ``clean_pass``.
+        the two does not vary, the number of ``patches``, their ``seconds`` and those of one ``clean_pass``, and the
+        ``corruption``.
 
     Raises:
         LoopprobeError: options, prompts, corrupted prompts or the measure do not fit.
     """
     if corrupted is not None:
         config = dataclasses.replace(config, corruption=GIVEN)
-    elif config.corruption is None:
-        config = dataclasses.replace(config, corruption=prompts.corruptions[0])  # type: ignore[arg-type]  # checked next
     check(subject, config, prompts, measure=measure)
     model = subject.model
     prompts = prompts.to(subject.device)
     n_loops = config.loops or subject.loops_of(prompts)
     prompts, other = counterparts(subject, prompts, config, corrupted)
+    kind = config.corruption or prompts.corruptions[0]
     chosen = find_measure(config.measure if measure is None else measure, prompts)
     config = dataclasses.replace(config, measure=chosen.option)
     runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), chosen)
@@ -135,7 +135,8 @@ def run(
                         change = to_numpy(prediction - runs.corrupted)
                         moved[site][(loops.index(loop), *where, tokens.index(token))] = change
     seconds = time.perf_counter() - started
-    return _dataset(subject, prompts, config, runs, loops, tokens, moved, {"patches": patches, "seconds": seconds})
+    data = _dataset(subject, prompts, config, runs, loops, tokens, moved, {"patches": patches, "seconds": seconds})
+    return data.assign_attrs(corruption=kind)
 
 
 def check(

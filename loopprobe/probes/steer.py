@@ -113,7 +113,8 @@ def run(
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}
     data.attrs |= {"steered_by": found.words, "fitted_on": fitted_on, "strength_unit": config.unit}
     data.attrs |= {"pushed_after": plan.pushed, "read_after": plan.read_loop}
-    config = dataclasses.replace(config, measure=chosen.option)
+    if measure is not None or config.measure is not None:
+        config = dataclasses.replace(config, measure=chosen.option)
     return stamp(data, "steer", subject, prompts, config, chosen.record)
 
 

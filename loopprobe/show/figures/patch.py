@@ -98,7 +98,7 @@ def _description(data: xr.Dataset, site: str) -> str:
         "token": "one token is another",
         "prompt": "another prompt",
         "given": "prompts that were given",
-    }[config["corruption"]]
+    }[data.attrs["corruption"]]
     how = "patching" if config["exact"] else "attribution patching (an estimate) of"
     measure = f"; measured: {data.attrs['measure']}" if "measure" in data.attrs else ""
     where = f"{WORDS.get(site, site)}, one loop and token at a time, from the clean run"

@@ -83,7 +83,7 @@ def patch_table(data: xr.Dataset, most: int = 8) -> Table:
     config = read_stamp(data).options
     correlations = {site: data.attrs.get(f"correlation_{site}", np.nan) for site in config["sites"]}
     measure = f", measured: {data.attrs['measure']}" if "measure" in data.attrs else ""
-    title = f"{data.model.item()}: the largest effects of a patch (corrupted: {config['corruption']}{measure})"
+    title = f"{data.model.item()}: the largest effects of a patch (corrupted: {data.attrs['corruption']}{measure})"
     table = titled(title)
     cost = ""
     if config["exact"]:
