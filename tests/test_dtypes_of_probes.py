@@ -21,7 +21,7 @@ OPTIONS = {
     "ablate": {"methods": ("zero", "optimal"), "loops": 2, "fit_prompts": 4, "fit_steps": 2},
     "align": {"steps": 4, "fit_prompts": 8},
     "compare": {"baselines": ("least_squares", "ridge", "nearest", "averaging"), "baseline_prompts": 2},
-    "converge": {"loops": 4},
+    "converge": {"loops": 4, "states": 0},
     "decode": {"train_prompts": 20, "network_loops": 1, "network_steps": 3},
     "edges": {"loops": 2, "exact": 2, "steps": 1},
     "circuit": {"loops": 2, "steps": 1, "random": 1, "per_decade": 1},

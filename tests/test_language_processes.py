@@ -31,7 +31,7 @@ def test_a_model_with_code_of_its_own_goes_to_another_process():
 def test_questions_of_several_models_are_answered_by_workers(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"hf:{save(make(), tmp_path / name)}" for name, make in (("dory", dory), ("hrm", hrm_text))]
-    for probe, options in (("converge", "loops = 4"), ("lens", "loops = 2")):
+    for probe, options in (("converge", "loops = 4\nstates = 0"), ("lens", "loops = 2")):
         lines = ['section = "own"', 'title = "own"', 'asks = "what?"', f'probe = "{probe}"', "trust_remote_code = true"]
         lines += [f"checkpoints = {[*names, 'hf:raven-docs']}", f"text = {list(TEXTS)}", "[options]", options]
         (tmp_path / f"{probe}.toml").write_text("\n".join(lines))

@@ -1,5 +1,6 @@
 """What is typed is refused in one line, before anything heavy is imported, or means what it says."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loopprobe.cli import VERBS
 from loopprobe.cli.parsing import MOST_NUMBERS, parse_numbers
 from loopprobe.errors import LoopprobeError
+from loopprobe.probes.registry import PROBES
 
 FIXED = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -100,3 +103,28 @@ for arguments in json.loads(sys.argv[1]):
         assert outcome == "2 []", (arguments, line, outcome)
         assert line.startswith("loopprobe: ")
         assert part in line, (arguments, line)
+
+
+def test_a_verb_and_its_probe_have_the_same_defaults():
+    """What `loopprobe NAME` does, probe("NAME", model) does: an option that both have has one default."""
+    compared = []
+    for name, probe in PROBES.items():
+        verb = VERBS.get(name.replace("_", "-"))
+        if verb is None:
+            continue
+        usual = probe.config()
+        for option, parameter in inspect.signature(verb).parameters.items():
+            if not hasattr(usual, option) or parameter.default is None:  # None: what the probe does by itself
+                continue
+            wanted, told = getattr(usual, option), parameter.default
+            if isinstance(told, str) and not isinstance(wanted, str):  # a list on the command line
+                parts = wanted if isinstance(wanted, tuple) else (wanted,)
+                told, wanted = (
+                    told.split(","),
+                    [f"{part:g}" if isinstance(part, float) else str(part) for part in parts],
+                )
+            if told == [""]:  # the usual ones, which the probe knows
+                continue
+            assert told == wanted, (name, option)
+            compared.append((name, option))
+    assert len(compared) > 60

@@ -121,8 +121,8 @@ def test_ablating_heads_costs_what_it_costs_by_hand(subject):
 
 
 OPTIONS = {
-    "converge": {"loops": 6}, "lens": {"train_prompts": 30}, "mask": {"n": (2,), "loops": 4}, "patch": {"loops": 2},
-    "recover": {"loops": 2}, "exit": {"loops": 5},
+    "converge": {"loops": 6, "states": 0}, "lens": {"train_prompts": 30}, "mask": {"n": (2,), "loops": 4},
+    "patch": {"loops": 2}, "recover": {"loops": 2}, "exit": {"loops": 5},
     "ablate": {"loops": 2, "methods": ("zero",), "sites": ("attn_z", "mlp_out")},
 }  # fmt: skip
 

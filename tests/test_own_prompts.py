@@ -48,7 +48,7 @@ def test_the_optimum_of_unknown_prompts_is_unknown(checkpoint):
     name, best = optimum(prompts, TINY_CFG.task)
     assert name == UNKNOWN
     assert best.isnan().all()
-    for module, config in ((compare, compare.CompareConfig()), (converge, converge.ConvergeConfig(loops=3))):
+    for module, config in ((compare, compare.CompareConfig()), (converge, converge.ConvergeConfig(loops=3, states=0))):
         data = module.run(checkpoint, prompts, config)
         assert data.attrs["optimum"] == UNKNOWN
         assert data.optimum.isnull().all()

@@ -36,7 +36,7 @@ def test_a_file_gives_the_model_that_a_session_has():
     same = loopprobe.load(f"{FILE}:seeded")
     torch.testing.assert_close(same.module.state_dict(), subject.model.module.state_dict(), rtol=0, atol=0)
     prompts = subject.held_out(6)
-    data = probe("converge", subject, prompts, loops=7)
+    data = probe("converge", subject, prompts, loops=7, states=0)
     assert data.model.item() == "made"
     expected = prompts.errors(subject.model(*prompts.inputs, n_loops=7))[..., -1]
     np.testing.assert_array_equal(data.error, expected.detach())
@@ -57,7 +57,7 @@ def test_models_of_several_files_have_names_that_tell_them_apart(tmp_path):
     names = (MADE, f"{other}:made", "lr-b5-T5")
     labels = [
         p.checkpoint.label
-        for p in prepare(Question(probe="converge", checkpoints=names, options={"loops": 3}, prompts=2))
+        for p in prepare(Question(probe="converge", checkpoints=names, options={"loops": 3, "states": 0}, prompts=2))
     ]
     assert labels == ["own_models-made", "changed-made", "lr-b5-T5"]
     with pytest.raises(LoopprobeError, match="give it once"):
@@ -73,7 +73,7 @@ def test_what_a_model_computes_is_part_of_its_identity(tmp_path):
 
 def test_other_processes_make_the_same_model_or_say_that_they_cannot(tmp_path):
     names = (MADE, f"{FILE}:seeded")
-    prepared = prepare(Question(probe="converge", checkpoints=names, options={"loops": 4}, prompts=4))
+    prepared = prepare(Question(probe="converge", checkpoints=names, options={"loops": 4, "states": 0}, prompts=4))
     alone = [data.error.values for data in answer(prepared)]
     with Processes(2) as pool:
         there = [data.error.values for data in answer(prepared, pool=pool)]

@@ -34,7 +34,7 @@ def error_of(checkpoint, prompts, loops):
 def test_converge_measures_the_error_after_every_loop():
     checkpoint = tiny()
     prompts = checkpoint.held_out(70)
-    data = converge.run(checkpoint, prompts, converge.ConvergeConfig(loops=9))
+    data = converge.run(checkpoint, prompts, converge.ConvergeConfig(loops=9, states=0))
     expected = error_of(checkpoint, prompts, 9)
     np.testing.assert_allclose(data.error, expected[..., -1], atol=1e-5)
     np.testing.assert_allclose(data.error_by_point, expected.mean(1), atol=1e-5)
@@ -59,7 +59,7 @@ def test_compare_measures_the_error_at_every_point():
 def test_a_model_that_is_not_looped_cannot_converge():
     ordinary = tiny("ordinary", "model.n_loops=1", "train.loop_window=1")
     with pytest.raises(LoopprobeError, match="ordinary is not looped"):
-        converge.run(ordinary, ordinary.held_out(3), converge.ConvergeConfig())
+        converge.run(ordinary, ordinary.held_out(3), converge.ConvergeConfig(states=0))
 
 
 def test_a_question_is_checked_before_anything_runs(tmp_path):
@@ -121,7 +121,7 @@ def test_panels_by_loss_hold_models_that_differ_in_it():
 
 def test_figures_and_tables_show_the_numbers_of_the_datasets():
     compared = datasets_of(compare, compare.CompareConfig(), *models())
-    converged = datasets_of(converge, converge.ConvergeConfig(loops=12), *models()[:3])
+    converged = datasets_of(converge, converge.ConvergeConfig(loops=12, states=0), *models()[:3])
     for figure, datasets in ((compare_figure(compared), compared), (converge_figure(converged), converged)):
         lines = {trace.name: trace for trace in figure.data if trace.name}
         for data in datasets:

@@ -48,8 +48,8 @@ def questions(tmp_path):
     folder = tmp_path / "questions"
     folder.mkdir()
     for name, probe, options in (
-        ("r1_compare", "compare", ""), ("r2_converge", "converge", "loops = 12"), ("r7_curves", "curves", ""),
-        ("r4_last_n", "mask", 'mode = "last"\nn = [0, 2, 4, 6]\nloops = 8'),
+        ("r1_compare", "compare", ""), ("r2_converge", "converge", "loops = 12\nstates = 0"),
+        ("r7_curves", "curves", ""), ("r4_last_n", "mask", 'mode = "last"\nn = [0, 2, 4, 6]\nloops = 8'),
     ):  # fmt: skip
         models = '["b2", "b4", "b4-s1", "not-trained"]' if probe != "compare" else '["ordinary", "b2", "b4"]'
         head = f'section = "{name[:2].upper()}"\ntitle = "{name}"\nasks = "What?"\nprobe = "{probe}"\nprompts = 20\n'

@@ -130,7 +130,7 @@ def test_a_folder_given_twice_is_refused(again):
 
 def test_datasets_of_one_label_are_told_apart_by_their_paths():
     paths = [saved("runs/a/m"), saved("runs/b/m", "train.seed=5")]
-    datasets = [probe("converge", load_checkpoint(path), 4, loops=6) for path in paths]
+    datasets = [probe("converge", load_checkpoint(path), 4, loops=6, states=0) for path in paths]
     assert [data.model.item() for data in datasets] == ["m", "m"]
     drawn = figure(datasets)
     assert {"a-m", "b-m"} <= {trace.name for trace in drawn.data}
@@ -176,7 +176,7 @@ def test_positions_count_from_the_end_of_each_models_own_prompts():
     assert data.position.values.tolist() == [6]
 
 
-@pytest.mark.parametrize("options", [{"loops": 10**9}, {"loops": 2 * 10**9, "states": 0}])
+@pytest.mark.parametrize("options", [{"loops": 10**9, "far": 10**9}, {"loops": 2 * 10**9, "states": 0}])
 def test_an_answer_that_no_memory_holds_is_refused_at_once(options):
     path = saved("m")
     with pytest.raises(LoopprobeError, match="GB"):
@@ -216,7 +216,7 @@ def test_an_interrupted_run_keeps_the_answers_that_it_has(monkeypatch):
 
 def test_datasets_joined_along_models_are_those_of_each():
     datasets = [
-        converge.run(one, one.held_out(6), converge.ConvergeConfig(loops=5))
+        converge.run(one, one.held_out(6), converge.ConvergeConfig(loops=5, states=0))
         for one in (checkpoint("four"), checkpoint("two", n_loops=2))
     ]
     together, joined = figure(datasets), figure(xr.concat(datasets, "model", coords="different", compat="equals"))
@@ -230,7 +230,7 @@ MEDIANS = ("median", "median_low", "median_high")
 
 
 def test_what_cannot_be_drawn_is_refused_in_one_line():
-    data = converge.run(checkpoint(), checkpoint().held_out(6), converge.ConvergeConfig(loops=5))
+    data = converge.run(checkpoint(), checkpoint().held_out(6), converge.ConvergeConfig(loops=5, states=0))
     masks = [mask.run(checkpoint(), checkpoint().held_out(6), mask.MaskConfig(n=(1, 2), loops=5))]
     bad = [[], [data, masks[0]], data["error"], data.isel(loop=0), data.drop_vars("median"), xr.Dataset(), "text"]
     bad += [data.assign({name: data[name] * np.nan for name in MEDIANS} | {"optimum": data.optimum * 0})]

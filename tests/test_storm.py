@@ -208,7 +208,7 @@ import transformers
 chance = random.Random(int(sys.argv[1]))
 Path("grid.toml").write_text('[[grid]]\n"train.device" = "cpu"\n"train.seed" = [0, 1]\n')
 Path("long.toml").write_text('section = "R"\ntitle = "t"\nasks = "a"\nprobe = "converge"\n'
-                             'checkpoints = ["lr-b20-T10", "lr-b5-T5"]\n[options]\nloops = 5000\n')
+                             'checkpoints = ["lr-b20-T10", "lr-b5-T5"]\n[options]\nloops = 5000\nstates = 0\n')
 Path("long.txt").write_text("the sum of the two arrays is an array\n" * 40_000)
 many, cpu = ["--device", "cpu", "--prompts", 1280], ["--device", "cpu"]
 text = ["--ckpt", "hf:raven-docs", "--trust-remote-code", "--text-file", "long.txt", "--prompts", 400, *cpu]

@@ -17,7 +17,7 @@ MAKERS = {"dory": dory, "hrm_text": hrm_text, "albert": albert}
 TEXTS = ("def step(model, z)", "return z", "def stop(model, e)", "for x in z: yield x + 1")
 OPTIONS = {
     "mask": {"n": (0, 1, 3), "loops": 3, "unit": "token"},
-    "converge": {"loops": 5},
+    "converge": {"loops": 5, "states": 0},
     "lens": {"loops": 3},
     "exit": {"loops": 4},
     "patch": {"loops": 2, "sites": ("z",), "positions": (-1, -2)},

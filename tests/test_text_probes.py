@@ -76,13 +76,13 @@ def test_every_probe_is_shown(name, prompts, subject):
 def test_errors_are_the_cross_entropy_of_the_next_token(subject):
     tokenizer, text = made.byte_level(), SENTENCES[0][:-1]
     ids = torch.tensor([tokenizer(text)["input_ids"][:-1]])
-    data = probe("converge", subject, from_texts(text, tokenizer, read="all"), loops=3)
+    data = probe("converge", subject, from_texts(text, tokenizer, read="all"), loops=3, states=0)
     with torch.no_grad():
         logits = subject.model(ids, n_loops=3)
     for loop in range(3):
         expected = F.cross_entropy(logits[loop, 0, :-1], ids[0, 1:], reduction="none")
         np.testing.assert_allclose(data.error[loop, 0], expected[-1], rtol=1e-5)
-    query = probe("converge", subject, from_texts(text, tokenizer), loops=3)
+    query = probe("converge", subject, from_texts(text, tokenizer), loops=3, states=0)
     np.testing.assert_allclose(query.error, data.error, rtol=1e-5)
 
 
@@ -133,4 +133,4 @@ def test_a_reply_that_nobody_knows_is_the_one_of_the_model(subject):
     data = probe("exit", subject, answered, loops=4)
     expected = F.cross_entropy(last[-1, :, -1], last[-1, :, -1].argmax(-1))
     np.testing.assert_allclose(data.budget_mean[-1], expected, rtol=1e-5)
-    assert probe("converge", subject, answered, loops=4).accuracy.values[-1] == 1
+    assert probe("converge", subject, answered, loops=4, states=0).accuracy.values[-1] == 1

@@ -109,11 +109,15 @@ def _answer(checkpoint, name, options, n_threads):
 OF_POINTS = [
     ("mask", {"n": (0, 2, 6), "loops": 7}),
     ("mask", {"n": (2, 3), "loops": 5, "mode": "last", "fill": "mean"}),
-    ("converge", {"loops": 9}),
+    ("converge", {"loops": 9, "states": 0}),
     ("compare", {"loops": 5}),
     ("shift", {"loops": 5}),
 ]
-OF_TOKENS = [("mask", {"n": (1, 2), "loops": 5}), ("converge", {"loops": 9}), ("extrapolate", {"lengths": (2, 3)})]
+OF_TOKENS = [
+    ("mask", {"n": (1, 2), "loops": 5}),
+    ("converge", {"loops": 9, "states": 0}),
+    ("extrapolate", {"lengths": (2, 3)}),
+]
 
 
 @pytest.mark.parametrize(("probe", "options"), OF_POINTS)

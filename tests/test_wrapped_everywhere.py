@@ -171,7 +171,7 @@ def test_texts_that_are_written_together_are_those_written_alone(name, models):
 TEXTS = ("def step(model, z)", "def stop(model, z)")
 OPTIONS = {
     "mask": {"n": (0, 1, 3), "loops": 3, "fill": "mean"},
-    "converge": {"loops": 4},
+    "converge": {"loops": 4, "states": 0},
     "lens": {"loops": 3},
     "patch": {"loops": 2, "sites": ("z", "resid_post")},
     "attention": {"loops": 3},

@@ -28,9 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train looped transformers and probe what happens in every loop.",
 )
-for name, verb in (
-    models.VERBS | results.VERBS | explore.VERBS | probes.VERBS | inside.VERBS | interventions.VERBS
-).items():
+VERBS = models.VERBS | results.VERBS | explore.VERBS | probes.VERBS | inside.VERBS | interventions.VERBS
+for name, verb in VERBS.items():
     app.command(name, cls=OnceCommand)(verb)
 
 # The base of what typer raises for a wrong command line; typer itself exports only this child of it.

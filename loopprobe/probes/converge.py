@@ -29,7 +29,7 @@ class ConvergeConfig:
 
     Attributes:
         loops: iterations; errors after every one of them come out.
-        states: the number of prompts whose states are followed, token by token; 0 for none.
+        states: the number of prompts whose states are followed, token by token; 0 for none, which is quicker.
         far: the number of iterations after which a trajectory counts as at its end.
         tolerance: the distance within which a trajectory has settled, relative for states and in
             the unit of steps of the prompts for outputs.
@@ -37,7 +37,7 @@ class ConvergeConfig:
     """
 
     loops: PositiveInt = 500
-    states: NonNegativeInt = 0
+    states: NonNegativeInt = 32
     far: PositiveInt = 2000
     tolerance: PositiveFloat = 1e-3
     trajectories: bool = True
