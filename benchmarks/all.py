@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "session": {"cpu": []},
     "sweep": {"cpu": []},
     "baselines": {"cpu": []},
-    "coverage": {"cpu": []},
+    "intervals": {"cpu": []},
     "roofline": {"cpu": []},
 }
 HEAD = """# Benchmarks

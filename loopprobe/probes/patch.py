@@ -105,16 +105,16 @@ def run(
     Raises:
         LoopprobeError: options, prompts, corrupted prompts or the measure do not fit.
     """
-    if corrupted is not None:
-        config = dataclasses.replace(config, corruption=GIVEN)
+    recorded = config = config if corrupted is None else dataclasses.replace(config, corruption=GIVEN)
+    if config.corruption is None:
+        config = dataclasses.replace(config, corruption=prompts.corruptions[0])  # type: ignore[arg-type]  # checked next
     check(subject, config, prompts, measure=measure)
     model = subject.model
     prompts = prompts.to(subject.device)
     n_loops = config.loops or subject.loops_of(prompts)
     prompts, other = counterparts(subject, prompts, config, corrupted)
-    kind = config.corruption or prompts.corruptions[0]
     chosen = find_measure(config.measure if measure is None else measure, prompts)
-    config = dataclasses.replace(config, measure=chosen.option)
+    kind, config = config.corruption, dataclasses.replace(recorded, measure=chosen.option)
     runs = PatchedRuns(model, prompts, other, n_loops, config.sites, last_token(subject, prompts), chosen)
     tokens = list(range(runs.last + 1))
     if config.positions is not None:

@@ -6,7 +6,7 @@ adds what the choice of prompts contributes. The interval is Student's, with Sat
 sum of variances (Welch 1947). A group of one seed takes the variance that the other groups of its claim have in common,
 in numbers of its kind. The mean over findings is a contrast of the same groups: models and prompts that findings share
 are counted once. Every interval holds with 95 %, or all intervals of a claim together do (Šidák 1967);
-``benchmarks/coverage.py`` measures how often.
+``benchmarks/intervals.py`` measures how often.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Statistics: the precision that they are computed in; medians, shares and means with their uncertainty.
 
 Errors of looped models have heavy tails: a mean of them is made of the few prompts on which the loop fails, and no
-interval of it that is computed from a sample holds what it promises (``benchmarks/coverage.py``). What a typical
+interval of it that is computed from a sample holds what it promises (``benchmarks/intervals.py``). What a typical
 prompt costs is told by the median, and how often the loop fails by a share.
 """
 

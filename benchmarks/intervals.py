@@ -1,6 +1,6 @@
-"""Coverage: how often the intervals that are printed hold the truth, on errors with the tails of the shipped models.
+"""Intervals: how often the intervals that are printed hold the truth, on errors with the tails of the shipped models.
 
-    python benchmarks/coverage.py         # half an hour on two cores
+    python benchmarks/intervals.py         # half an hour on two cores
 
 The population of a model are its errors on 3,840 held-out prompts, after its own loops and after 100. Samples are drawn
 from it with replacement, and what the whole population says is the truth. The second table is of claims: in every
