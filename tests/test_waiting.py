@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -29,13 +30,48 @@ class Clock:
         return self.now
 
 
+class Slow:
+    """Sixty steps that take some seconds each, the first one more."""
+
+    def __init__(self, each, first=0.0):
+        self.each, self.first = each, first
+
+    def __len__(self):
+        return 60
+
+    def __iter__(self):
+        for step in range(len(self)):
+            time.sleep(self.each + (self.first if step == 0 else 0))
+            yield step
+
+
+def told(monkeypatch, capsys, steps):
+    """The lines of a wrapped iterable of 60 steps, when a line is due after 0.05 s and then every 0.1 s."""
+    for name, seconds in (("FIRST", 0.05), ("EVERY", 0.1), ("EACH", 0.005)):
+        monkeypatch.setattr(progress, name, seconds)
+    assert list(progress.track("a probe")(steps)) == list(range(60))
+    return capsys.readouterr().err.splitlines()
+
+
 def test_lines_come_early_and_then_every_so_often(monkeypatch, capsys):
-    monkeypatch.setattr(progress.time, "monotonic", Clock(2.0))
-    assert list(progress.track("a probe")(range(60))) == list(range(60))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "a probe: 2 of 60 after 6 s, 174 s left"
+    lines = told(monkeypatch, capsys, Slow(0.02))
     counts = [int(line.split()[2]) for line in lines]
-    assert {b - a for a, b in itertools.pairwise(counts)} == {15}
+    assert all(line.startswith(f"a probe: {count} of 60 after ") for line, count in zip(lines, counts, strict=True))
+    assert 4 <= len(counts) <= 12  # 60 steps are 1.2 s, or more on a busy machine
+    assert counts == sorted(counts)
+    assert counts[0] <= 3 < counts[-1]
+
+
+def test_a_single_long_step_prints_lines_too(monkeypatch, capsys):
+    before = set(threading.enumerate())
+    lines = told(monkeypatch, capsys, Slow(0, first=0.4))
+    assert len(lines) >= 2
+    assert all(line.startswith("a probe: 0 of 60 after ") for line in lines)
+    assert set(threading.enumerate()) == before
+    with pytest.raises(ZeroDivisionError):
+        list(progress.track("fails")(1 / n for n in (1, 0)))
+    next(iter(progress.track("left")(range(3))))
+    assert set(threading.enumerate()) == before
 
 
 def test_short_work_prints_nothing(monkeypatch, capsys):

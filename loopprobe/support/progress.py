@@ -7,6 +7,7 @@ cluster shows its progress.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from rich.progress import (
 from tqdm import tqdm
 
 FIRST, EVERY = 5.0, 30.0  # seconds
+EACH = 0.5  # seconds after which it is looked whether a line is due
 
 
 class Lines:
@@ -39,6 +41,24 @@ class Lines:
         self.description, self.total, self.before = description, total, before
         self.started = time.monotonic()
         self.next = self.started + FIRST
+
+    def during(self, steps: Iterable[Any]) -> Iterator[Any]:
+        """Yield the steps, and print the lines that are due meanwhile, however long a single step takes."""
+        count, over = 0, threading.Event()
+
+        def tell() -> None:
+            while not over.wait(EACH):
+                self.done(count)
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            for step in steps:
+                yield step
+                count += 1
+        finally:
+            over.set()
+            teller.join()
 
     def done(self, count: int, more: str = "") -> None:
         """Report the number of steps done, and print a line if one is due.
@@ -72,10 +92,7 @@ def track(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
             with _bar(TextColumn("")) as bar:
                 yield from bar.track(steps, description=description)
         else:
-            lines = Lines(description, len(steps) if isinstance(steps, Sized) else None)
-            for count, step in enumerate(steps):
-                lines.done(count)
-                yield step
+            yield from Lines(description, len(steps) if isinstance(steps, Sized) else None).during(steps)
 
     return wrap
 
