@@ -1,6 +1,5 @@
 """What takes long says how far it is, and what need not take long does not."""
 
-import itertools
 import subprocess
 import sys
 import threading

@@ -234,7 +234,7 @@ def report(
     with pool_of(workers, where) as pool:
         answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
     files = [out / name for name in ("report.json", "findings.md", "index.html")]
-    say([verdict_table(write_report(answers, out, sections))], files=files)
+    say([verdict_table(write_report(answers, out, sections, track))], files=files)
 
 
 def ask(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +22,7 @@ from loopprobe.study.forest import forest
 from loopprobe.study.methods import methods, stamps, thresholds
 from loopprobe.study.saved import Answered
 from loopprobe.study.verdicts import Verdict
+from loopprobe.types import Progress
 
 OUTCOMES = get_args(Outcome)
 GOES_ON = {  # what happens when the loop goes on: of each claim its effect with its interval
@@ -50,13 +51,19 @@ def summarise(decided: Sequence[Verdict]) -> str:
     return " ".join([*told, f"Of {len(decided)} claims: {ended}."])
 
 
-def write_report(answers: Mapping[str, Answered], folder: Path, sections: Collection[str] = ()) -> list[Verdict]:
+def write_report(
+    answers: Mapping[str, Answered],
+    folder: Path,
+    sections: Collection[str] = (),
+    progress: Callable[[str], Progress] = lambda description: lambda steps: steps,
+) -> list[Verdict]:
     """Write index.html, which can be sent by itself, and the verdicts as findings.md and report.json.
 
     Args:
         answers: the answers by the name of their question.
         folder: the folder to write to; it must exist.
         sections: those whose claims are judged; empty: all.
+        progress: see ``questions.answer``.
 
     Returns:
         The verdicts on the claims of these sections, in the study's order.
@@ -66,7 +73,10 @@ def write_report(answers: Mapping[str, Answered], folder: Path, sections: Collec
     """
     decided = verdicts({name: answered.datasets for name, answered in answers.items()}, sections)
     asked = {name: answered for name, answered in answers.items() if answered.datasets}
-    drawn = {name: figures_of(a.saved.probe, a.datasets, a.saved.title, a.saved.by) for name, a in asked.items()}
+    drawn = {
+        name: figures_of(a.saved.probe, a.datasets, a.saved.title, a.saved.by)
+        for name, a in progress("figures")(asked.items())
+    }
     claims = [
         (verdict, _forest(f"claim-{i}", verdict), _forest(f"control-{i}", verdict.control))
         for i, verdict in enumerate(decided)

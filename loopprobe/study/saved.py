@@ -147,7 +147,7 @@ def answer_saved(
             claims.callback(claim_shared(folder / name, *(path.name for path in paths)).release)
         answers: dict[Path, xr.Dataset] = {}
         places: dict[str, list[Path]] = {}  # of one answer, which several questions may ask for
-        for path, p in everything.items():
+        for path, p in progress("answers to reuse")(everything.items()):
             wanted = asked(p.probe, p.checkpoint, p.prompts, p.config) | {"model": p.checkpoint.label}
             places.setdefault(json.dumps(wanted), []).append(path)
             if (data := _reusable(path, wanted)) is not None:
