@@ -1,4 +1,4 @@
-"""What goes into the wheel and the sdist beside the code: models, and the study's questions, grids and answers.
+"""What goes into the wheel and the sdist beside the code: models, and the study's questions and grids.
 
 Of every model go its configuration and history. Weights are heavy: those of the models named in pyproject.toml go too,
 the others are listed in a registry with their SHA-256, by which an installed loopprobe fetches them.
@@ -43,9 +43,8 @@ class Shipped(BuildHookInterface):
         listed.write_text(json.dumps(left_out, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         included[str(listed)] = f"{folder}/registry.json"
         if in_wheel:
-            questions = root / "probes"
-            for path in sorted([*questions.glob("*.toml"), *questions.glob("answers/*/*.nc")]):
-                included[str(path)] = f"loopprobe/_questions/{path.relative_to(questions).as_posix()}"
+            for path in sorted((root / "probes").glob("*.toml")):
+                included[str(path)] = f"loopprobe/_questions/{path.name}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove the registry's temporary file."""
