@@ -290,7 +290,7 @@ def test_a_report_of_one_section_asks_what_its_claims_read_and_judges_no_other(q
     assert code == 0
     assert "error grows as n shrinks (last n)" in out
     assert "larger b gives lower loss" not in out
-    assert sorted(path.name for path in (tmp_path / "one" / "data-quick").iterdir() if path.is_dir()) == [
+    assert sorted(path.name for path in Path("results/quick").iterdir() if path.is_dir()) == [
         "r4_last_n", "r4_last_n_study",
     ]  # fmt: skip
     rows = claims_in(tmp_path / "one" / "findings.md")

@@ -134,12 +134,13 @@ def storm_report():
     verb_options = {"run": ["run", *sorted(map(str, Path("questions").glob("*.toml")))],
                     "report": ["report", "--questions", "questions"]}[verb]
     command = [*verb_options, "--device", "cpu", "--workers", 1]
-    longest = timed([*command, "--out", "clean"])
+    into = lambda folder: ["--out", folder] + (["--answers", folder] if verb == "report" else [])
+    longest = timed([*command, *into("clean")])
     for count in range(kills):
-        struck([*command, "--out", "struck"], longest)
+        struck([*command, *into("struck")], longest)
         if chance.random() < 0.3:
             shutil.rmtree("struck", ignore_errors=True)
-    finish([*command, "--out", "struck"])
+    finish([*command, *into("struck")])
     files = sorted(path.relative_to("clean") for path in Path("clean").rglob("*.nc"))
     assert files and files == sorted(path.relative_to("struck") for path in Path("struck").rglob("*.nc"))
     for file in files:

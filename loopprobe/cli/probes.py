@@ -157,15 +157,15 @@ def folds(
     show(*ask("folds", options, "folds", common), common.png)
 
 
+ANSWERS = "Folder of the answers to saved questions, those of --quick in quick/; reused by run and report."
+
+
 def run(
     questions: Annotated[
         list[str], typer.Argument(help="Saved questions: names such as r4_last_n, or TOML files of your own.")
     ],
     quick: Quick = False,
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder of the answers, one folder a question; reused. A report has its own in report/data."),
-    ] = Path("results"),
+    out: Annotated[Path, typer.Option(help=f"{ANSWERS} Figures go there too.")] = Path("results"),
     png: Png = False,
     device: Device = "auto",
     workers: Workers = None,
@@ -189,6 +189,7 @@ def run(
     where = pick_device("cpu" if engine == "ray" else device)
     if png:
         require_png()
+    out = out / "quick" if quick else out
     with pool_of(workers, where, engine, cpus, gpus) as pool:
         answers = answer_saved(saved, out, quick=quick, device=where, progress=track, pool=pool)
     for name, answered in answers.items():
@@ -210,7 +211,8 @@ def report(
         typer.Option(help="Judge the claims of this section alone, such as R5, and ask what they read. Repeatable."),
     ] = None,
     quick: Quick = False,
-    out: Annotated[Path, typer.Option(help="Folder of the report; answers in it are reused.")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    answers: Annotated[Path, typer.Option(help=ANSWERS)] = Path("results"),
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
@@ -230,11 +232,11 @@ def report(
         read = questions_of(sections)
         saved = {name: one for name, one in saved.items() if name in read or one.section in sections}
     hold(claim_shared(out, "index.html", "findings.md", "report.json"))
-    data = out / ("data-quick" if quick else "data")
+    data = answers / "quick" if quick else answers
     with pool_of(workers, where) as pool:
-        answers = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
+        answered = answer_saved(saved, data, quick=quick, device=where, progress=track, pool=pool)
     files = [out / name for name in ("report.json", "findings.md", "index.html")]
-    say([verdict_table(write_report(answers, out, sections, track))], files=files)
+    say([verdict_table(write_report(answered, out, sections, track))], files=files)
 
 
 def ask(
