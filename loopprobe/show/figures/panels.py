@@ -16,6 +16,7 @@ from loopprobe.show.arrange import by_name, model_config, task_of, without_seed
 from loopprobe.show.figures.style import DASHES, colours, curve, loop_colour
 
 By = Literal["window", "layers", "loss"]
+WIDEST_TITLE = 80  # letters of the titles of all panels beside one another, on the narrowest page
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,14 @@ def draw(
         interval: returns the ends of its interval. Several seeds are drawn as their mean, where all have a value, with
             their range as a band.
     """
-    whole = (title.replace(" = ", "\u00a0=\u00a0") for title in lines_by_panel)  # a line does not break there
-    titles = ["<br>".join(textwrap.wrap(title, max(16, 100 // len(lines_by_panel)))) for title in whole]
+    whole = (  # a line does not break there
+        title.replace(" = ", "\u00a0=\u00a0").replace(", b)", ",\u00a0b)") for title in lines_by_panel
+    )
+    titles = ["<br>".join(textwrap.wrap(title, max(16, WIDEST_TITLE // len(lines_by_panel)))) for title in whole]
     figure = make_subplots(
         rows=1, cols=len(lines_by_panel), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03
     )
+    figure.update_annotations(font={"size": 14})
     shown: set[str] = set()
     for col, lines in enumerate(lines_by_panel.values(), 1):
         for line in lines:

@@ -199,12 +199,15 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
     """Apply the common look, with the height that the legend needs."""
     entries = sum(trace.showlegend is not False and trace.legend in (None, "legend") for trace in figure.data)
     wrapped = "<br>".join(textwrap.wrap(title, 120))
-    further = 20 * wrapped.count("<br>")  # pixels of the further lines of the title
+    of_panels = max(((one.text or "").count("<br>") for one in figure.layout.annotations if one.y == 1), default=0)
+    further = 20 * (wrapped.count("<br>") + max(0, of_panels - 1))  # pixels of the further lines of titles
     figure.update_layout(
         template="plotly_white", title={"text": wrapped, "x": 0.01, "font": {"size": 15}},
         margin={"t": 95 + further, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
         legend={"x": 1.005, "y": 1, "tracegroupgap": 3}, height=max(450, 23 * entries + 175) + further,
     )  # fmt: skip
+    if len({axis.domain for axis in figure.select_xaxes()}) > 2:
+        figure.update_xaxes(title={"font": {"size": 11}})
     return figure
 
 
