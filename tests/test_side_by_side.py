@@ -321,19 +321,21 @@ def test_the_command_line_compares_modes_and_saved_results(command, checkpoint):
         == 0
     )
     stems = {path.stem for path in Path("o").glob("*.nc")}
-    assert stems == {f"mask-{word}-{label}" for label in "ab" for word in ("difference", "first", "last")}
+    assert stems == {f"mask-{label}-{mode}" for label in "ab" for mode in ("first", "last")} | {
+        f"mask-difference-{label}" for label in "ab"
+    }
     assert Path("o/mask.html").exists()
     expected = read_dataset(Path("o/mask-difference-a.nc"))
-    first, last = (read_dataset(Path(f"o/mask-{mode}-a.nc")) for mode in ("first", "last"))
+    first, last = (read_dataset(Path(f"o/mask-a-{mode}.nc")) for mode in ("first", "last"))
     np.testing.assert_allclose(expected.difference, first.error - last.error)
-    code, out, _ = command("show", "o/mask-first-a.nc", "o/mask-last-a.nc", "--out", "s")
+    code, out, _ = command("show", "o/mask-a-first.nc", "o/mask-a-last.nc", "--out", "s")
     assert code == 0
     assert f"{float(expected['median'].sel(n=2, loop=3)):.3g} [" in out
     assert {path.name for path in Path("s").glob("*.nc")} == {"mask-difference.nc"}
     assert command("show", "o/mask-difference-a.nc")[0] == 0
     assert command("show", "o", "--out", "all")[0] == 0
     for given, words in (
-        (["o/mask-first-a.nc", "a"], "a is no file or folder of results"),
+        (["o/mask-a-first.nc", "a"], "a is no file or folder of results"),
         (["a", "b"], "show takes one checkpoint and 2 are given"),
         (["none.nc"], "no results at none.nc"),
         (["a", "--png"], "--png go with results"),

@@ -286,7 +286,7 @@ def ask(
     datasets = []
     try:
         for p, word, data in zip(prepared, words, answer(prepared, track), strict=True):
-            stem = "-".join(part for part in (probe, word, p.checkpoint.label if models > 1 else "") if part)
+            stem = "-".join(part for part in (probe, p.checkpoint.label if models > 1 else "", word) if part)
             data.attrs |= {} if loops is None else {"shown_loops": loops}
             write_dataset(data, folder / f"{stem}.nc")
             datasets.append(data)

@@ -21,6 +21,7 @@ from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
 MOST_LINES, MOST_MAPS = 6, 4  # places beside the axes, for each dataset
 PAIRED = "prompt by prompt"
 _MANY = re.compile(r" \(n = [^)]*\)")  # what n is, which an axis tells
+MOST_WAYS = 2  # of masking that a title tells
 BAR = {"lenmode": "pixels", "len": 300, "y": 1, "yanchor": "top"}
 
 
@@ -182,11 +183,19 @@ def _title(side: SideBySide, places: Sequence[Place]) -> str:
     model = f"{side.model}: " if side.model and side.model not in whose else ""
     every = len(side.places(10**9))
     notes = [
-        f"{names[0]}: {_MANY.sub('', side.first.attrs['description'])}" if "full" in side.first.attrs else "",
+        *_descriptions(side),
         f"{len(places)} of {every} places, where they differ most" if every > len(places) else "",
         f"no paired differences: {side.why}" if side.why else "",
     ]
     return "; ".join([f"{model}{side.probe.replace('_', ' ')}, {whose}", *(note for note in notes if note)])
+
+
+def _descriptions(side: SideBySide) -> list[str]:
+    """Say how masked runs came about: what is the same in all of them once, and what is not where it is in few ways."""
+    told = [_MANY.sub("", row.data.attrs["description"]).split("; ") for row in side.rows if "full" in row.data.attrs]
+    same = [part for part in (told[0] if told else []) if all(part in parts for parts in told)]
+    others = dict.fromkeys("; ".join(part for part in parts if part not in same) for parts in told)
+    return [" or ".join(filter(None, others)) if len(others) <= MOST_WAYS else "", *same]
 
 
 def _statistic(side: SideBySide) -> str:

@@ -202,7 +202,8 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
     of_panels = max(((one.text or "").count("<br>") for one in figure.layout.annotations if one.y == 1), default=0)
     further = 20 * (wrapped.count("<br>") + max(0, of_panels - 1))  # pixels of the further lines of titles
     figure.update_layout(
-        template="plotly_white", title={"text": wrapped, "x": 0.01, "font": {"size": 15}},
+        template="plotly_white",
+        title={"text": wrapped, "x": 0.01, "y": 1, "yanchor": "top", "pad": {"t": 24}, "font": {"size": 15}},
         margin={"t": 95 + further, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
         legend={"x": 1.005, "y": 1, "tracegroupgap": 3}, height=max(450, 23 * entries + 175) + further,
     )  # fmt: skip
