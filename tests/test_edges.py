@@ -139,7 +139,7 @@ def test_estimates_are_gradients_times_exact_changes_and_nothing_goes_back(doubl
     assert (data.chosen == "largest").sum() == 6
     exact = data.exact.where(data.chosen == "largest")
     index = np.argwhere(exact.notnull().values)[0]
-    place = [exact[dim].values[i] for dim, i in zip(exact.dims, index, strict=True)]
+    place = [exact[dim].values[i].item() for dim, i in zip(exact.dims, index, strict=True)]
     runs = EdgeRuns(double.model, prompts, other, LOOPS, find_measure("answer", prompts), 1)
     part, _, kind = place[3].rpartition(" ") if place[3].startswith("head") else (place[3], "", "mlp_out")
     layer, _, head = part.split(" ")[1].partition(".")

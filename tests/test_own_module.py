@@ -199,6 +199,7 @@ def test_a_module_of_regression_is_given_the_sizes_of_its_prompts():
     np.testing.assert_allclose(ours.error, theirs.error, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_does_not_fit_is_said_in_one_line(subject):
     def refused(match, make):
         with pytest.raises(LoopprobeError, match=match) as error:

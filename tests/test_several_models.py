@@ -229,6 +229,7 @@ def test_datasets_joined_along_models_are_those_of_each():
 MEDIANS = ("median", "median_low", "median_high")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_drawn_is_refused_in_one_line():
     data = converge.run(checkpoint(), checkpoint().held_out(6), converge.ConvergeConfig(loops=5, states=0))
     masks = [mask.run(checkpoint(), checkpoint().held_out(6), mask.MaskConfig(n=(1, 2), loops=5))]

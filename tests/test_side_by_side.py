@@ -239,6 +239,7 @@ def refused(call, *given):
     return str(error.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_stand_side_by_side_is_refused_in_one_line(checkpoint):
     first, last = modes(checkpoint)
     lens = probe("lens", checkpoint, 8, train_prompts=64)

@@ -109,10 +109,11 @@ def _verb() -> str:
     return next((arg for arg in sys.argv[1:] if not arg.startswith("-")), "")
 
 
-def _version(show: bool) -> None:
+def _version(show: bool) -> bool:
     if show:
         print(f"loopprobe {__version__}")
         raise typer.Exit
+    return show
 
 
 @app.callback()

@@ -245,7 +245,7 @@ def _first(order: Int[ndarray, " edge"], k: int, sizes: tuple[int, ...]) -> Circ
 def _kept(moved: Float[ndarray, "... example"], total: Float[ndarray, " example"]) -> tuple[ndarray, ndarray, ndarray]:
     """The share of the behaviour that is kept, with its ends; the lower end is that of the most that is lost."""
     lost, low, high = bootstrap_ratio(moved * total.astype(np.float64), total.astype(np.float64) ** 2)
-    return 1 - lost, 1 - high, 1 - low
+    return np.asarray(1 - lost), np.asarray(1 - high), np.asarray(1 - low)
 
 
 def _curves(

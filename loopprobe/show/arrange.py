@@ -114,7 +114,7 @@ def loops_to_show(data: xr.Dataset, wanted: Sequence[int] | None = None) -> list
 
 def ends_to_show(data: xr.Dataset) -> list[int]:
     """Return the loop counts that a verb was told to show, or the trained one and the last."""
-    return loops_to_show(data, told_to_show(data) or [data.attrs["trained_loops"], int(data.loop[-1])])
+    return loops_to_show(data, told_to_show(data) or [int(data.attrs["trained_loops"]), int(data.loop[-1])])
 
 
 def baselines_of(datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:

@@ -294,7 +294,7 @@ class WrappedModel(LoopedRootModule):
         others = self.sizes.d_model - resid.shape[-1]
         return resid if not others else torch.cat([resid.new_zeros(*resid.shape[:-1], others), resid], -1)
 
-    def unembed(self, states: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens value"]:
+    def unembed(self, states: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*outputs"]:
         """The answers of states by the head alone."""
         self._require_map("unembed")
         assert self.anatomy.head is not None, "only with linear_readout"
