@@ -184,15 +184,12 @@ def _absent(checkpoints: Sequence[str]) -> list[str]:
 
 
 def _shipped(question: str, model: str, prepared: Sequence[Prepared]) -> xr.Dataset | None:
-    """Return the answer that ships of a model that is not here, if it answers what is asked now.
+    """Return the answer of this version that ships of a model that is not here, if it answers what is asked now.
 
     It does where a model that is here was trained in the same way but for its seed, and is asked the same.
     """
-    path = shipped_answer(question, model)
-    if not path.exists():
-        return None
-    data = read_dataset(path)
-    if data.model.item() != model:
+    data = _reusable(shipped_answer(question, model), {"model": model})
+    if data is None:
         return None
     kind = kind_of(read_stamp(data).config)
     for p in prepared:
