@@ -4,6 +4,7 @@ import errno
 import re
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import xarray as xr
@@ -16,7 +17,7 @@ from loopprobe.probes.dataset import write_dataset
 from loopprobe.probes.loops import LoopsConfig
 from loopprobe.show.figures import style
 from loopprobe.show.figures.attention import attention_figures
-from loopprobe.show.figures.style import write_figures, write_html
+from loopprobe.show.figures.style import log_axis, write_figures, write_html
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.study.saved import saved_questions
 from loopprobe.study.shipped import study_folder
@@ -117,3 +118,10 @@ def test_what_draws_no_png_is_named_with_the_reason(named, message, monkeypatch,
     with pytest.raises(LoopprobeError, match=message) as raised:
         style._png(go.Figure())
     assert ("The browser closed)" in str(raised.value)) == bool(named)
+
+
+def test_a_short_logarithmic_axis_has_ticks_of_its_own():
+    assert log_axis([1e-4, np.nan, 2.0]) == {"type": "log", "exponentformat": "power", "dtick": 1}
+    short = log_axis([0.013, np.nan, 0.04])
+    inside = [text for tick, text in zip(short["tickvals"], short["ticktext"], strict=True) if 0.013 < tick < 0.04]
+    assert inside == ["0.02", "0.03"]

@@ -19,11 +19,13 @@ from loopprobe.show.figures.style import (
     diverging,
     finish,
     heat,
+    log_axis,
 )
 from loopprobe.show.wording import head_name, largest_head
 
 WORDS = {"zero": "zero", "mean": "its mean", "resample": "another prompt's", "optimal": "the best constant"}
 MOST_CURVES, MOST_MAPS = 6, 6
+NAMED = 8  # places that are named beside their marks
 
 
 def ablate_figures(data: xr.Dataset) -> dict[str, go.Figure]:
@@ -133,16 +135,17 @@ def _agreement(data: xr.Dataset) -> go.Figure:
     for i in range(1, len(ways)):
         place = {"row": (i - 1) // cols + 1, "col": (i - 1) % cols + 2}
         other = data.importance.isel(way=i).transpose(*base.dims)
+        x, y = _positive(base), _positive(other)
         figure.add_scatter(
-            x=_positive(base), y=_positive(other), mode="markers", showlegend=False,
+            x=x, y=y, mode="markers+text" if len(x) <= NAMED else "markers", showlegend=False,
+            text=names, textposition="top center", textfont={"size": 9}, cliponaxis=False,
             marker={"size": 5, "color": loops, "colorscale": "Viridis", "opacity": 0.75,
                     "symbol": [SYMBOLS[0 if str(name).startswith("head") else 1] for name in names]},
             customdata=np.stack([names, loops], -1),
             hovertemplate="%{customdata[0]}, loop %{customdata[1]}: %{x:.2g}, %{y:.2g}<extra></extra>", **place,
         )  # fmt: skip
-        axis = {"type": "log", "exponentformat": "power", "dtick": 1}
-        figure.update_xaxes(title=f"{ways[0]} ablation", **axis, **place)
-        figure.update_yaxes(**axis, **place)
+        figure.update_xaxes(title=f"{ways[0]} ablation", **log_axis(x), **place)
+        figure.update_yaxes(**log_axis(y), **place)
     note = f"; patched: {data.attrs['corruption']} differ" if data.attrs["corruption"] else ""
     units = str(data.importance.attrs.get("units", ""))
     units = f"in units {units}" if units.startswith("of ") else f"in {units}"

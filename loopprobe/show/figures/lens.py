@@ -8,7 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.figures.style import colours, curve, finish, heat
+from loopprobe.show.figures.style import colours, curve, finish, heat, log_axis
 
 MEASURES = {"error": "error", "to_final": "distance to the final answer", "to_optimum": "distance to the optimum"}
 LEAST = 1e-9  # the least error that a colour stands for: none at all has no logarithm
@@ -58,8 +58,7 @@ def _at_query(data: xr.Dataset) -> go.Figure:
                 )  # fmt: skip
     for row, measure in enumerate(measures, 1):
         seen = data[f"query_{measure}"].where(data[f"query_{measure}"] > 0)
-        few = bool(seen.max() < 30 * seen.min())  # decades have too few lines for so short an axis
-        figure.update_yaxes(type="log", exponentformat="power", dtick="D2" if few else 1, row=row)
+        figure.update_yaxes(**log_axis(seen), row=row)
     for row, words in enumerate(measures.values(), 1):
         figure.update_yaxes(title=words, row=row, col=1)
     figure.update_xaxes(title=None if ordinary else "loops done", row=len(measures))

@@ -186,6 +186,17 @@ def log_errors(figure: go.Figure, title: str) -> None:
     figure.update_yaxes(title=f"{title}, median", col=1)
 
 
+def log_axis(values: Any) -> dict[str, Any]:
+    """Return what makes an axis logarithmic; one too short for powers of ten has ticks at 1, 2, 3 and 5 times them."""
+    logs = np.log10(np.asarray(values, float))
+    logs = logs[np.isfinite(logs)]
+    if logs.size == 0 or np.ptp(logs) > 1.5:
+        return {"type": "log", "exponentformat": "power", "dtick": 1}
+    powers = range(math.floor(logs.min()), math.ceil(logs.max()) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 3, 5)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+
+
 def measure_axes(figure: go.Figure, data: xr.Dataset, title: str) -> None:
     """Set logarithmic axes of median errors; linear ones where a dataset measures something else."""
     if "measure" in data.attrs:
@@ -207,6 +218,7 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
         margin={"t": 95 + further, "r": 160}, hovermode="x unified", font={"family": "system-ui, sans-serif"},
         legend={"x": 1.005, "y": 1, "tracegroupgap": 3}, height=max(450, 23 * entries + 175) + further,
     )  # fmt: skip
+    figure.update_coloraxes(colorbar={"exponentformat": "power"})
     if len({axis.domain for axis in figure.select_xaxes()}) > 2:
         figure.update_xaxes(title={"font": {"size": 11}})
     return figure
