@@ -174,6 +174,7 @@ def test_ways_to_rank_places_are_those_of_their_probes(checkpoint, batch):
         assert float(data.rank_correlation[i, j]) == pytest.approx(spearmanr(flat[i], flat[j]).statistic, abs=1e-6)
     low, high = data.rank_correlation_low, data.rank_correlation_high
     assert (low <= high).all()
+    assert {data[f"rank_correlation{end}"].units for end in ("", "_low", "_high")} == {""}
     assert ((high - low).values[~np.eye(6, dtype=bool)] > 0).all()
 
 

@@ -20,7 +20,7 @@ from loopprobe.dynamics.calibration import (
 )
 from loopprobe.dynamics.limits import Limit, classify, features, to_limit
 from loopprobe.dynamics.maps import PointwiseMap, contraction, linear_map, logistic, rotation, spiral
-from loopprobe.dynamics.trail import LAGS, STAGES, Trail, run_late
+from loopprobe.dynamics.trail import LAGS, STAGES, WINDOW, Trail, run_late
 
 
 def start(*shape, seed=0):
@@ -286,3 +286,14 @@ print(peak_memory() - before)
 def test_memory_does_not_grow_with_the_loops():
     state = 16 * 62 * 64 * 4
     assert int(run_script(SCRIPT, 12_000)) - int(run_script(SCRIPT, 2000)) < 20 * state
+
+
+def test_a_run_as_short_as_the_window_takes_no_start_for_a_drift():
+    """A series that comes to rest within the window is at its point; one that still moves is not said to drift."""
+    steps = torch.arange(WINDOW, dtype=torch.float64)[:, None, None, None]
+    rests = torch.where(steps < 50, 1 - steps / 50, 0.0) + 1
+    moves = 1 + steps / WINDOW
+    for series, short, long in ((rests, Limit.FIXED, Limit.FIXED), (moves, Limit.UNSETTLED, Limit.DRIFT)):
+        longer = torch.cat([series, series[-1] + (series[-1] - series[-2]) * (1 + steps)])
+        found = [int(classify(features(Trail.of(one)), calibrate(torch.float64))[0]) for one in (series, longer)]
+        assert found == [short, long]

@@ -203,6 +203,8 @@ def test_hooks_added_by_hand_reach_new_loops_until_reset(model, prompts):
 def test_an_unknown_hook_name_is_answered_with_near_ones(model):
     with pytest.raises(LoopprobeError, match=r"blocks\.0\.hook_resid_post"):
         model.add_hook("blocks.0.hook_resid_pst", print)
+    with pytest.raises(LoopprobeError, match=r"did you mean loops\.1\.blocks\.0\.hook_resid_post or loops\.1\."):
+        model.add_hook("loops.1.blocks.0.hook_resid_pst", print)  # the loop that was meant, not all of them
 
 
 def test_hook_points_are_no_part_of_the_weights(model):

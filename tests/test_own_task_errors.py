@@ -125,6 +125,15 @@ def test_what_is_drawn_is_checked(name):
             sample(config, 16, 4, 2, generator)
 
 
+def test_a_task_without_draw_says_what_to_define():
+    class Misspelt(RegressionTask):
+        def drew(self, n_prompts, n_points, n_dims, generator):
+            raise AssertionError
+
+    with one_line("Misspelt does not say how prompts are drawn: define draw(self, n_prompts, n_points, n_dims"):
+        sample(loopprobe.register_task(Misspelt), 16, 4, 2, torch.Generator().manual_seed(0))
+
+
 def test_draws_that_are_seeded_once_are_refused():
     class Seeded(RegressionTask):
         def draw(self, n_prompts, n_points, n_dims, generator):

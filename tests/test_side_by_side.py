@@ -268,6 +268,26 @@ def test_what_cannot_stand_side_by_side_is_refused_in_one_line(checkpoint):
     assert figures(fixed).keys() == {"paths-tiny", "paths-other", "paths-plane-tiny", "paths-plane-other"}
 
 
+def test_a_table_shows_all_places_and_says_where_it_does_not(checkpoint):
+    several = [data for one in (checkpoint, other_checkpoint()) for data in modes(one, n=(0, 1, 2, 3, 4, 5))]
+    [shown] = tables_for(several)
+    assert {row[0] for row in lines_of(shown)[1:]} >= {"0", "1", "2", "3", "4", "5"}
+    assert "rows" not in shown.caption
+    many = [data.assign_coords(model=f"m{i}") for i in range(20) for data in several[:2]]
+    [shown] = tables_for(many)
+    assert "4 of 6 rows" in shown.caption
+
+
+def test_prompts_of_one_scale_alone_are_paired(checkpoint):
+    prompts = checkpoint.held_out(6)
+    own = [Prompts(prompts.xs, prompts.ys, scale=scale) for scale in (3.0, 3.0, 3.1)]
+    found = (probe("converge", checkpoint, each, loops=3, states=0) for each in own)
+    one, same, other = (data.assign_coords(model=name) for data, name in zip(found, "abc", strict=True))
+    assert float(abs(difference(one, same).difference).max()) == 0
+    with pytest.raises(LoopprobeError, match=r"divided by 3 in one and by 3\.1 in the other"):
+        difference(one, other)
+
+
 def test_differences_of_other_prompts_are_refused_however_alike_their_record(checkpoint):
     first = modes(checkpoint)[0]
     assert "prompts differ" in refused(difference, first, modes(checkpoint, prompts=8)[1])

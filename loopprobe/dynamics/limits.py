@@ -18,8 +18,9 @@ The thresholds are calibrated on maps whose limit is known (``calibration``): th
 and the errors made on fresh controls are reported. The types are those of arXiv 2604.11791 (fixed, orbit, slider,
 unknown), whose thresholds are set by hand, and the approach.
 
-How much can be told depends on the length of the run, n loops. Below 256 loops hardly an approach is told from a drift
-or from what is unsettled, because the start of the run is part of what is measured. Beyond, a geometric approach is
+How much can be told depends on the length of the run, n loops. Below 256 loops the start of the run is part of what is
+measured: a fixed point is what stands still in the last 64, nothing is said to drift, and hardly an approach is told
+from what is unsettled. Beyond, a geometric approach is
 told from a drift where its factor is at most 1 − 0.1 / n, and one that turns slowly where it turns about eight times.
 Periods are found up to 2 n / 3 and at most 1,000, and the doubling of a period is seen to fall where it falls by a
 third over the last half. A power of time is told from the logarithm where its exponent is at least 0.2 and its
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +64,13 @@ class Limit(IntEnum):
     def words(self) -> str:
         """The name of the type that tables and figures show."""
         return ("fixed point", "cycle", "slow drift", "unsettled", "diverged", "non-finite", "approaching")[self]
+
+
+def limit_flags() -> dict[str, Any]:
+    """Return the attributes that tell what the numbers of a variable of types mean, as in the CF conventions."""
+    words = [limit.words for limit in Limit]
+    meanings = " ".join(one.replace(" ", "_") for one in words)
+    return {"types": ", ".join(words), "flag_values": [limit.value for limit in Limit], "flag_meanings": meanings}
 
 
 AT_REST = (int(Limit.FIXED), int(Limit.APPROACHING))  # the types of limit of what comes to rest
@@ -103,6 +112,8 @@ class Features:
 
     Attributes:
         finite: whether the last values are.
+        short: whether the window reaches back to the start of the run, whose values are on their way.
+        moved: the largest movement over any lag, relative to the unit; of a short run in the last half of the window.
         growth: the growth of the size over the window, as a factor.
         lags: the movement over lags from 1 to ``LONGEST``, relative to the unit.
         away: the distance from an earlier value, by the loops since, relative to the largest.
@@ -113,6 +124,8 @@ class Features:
     """
 
     finite: Tensor
+    short: bool
+    moved: Float[Tensor, "batch place"]
     growth: Tensor
     lags: Float[Tensor, "lag batch place"]
     away: Float[Tensor, "loop batch place"]
@@ -138,13 +151,23 @@ def features(trail: Trail, size: Tensor | float | None = None) -> Features:
     scale = unit.clamp_min(TINY)
     quarter = WINDOW // 4
     growth = norms[-quarter:].mean(0) / norms[:quarter].mean(0).clamp_min(TINY)
-    lags = torch.stack([(x[k:] - x[:-k]).square().sum(-1).mean(0).sqrt() / scale for k in range(1, LONGEST + 1)])
+    lags = _moved(x, LONGEST) / scale
+    short = trail.n_values < 2 * WINDOW
+    late = x[WINDOW // 2 :] if short else x
+    moved = _moved(late, LONGEST // 2 if short else LONGEST).amax(0) / scale
     path = (x[1:] - x[:-1]).norm(dim=-1).sum(0)
     straightness = (x[-1] - x[0]).norm(dim=-1) / path.clamp_min(TINY)
     away = finite(trail.away)
     approach = Approach.of(trail)
     to_limit = torch.stack([(x[-1] - end).norm(dim=-1) / scale for end in (approach.centre, approach.ahead)])
-    return Features(is_finite, growth, lags, away / away.amax(0).clamp_min(TINY), straightness, approach, to_limit)
+    return Features(
+        is_finite, short, moved, growth, lags, away / away.amax(0).clamp_min(TINY), straightness, approach, to_limit
+    )
+
+
+def _moved(x: Float[Tensor, "time batch place width"], longest: int) -> Float[Tensor, "lag batch place"]:
+    """The root mean square of the movement over lags from 1 to the longest."""
+    return torch.stack([(x[k:] - x[:-k]).square().sum(-1).mean(0).sqrt() for k in range(1, longest + 1)])
 
 
 def classify(
@@ -152,7 +175,7 @@ def classify(
 ) -> tuple[Int[Tensor, "batch place"], Int[Tensor, "batch place"]]:
     """Classify the limit of each series, and give the period of those on a cycle (0 for the others)."""
     approach = measured.approach
-    moves = measured.lags.amax(0) > thresholds.fixed
+    moves = measured.moved > thresholds.fixed
     returns = measured.lags <= thresholds.returns * measured.lags.amax(0)
     returns |= measured.lags <= thresholds.fixed
     fits = approach.unexplained <= thresholds.unexplained
@@ -169,7 +192,8 @@ def classify(
         falls_alone = falls[row] & (approach.swells[row] < 2 * approach.swells[0])
         period = torch.where(falls_alone & turns, lag, period)
     limit = torch.full_like(period, Limit.UNSETTLED)
-    limit[(measured.straightness >= thresholds.straight) & ~turns] = Limit.DRIFT
+    if not measured.short:  # on its way from the start a series moves straight, too
+        limit[(measured.straightness >= thresholds.straight) & ~turns] = Limit.DRIFT
     limit[period > 1] = Limit.CYCLE
     limit[falls[0] & (turns | leads)] = Limit.APPROACHING
     limit[~moves] = Limit.FIXED

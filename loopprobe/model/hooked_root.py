@@ -164,6 +164,7 @@ class LoopedRootModule(ShownModel, HookedRootModule):
             return lambda loop, local: loop is not None and local == name
         known = [*self.hook_trees.once_names, *self.hook_trees.local_names]
         near = difflib.get_close_matches(wanted_local, known, n=3) or known
+        near = [full_name(wanted, one) if one in self.hook_trees.local_names else one for one in near]
         raise LoopprobeError(f"no hook point is called {name!r}: did you mean {' or '.join(near)}?")
 
     # Caches
@@ -325,6 +326,4 @@ class LoopedRootModule(ShownModel, HookedRootModule):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise LoopprobeError(f"{name} ({value!r}) must be a whole number and at least 1: change it")
             if value > n_loops:
-                raise LoopprobeError(
-                    f"{name} ({value}) must be at most n_loops ({n_loops}): lower it or run more loops"
-                )
+                raise LoopprobeError(f"{name} ({value}) must be at most n_loops ({n_loops}): lower it, or run more")

@@ -9,6 +9,7 @@ places are ranked by activation patching, by its estimate from a gradient, and b
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,10 @@ def run(
     small = [way for way in ways[len(config.methods) :] if np.median(abs(told[way]), axis=-1).max() < least]
     told = {way: one for way, one in told.items() if way not in small}
     data = data.merge(_agreement(plan, list(told), list(told.values()), data))
+    shares = dict.fromkeys(("failures_added", "together_failures_added"), "share of prompts")
+    units = {"importance": ranking.unit, "rank_correlation": "", **shares}
     for name in data:
-        data[name].attrs["units"] = "share of prompts" if "failures_added" in str(name) else chosen.unit
-    data["importance"].attrs["units"] = ranking.unit
-    data["rank_correlation"].attrs["units"] = ""
+        data[name].attrs["units"] = units.get(re.sub("_(low|high)$", "", str(name)), chosen.unit)
     data.attrs |= {"measure": chosen.name, "measure_unit": chosen.unit, "measure_source": chosen.source}
     data.attrs |= {"fitted_on": fitted_on, "too_small": ", ".join(small)}
     data.attrs["corruption"] = "" if rankings is None else rankings.words

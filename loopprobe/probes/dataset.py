@@ -21,7 +21,7 @@ from loopprobe.store.subject import Subject
 from loopprobe.support.provenance import provenance
 from loopprobe.support.statistics import summarise_errors
 from loopprobe.support.storage import atomic
-from loopprobe.tasks import PromptBatch, TextPrompts
+from loopprobe.tasks import PromptBatch, Prompts, TextPrompts
 from loopprobe.tasks.prompts import QUERY_UNIT, STEP_UNIT, UNIT
 
 
@@ -76,7 +76,8 @@ def stamp(
     """Write into the attributes which probe made a dataset, of which model, on which prompts, how, and with what.
 
     ``trained_loops`` are the loops that the training gives such prompts, or would. ``prompts_digest`` tells these
-    prompts from others of the same origin; datasets that share it can be compared prompt by prompt. Where something
+    prompts from others of the same origin; datasets that share it can be compared prompt by prompt. ``error_scale`` is
+    what errors of prompts of numbers are divided by. Where something
     else than the error is measured, ``measure`` says what: its name, its name with the unit, and the source of a user's
     function.
 
@@ -92,6 +93,8 @@ def stamp(
         data.attrs["measure"], data.attrs["measure_source"] = measure[0], measure[2]
         units[:2] = [measure[1]] * 2
     data.attrs["units"] = json.dumps(units)
+    if isinstance(prompts, Prompts):
+        data.attrs["error_scale"] = prompts.scale
     if isinstance(prompts, TextPrompts):
         data.attrs["token_texts"] = json.dumps(prompts.roles)
     return data.assign_coords(source=json.dumps(data.attrs, default=_plain))

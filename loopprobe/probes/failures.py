@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.calibration import calibrate, require_calibrated
-from loopprobe.dynamics.limits import Limit, classify, features
+from loopprobe.dynamics.limits import Limit, classify, features, limit_flags
 from loopprobe.dynamics.maps import LoopMap, State
 from loopprobe.dynamics.spectrum import has_blocks, position_spectra
 from loopprobe.dynamics.trail import WINDOW, Trail
@@ -180,7 +180,7 @@ def _dataset(
             "onset": ("example", onset),
             "failing_loops": ("example", later.sum(0)),
             "spells": ("example", spells),
-            "limit": ("example", limits),
+            "limit": ("example", limits, limit_flags()),
             "limit_share": (("course", "limit_type"), of_course),
             **with_ends("lead", ("lag",), lead),
             "lead_prompts": ("lag", n_leading),

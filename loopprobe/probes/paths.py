@@ -14,7 +14,7 @@ from torch import Tensor
 from loopprobe.config.selection import Choice
 from loopprobe.config.strict import configuration
 from loopprobe.dynamics.calibration import calibrate, require_calibrated
-from loopprobe.dynamics.limits import Limit, classify, features
+from loopprobe.dynamics.limits import classify, features, limit_flags
 from loopprobe.dynamics.trail import WINDOW, Trail
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
@@ -82,8 +82,8 @@ def run(
             "layer_distance": (("layer", "other_layer"), to_numpy(apart.mean((-2, -1)))),
         },
         coords={"position": tokens, "loop": np.arange(1, config.loops + 1), "model": subject.label},
-        attrs={"types": ", ".join(limit.words for limit in Limit)},
     )
+    data.layer_limit.attrs |= limit_flags()
     data = data.assign_coords(layer=np.arange(len(layers)), other_layer=np.arange(len(layers)))
     return stamp(data, "paths", subject, prompts, config)
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopprobe.dynamics.calibration import calibrate, control_errors
-from loopprobe.dynamics.limits import Features, Limit, Thresholds, classify, features, to_limit
+from loopprobe.dynamics.limits import Features, Limit, Thresholds, classify, features, limit_flags, to_limit
 from loopprobe.dynamics.maps import LoopMap, State
 from loopprobe.dynamics.spectrum import has_blocks, position_spectra
 from loopprobe.dynamics.trail import run_late
@@ -94,10 +94,8 @@ def follow_states(
     variables |= {name: (BY_TOKEN, values) for name, values in of_rates}
     coords = {"loop": np.arange(1, loops + 1), "position": np.arange(end.shape[1])}
     data = xr.Dataset(variables, coords=coords)
-    meanings = " ".join(t.words.replace(" ", "_") for t in Limit)  # as in the CF conventions
     for name in ("limit", "prediction_limit"):
-        data[name].attrs |= {"types": ", ".join(t.words for t in Limit)}
-        data[name].attrs |= {"flag_values": [t.value for t in Limit], "flag_meanings": meanings}
+        data[name].attrs |= limit_flags()
     if missing := _why_without_blocks(system):
         data.spectral_radius.attrs["missing"] = missing
     wrong = control_errors(system.e.dtype)

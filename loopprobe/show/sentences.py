@@ -80,10 +80,10 @@ def converge(data: xr.Dataset) -> str:
 def compare(data: xr.Dataset) -> str:
     """Say how close a model comes to the best predictor at the query."""
     end = data.isel(point=-1)
-    return (
-        f"{_name(data)}: from {int(end.point)} examples the median error is {with_ends(end, 'median')}; the best "
-        f"predictor, {data.attrs['optimum']}, has {float(end.optimum_median):.3g}."
-    )
+    best = ""
+    if np.isfinite(float(end.optimum_median)):
+        best = f"; the best predictor, {data.attrs['optimum']}, has {float(end.optimum_median):.3g}"
+    return f"{_name(data)}: from {int(end.point)} examples the median error is {with_ends(end, 'median')}{best}."
 
 
 def curves(data: xr.Dataset) -> str:

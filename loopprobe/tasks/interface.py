@@ -99,7 +99,7 @@ class RegressionTask(Task):
             Inputs [n_prompts, n_points, n_dims] and labels [n_prompts, n_points]; where the function has a vector of
             weights [n_prompts, n_dims] also these.
         """
-        raise NotImplementedError
+        raise _without_draw(self, "n_prompts, n_points, n_dims, generator")
 
     def draw_held_out(self, n_prompts: int, n_points: int, n_dims: int, generator: torch.Generator) -> Sequence[Tensor]:
         """Draw prompts for evaluation: as ``draw``, unless a finite set of data is split."""
@@ -202,7 +202,7 @@ class TokenTask(Task):
             the places of the tokens that the answers are read at, in rising order, the same for all prompts of a
             length. Otherwise they are read at the last tokens.
         """
-        raise NotImplementedError
+        raise _without_draw(self, "n_prompts, length, generator")
 
     def draw_held_out(self, n_prompts: int, length: int, generator: torch.Generator) -> Sequence[Any]:
         """Draw prompts for evaluation: as ``draw``, unless a finite set of data is split."""
@@ -262,3 +262,8 @@ class TokenTask(Task):
 def name_of(task: Task) -> str:
     """Return what a task is called."""
     return task.name or type(task).__name__
+
+
+def _without_draw(task: object, parameters: str) -> LoopprobeError:
+    """The error of a task that draws nothing."""
+    return LoopprobeError(f"{type(task).__name__} does not say how prompts are drawn: define draw(self, {parameters})")

@@ -81,7 +81,8 @@ def _effects(data: xr.Dataset) -> go.Figure:
     bar = {"y": 0.79, "len": 0.45, "x": 1.02}
     title = f"{data.model.item()}: what an ablation adds to the {measure_words(data)}, median of the prompts"
     if (head := largest_head(data["median"])) is not None:
-        title += f"; of all heads {head_name(head)} in loop {int(head.loop)} does most ({float(head):.3g})"
+        by = f", replaced by {WORDS[str(head.replaced_by.item())]}," if data.sizes["replaced_by"] > 1 else ""
+        title += f"; of all heads {head_name(head)} in loop {int(head.loop)}{by} does most ({float(head):.3g})"
     finish(figure, title)
     figure.update_layout(coloraxis=diverging(data["median"], "change", **bar), hovermode="closest", height=760)
     return figure.update_layout(legend={"x": 1.005, "y": 0.42}, legend2={"x": 1.005, "y": 0.12})

@@ -108,6 +108,9 @@ def heat(
         template: the format of a value on hover.
         coloraxis: the colour scale of the figure, for maps of another kind.
     """
+    for dim, axes in ((x, figure.update_xaxes), (y, figure.update_yaxes)):
+        if values.sizes[dim] == 1:  # no numbers between the halves of a single cell
+            axes(tickmode="array", tickvals=values[dim].values, row=row, col=col)
     figure.add_heatmap(
         x=values[x].values, y=values[y].values, z=values.transpose(y, x).values, coloraxis=coloraxis,
         row=row, col=col, hovertemplate=f"{y} %{{y}}, {x} %{{x}}: {template}<extra></extra>",

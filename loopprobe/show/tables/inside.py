@@ -269,7 +269,7 @@ def recover_table(data: xr.Dataset) -> Table:
 
 def paths_table(data: xr.Dataset) -> Table:
     """Tabulate the limits of every layer and how far apart the layers are."""
-    types = data.attrs["types"].split(", ")
+    types = data.layer_limit.attrs["types"].split(", ")
     table = titled(f"{data.model.item()}: the residual stream after each layer, in {int(data.loop[-1])} loops")
     tokens = f"{data.sizes['followed']} prompts × {data.sizes['position']} tokens"
     table.caption = f"shares of {tokens}; distance in the last loop, relative"

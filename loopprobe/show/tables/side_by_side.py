@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
@@ -13,7 +14,9 @@ from loopprobe.show.arrange import loops_to_show
 from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
 from loopprobe.show.tables.common import cell, interval, titled
 
+T = TypeVar("T")
 MOST_ROWS, MOST_GROUPS = 40, 3
+MOST_LINES = 240  # of datasets and differences below one another
 MOST_COLUMNS = 4  # that fit a terminal, of numbers with their intervals
 
 
@@ -36,12 +39,16 @@ def side_by_side_table(side: SideBySide) -> Table:
     of = f", {kind}{prompts} prompts [95 % interval]" if prompts else ""
     paired = side.differences or side.of_differences
     why = f"; no paired differences: {side.why}" if side.why else ""
-    table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why)
     columns = [*side.rows, *side.differences]
     rows, groups = _rows(side)
     blocks: list[Place] = [{}]
     if len(groups) * len(columns) > MOST_COLUMNS:  # what would stand beside one another stands below
         blocks, groups = groups, [{}]
+    all_rows = len(rows)
+    if len(columns) > MOST_COLUMNS:  # a line a dataset and difference: of many places some
+        rows = evenly(rows, max(4, MOST_LINES // (len(columns) * len(blocks))))
+    some = "" if len(rows) == all_rows else f"; {len(rows)} of {all_rows} rows"
+    table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why) + some
     dims = list(dict.fromkeys(dim for row in (*rows, *blocks) for dim in row))
     lines = list(_lines(side, rows, blocks, dims))
     for dim in dims:
@@ -93,17 +100,22 @@ def _lines(side: SideBySide, rows: Sequence[Place], blocks: Sequence[Place], dim
 
 
 def _add_below_one_another(table: Table, lines: Sequence[_Line], columns: Sequence[Row]) -> None:
-    """Add the datasets and differences as rows, line by line; of many lines some."""
-    most = max(2, MOST_ROWS // len(columns))
+    """Add the datasets and differences as rows, line by line."""
     table.add_column("")
     table.add_column("value", justify="right")
-    for i in np.unique(np.linspace(0, len(lines) - 1, min(most, len(lines))).round().astype(int)):
-        heads = lines[i].heads
+    for line in lines:
+        heads = line.heads
         for column in columns:
-            if value := lines[i].text(column):
+            if value := line.text(column):
                 table.add_row(*heads, column.label or "difference", value)
                 heads = [""] * len(heads)
         table.add_section()
+
+
+def evenly(values: Sequence[T], most: int) -> list[T]:
+    """Return some of the values, from the first to the last, where there are more than ``most``."""
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))
+    return [values[i] for i in chosen]
 
 
 def _rows(side: SideBySide) -> tuple[list[Place], list[Place]]:
@@ -115,7 +127,7 @@ def _rows(side: SideBySide) -> tuple[list[Place], list[Place]]:
         shared = xr.Dataset(coords={"loop": values}, attrs=side.first.attrs)
         values = loops_to_show(shared)
     elif len(values) > MOST_ROWS:
-        values = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, 12).round().astype(int))]
+        values = evenly(values, 12)
     places = side.places(MOST_ROWS)
     along: list[Place] = [{side.x: value} for value in values]
     if {dim for place in places for dim in place} <= {"loop"} and len(places) <= MOST_GROUPS:

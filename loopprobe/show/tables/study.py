@@ -91,7 +91,8 @@ def compare_table(datasets: Sequence[xr.Dataset]) -> Table:
     rows = [(_looped(data, int(data.attrs["loops"])), f"{data.attrs['parameters']:,}", data, "") for data in datasets]
     for words, members in by_prompts(datasets).items():
         suffix = f" ({words})" if words else ""
-        rows.append((members[0].attrs["optimum"] + suffix, "", members[0], "optimum_"))
+        if bool(members[0].optimum.notnull().any()):
+            rows.append((members[0].attrs["optimum"] + suffix, "", members[0], "optimum_"))
         for name, data in baselines_of(members).items():
             rows.append((f"{name}{suffix}, {int(data.baseline_prompts)} prompts", "", data, "baseline_"))
     for name, parameters, data, prefix in rows:
