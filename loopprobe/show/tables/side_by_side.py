@@ -48,6 +48,8 @@ def side_by_side_table(side: SideBySide) -> Table:
     if len(columns) > MOST_COLUMNS:  # a line a dataset and difference: of many places some
         rows = evenly(rows, max(4, MOST_LINES // (len(columns) * len(blocks))))
     some = "" if len(rows) == all_rows else f"; {len(rows)} of {all_rows} rows"
+    if side.y and len(rows) < (every := side.rows[0].values.size):
+        some = f"; {len(rows)} of {every:,} places, those furthest apart"
     table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why) + some
     dims = list(dict.fromkeys(dim for row in (*rows, *blocks) for dim in row))
     lines = list(_lines(side, rows, blocks, dims))
