@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -97,7 +98,8 @@ def _fit_prefixes(prompts: Prompts, make: Callable[[], Any], progress: Progress)
 
     xs, ys = to_numpy(double(prompts.xs)), to_numpy(double(prompts.ys))
     tasks = (joblib.delayed(_fit_one)(x, y, make) for x, y in zip(xs, ys, strict=True))
-    fitted = joblib.Parallel(n_jobs=-1, return_as="generator", batch_size=8)(tasks)
+    in_worker = multiprocessing.parent_process() is not None  # processes of its own would keep it for minutes
+    fitted = joblib.Parallel(n_jobs=1 if in_worker else -1, return_as="generator", batch_size=8)(tasks)
     rows = [next(fitted) for _ in progress(range(len(xs)))]
     return torch.from_numpy(np.stack(rows)).to(float64_device(prompts.ys.device))
 
