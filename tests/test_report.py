@@ -50,7 +50,8 @@ def questions(tmp_path):
     folder.mkdir()
     for name, probe, options in (
         ("r1_compare", "compare", 'baselines = ["tree"]\nbaseline_prompts = 2'),
-        ("r2_converge", "converge", "loops = 12\nstates = 0"), ("r7_curves", "curves", ""), ("r4_last_n", "mask", 'mode = "last"\nn = [0, 2, 4, 6]\nloops = 8'),
+        ("r2_converge", "converge", "loops = 12\nstates = 0"), ("r7_curves", "curves", ""),
+        ("r4_last_n", "mask", 'mode = "last"\nn = [0, 2, 4, 6]\nloops = 8'),
     ):  # fmt: skip
         models = '["b2", "b4", "b4-s1", "not-trained"]' if probe != "compare" else '["ordinary", "b2", "b4"]'
         head = f'section = "{name[:2].upper()}"\ntitle = "{name}"\nasks = "What?"\nprobe = "{probe}"\nprompts = 20\n'
