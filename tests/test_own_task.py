@@ -212,7 +212,7 @@ def test_probes_of_a_regression_task(file, tmp_path):
     with pytest.raises(LoopprobeError, match="prompts of AbsLinear cannot be shifted"):
         checkpoint.held_out(2, shift="skewed")
     patched = patch.run(checkpoint, prompts, patch.PatchConfig(sites=("z",), loops=2))
-    assert patched.attrs["corruption"] == "label"
+    assert patched.attrs["corruption"] == json.loads(patched.source.item())["corruption"] == "label"
     with pytest.raises(LoopprobeError, match=r"corruption .weights"):
         patch.check(checkpoint, patch.PatchConfig(corruption="weights"), prompts)
     further = checkpoint.more_like(prompts, 3, 1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -135,8 +135,8 @@ def run(
                         change = to_numpy(prediction - runs.corrupted)
                         moved[site][(loops.index(loop), *where, tokens.index(token))] = change
     seconds = time.perf_counter() - started
-    data = _dataset(subject, prompts, config, runs, loops, tokens, moved, {"patches": patches, "seconds": seconds})
-    return data.assign_attrs(corruption=kind)
+    facts = {"patches": patches, "seconds": seconds, "corruption": kind}
+    return _dataset(subject, prompts, config, runs, loops, tokens, moved, facts)
 
 
 def check(
@@ -227,7 +227,7 @@ def _dataset(
     loops: list[int],
     tokens: list[int],
     moved: dict[str, np.ndarray],
-    cost: dict[str, float],
+    facts: dict[str, Any],
 ) -> xr.Dataset:
     total = to_numpy(double(runs.clean - runs.corrupted))
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
@@ -247,7 +247,7 @@ def _dataset(
         variables,
         coords={"loop": np.array(loops) + 1, "position": tokens, "model": subject.label},
         attrs={"query_token": prompts.query, "clean_pass": runs.clean_pass}
-        | cost
+        | facts
         | {f"correlation_{site}": value for site, value in correlations.items()},
     )
     data = data.assign_coords({axis: np.arange(data.sizes[axis]) for axis in ("layer", "head") if axis in data.sizes})

@@ -28,7 +28,6 @@ def side_by_side_table(side: SideBySide) -> Table:
 
     Args:
         side: the datasets.
-        loops: the loop counts to show; None: a few.
     """
     whose = " against ".join(side.names)
     model = f"{side.model}: " if side.model and side.model not in whose else ""
