@@ -221,7 +221,7 @@ def test_questions_get_the_same_answers_as_here(start, tmp_path):
     datasets = answer_saved({"few": read_saved(tmp_path / "few.toml")}, tmp_path / "here", quick=True)["few"].datasets
     assert len(datasets) == 3
     for data in datasets:
-        there = read_dataset(tmp_path / "there" / "few" / f"{data.model.item()}.nc")
+        there = read_dataset(tmp_path / "there" / "quick" / "few" / f"{data.model.item()}.nc")
         np.testing.assert_allclose(there["mean"], data["mean"], rtol=1e-3)
 
 
