@@ -72,7 +72,7 @@ figure(far)
 
 # %%
 paths = probe("paths", checkpoint, prompts, loops=300, positions=tuple(range(prompts.n_tokens)))
-kinds = paths.attrs["types"].split(", ")
+kinds = paths.layer_limit.attrs["types"].split(", ")
 counts = {kind: int((paths.layer_limit == i).sum()) for i, kind in enumerate(kinds)}
 print({kind: n for kind, n in counts.items() if n})  # tokens × layers
 figure(paths)
