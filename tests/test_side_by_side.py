@@ -276,6 +276,10 @@ def test_a_table_shows_all_places_and_says_where_it_does_not(checkpoint):
     many = [data.assign_coords(model=f"m{i}") for i in range(20) for data in several[:2]]
     [shown] = tables_for(many)
     assert "4 of 6 rows" in shown.caption
+    longer = [data.isel(n=np.arange(50) % 6).assign_coords(n=np.arange(50)) for data in several[:2]]
+    [shown] = tables_for(longer)
+    assert "12 of 50 rows" in shown.caption
+    assert len(lines_of(shown)) == 1 + 2 * (12 + 1)  # names, and after two loops the places and the clean run
 
 
 def test_prompts_of_one_scale_alone_are_paired(checkpoint):

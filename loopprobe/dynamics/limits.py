@@ -20,13 +20,12 @@ unknown), whose thresholds are set by hand, and the approach.
 
 How much can be told depends on the length of the run, n loops. Below 256 loops the start of the run is part of what is
 measured: a fixed point is what stands still in the last 64, nothing is said to drift, and hardly an approach is told
-from what is unsettled. Beyond, a geometric approach is
-told from a drift where its factor is at most 1 − 0.1 / n, and one that turns slowly where it turns about eight times.
-Periods are found up to 2 n / 3 and at most 1,000, and the doubling of a period is seen to fall where it falls by a
-third over the last half. A power of time is told from the logarithm where its exponent is at least 0.2 and its
-transient is over. 1 / log t is the limit of what can be told: it looks like a power of exponent 0.3, and the distance
-to its limit is estimated at less than half. Half precision is refused, because its rounding (a hundredth to a
-thousandth) hides slow motion and stops it.
+from what is unsettled. Beyond, a geometric approach is told from a drift where its factor is at most 1 − 0.1 / n, and
+one that turns slowly where it turns about eight times. Periods are found up to 2 n / 3 and at most 1,000, and the
+doubling of a period is seen to fall where it falls by a third over the last half. A power of time is told from the
+logarithm where its exponent is at least 0.2 and its transient is over. 1 / log t is the limit of what can be told: it
+looks like a power of exponent 0.3, and the distance to its limit is estimated at less than half. Half precision is
+refused, because its rounding (a hundredth to a thousandth) hides slow motion and stops it.
 """
 
 from __future__ import annotations
@@ -153,8 +152,7 @@ def features(trail: Trail, size: Tensor | float | None = None) -> Features:
     growth = norms[-quarter:].mean(0) / norms[:quarter].mean(0).clamp_min(TINY)
     lags = _moved(x, LONGEST) / scale
     short = trail.n_values < 2 * WINDOW
-    late = x[WINDOW // 2 :] if short else x
-    moved = _moved(late, LONGEST // 2 if short else LONGEST).amax(0) / scale
+    moved = (_moved(x[WINDOW // 2 :], LONGEST // 2) / scale if short else lags).amax(0)
     path = (x[1:] - x[:-1]).norm(dim=-1).sum(0)
     straightness = (x[-1] - x[0]).norm(dim=-1) / path.clamp_min(TINY)
     away = finite(trail.away)

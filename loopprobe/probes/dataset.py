@@ -77,9 +77,8 @@ def stamp(
 
     ``trained_loops`` are the loops that the training gives such prompts, or would. ``prompts_digest`` tells these
     prompts from others of the same origin; datasets that share it can be compared prompt by prompt. ``error_scale`` is
-    what errors of prompts of numbers are divided by. Where something
-    else than the error is measured, ``measure`` says what: its name, its name with the unit, and the source of a user's
-    function.
+    what errors of prompts of numbers are divided by. Where something else than the error is measured, ``measure`` says
+    what: its name, its name with the unit, and the source of a user's function.
 
     Structured attributes are JSON text, which every netCDF reader can show. The coordinate ``source`` repeats all
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.

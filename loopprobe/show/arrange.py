@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
 from loopprobe.config.schema import kind_of
 from loopprobe.probes.dataset import read_stamp
+
+T = TypeVar("T")
 
 
 def model_config(data: xr.Dataset) -> dict[str, Any]:
@@ -94,9 +96,13 @@ def ignoring(data: xr.Dataset) -> dict[str, float]:
 
 def few_of(values: list[int], most: int = 12) -> list[int]:
     """Return all values, or six of them from the first to the last where there are more than ``most``."""
-    if len(values) <= most:
-        return values
-    return [values[i] for i in np.linspace(0, len(values) - 1, 6).round().astype(int)]
+    return values if len(values) <= most else evenly(values, 6)
+
+
+def evenly(values: Sequence[T], most: int) -> list[T]:
+    """Return some of the values, from the first to the last, where there are more than ``most``."""
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))
+    return [values[i] for i in chosen]
 
 
 def told_to_show(data: xr.Dataset) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -135,9 +135,10 @@ def answer_saved(
     load = functools.cache(load_checkpoint)  # each model is loaded once for all questions
     by_question: dict[str, dict[Path, Prepared]] = {}
     absent: dict[str, list[str]] = {}
+    known = names()
     for name, one in saved.items():
         question = one.question(quick)
-        absent[name] = _absent(question.checkpoints)
+        absent[name] = [model for model in question.checkpoints if not _is_here(model, known)]
         here = tuple(model for model in question.checkpoints if model not in absent[name])
         prepared = prepare(dataclasses.replace(question, checkpoints=here), device, load)
         by_question[name] = {folder / name / f"{p.checkpoint.label}.nc": p for p in prepared}
@@ -146,11 +147,12 @@ def answer_saved(
         for name, paths in by_question.items():
             claims.callback(claim_shared(folder / name, *(path.name for path in paths)).release)
         answers: dict[Path, xr.Dataset] = {}
+        asks: dict[Path, dict[str, str]] = {}
         places: dict[str, list[Path]] = {}  # of one answer, which several questions may ask for
         for path, p in progress("answers to reuse")(everything.items()):
-            wanted = asked(p.probe, p.checkpoint, p.prompts, p.config) | {"model": p.checkpoint.label}
-            places.setdefault(json.dumps(wanted), []).append(path)
-            if (data := _reusable(path, wanted)) is not None:
+            asks[path] = asked(p.probe, p.checkpoint, p.prompts, p.config) | {"model": p.checkpoint.label}
+            places.setdefault(json.dumps(asks[path]), []).append(path)
+            if (data := _reusable(path, asks[path])) is not None:
                 answers[path] = data
         for same in places.values():
             if there := [path for path in same if path in answers]:
@@ -164,38 +166,36 @@ def answer_saved(
                 answers[path] = data
     answered = {}
     for name, one in saved.items():
-        asked_here = by_question[name]
-        found = {model: _shipped(name, model, list(asked_here.values())) for model in absent[name]}
+        paths = by_question[name]
+        found = {model: _shipped(name, model, [asks[path] for path in paths]) for model in absent[name]}
         shipped = {model: data for model, data in found.items() if data is not None}
         missing = tuple(model for model in absent[name] if model not in shipped)
-        datasets = [*(answers[path] for path in asked_here), *shipped.values()]
+        datasets = [*(answers[path] for path in paths), *shipped.values()]
         answered[name] = Answered(one, datasets, missing, tuple(shipped))
     return answered
 
 
-def _absent(checkpoints: Sequence[str]) -> list[str]:
-    """The checkpoints that are neither trained here nor anything else that can be loaded."""
-    known = names()
-    return [
-        name
-        for name in checkpoints
-        if not (name in known or name.startswith(PREFIX) or is_own(name) or Path(name).is_dir())
-    ]
+def _is_here(model: str, known: Container[str]) -> bool:
+    """Check whether a checkpoint is among those that are known by name, or anything else that can be loaded."""
+    return model in known or model.startswith(PREFIX) or is_own(model) or Path(model).is_dir()
 
 
-def _shipped(question: str, model: str, prepared: Sequence[Prepared]) -> xr.Dataset | None:
+def _shipped(question: str, model: str, asks: Sequence[Mapping[str, str]]) -> xr.Dataset | None:
     """Return the answer of this version that ships of a model that is not here, if it answers what is asked now.
 
     It does where a model that is here was trained in the same way but for its seed, and is asked the same.
+
+    Args:
+        question, model: their names.
+        asks: what is asked of every model of the question that is here, see ``dataset.asked``.
     """
     data = _reusable(shipped_answer(question, model), {"model": model})
     if data is None:
         return None
     kind = kind_of(read_stamp(data).config)
-    for p in prepared:
-        wanted = asked(p.probe, p.checkpoint, p.prompts, p.config)
-        of_model = json.loads(wanted.pop("checkpoint"))["config"]
-        if kind_of(of_model) == kind and all(data.attrs[key] == value for key, value in wanted.items()):
+    for wanted in asks:
+        is_same = all(data.attrs[key] == wanted[key] for key in ("probe", "config", "prompts"))
+        if is_same and kind_of(json.loads(wanted["checkpoint"])["config"]) == kind:
             return data
     return None
 

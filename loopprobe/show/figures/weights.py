@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from loopprobe.show.arrange import evenly
 from loopprobe.show.figures.style import DASHES, GREY, colours, diverging, finish, heat
 from loopprobe.show.tables.weights import LAGS
 
@@ -79,7 +80,7 @@ def _spectra(data: xr.Dataset) -> go.Figure:
     titles = ["singular values, OV", "singular values, QK", *CIRCUITS.values()]
     figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.17, horizontal_spacing=0.09)
     heads = data["head"].values
-    shown = heads[np.linspace(0, len(heads) - 1, min(len(heads), MOST_CURVES)).round().astype(int)]
+    shown = evenly(heads.tolist(), MOST_CURVES)
     norms = (data.singular_value**2).sum("rank") ** 0.5
     for col, circuit in enumerate(CIRCUITS, 1):
         _drawn(figure, data, col)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.arrange import loops_to_show
+from loopprobe.show.arrange import evenly, loops_to_show
 from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
 from loopprobe.show.tables.common import cell, interval, titled
 
-T = TypeVar("T")
 MOST_ROWS, MOST_GROUPS = 40, 3
 MOST_LINES = 240  # of datasets and differences below one another
 MOST_COLUMNS = 4  # that fit a terminal, of numbers with their intervals
@@ -39,16 +38,14 @@ def side_by_side_table(side: SideBySide) -> Table:
     paired = side.differences or side.of_differences
     why = f"; no paired differences: {side.why}" if side.why else ""
     columns = [*side.rows, *side.differences]
-    rows, groups = _rows(side)
+    rows, groups, every = _rows(side)
     blocks: list[Place] = [{}]
     if len(groups) * len(columns) > MOST_COLUMNS:  # what would stand beside one another stands below
         blocks, groups = groups, [{}]
-    all_rows = len(rows)
     if len(columns) > MOST_COLUMNS:  # a line a dataset and difference: of many places some
         rows = evenly(rows, max(4, MOST_LINES // (len(columns) * len(blocks))))
-    some = "" if len(rows) == all_rows else f"; {len(rows)} of {all_rows} rows"
-    if side.y and len(rows) < (every := side.rows[0].values.size):
-        some = f"; {len(rows)} of {every:,} places, those furthest apart"
+    kept = f"; {len(rows)} of {every:,} {'places, those furthest apart' if side.y else 'rows'}"
+    some = kept if len(rows) < every else ""
     table.caption = what + of + ("; differences are paired, prompt by prompt" if paired else why) + some
     dims = list(dict.fromkeys(dim for row in (*rows, *blocks) for dim in row))
     lines = list(_lines(side, rows, blocks, dims))
@@ -113,27 +110,21 @@ def _add_below_one_another(table: Table, lines: Sequence[_Line], columns: Sequen
         table.add_section()
 
 
-def evenly(values: Sequence[T], most: int) -> list[T]:
-    """Return some of the values, from the first to the last, where there are more than ``most``."""
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))
-    return [values[i] for i in chosen]
-
-
-def _rows(side: SideBySide) -> tuple[list[Place], list[Place]]:
-    """Return the places of the rows, and what stands in groups of columns beside one another."""
+def _rows(side: SideBySide) -> tuple[list[Place], list[Place], int]:
+    """Return the places of the rows, what stands in groups of columns beside one another, and how many rows all are."""
     if side.y:
-        return _largest(side), [{}]
+        return _largest(side), [{}], side.rows[0].values.size
     values = side.rows[0].values[side.x].values.tolist()
     if side.x == "loop":
         shared = xr.Dataset(coords={"loop": values}, attrs=side.first.attrs)
         values = loops_to_show(shared)
-    elif len(values) > MOST_ROWS:
-        values = evenly(values, 12)
+    some = values if len(values) <= MOST_ROWS else evenly(values, 12)
     places = side.places(MOST_ROWS)
-    along: list[Place] = [{side.x: value} for value in values]
+    along: list[Place] = [{side.x: value} for value in some]
     if {dim for place in places for dim in place} <= {"loop"} and len(places) <= MOST_GROUPS:
-        return along, places
-    return [{**place, **one} for place in side.places(12) for one in along], [{}]
+        return along, places, len(values)
+    every = len(values) * len(side.places(sys.maxsize))
+    return [{**place, **one} for place in side.places(12) for one in along], [{}], every
 
 
 def _largest(side: SideBySide) -> list[Place]:

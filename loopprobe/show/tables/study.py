@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.arrange import baselines_of, by_prompts, ends_to_show, loops_to_show, told_to_show
+from loopprobe.show.arrange import baselines_of, by_prompts, ends_to_show, evenly, loops_to_show, told_to_show
 from loopprobe.show.folds_rows import rows_of
 from loopprobe.show.tables.common import (
     cell,
@@ -158,7 +158,7 @@ def folds_table(datasets: Sequence[xr.Dataset]) -> Table:
 def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
     """Tabulate the median error with its 95 % interval: one row per model and loop count, one column per n."""
     values = np.unique(np.concatenate([data.n.values for data in datasets]))
-    picked = values[np.unique(np.linspace(0, len(values) - 1, 8).round().astype(int))]
+    picked = evenly(values.tolist(), 8)
     table = error_table("error by what is kept", datasets)
     table.add_column("loops", justify="right")
     for n in picked:
