@@ -202,7 +202,7 @@ def main() -> None:
     print(page(found))
     write(__file__, found)
     if args.png:
-        from loopprobe.show.figures.style import write_png
+        from loopprobe.show.figures.pages import write_png
 
         write_png(figure(found), Path(__file__).resolve().parent.parent / "docs" / "roofline.png")
 

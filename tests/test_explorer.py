@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import browsing
 from conftest import TINY_CFG, TOKEN_CFG, make_model, make_token_model, run_command
 from other_model import OtherSubject, draw
 
@@ -413,26 +413,7 @@ def test_ctrl_c_ends_it_within_two_seconds(tiny, busy):
 # In a browser
 
 
-@contextlib.contextmanager
-def browsing(url, width, scheme="light"):
-    """A page in a browser, and what it wrote to the console or asked of the network."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-        heard, asked = [], []
-        page.on("console", lambda message: heard.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(url)
-        page.wait_for_selector("#error .xtick", state="attached")
-        yield page, heard, asked
-        browser.close()
-
-
+READY = "#error .xtick"
 DRAWN = (
     "id => document.getElementById(id).data.map(t => [t.name, Array.from(t.y ?? []).filter(y => y !== null).length])"
 )
@@ -462,7 +443,7 @@ def everything_is_drawn(page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_saved_page_works_offline(checkpoint, tmp_path, width, scheme):
     path = loopprobe.explore(checkpoint, 4, shown=2).save(tmp_path / "page.html")
-    with browsing(path.as_uri(), width, scheme) as (page, heard, asked):
+    with browsing(path.as_uri(), width, scheme, ready=READY) as (page, heard, asked):
         everything_is_drawn(page)
         paper = page.evaluate("() => document.getElementById('error').layout.paper_bgcolor")
         assert (paper == "#14171b") == (scheme == "dark")
@@ -487,7 +468,7 @@ def test_a_saved_page_works_offline(checkpoint, tmp_path, width, scheme):
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1400, 500])
 def test_a_click_masks_a_token_and_the_error_changes(server, exploration, width):
-    with browsing(server.url, width) as (page, heard, asked):
+    with browsing(server.url, width, ready=READY) as (page, heard, asked):
         everything_is_drawn(page)
         clean = page.evaluate(LINE, "clean, this prompt")
         page.click("#tokens button[data-token='3']")
@@ -526,7 +507,7 @@ def test_a_click_masks_a_token_and_the_error_changes(server, exploration, width)
 
 @pytest.mark.browser
 def test_a_bad_request_is_a_line_on_the_page(server):
-    with browsing(server.url, 1400) as (page, heard, _):
+    with browsing(server.url, 1400, ready=READY) as (page, heard, _):
         page.fill("#loops", "9999")
         page.click("button[type=submit]")
         page.wait_for_selector("#told.wrong")
@@ -566,7 +547,7 @@ def browsing_language_model():
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        with browsing(running.url, 1400) as (page, heard, _):
+        with browsing(running.url, 1400, ready=READY) as (page, heard, _):
             yield page, heard
     finally:
         running.shutdown()

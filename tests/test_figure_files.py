@@ -9,15 +9,17 @@ import plotly.graph_objects as go
 import pytest
 import xarray as xr
 from conftest import TINY_CFG, make_model
+from plotly.subplots import make_subplots
 
 from loopprobe.cli.options import question_files
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import attention
 from loopprobe.probes.dataset import write_dataset
 from loopprobe.probes.loops import LoopsConfig
-from loopprobe.show.figures import style
+from loopprobe.show.figures import pages
 from loopprobe.show.figures.attention import attention_figures
-from loopprobe.show.figures.style import log_axis, write_figures, write_html
+from loopprobe.show.figures.pages import write_figures, write_html
+from loopprobe.show.figures.style import finish
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.study.saved import saved_questions
 from loopprobe.study.shipped import study_folder
@@ -111,17 +113,36 @@ def test_what_draws_no_png_is_named_with_the_reason(named, message, monkeypatch,
         raise RuntimeError("The browser closed.", "Install Chrome.")
 
     monkeypatch.setattr(go.Figure, "to_image", fails)
-    monkeypatch.setattr(style, "require_extra", lambda *_: None)
+    monkeypatch.setattr(pages, "require_extra", lambda *_: None)
     monkeypatch.delenv("BROWSER_PATH", raising=False)
     if named:
         monkeypatch.setenv("BROWSER_PATH", named)
     with pytest.raises(LoopprobeError, match=message) as raised:
-        style._png(go.Figure())
+        pages._png(go.Figure())
     assert ("The browser closed)" in str(raised.value)) == bool(named)
 
 
-def test_a_short_logarithmic_axis_has_ticks_of_its_own():
-    assert log_axis([1e-4, np.nan, 2.0]) == {"type": "log", "exponentformat": "power", "dtick": 1}
-    short = log_axis([0.013, np.nan, 0.04])
-    inside = [text for tick, text in zip(short["tickvals"], short["ticktext"], strict=True) if 0.013 < tick < 0.04]
-    assert inside == ["0.02", "0.03"]
+def of_logs(*traces, **axis):
+    return finish(go.Figure(list(traces)).update_yaxes(type="log", **axis), "a figure").layout.yaxis
+
+
+def inside(axis, low, high):
+    return [text for tick, text in zip(axis.tickvals, axis.ticktext, strict=True) if low < tick < high]
+
+
+def test_a_logarithmic_axis_has_ticks_that_can_be_told_apart():
+    short, long = go.Scatter(y=[0.013, np.nan, 0.04]), go.Scatter(y=[1e-4, np.nan, 2.0])
+    assert inside(of_logs(short), 0.013, 0.04) == ["0.02", "0.03"]
+    for axis in (of_logs(long), of_logs(short, long), of_logs(go.Scatter(y=[0.0, -1.0])), of_logs()):
+        assert (axis.dtick, axis.exponentformat, axis.tickvals) == (1, "power", None)
+    assert of_logs(go.Scatter(y=[1e-30, 1.0])).dtick == 3
+    barred = go.Scatter(y=[0.02, 0.03], error_y={"array": [0.01, 70.0], "arrayminus": [0.01, 0.01]})
+    assert of_logs(barred).dtick == 1
+    own = of_logs(short, tickvals=[0.02], ticktext=["here"])
+    assert own.ticktext == ("here",)
+
+
+def test_axes_that_match_have_the_ticks_of_all_that_is_drawn():
+    figure = make_subplots(1, 2, shared_yaxes=True)
+    figure.add_scatter(y=[0.013, 0.04], row=1, col=1).add_scatter(y=[1e-4, 2.0], row=1, col=2).update_yaxes(type="log")
+    assert [axis.dtick for axis in finish(figure, "two").select_yaxes()] == [1, 1]

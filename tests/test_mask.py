@@ -13,7 +13,7 @@ from loopprobe.probes.dataset import read_dataset, write_dataset
 from loopprobe.show import sentences
 from loopprobe.show.arrange import loops_to_show
 from loopprobe.show.figures.mask import mask_figure
-from loopprobe.show.figures.style import write_html
+from loopprobe.show.figures.pages import write_html
 from loopprobe.show.tables import mask_table
 from loopprobe.tasks import held_out
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from browser import browsing
 from conftest import TINY, make_model
 
 from loopprobe.cli.options import pool_of
@@ -249,20 +250,9 @@ def test_the_questions_have_the_seven_sections_of_the_study_and_seven_of_their_o
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_works_in_a_browser(questions, tmp_path, scheme):
-    from playwright.sync_api import sync_playwright
-
     write_report(answers(questions), tmp_path)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        page = browser.new_page(color_scheme=scheme)
-        errors, requests = [], []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((tmp_path / "index.html").as_uri())
-        page.wait_for_selector(".legendtoggle", state="attached")
+    address = (tmp_path / "index.html").as_uri()
+    with browsing(address, scheme=scheme, ready=".legendtoggle") as (page, errors, requests):
         drawn = page.evaluate(
             "() => Object.fromEntries([...document.querySelectorAll('.plotly-graph-div')].map(figure => [figure.id, "
             "figure._fullData.map(trace => [...trace.x].every(Number.isFinite) && trace.y.length > 0)]))"
@@ -279,7 +269,6 @@ def test_the_page_works_in_a_browser(questions, tmp_path, scheme):
         page.wait_for_function(
             "() => document.querySelector('.plotly-graph-div').data.some(trace => trace.visible === 'legendonly')"
         )
-        browser.close()
     assert errors == []
     assert all(url.startswith("file:") for url in requests)
 

@@ -179,7 +179,7 @@ def run(
     register(task)
     if png:
         require_extra("kaleido", "png", "PNG")
-    from loopprobe.show.figures.style import require_png, write_figures
+    from loopprobe.show.figures.pages import require_png, write_figures
     from loopprobe.show.present import figures_of, tables_of
     from loopprobe.study.saved import answer_saved, read_saved
     from loopprobe.support.device import pick_device
@@ -264,7 +264,7 @@ def ask(
     from loopprobe.config.strict import build
     from loopprobe.probes.dataset import write_dataset
     from loopprobe.probes.questions import Question, answer, prepare
-    from loopprobe.show.figures.style import require_png
+    from loopprobe.show.figures.pages import require_png
     from loopprobe.store.checkpoint import load_checkpoint
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
@@ -305,7 +305,7 @@ def show(datasets: list[xr.Dataset] | Group, folder: Path, png: bool) -> None:
         png: write the figures as PNG too.
     """
     from loopprobe.probes.dataset import write_dataset
-    from loopprobe.show.figures.style import write_figures
+    from loopprobe.show.figures.pages import write_figures
     from loopprobe.show.group import grouped
     from loopprobe.show.present import differences_of, figures, findings, tables_for
 

@@ -66,7 +66,7 @@ def show_results(files: list[Path], out: Path | None, overwrite: bool, png: bool
     if png:
         require_extra("kaleido", "png", "PNG")
     from loopprobe.probes.dataset import read_dataset
-    from loopprobe.show.figures.style import require_png
+    from loopprobe.show.figures.pages import require_png
     from loopprobe.show.group import Group
 
     group = Group([read_dataset(path) for path in files])

@@ -54,7 +54,7 @@ def forest(verdict: Verdict) -> go.Figure | None:
         _claimed(figure, here, row)
         names = [_name(finding) for finding in here]
         figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], automargin=True, row=row, col=1)
-        axis = {"type": "log", "exponentformat": "power"} if scale == "ratio" else {}
+        axis = {"type": "log"} if scale == "ratio" else {}
         figure.update_xaxes(title=WORDS[scale], **axis, row=row, col=1)
     finish(figure, verdict.claim)
     figure.update_layout(hovermode="closest", height=inner + 170)

@@ -19,7 +19,6 @@ from loopprobe.show.figures.style import (
     diverging,
     finish,
     heat,
-    log_axis,
 )
 from loopprobe.show.wording import head_name, largest_head
 
@@ -145,8 +144,8 @@ def _agreement(data: xr.Dataset) -> go.Figure:
             customdata=np.stack([names, loops], -1),
             hovertemplate="%{customdata[0]}, loop %{customdata[1]}: %{x:.2g}, %{y:.2g}<extra></extra>", **place,
         )  # fmt: skip
-        figure.update_xaxes(title=f"{ways[0]} ablation", **log_axis(x), **place)
-        figure.update_yaxes(**log_axis(y), **place)
+        figure.update_xaxes(title=f"{ways[0]} ablation", type="log", **place)
+        figure.update_yaxes(type="log", **place)
     note = f"; patched: {data.attrs['corruption']} differ" if data.attrs["corruption"] else ""
     units = str(data.importance.attrs.get("units", ""))
     units = f"in units {units}" if units.startswith("of ") else f"in {units}"

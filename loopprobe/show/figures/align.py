@@ -81,6 +81,6 @@ def _best(data: xr.Dataset) -> go.Figure:
                 in_legend=col == 1,
             )
     curve(figure, data.loop, data.model_error, colour=BLACK, dash="dash", name="error of the model", col=3)
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power", col=3)
+    figure.update_yaxes(type="log", col=3)
     figure.update_xaxes(title=f"{iteration}s")
     return finish(figure, f"{data.model.item()}: each {iteration} beside the nearest step of each algorithm")

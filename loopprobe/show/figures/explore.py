@@ -32,7 +32,7 @@ def explore_figures(data: xr.Dataset) -> dict[str, go.Figure]:
             dash="dot",
         )
     positive = bool((data["median"] > 0).all())
-    figure.update_yaxes(title=read_stamp(data).query_unit, type="log" if positive else "linear", exponentformat="power")
+    figure.update_yaxes(title=read_stamp(data).query_unit, type="log" if positive else "linear")
     figure.update_xaxes(title="loops done")
     trained_line(figure, int(data.attrs["trained_loops"]), 1)
     return {"explore": finish(figure, f"{data.model.item()}: {data.attrs['description']}")}

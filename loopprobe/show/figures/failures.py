@@ -87,9 +87,7 @@ def _before(data: xr.Dataset) -> go.Figure:
     )
     figure.add_hline(y=1, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=1)
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=1)
-    figure.update_yaxes(
-        title="over the median of prompts that stay right", type="log", exponentformat="power", row=1, col=1
-    )
+    figure.update_yaxes(title="over the median of prompts that stay right", type="log", row=1, col=1)
     figure.update_xaxes(title="loops since the first failure", row=1, col=1)
     told = data.isel(sign=data.auc.notnull().values)
     ends = [(told.auc_high - told.auc).fillna(0).values, (told.auc - told.auc_low).fillna(0).values]

@@ -8,7 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.figures.style import colours, curve, finish, heat, log_axis
+from loopprobe.show.figures.style import colours, curve, finish, heat
 
 MEASURES = {"error": "error", "to_final": "distance to the final answer", "to_optimum": "distance to the optimum"}
 LEAST = 1e-9  # the least error that a colour stands for: none at all has no logarithm
@@ -56,9 +56,7 @@ def _at_query(data: xr.Dataset) -> go.Figure:
                     figure, answers[x], median, (low, high), colour=colour, name=str(line), row=row, col=col,
                     in_legend=(row, col) == (1, 1) and not ordinary,
                 )  # fmt: skip
-    for row, measure in enumerate(measures, 1):
-        seen = data[f"query_{measure}"].where(data[f"query_{measure}"] > 0)
-        figure.update_yaxes(**log_axis(seen), row=row)
+    figure.update_yaxes(type="log")
     for row, words in enumerate(measures.values(), 1):
         figure.update_yaxes(title=words, row=row, col=1)
     figure.update_xaxes(title=None if ordinary else "loops done", row=len(measures))

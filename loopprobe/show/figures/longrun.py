@@ -78,9 +78,7 @@ def fixed_points_figures(data: xr.Dataset) -> dict[str, go.Figure]:
                                   x=0.5, y=0.5, row=1, col=col)  # fmt: skip
     figure.update_xaxes(title="real part", col=1)
     figure.update_yaxes(title="imaginary part", scaleanchor="x", col=1)
-    figure.update_xaxes(
-        title=f"{read_stamp(data).unit}, mean of the last 128 loops", type="log", exponentformat="power", col=2
-    )
-    figure.update_yaxes(title="at the fixed point", type="log", exponentformat="power", col=2)
+    figure.update_xaxes(title=f"{read_stamp(data).unit}, mean of the last 128 loops", type="log", col=2)
+    figure.update_yaxes(title="at the fixed point", type="log", col=2)
     finish(figure, f"{data.model.item()}: fixed points found from the end of the loop, {data.sizes['example']} prompts")
     return {"fixed-points": figure.update_layout(hovermode="closest")}

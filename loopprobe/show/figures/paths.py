@@ -38,7 +38,7 @@ def recover_figures(data: xr.Dataset) -> dict[str, go.Figure]:
                     figure, values.after, values, colour=looks[int(token)], name=names[int(token)], row=row, col=col,
                     dash=DASHES[i % 3] if token != -1 else "solid", in_legend=(row, col) == (1, 1),
                 )  # fmt: skip
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=row)
+        figure.update_yaxes(type="log", row=row)
         figure.update_yaxes(title=words, row=row, col=1)
     figure.update_xaxes(title="loops since the push", row=2)
     after = data.attrs["pushed_after"]

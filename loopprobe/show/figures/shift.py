@@ -34,7 +34,7 @@ def shift_figure(datasets: Sequence[xr.Dataset], title: str = "out of distributi
                      "array": errors.median_high.values - x, "arrayminus": x - errors.median_low.values},
             hovertemplate="%{y}: %{x:.4g}",
         )  # fmt: skip
-    figure.update_xaxes(title=read_stamp(datasets[0]).query_unit, type="log", dtick=1, exponentformat="power")
+    figure.update_xaxes(title=read_stamp(datasets[0]).query_unit, type="log")
     figure.update_yaxes(categoryorder="array", categoryarray=shifts[::-1], automargin=True)
     finish(figure, title)
     figure.update_layout(hovermode="closest", height=max(figure.layout.height, 30 * len(shifts) + 150))

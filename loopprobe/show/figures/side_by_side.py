@@ -61,9 +61,7 @@ def _lines(side: SideBySide) -> go.Figure:
     for col, unit in enumerate(units, 1):
         measured = next(row.data for row in side.rows if row.unit == unit)
         log = logarithmic and "measure" not in measured.attrs
-        figure.update_yaxes(
-            title=_statistic(side), **({"type": "log", "exponentformat": "power", "dtick": 1} if log else {}), col=col
-        )
+        figure.update_yaxes(title=_statistic(side), type="log" if log else None, col=col)
         if logarithmic and len(units) == 1:
             _references(figure, side, places)
     x = side.rows[0].values[side.x].values

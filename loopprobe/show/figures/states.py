@@ -45,7 +45,7 @@ def _answers(data: xr.Dataset) -> go.Figure:
     values = data.perplexity if text else data.accuracy
     curve(figure, data.loop, values, colour=BLACK, name="all answers", col=2, in_legend=False)
     figure.update_xaxes(title="loops done", type="log" if data.sizes["loop"] > 50 else "linear")
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1, title=read_stamp(data).step_unit, col=1)
+    figure.update_yaxes(type="log", title=read_stamp(data).step_unit, col=1)
     if not text:
         figure.update_yaxes(range=[0, 1.02], tickformat=".0%", col=2)
     for col in (1, 2):
@@ -62,7 +62,7 @@ def _moves(data: xr.Dataset) -> go.Figure:
         values = data[name].quantile([level for level, _ in levels], ["followed", "position"]).clip(1e-9)
         for (level, words), colour in zip(levels, colours(3), strict=True):
             curve(figure, data.loop, values.sel(quantile=level), colour=colour, name=words, col=col, in_legend=col == 1)
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1, col=col)
+        figure.update_yaxes(type="log", col=col)
     decimals = {
         "decimals_to_limit": ("against its limit", "solid"),
         "decimals_to_optimum": ("against the optimum", "dash"),

@@ -42,7 +42,7 @@ def steer_figures(data: xr.Dataset) -> dict[str, go.Figure]:
     for loop in data.in_loop.values if data.sizes["in_loop"] <= 3 else ():
         figure.add_vline(x=int(loop), line={"dash": "dot", "color": GREY, "width": 1}, row=1, col=2)
     figure.update_xaxes(title="loops that are done", row=1, col=2)
-    figure.update_yaxes(title="share of its norm", type="log", exponentformat="power", dtick=1, row=1, col=2)
+    figure.update_yaxes(title="share of its norm", type="log", row=1, col=2)
     if np.ptp(data.loop.values) <= 12:
         figure.update_xaxes(dtick=1, row=1, col=2)
     title = (

@@ -1,30 +1,23 @@
-"""Common parts of all figures: curves with bands, colours, axes, and the writing of files."""
+"""Common parts of all figures: curves with bands, colours, and axes."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import qualitative, sample_colorscale
-from plotly.offline import get_plotlyjs
-
-from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import writing
-from loopprobe.support.extras import require_extra
 
 BLACK, GREY = "#000000", "#777777"
 BASELINE_COLOURS = qualitative.Safe  # for things without order; colour-blind readers can tell them apart
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 SHOWN_TEXTS = 24  # of tokens, which can be read beside one axis
-NARROWEST = 900  # pixels of a page's figure, which is scrolled where a window is narrower
+MOST_BETWEEN, MOST_POWERS = 1.5, 10  # powers of ten with ticks between them, and with one tick each
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -185,19 +178,8 @@ def trained_line(figure: go.Figure, n_loops: int, col: int, *, log: bool = False
 
 def log_errors(figure: go.Figure, title: str) -> None:
     """Set logarithmic axes of median errors, the same in all panels; the title says what is measured."""
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power", matches="y")
+    figure.update_yaxes(type="log", matches="y")
     figure.update_yaxes(title=f"{title}, median", col=1)
-
-
-def log_axis(values: Any) -> dict[str, Any]:
-    """Return what makes an axis logarithmic; one too short for powers of ten has ticks at 1, 2, 3 and 5 times them."""
-    logs = np.log10(np.asarray(values, float))
-    logs = logs[np.isfinite(logs)]
-    if logs.size == 0 or np.ptp(logs) > 1.5:
-        return {"type": "log", "exponentformat": "power", "dtick": 1}
-    powers = range(math.floor(logs.min()), math.ceil(logs.max()) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 3, 5)]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
 
 
 def measure_axes(figure: go.Figure, data: xr.Dataset, title: str) -> None:
@@ -210,7 +192,8 @@ def measure_axes(figure: go.Figure, data: xr.Dataset, title: str) -> None:
 
 
 def finish(figure: go.Figure, title: str) -> go.Figure:
-    """Apply the common look, with the height that the legend needs."""
+    """Apply the common look, with the height that the legend needs, and give logarithmic axes their ticks."""
+    _tick_logs(figure)
     entries = sum(trace.showlegend is not False and trace.legend in (None, "legend") for trace in figure.data)
     wrapped = "<br>".join(textwrap.wrap(title, 120))
     of_panels = max(((one.text or "").count("<br>") for one in figure.layout.annotations if one.y == 1), default=0)
@@ -227,90 +210,41 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
     return figure
 
 
-def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
-    """Write an interactive page, whole or not at all; a slider does not play by itself.
+def _tick_logs(figure: go.Figure) -> None:
+    """Set ticks at powers of ten; at 1, 2, 3 and 5 times them where what is drawn spans too few powers.
 
-    Args:
-        figure: the figure to write.
-        path: the path of the page.
-        alone: whether the page holds plotly's script, so that it can be sent by itself; else plotly.min.js must lie
-            beside it.
-
-    Raises:
-        LoopprobeError: the page cannot be written.
+    Axes that match one another have the ticks of all that is drawn along them.
     """
-    page = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=True, auto_play=False)
-    page = page.replace("<head>", f"<head><style>.plotly-graph-div {{min-width: {NARROWEST}px}}</style>", 1)
-    with writing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    axes = [axis for axis in (*figure.select_xaxes(), *figure.select_yaxes()) if axis.type == "log"]
+    names = {axis.plotly_name.replace("axis", ""): axis for axis in axes}
+    drawn: dict[str, list[Any]] = {}
+    for trace in figure.data:
+        for letter in "xy":
+            name = getattr(trace, f"{letter}axis", None) or letter
+            if name in names:
+                drawn.setdefault(names[name].matches or name, []).extend(_extent(trace, letter))
+    for name, axis in names.items():
+        if axis.tickvals is None and axis.tickformat is None:
+            axis.update(_log_ticks(drawn.get(axis.matches or name, [])))
 
 
-def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool = False) -> list[Path]:
-    """Write the figures of a folder.
-
-    A single page holds plotly's script itself. Several pages share one file of it beside them.
-
-    Args:
-        figures: the figures by the stem of their files.
-        folder: the folder to write to; it must exist.
-        png: write pictures too.
-
-    Returns:
-        The paths that were written.
-
-    Raises:
-        LoopprobeError: a file cannot be written, or no PNG can be made.
-    """
-    alone = len(figures) == 1
-    if not alone and figures:
-        write_script(folder)
-    paths = []
-    for stem, figure in figures.items():
-        write_html(figure, folder / f"{stem}.html", alone=alone)
-        paths.append(folder / f"{stem}.html")
-        if png:
-            write_png(figure, folder / f"{stem}.png")
-            paths.append(folder / f"{stem}.png")
-    return paths
+def _extent(trace: Any, letter: str) -> list[Any]:
+    """Return what a trace draws along an axis, with the ends of its error bars."""
+    values, bars = getattr(trace, letter, None), getattr(trace, f"error_{letter}", None)
+    if values is None:
+        return []
+    if bars is None or bars.array is None:
+        return list(values)
+    below = bars.array if bars.arrayminus is None else bars.arrayminus
+    return [*values, *np.add(values, bars.array), *np.subtract(values, below)]
 
 
-def write_script(folder: Path) -> None:
-    """Write plotly's script into a folder, unless it is already there."""
-    script, path = get_plotlyjs().encode(), folder / "plotly.min.js"
-    if path.is_file() and path.read_bytes() == script:
-        return
-    with writing(path) as partial:
-        partial.write_bytes(script)
-
-
-def require_png() -> None:
-    """Raise LoopprobeError if no PNG can be made because kaleido or a Chrome is not installed."""
-    _png(go.Figure(), width=16, height=16)
-
-
-def write_png(figure: go.Figure, path: Path) -> None:
-    """Write a picture with kaleido and a Chrome.
-
-    Raises:
-        LoopprobeError: one of these is not installed, or the picture cannot be written.
-    """
-    picture = _png(figure, width=1100, height=max(520, figure.layout.height or 0), scale=2)
-    with writing(path) as partial:
-        partial.write_bytes(picture)
-
-
-def _png(figure: go.Figure, **size: int) -> bytes:
-    require_extra("kaleido", "png", "PNG")
-    try:
-        return figure.to_image("png", **size)
-    except Exception as error:  # kaleido and choreographer raise many kinds
-        if "chrome" not in str(error).lower():
-            raise
-        if named := os.environ.get("BROWSER_PATH"):
-            reason = str((*error.args, "no reason given")[0]).strip().rstrip(".")
-            raise LoopprobeError(
-                f"{named}, which BROWSER_PATH names, draws no PNG ({reason}): see what it lacks with --version"
-            ) from None
-        raise LoopprobeError(
-            "PNG needs a Chrome or Chromium: install one, or name it in the environment variable BROWSER_PATH"
-        ) from None
+def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    given = np.asarray(values, float)
+    logs = np.log10(given[np.isfinite(given) & (given > 0)])
+    span = np.ptp(logs) if logs.size else math.inf
+    if span > MOST_BETWEEN:
+        return {"exponentformat": "power", "dtick": 1 if math.isinf(span) else math.ceil(span / MOST_POWERS)}
+    powers = range(math.floor(logs.min()), math.ceil(logs.max()) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 3, 5)]
+    return {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
