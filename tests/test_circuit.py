@@ -16,6 +16,7 @@ from loopprobe.probes import circuit, patch
 from loopprobe.probes.circuit_overlap import best_order, jaccard, overlaps, reordered
 from loopprobe.probes.circuit_runs import CircuitRuns
 from loopprobe.probes.measures import find_measure
+from loopprobe.show import sentences
 from loopprobe.store.checkpoint import Checkpoint
 
 LOOPS = 3
@@ -193,6 +194,8 @@ def test_the_carry_of_the_hand_built_adder_is_found(halves):
     np.testing.assert_allclose(kept.sel(edges=slice(12, None)), 1, atol=1e-6)
     assert (kept.sel(edges=slice(None, 11)) < 0.95).all()
     assert float(data.left.sel(set="ranked", edges=12)) == pytest.approx(0, abs=1e-6)
+    assert "too few" not in sentences.circuit(data)
+    assert sentences.circuit(data.assign(kept=data.kept + 0.5)).endswith("the prompts are too few: give more.")
     assert float(data.kept.sel(set="random", edges=12)) == pytest.approx(0, abs=1e-6)
     assert set(np.flatnonzero(abs(data.by_lag).sum(("sender", "lag_receiver")).values > 0)) == {0, 1}
     if halves:

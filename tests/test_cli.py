@@ -73,7 +73,7 @@ def test_mask_takes_ranges_fills_and_several_checkpoints(command, tiny):
             ["--loops", 2, "--exact", 4, "--random", 1, "--halves", "--keep", 0.5],
             ["circuit", "circuit-graph", "circuit-lags", "circuit-overlap"],
         ),
-        ("ablate", ["--by", "mean,zero", "--in-loops", "2,last"], ["ablate", "ablate-agreement"]),
+        ("ablate", ["--methods", "mean,zero", "--in-loops", "2,last"], ["ablate", "ablate-agreement"]),
         (
             "ablate",
             ["--each-position", "--positions", "query,labels", "--sites", "mlp_out", "--no-agreement"],

@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import make_model
 
+from loopprobe.cli import options
 from loopprobe.config.schema import TaskConfig
 from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
@@ -131,3 +132,7 @@ def test_probes_that_are_fitted_read_prompts_longer_than_in_training(probe, conf
     assert all(np.isfinite(data[name]).any() for name in data.data_vars)
     assert model.more_like(prompts, 5, 1).ys.shape == (5, 6)
     assert model.more_like(model.held_out(3), 5, 1).ys.shape == (5, 4)
+
+
+def test_the_help_names_every_shift():
+    assert options.SHIFTS.split(", ") == list(SHIFTS)

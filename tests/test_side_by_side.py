@@ -64,6 +64,10 @@ def test_first_and_last_stand_in_one_figure_and_table_with_their_difference(join
     np.testing.assert_allclose(shown["first minus last, after 6 loops"].y, expected[:, 5])
     assert {shown["first, after 6 loops"].xaxis, shown["last, after 6 loops"].xaxis} == {"x"}
     assert shown["first minus last, after 6 loops"].xaxis == "x2"
+    looks = [
+        (line.line.color, line.line.dash) for name, line in shown.items() if "after" in name and "clean" not in name
+    ]
+    assert len(set(looks)) == len(looks) == 6, "no difference looks like a dataset"
     head, rows = cells(table(given))
     assert head[1:] == ["loops done", "first", "last", "first minus last"], "six columns would not fit a terminal"
     low, high = (end[1, 5] for end in median_interval(paired)[1:])

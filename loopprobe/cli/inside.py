@@ -136,6 +136,7 @@ def fixed_points(
     random_starts: Annotated[int, typer.Option(help="Searches from random states, besides the loop's own end.")] = 2,
     far: Annotated[int, typer.Option(help="Loops after which the loop counts as at its own end.")] = 1000,
     tolerance: Annotated[float, typer.Option(help="Of |F(x) - x| / |x|.")] = 1e-9,
+    max_iterations: Annotated[int, typer.Option(help="The most iterations of the solver.")] = 100,
     *,
     common: Common,
 ) -> None:
@@ -143,7 +144,9 @@ def fixed_points(
     one_of(method, ("newton_krylov", "anderson"), "method")
     at_least(random_starts, 0, "random_starts")
     at_least(far, 1, "far")
+    at_least(max_iterations, 1, "max_iterations")
     options = {"method": method, "random_starts": random_starts, "far": far, "tolerance": tolerance}
+    options |= {"max_iterations": max_iterations}
     show(*ask("fixed_points", options, "fixed-points", common), common.png)
 
 

@@ -29,7 +29,7 @@ Corruption = Annotated[str | None, typer.Option(help="What differs in the corrup
 @with_common(prompts=32)
 def ablate(
     methods: Annotated[
-        str, typer.Option("--by", help="What replaces an output: zero, mean, resample, optimal; several with commas.")
+        str, typer.Option(help="What replaces an output: zero, mean, resample, optimal; several with commas.")
     ] = "mean",
     sites: Annotated[str, typer.Option(help="attn_z (heads), mlp_out (MLPs).")] = "attn_z,mlp_out",
     loops: Loops = None,

@@ -60,6 +60,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output f
 Png = Annotated[bool, typer.Option("--png", help="Also write the figure as PNG (needs loopprobe[png] and a Chrome).")]
 
 
+SHIFTS = (
+    "skewed, subspace, inputs_third, inputs_double, inputs_triple, weights_third, weights_double, weights_triple, "
+    "noise, orthants, orthogonal_query, repeated_query, more_examples, more_dims"
+)
 ShiftedBy = Annotated[str | None, typer.Option(help="Draw the prompts otherwise: see `loopprobe shift --help`.")]
 Data = Annotated[str | None, typer.Option(help="Take the prompts from a table: CSV, parquet, or a name such as wine.")]
 Length = Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loopprobe.cli.options import (
+    SHIFTS,
     Common,
     Cpus,
     Device,
@@ -130,9 +131,7 @@ def compare(
 
 @with_common()
 def shift(
-    shifts: Annotated[
-        str, typer.Option(help="Of skewed, subspace, inputs_double, noise, orthants, ...; default: all that apply.")
-    ] = "",
+    shifts: Annotated[str, typer.Option(help=f"Of {SHIFTS}; default: all that apply.")] = "",
     loops: Loops = None,
     *,
     common: Common,
@@ -199,7 +198,8 @@ def run(
         if not answered.datasets:
             continue
         made = figures_of(question.probe, answered.datasets, question.title, question.by)
-        say(tables_of(question.probe, answered.datasets), files=sorted(write_figures(made, folder, png=png)))
+        paths = write_figures(made, folder, png=png, progress=track(f"figures of {name}"))
+        say(tables_of(question.probe, answered.datasets), files=sorted(paths))
 
 
 def report(
@@ -308,12 +308,13 @@ def show(datasets: list[xr.Dataset] | Group, folder: Path, png: bool) -> None:
     from loopprobe.show.figures.pages import write_figures
     from loopprobe.show.group import grouped
     from loopprobe.show.present import differences_of, figures, findings, tables_for
+    from loopprobe.support.progress import track
 
     group = grouped(datasets)  # once, with its differences
     for stem, data in differences_of(group).items():
         write_dataset(data, folder / f"{stem}.nc")
     say(tables_for(group), findings(group))
-    write_figures(figures(group), folder, png=png)
+    write_figures(figures(group), folder, png=png, progress=track("figures"))
     say(files=sorted(path for path in folder.iterdir() if path.suffix in (".nc", ".html", ".png")))
 
 

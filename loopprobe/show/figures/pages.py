@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import writing
 from loopprobe.support.extras import require_extra
+from loopprobe.types import Progress
 
 
 def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
@@ -34,15 +35,16 @@ def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
     drawn = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=False, auto_play=False)
     narrow = files("loopprobe.show").joinpath("templates/narrow.js").read_text(encoding="utf-8")
     title = re.sub("<[^>]*>", " ", figure.layout.title.text or path.stem)
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    )
-    page = f"<!doctype html>\n<html><head>{head}</head><body>{drawn}<script>\n{narrow}</script></body></html>\n"
+    head = f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    body = f"<body>{drawn}<script>\n{narrow}</script></body>"
+    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}</head>{body}</html>\n'
     with writing(path) as partial:
         partial.write_text(page, encoding="utf-8")
 
 
-def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool = False) -> list[Path]:
+def write_figures(
+    figures: Mapping[str, go.Figure], folder: Path, *, png: bool = False, progress: Progress = lambda steps: steps
+) -> list[Path]:
     """Write the figures of a folder.
 
     A single page holds plotly's script itself. Several pages share one file of it beside them.
@@ -51,6 +53,7 @@ def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool =
         figures: the figures by the stem of their files.
         folder: the folder to write to; it must exist.
         png: write pictures too.
+        progress: shows the figures that are written.
 
     Returns:
         The paths that were written.
@@ -62,7 +65,7 @@ def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, png: bool =
     if not alone and figures:
         write_script(folder)
     paths = []
-    for stem, figure in figures.items():
+    for stem, figure in progress(list(figures.items())):
         write_html(figure, folder / f"{stem}.html", alone=alone)
         paths.append(folder / f"{stem}.html")
         if png:

@@ -54,9 +54,9 @@ def _lines(side: SideBySide) -> go.Figure:
     looks = colours(len(side.rows) if one_place else len(places))
     for col, panel in enumerate(panels, 1):
         for (n, row), (p, place) in product(enumerate(panel), enumerate(places)):
-            number = row.of[1] if row.of else side.rows.index(row)
-            colour = looks[number % len(looks) if one_place else p]
-            _line(figure, side, row, place, colour, DASHES[(n if row.of else number) % len(DASHES)], col)
+            number = len(side.rows) + n if row.of else side.rows.index(row)
+            colour = looks[p] if not one_place else BLACK if row.of and len(panel) == 1 else looks[number % len(looks)]
+            _line(figure, side, row, place, colour, DASHES[number % len(DASHES)], col)
     logarithmic = side.quantity.log and not side.of_differences
     for col, unit in enumerate(units, 1):
         measured = next(row.data for row in side.rows if row.unit == unit)
