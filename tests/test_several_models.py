@@ -290,3 +290,10 @@ def test_no_loop_that_is_named_is_left_out_of_the_lines_of_several_models():
     assert {int(loop) for name in names for loop in re.findall(r"(\d+) loops", name)} == set(named)
     rows = lines_of(mask_models_table(datasets))[1:]
     assert [int(row[1]) for row in rows if row[0].endswith("a")] == named
+
+
+def test_a_table_of_several_models_says_how_many_n_it_shows():
+    config = mask.MaskConfig(n=tuple(range(9)), unit="token", loops=2)
+    many = [mask.run(one, one.held_out(4), config) for one in (checkpoint("a"), checkpoint("b"))]
+    assert str(mask_models_table(many).caption).endswith("; 8 of 9 n")
+    assert " n" not in str(mask_models_table([one.isel(n=slice(8)) for one in many]).caption)[-6:]

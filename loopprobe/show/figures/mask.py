@@ -12,9 +12,16 @@ from plotly.subplots import make_subplots
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import ends_to_show, few_of, ignoring, loops_to_show
 from loopprobe.show.figures.panels import By, Line, draw, draw_failures, interval_of, panels
-from loopprobe.show.figures.style import BLACK, colours, curve, finish, level, measure_axes, trained_line
-
-DASHES = ("solid", "dot", "dash", "dashdot", "longdash")  # of the curves of a model, one a loop count
+from loopprobe.show.figures.style import (
+    BLACK,
+    DASHES,
+    colours,
+    curve,
+    finish,
+    level,
+    measure_axes,
+    trained_line,
+)
 
 
 def mask_figure(data: xr.Dataset) -> go.Figure:

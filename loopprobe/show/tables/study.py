@@ -160,6 +160,7 @@ def mask_models_table(datasets: Sequence[xr.Dataset]) -> Table:
     values = np.unique(np.concatenate([data.n.values for data in datasets]))
     picked = evenly(values.tolist(), 8)
     table = error_table("error by what is kept", datasets)
+    table.caption = f"{table.caption}; {len(picked)} of {len(values)} n" if len(picked) < len(values) else table.caption
     table.add_column("loops", justify="right")
     for n in picked:
         table.add_column(f"n = {n}", justify="right")
