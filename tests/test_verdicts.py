@@ -373,7 +373,7 @@ def flat(answers):
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
     assert {verdict.status for verdict in verdicts(EMPTY)} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 44
+    assert len(verdicts({})) == len(CLAIMS) == 45
 
 
 def test_models_of_the_studys_recipe_have_verdicts_of_their_own_beside_ours():
@@ -643,6 +643,16 @@ def test_sparse_regression_is_decided_by_the_ratio_with_few_examples(level, stat
     models += [compared("looped", sparse, 20, level)] if level else []
     models += [compared("signs", sparse, 20, 0.1, labels="sign")]
     assert verdict_of("looped is better than ordinary on sparse", {"r8_classes": models}).status == status
+
+
+@pytest.mark.parametrize(("level", "status"), [(0.01, "supported"), (0.1, "contradicted"), (0.04, "undecided")])
+def test_sparse_functions_are_found_where_nine_of_ten_prompts_do_not_fail(level, status):
+    sparse = "sparse_linear_regression"  # of an exponential 1 - exp(-0.1 / level) is below a failure
+    models = [compared("looped", sparse, 20, level), compared("other", "linear_regression", 20, 1.0)]
+    verdict = verdict_of("models find them from fewer examples", {"r8_classes": flat(models)})
+    assert verdict.status == status
+    [finding] = verdict.findings
+    assert finding.estimate == pytest.approx(1 - np.exp(-0.1 / level), abs=0.03)
 
 
 @pytest.mark.parametrize(("level", "status"), [(1.05, "supported"), (0.5, "contradicted"), (2.0, "contradicted")])

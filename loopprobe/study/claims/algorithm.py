@@ -24,11 +24,13 @@ from loopprobe.study.claims.evidence import (
     at_query,
     difference,
     errors_at,
+    failed,
     kinds,
     of_seeds,
     ratio,
+    share,
 )
-from loopprobe.study.claims.thresholds import EQUAL, LOWER, MORE, NO_LESS
+from loopprobe.study.claims.thresholds import EQUAL, FOUND, LOWER, MORE, NO_LESS
 from loopprobe.study.estimates import Estimate, Group, estimate
 
 FEW = (4, 6, 8)  # fewer examples than dimensions, but enough to find a sparse function
@@ -60,6 +62,15 @@ def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
         for k in FEW:
             a, b = (errors_at(seeds, point=k) for seeds in (looped, ordinary))
             yield ratio(f"error from {k} examples: {pair}", a, b, LOWER)
+
+
+def r8_finds_sparse(evidence: Evidence) -> Iterator[Estimate]:
+    """Tell whether what r8_sparse compares knows the task, which Lasso and the best predictor solve from so few."""
+    sparse = [data for data in answers(evidence, R8_CLASSES) if _is_of(data, "sparse_linear_regression")]
+    for kind, seeds in kinds(sparse).items():
+        name = f"ordinary (L {kind.layers})" if kind.loops == 1 else f"looped ({kind})"
+        right = 1 - failed(errors_at(seeds, point=FEW[-1]))
+        yield share(f"{name}: prompts with an error of at most 0.1 from {FEW[-1]} examples", right, FOUND)
 
 
 def r8_equal(evidence: Evidence) -> Iterator[Estimate]:
@@ -127,6 +138,7 @@ def r8_tables(evidence: Evidence) -> Iterator[Estimate]:
 
 CLAIMS: tuple[Claim, ...] = (
     ("R8", "looped is better than ordinary on sparse regression with few examples", r8_sparse),
+    ("R8", "trained on sparse functions, models find them from fewer examples than dimensions", r8_finds_sparse),
     ("R8", "looped and ordinary are about equal on linear regression and ReLU networks", r8_equal),
     ("R8", "XᵀY and w become more decodable with loops", r8_with_loops),
     ("R8", "in the ordinary transformer they are most decodable in the middle layers", r8_peak),

@@ -23,6 +23,7 @@ AS_GOOD = above(-0.05, neutral=0, why="as good means right on at most a twentiet
 FEWER = below(-0.05, neutral=0, why="worse means right on a twentieth of the prompts less at least")
 FAR_BETTER = above(0.2, neutral=0, why="far better means right on a fifth of the prompts more at least")
 SOLVED = above(0.9, why="a length is solved when nine of ten prompts are right as a whole")
+FOUND = above(0.9, why="sparse functions are found when on nine of ten prompts the error is below that of a failure")
 HALF = below(0.5, neutral=0, why="without its loops a task is lost when most prompts are wrong")
 READ = above(0.9, why="a result stands in the state when it is read right on nine of ten prompts")
 NOT_YET = below(0.5, neutral=0, why="a result does not stand in the state yet when it is mostly read wrong")
