@@ -81,7 +81,8 @@ def _prompts(answers: Mapping[str, Answered]) -> str:
 def _missing(answers: Mapping[str, Answered]) -> str:
     kinds = Counter(map(without_seed, sorted({name for a in answers.values() for name in a.missing})))
     listed = ", ".join(kind if count == 1 else f"{kind} ({count} seeds)" for kind, count in kinds.items())
-    named = f"Named by the questions and not trained yet: {listed}. " if kinds else ""
+    order = "Of the seeds that the questions name, those were trained first that an undecided claim takes."
+    named = f"Named by the questions and not trained yet: {listed}. {order} " if kinds else ""
     return f"{named}Models of the reference's size (20 dimensions, width 256) and language models are in no claim."
 
 
