@@ -558,6 +558,5 @@ def browsing_language_model():
 def test_the_templates_are_in_the_wheel():
     """They lie in the package, which hatch takes as a whole."""
     folder = Path(loopprobe.__file__).parent / "show" / "templates"
-    assert {"explore.html", "explore.js", "explore.css", "page.css", "theme.js", "table.html", "datasets.html"} <= {
-        path.name for path in folder.iterdir()
-    }
+    pages = {"explore.html", "explore.js", "explore.css", "page.css", "theme.js", "table.html", "datasets.html"}
+    assert pages | {"head.html", "narrow.js"} <= {path.name for path in folder.iterdir()}

@@ -138,8 +138,12 @@ def test_a_logarithmic_axis_has_ticks_that_can_be_told_apart():
     assert of_logs(go.Scatter(y=[1e-30, 1.0])).dtick == 3
     barred = go.Scatter(y=[0.02, 0.03], error_y={"array": [0.01, 70.0], "arrayminus": [0.01, 0.01]})
     assert of_logs(barred).dtick == 1
+    assert of_logs(go.Scatter(y=[0.874, 1.51])).tickvals is None, "plotly's own are better than 1 alone"
+    two = of_logs(go.Scatter(y=[0.0013, 0.06]))
+    assert inside(two, 0.0013, 0.06) == ["0.002", "0.003", "0.005", "0.01", "0.02", "0.03", "0.05"]
     own = of_logs(short, tickvals=[0.02], ticktext=["here"])
     assert own.ticktext == ("here",)
+    assert of_logs(short, tickformat=".1%").tickvals is None
 
 
 def test_axes_that_match_have_the_ticks_of_all_that_is_drawn():

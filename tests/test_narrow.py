@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from browser import browsing
 from conftest import TINY_CFG, TOKEN_CFG, make_model, make_token_model
 
@@ -13,7 +14,8 @@ from loopprobe.store.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.browser
 
-# Texts that hide one another or are cut, and a page that is wider than its window. Slanted texts may touch.
+# Texts that hide one another or are cut, and a page that is wider than its window. Slanted texts may touch, and ticks
+# in a corner.
 FAULTS = """() => {
   const found = [], texts = [];
   for (const text of document.querySelectorAll(".js-plotly-plot svg.main-svg text")) {
@@ -22,13 +24,14 @@ FAULTS = """() => {
     if (text.closest("[style*='display: none']")) continue;
     const plot = text.closest(".js-plotly-plot");
     texts.push({words: text.textContent.slice(0, 60), left, top, right, bottom,
+                tick: text.closest("g[class$='tick']")?.classList[0][0],
                 scrolled: plot.layout.width && plot.parentElement.scrollWidth > plot.parentElement.clientWidth,
                 slanted: /rotate\\((?!0)/.test(text.getAttribute("transform") ?? "")});
   }
   for (const [i, one] of texts.entries()) {
     if (!one.scrolled && (one.left < -2 || one.right > innerWidth + 2)) found.push(["cut", one.words]);
     for (const other of texts.slice(i + 1)) {
-      if (one.slanted && other.slanted) continue;
+      if (one.slanted && other.slanted || one.tick && other.tick && one.tick !== other.tick) continue;
       const across = Math.min(one.right, other.right) - Math.max(one.left, other.left);
       const down = Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top);
       if (across > 3 && down > 5) found.push(["over", one.words, other.words]);
@@ -39,7 +42,9 @@ FAULTS = """() => {
 }"""
 LOOK = """() => {
   const plot = document.querySelector(".js-plotly-plot"), {layout} = plot;
-  const domains = Object.keys(layout).filter((key) => /^[xy]axis/.test(key)).map((key) => [key, layout[key].domain]);
+  const used = new Set(plot.data.flatMap((trace) => [trace.xaxis ?? "x", trace.yaxis ?? "y"]));
+  const keys = Object.keys(layout).filter((key) => /^[xy]axis/.test(key) && used.has(key.replace("axis", "")));
+  const domains = keys.map((key) => [key, layout[key].domain]);
   const texts = layout.annotations?.map((note) => [note.text, note.x, note.y]) ?? [];
   const bar = layout.coloraxis?.colorbar?.orientation ?? "v";
   return [domains, texts, layout.title.text, plot._fullLayout.height, bar, plot.data.length];
@@ -49,29 +54,70 @@ LOOK = """() => {
 @pytest.fixture
 def pages(request, tmp_path):
     name, options, *others = request.param
-    regression, tokens = "tokens" not in others, "tokens" in others
-    checkpoint = Checkpoint(TINY_CFG, make_model(), name="tiny") if regression else Checkpoint(
-        TOKEN_CFG, make_token_model(), name="tiny-add"
-    )  # fmt: skip
-    assert tokens != regression
+    tokens = Checkpoint(TOKEN_CFG, make_token_model(), name="tiny-add")
+    checkpoint = tokens if "tokens" in others else Checkpoint(TINY_CFG, make_model(torch.float32), name="tiny")
     drawn = figures(probe(name, checkpoint, prompts=8, **options))
     write_figures(drawn, tmp_path)
-    return [tmp_path / f"{stem}.html" for stem in drawn]
+    return {tmp_path / f"{stem}.html": figure for stem, figure in drawn.items()}
 
 
 SHOWN = [
-    ("mask", {"mode": "first", "n": [0, 1, 2]}), ("converge", {"loops": 8}), ("attention", {}), ("decode", {}),
+    ("mask", {"mode": "first", "n": [0, 1, 2]}), ("converge", {"loops": 130}), ("attention", {}), ("decode", {}),
     ("ablate", {}), ("weights", {}), ("recover", {}), ("paths", {}), ("align", {}), ("lens", {}), ("attribute", {}),
     ("lens", {}, "tokens"), ("extrapolate", {}, "tokens"), ("exit", {}, "tokens"), ("ablate", {}, "tokens"),
+    ("failures", {"loops": 128}), ("features", {"steps": 5, "fit_prompts": 8}), ("patch", {}, "tokens"), ("shift", {}),
+    ("converge", {"loops": 130}, "tokens"), ("steer", {}), ("circuit", {}), ("edges", {}), ("compare", {}),
+    ("fixed_points", {"far": 128}),
 ]  # fmt: skip
+
+
+LABELS = """() => {
+  const {layout} = document.querySelector(".js-plotly-plot"), found = {};
+  const plain = (text) => (text ?? "").replace(/<br>/g, " ");
+  for (const key of Object.keys(layout).filter((key) => /^yaxis/.test(key))) {
+    const id = key.replace("axis", ""), {domain, title, ticktext} = layout[key], top = domain?.[1] ?? 1;
+    const heads = layout.annotations?.filter((note) => note.yref === "paper" && note.x === 0.5);
+    const head = heads?.find((note) => Math.abs(note.y - top) < 1e-6);
+    found[id] = [plain(head?.text), plain(title?.text), Array.from(ticktext ?? []).join()];
+  }
+  return found;
+}"""
+
+
+def as_drawn(figure):
+    """By axis: the title of the panel, or the next above it; the axis; and whether another axis tells what it shows."""
+    said = {}
+    drawn = {trace.yaxis or "y" for trace in figure.data if hasattr(trace, "yaxis")}
+    notes = [note for note in figure.layout.annotations if note.yref == "paper"]
+    for axis in figure.select_yaxes():
+        name = axis.plotly_name.replace("axis", "")
+        if name not in drawn:
+            continue
+        across = figure.layout[f"xaxis{(axis.anchor or 'x')[1:]}"].domain or (0, 1)
+        top = (axis.domain or (0, 1))[1]
+        over = [n for n in notes if abs(n.x - sum(across) / 2) < 1e-6 and n.y > top - 1e-6 and n.text]
+        head = min(over, key=lambda note: note.y).text if over else ""
+        said[name] = (head, axis, axis.showticklabels is False or axis.matches is not None)
+    return said
+
+
+def plain(text):
+    return (text or "").replace("<br>", " ")
 
 
 @pytest.mark.parametrize("pages", SHOWN, indirect=True, ids=lambda shown: "-".join([shown[0], *shown[2:]]))
 def test_everything_can_be_read_at_500_pixels(pages):
-    for path in pages:
+    for path, figure in pages.items():
         with browsing(path.as_uri(), 500, ready=".main-svg .gtitle") as (page, heard, _):
             page.wait_for_timeout(300)
             assert page.evaluate(FAULTS) == [], path.stem
+            labels = page.evaluate(LABELS)
+            for name, (head, axis, told) in as_drawn(figure).items():
+                assert labels[name][0] == plain(head), (path.stem, name)
+                if axis.title.text or not told:
+                    assert labels[name][1] == plain(axis.title.text), (path.stem, name)
+                if not told and axis.ticktext:
+                    assert labels[name][2].replace("<br>", " ") == ",".join(axis.ticktext).replace("<br>", " ")
             assert [line for line in heard if not re.search("Canvas2D|WebGL", line)] == []  # said by the browser of 3D
 
 
@@ -86,6 +132,10 @@ def test_panels_stand_below_one_another_until_the_window_is_wide_again(pages):
             assert all(domain == [0, 1] for name, domain in narrow[0] if name.startswith("x"))
             tops = [domain[1] for name, domain in narrow[0] if name.startswith("y")]
             assert len(set(tops)) == len(tops)
+            page.set_viewport_size({"width": 380, "height": 900})
+            page.wait_for_timeout(600)
+            faults = {fault[0] for fault in page.evaluate(FAULTS)}
+            assert not faults & {"cut", "wide"}, "a narrower window is fitted again"
             page.set_viewport_size({"width": 1280, "height": 900})
             page.wait_for_function("look => JSON.stringify((" + LOOK + ")()) === look", arg=_json(page, before))
             assert page.evaluate(LOOK) == before

@@ -13,6 +13,7 @@ import loopprobe
 from loopprobe import LoopprobeError, difference, figure, probe, table
 from loopprobe.probes.dataset import read_dataset, write_dataset
 from loopprobe.probes.labels import labels_of
+from loopprobe.show.group import grouped
 from loopprobe.show.present import figures, findings, tables_for
 from loopprobe.show.tables import lines_of
 from loopprobe.store.checkpoint import Checkpoint, save
@@ -79,6 +80,18 @@ def test_first_and_last_stand_in_one_figure_and_table_with_their_difference(join
     [sentence] = [one for one in findings(given) if "minus" in one]
     largest = np.abs(expected[:, -1]).argmax()
     assert f"(n = {two[0].n.values[largest]}, after 6 loops): {expected[largest, -1]:.3g} [" in sentence
+
+
+@pytest.mark.parametrize("n", [2, 5, 6])
+def test_no_difference_looks_like_a_dataset(n, checkpoint):
+    ways = [(mode, fill) for mode in ("first", "last") for fill in ("initial", "zero", "mean")][:n]
+    several = [probe("mask", checkpoint, 4, mode=mode, n=(0, 1), fill=fill, loops=3) for mode, fill in ways]
+    side, of = grouped(several).beside(), lines(figure(several))
+    paired = {name for name in of if any(name.startswith(row.label) for row in side.differences)}
+    plain = {name for name in of.keys() - paired if any(name.startswith(row.label) for row in side.rows)}
+    assert len(paired) * n == len(plain) * (n - 1) > 0
+    looks = [{(of[name].line.color, of[name].line.dash) for name in names} for names in (paired, plain)]
+    assert not set.intersection(*looks)
 
 
 def test_a_difference_is_that_of_every_prompt_and_is_drawn_by_itself(checkpoint):

@@ -16,7 +16,7 @@ from loopprobe.show.arrange import by_name, model_config, task_of, without_seed
 from loopprobe.show.figures.style import DASHES, colours, curve, loop_colour
 
 By = Literal["window", "layers", "loss"]
-WIDEST_TITLE = 80  # letters of the titles of all panels beside one another, on the narrowest page
+WIDEST_TITLE = 80  # letters of the titles of all panels that stand beside one another, 900 pixels wide
 
 
 @dataclass(frozen=True)

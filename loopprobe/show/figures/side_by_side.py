@@ -15,7 +15,18 @@ from plotly.subplots import make_subplots
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import ignoring
-from loopprobe.show.figures.style import BLACK, DASHES, colours, curve, diverging, finish, heat, level, name_tokens
+from loopprobe.show.figures.style import (
+    BLACK,
+    DASHES,
+    DASHES_OF_DIFFERENCES,
+    colours,
+    curve,
+    diverging,
+    finish,
+    heat,
+    level,
+    name_tokens,
+)
 from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
 
 MOST_LINES, MOST_MAPS = 6, 4  # places beside the axes, for each dataset
@@ -54,9 +65,10 @@ def _lines(side: SideBySide) -> go.Figure:
     looks = colours(len(side.rows) if one_place else len(places))
     for col, panel in enumerate(panels, 1):
         for (n, row), (p, place) in product(enumerate(panel), enumerate(places)):
-            number = len(side.rows) + n if row.of else side.rows.index(row)
+            number = n if row.of else side.rows.index(row)
             colour = looks[p] if not one_place else BLACK if row.of and len(panel) == 1 else looks[number % len(looks)]
-            _line(figure, side, row, place, colour, DASHES[number % len(DASHES)], col)
+            dashes = DASHES_OF_DIFFERENCES if row.of else DASHES
+            _line(figure, side, row, place, colour, dashes[number % len(dashes)], col)
     logarithmic = side.quantity.log and not side.of_differences
     for col, unit in enumerate(units, 1):
         measured = next(row.data for row in side.rows if row.unit == unit)

@@ -17,8 +17,9 @@ BLACK, GREY = "#000000", "#777777"
 BASELINE_COLOURS = qualitative.Safe  # for things without order; colour-blind readers can tell them apart
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 SHOWN_TEXTS = 24  # of tokens, which can be read beside one axis
-MOST_BETWEEN, MOST_POWERS = 1.5, 10  # powers of ten with ticks between them, and with one tick each
+FEWEST_POWERS, MOST_POWERS = 3, 10  # with a tick each
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+DASHES_OF_DIFFERENCES = ("longdashdot", "2px,3px,8px,3px", "12px,3px", "2px,2px,2px,6px")
 
 
 def colours(n: int) -> list[str]:
@@ -211,7 +212,7 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
 
 
 def _tick_logs(figure: go.Figure) -> None:
-    """Set ticks at powers of ten; at 1, 2, 3 and 5 times them where what is drawn spans too few powers.
+    """Set ticks at powers of ten; at 1, 2, 3 and 5 times them where too few powers lie within what is drawn.
 
     Axes that match one another have the ticks of all that is drawn along them.
     """
@@ -242,9 +243,13 @@ def _extent(trace: Any, letter: str) -> list[Any]:
 def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
     given = np.asarray(values, float)
     logs = np.log10(given[np.isfinite(given) & (given > 0)])
-    span = np.ptp(logs) if logs.size else math.inf
-    if span > MOST_BETWEEN:
-        return {"exponentformat": "power", "dtick": 1 if math.isinf(span) else math.ceil(span / MOST_POWERS)}
-    powers = range(math.floor(logs.min()), math.ceil(logs.max()) + 1)
-    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 3, 5)]
-    return {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+    if not logs.size:
+        return {"exponentformat": "power", "dtick": 1}
+    low, high = math.floor(logs.min()), math.ceil(logs.max())
+    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in (1, 2, 3, 5)]
+    inside = [tick for tick in ticks if logs.min() - 1e-9 <= math.log10(tick) <= logs.max() + 1e-9]
+    if sum(tick in ticks[::4] for tick in inside) >= FEWEST_POWERS:
+        return {"exponentformat": "power", "dtick": math.ceil((high - low) / MOST_POWERS)}
+    if len(inside) > 1:
+        return {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+    return {"exponentformat": "power"}  # where plotly sets linear ticks

@@ -1,10 +1,11 @@
 // Figures in a narrow window: their panels below one another, and below these their colour bars and legends.
 (() => {
   const slim = matchMedia("(max-width: 899px)");
-  const wide = new Map();  // the data and layout of every figure that was made narrow
+  const wide = new Map();  // the data and layout of every figure that was made narrow, and the width it was made for
   const LETTER = 7, LINE = 18;  // pixels
   const lines = (text) => text ? text.split("<br>").length : 0;
-  const longest = (texts) => Math.max(0, ...Array.from(texts ?? [], (text) => typeof text === "string" ? text.length : 0));
+  const words = (texts) => Array.from(texts ?? []).filter((text) => typeof text === "string");
+  const longest = (texts) => Math.max(0, ...words(texts).flatMap((text) => text.split("<br>").map((line) => line.length)));
   const wrap = (text, pixels) => (text ?? "").replace(/<br>/g, " ").split(" ").reduce((done, word) => {
     const longer = `${done.at(-1)} ${word}`;
     return done.length && longer.length * LETTER <= pixels ? [...done.slice(0, -1), longer] : [...done, word];
@@ -12,50 +13,65 @@
   const alike = (one, other) => Math.abs(one - other) < 1e-6;
   const named = (object, word) => Object.keys(object).filter((key) => RegExp(`^${word}\\d*$`).test(key));
 
-  function panelsOf(layout) {  // in reading order; axes that are laid over others share their panel
+  function panelsOf(layout, data) {  // in reading order; axes that are laid over others share their panel
     const panels = [];
     for (const key of named(layout, "yaxis")) {
+      const id = key.replace("axis", ""), drawn = data.filter((trace) => (trace.yaxis ?? "y") === id);
+      if (!drawn.length) continue;  // a cell of the grid that nothing fills
       const y = layout[key], x = layout[`xaxis${(y.anchor ?? "x").slice(1)}`] ?? {};
       const [left, right] = x.domain ?? [0, 1], [bottom, top] = y.domain ?? [0, 1];
       const same = panels.find((one) => alike(one.left, left) && alike(one.top, top));
-      if (same) { same.ys.push(y); same.xs.push(x); } else panels.push({xs: [x], ys: [y], left, right, bottom, top});
+      if (same) { same.xs.push(x); same.ys.push(y); same.drawn.push(...drawn); }
+      else panels.push({xs: [x], ys: [y], id, drawn, left, right, bottom, top});
     }
     return panels.sort((one, other) => other.top - one.top || one.left - other.left);
   }
 
-  function name(panels, layout) {  // what the first panel of a row and the first and last of a column tell of others
+  function name(panels, layout) {  // what the first panel of a row and others of a column tell of an axis alike
     const tell = (axis, other) => {
       if (axis === other || axis.title?.text) return;
-      const keys = axis.ticktext ? ["title"] : ["title", "tickmode", "tickvals", "ticktext", "tickangle"];
-      for (const key of keys) if (other[key] !== undefined) axis[key] = other[key];
-      axis.showticklabels = other.showticklabels ?? true;
+      for (const key of ["title", "tickmode", "tickvals", "ticktext", "tickangle"]) if (other[key] !== undefined) axis[key] = other[key];
+      axis.showticklabels = true;
     };
     const heads = (layout.annotations ?? []).filter((note) => note.yref === "paper");
     for (const panel of panels) {
-      panel.head = heads.find((note) => alike(note.y, panel.top) && alike(note.x, (panel.left + panel.right) / 2));
-      const above = panel.head ? null : panels.find((one) => alike(one.left, panel.left) && one.head);
+      const {xs: [x], ys: [y], left, right, top} = panel;
+      panel.head = heads.find((note) => alike(note.y, top) && alike(note.x, (left + right) / 2));
+      const above = panel.head ? null : panels.findLast((one) => alike(one.left, left) && one.top > top && one.head);
       if (above) layout.annotations.push(panel.head = {...above.head});
-      tell(panel.ys[0], panels.find((one) => alike(one.top, panel.top)).ys[0]);
-      tell(panel.xs[0], panels.findLast((one) => alike(one.left, panel.left)).xs[0]);
+      const first = panels.find((one) => alike(one.top, top));
+      if (y.showticklabels === false || (y.matches && [first.id, first.ys[0].matches].includes(y.matches))) tell(y, first.ys[0]);
+      const ticks = ({ticktext, type}) => JSON.stringify([Array.from(ticktext ?? []), type ?? "linear"]);
+      const below = panels.findLast((one) => alike(one.left, left) && one.xs[0].title?.text && ticks(one.xs[0]) === ticks(x));
+      if (below) tell(x, below.xs[0]);
+      x.showticklabels = true;
     }
   }
 
+  function list(panel, room) {  // names along the vertical axis, in lines that leave room; returns the pixels of the longest
+    const [y] = panel.ys, given = words(y.ticktext).length ? y.ticktext : [...new Set(panel.drawn.flatMap((trace) => words(trace.y)))];
+    const short = Array.from(given, (text) => longest([text]) * LETTER > room ? wrap(text, room) : text);
+    if (longest(given) * LETTER > room && !y.ticktext) Object.assign(y, {tickmode: "array", tickvals: given});
+    if (longest(given) * LETTER > room) y.ticktext = short;
+    panel.least = short.reduce((pixels, text) => pixels + 15 * lines(text) + 6, 0);
+    return LETTER * longest(short);
+  }
+
   function stack(layout, data, width) {  // returns the pixels of all panels, and of what stands below the last
-    const panels = panelsOf(layout), before = (layout.height ?? 450) - 180;
-    const words = Math.max(longest(data.flatMap((trace) => Array.from(trace.y ?? []))), ...panels.map(({ys}) => longest(ys[0].ticktext)));
-    const side = Math.min(width / 2, LETTER * words);
+    const panels = panelsOf(layout, data), before = (layout.height ?? 450) - 180;
     name(panels, layout);
+    const side = Math.max(0, ...panels.map((panel) => list(panel, 0.4 * width)));
     let high = 0, foot = 0;
     for (const panel of panels) {
-      const {xs: [x], head, top, bottom} = panel;
+      const {xs: [x], head, top, bottom, drawn} = panel;
       if (head) Object.assign(head, {text: wrap(head.text, width), x: 0.5, font: {...head.font, size: 12}});
       if (x.title?.text) x.title = {...x.title, text: wrap(x.title.text, width - side - 90)};
       panel.begin = high + foot + LINE * lines(head?.text) + 6;
-      high = panel.begin + Math.min(420, Math.max(230, before * (top - bottom)));
+      high = panel.begin + Math.max(panel.least, Math.min(420, Math.max(230, before * (top - bottom))));
       panel.end = high;
-      const texts = x.ticktext ?? (data.some((trace) => trace.orientation === "h") ? [] : data.flatMap((trace) => Array.from(trace.x ?? [])));
-      const ticks = x.tickangle || longest(texts) * new Set(texts).size * LETTER > width - side ? LETTER * longest(texts) : 0;
-      foot = 14 + Math.max(LINE, ticks) + LINE * lines(x.title?.text) + 14;
+      const texts = words(x.ticktext ?? drawn.flatMap((trace) => words(trace.x)));
+      const slanted = x.tickangle || longest(texts) * new Set(texts).size * LETTER > width - side;
+      foot = 14 + Math.max(LINE, slanted ? LETTER * longest(texts) : 0) + LINE * lines(x.title?.text) + 14;
     }
     for (const {xs, ys, head, begin, end} of panels) {
       const domain = [Math.max(0, 1 - end / high), 1 - begin / high];
@@ -67,10 +83,10 @@
   }
 
   function narrow(data, layout, width) {
-    const [high, foot] = stack(layout, data, width);
+    const [high, foot] = stack(layout, data, width), seen = data.filter((trace) => trace.visible !== false);
     const coloured = (axis) => data.find((one) => (one.coloraxis ?? one.marker?.coloraxis) === axis);
     const head = (axis) => {  // of the panel that such colours fill
-      const trace = coloured(axis), y = layout[`yaxis${(trace?.yaxis ?? "y").slice(1)}`];
+      const y = layout[`yaxis${(coloured(axis)?.yaxis ?? "y").slice(1)}`];
       return layout.annotations?.find((note) => note.yref === "paper" && alike(note.y, y?.domain?.[1] ?? 1))?.text;
     };
     let room = foot + (layout.sliders?.length ? 70 + (layout.sliders[0].pad?.t ?? 20) : 0);
@@ -81,10 +97,13 @@
     };
     const scales = named(layout, "coloraxis").filter((key) => coloured(key) && layout[key].showscale !== false);
     for (const key of scales) layout[key].colorbar = flat(layout[key].colorbar, scales.length > 1 ? head(key) : "");
-    for (const part of data.flatMap((trace) => [trace, trace.marker ?? {}])) {
-      if (part.colorbar && part.showscale !== false) part.colorbar = flat(part.colorbar);
+    let shown = null;  // those that a menu shows instead stand in the same place
+    for (const trace of data) {
+      const part = trace.colorbar ? trace : trace.marker;
+      if (!part?.colorbar || part.showscale === false) continue;
+      part.colorbar = shown && trace.visible === false ? {...shown, title: part.colorbar.title && shown.title} : (shown = flat(part.colorbar));
     }
-    const told = data.filter((trace) => trace.name && (trace.showlegend ?? data.length > 1));
+    const told = seen.filter((trace) => trace.name && (trace.showlegend ?? data.length > 1));
     for (const key of layout.showlegend === false ? [] : new Set(told.map((trace) => trace.legend ?? "legend"))) {
       layout[key] = {...layout[key], orientation: "v", x: 0, xanchor: "left", y: -room / high, yanchor: "top"};
       room += 20 * told.filter((trace) => (trace.legend ?? "legend") === key).length + 16;
@@ -95,7 +114,7 @@
       room += LINE * lines(note.text) + 10;
     }
     const beside = layout.annotations?.filter((note) => note.xref === "paper" && note.x > 1) ?? [];
-    const r = 16 + LETTER * longest(beside.flatMap((note) => note.text.split("<br>")));
+    const r = 16 + LETTER * longest(beside.map((note) => note.text));
     const menus = layout.updatemenus?.length ? 48 : 0;  // between the title and the panels
     for (const menu of layout.updatemenus ?? []) Object.assign(menu, {x: 0, xanchor: "left", y: 1 + 14 / high, yanchor: "bottom", pad: {}});
     const text = wrap(layout.title?.text, width - 30), top = 34 + 19 * lines(text) + menus;
@@ -105,24 +124,31 @@
   }
 
   function fit() {
-    const plots = [...document.querySelectorAll(".js-plotly-plot:not(.themed)")].filter((plot) => slim.matches !== wide.has(plot));
-    for (const plot of plots) {
-      let {data, layout} = wide.get(plot) ?? plot;
+    let changed = false;
+    for (const plot of document.querySelectorAll(".js-plotly-plot:not(.themed)")) {
+      const frame = plot.parentElement, width = Math.min(frame.parentElement.clientWidth || innerWidth - 40, innerWidth);
+      const before = wide.get(plot);
+      if (slim.matches ? before?.width === width : !before) continue;
+      let {data, layout} = before ?? plot;
       wide.delete(plot);
+      layout.height ??= plot._fullLayout.height;  // which plotly forgets when the window's size changes
       if (slim.matches) {
-        layout.height ??= parseFloat(plot.parentElement.style.height);  // which a figure that fits its window forgets when that changes
-        wide.set(plot, {data, layout});
+        wide.set(plot, {data, layout, width});
         layout = structuredClone(layout);
         data = data.map((trace) => ({...trace, ...(trace.marker && {marker: {...trace.marker}})}));
-        narrow(data, layout, Math.min(plot.clientWidth || innerWidth - 40, innerWidth));
+        narrow(data, layout, width);
       }
-      // Not react, after which what stood beside the panels still takes its room.
       const own = layout.width && !slim.matches ? `${layout.width}px` : "100%";
-      Object.assign(plot.parentElement.style, {height: `${layout.height}px`, width: own, overflowX: "auto"});
+      Object.assign(frame.style, {height: `${layout.height}px`, width: own, overflowX: "auto"});
+      Object.assign(plot.style, {height: "100%", width: "100%"});
+      // Not react, after which what stood beside the panels still takes its room.
       Plotly.newPlot(plot, {data, layout, frames: plot._transitionData?._frames, config: {responsive: true, displaylogo: false}});
+      changed = true;
     }
-    if (plots.length && typeof paint === "function") paint(dark.matches);  // in the colours of theme.js
+    if (changed && typeof paint === "function") paint(dark.matches);  // in the colours of theme.js
   }
+  let later;
   addEventListener("load", fit);
+  addEventListener("resize", () => { clearTimeout(later); later = setTimeout(fit, 250); });
   slim.addEventListener("change", fit);
 })();
