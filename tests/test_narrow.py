@@ -113,6 +113,7 @@ def test_everything_can_be_read_at_500_pixels(pages):
         for path, figure in pages.items():
             page.goto(path.as_uri())
             page.wait_for_selector(TITLE, state="attached")
+            page.wait_for_function("() => document.querySelector('.js-plotly-plot').layout.margin.l === 56")
             page.wait_for_timeout(300)
             assert page.evaluate(FAULTS) == [], path.stem
             labels = page.evaluate(LABELS)

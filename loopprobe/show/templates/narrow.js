@@ -1,6 +1,7 @@
 // Figures in a narrow window: their panels below one another, and below these their colour bars and legends.
 (() => {
   const slim = matchMedia("(max-width: 899px)");
+  const near = new Set();  // figures in view or near it: a report has more than can be drawn at once
   const wide = new Map();  // the data and layout of every figure that was made narrow, and the width it was made for
   const LETTER = 7, LINE = 18;  // pixels
   const lines = (text) => text ? text.split("<br>").length : 0;
@@ -125,7 +126,7 @@
 
   function fit() {
     let changed = false;
-    for (const plot of document.querySelectorAll(".js-plotly-plot:not(.themed)")) {
+    for (const plot of near) {
       const frame = plot.parentElement, width = Math.min(frame.parentElement.clientWidth || innerWidth - 40, innerWidth);
       const before = wide.get(plot);
       if (slim.matches ? before?.width === width : !before) continue;
@@ -147,8 +148,12 @@
     }
     if (changed && typeof paint === "function") paint(dark.matches);  // in the colours of theme.js
   }
+  const watch = new IntersectionObserver((entries) => {
+    for (const {target, isIntersecting} of entries) if (isIntersecting) near.add(target); else near.delete(target);
+    fit();
+  }, {rootMargin: "800px"});
   let later;
-  addEventListener("load", fit);
+  addEventListener("load", () => { for (const plot of document.querySelectorAll(".js-plotly-plot:not(.themed)")) watch.observe(plot); });
   addEventListener("resize", () => { clearTimeout(later); later = setTimeout(fit, 250); });
   slim.addEventListener("change", fit);
 })();
