@@ -186,8 +186,8 @@ def figure(found: dict[str, Any]) -> Any:
             x=[row["flops"] / row["bytes"]], y=[row["flops"] / row["seconds"] / 1e9], mode="markers",
             marker={"size": max(6, 90 * share**0.5)}, name=f"{kind}, {share:.0%}",
         )  # fmt: skip
-    made.update_xaxes(type="log", title="operations a byte", dtick=1)
-    made.update_yaxes(type="log", title="GFLOP/s", dtick=1)
+    made.update_xaxes(type="log", title="operations a byte")
+    made.update_yaxes(type="log", title="GFLOP/s")
     made.update_layout(legend_itemsizing="constant")
     threads = found["machine"]["threads"]
     return finish(made, f"A training step below the roofs of {threads} threads: share of the time by kind of operation")

@@ -559,4 +559,4 @@ def test_the_templates_are_in_the_wheel():
     """They lie in the package, which hatch takes as a whole."""
     folder = Path(loopprobe.__file__).parent / "show" / "templates"
     pages = {"explore.html", "explore.js", "explore.css", "page.css", "theme.js", "table.html", "datasets.html"}
-    assert pages | {"head.html", "narrow.js"} <= {path.name for path in folder.iterdir()}
+    assert pages | {"figure.html", "head.html", "meta.html", "narrow.js"} <= {path.name for path in folder.iterdir()}

@@ -145,8 +145,10 @@ def fixed_points(
     at_least(random_starts, 0, "random_starts")
     at_least(far, 1, "far")
     at_least(max_iterations, 1, "max_iterations")
-    options = {"method": method, "random_starts": random_starts, "far": far, "tolerance": tolerance}
-    options |= {"max_iterations": max_iterations}
+    options = {
+        "method": method, "random_starts": random_starts, "far": far, "tolerance": tolerance,
+        "max_iterations": max_iterations,
+    }  # fmt: skip
     show(*ask("fixed_points", options, "fixed-points", common), common.png)
 
 

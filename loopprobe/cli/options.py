@@ -58,8 +58,6 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best tha
 Out = Annotated[Path | None, typer.Option(help="Output folder; by default a new one under results/.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first if it exists.")]
 Png = Annotated[bool, typer.Option("--png", help="Also write the figure as PNG (needs loopprobe[png] and a Chrome).")]
-
-
 SHIFTS = (
     "skewed, subspace, inputs_third, inputs_double, inputs_triple, weights_third, weights_double, weights_triple, "
     "noise, orthants, orthogonal_query, repeated_query, more_examples, more_dims"

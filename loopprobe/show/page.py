@@ -22,7 +22,7 @@ def render(name: str, context: Mapping[str, Any], room: str = "show") -> str:
 
     Args:
         name: its file; what it includes may be one of ``show``, such as page.css, theme.js and table.html.
-        context: what it names; ``script`` is plotly's own script.
+        context: what it names; ``script()`` is plotly's own script.
         room: the room in whose folder ``templates`` it lies.
     """
     loaders = [jinja2.PackageLoader(f"loopprobe.{one}") for one in dict.fromkeys((room, "show"))]
@@ -32,8 +32,8 @@ def render(name: str, context: Mapping[str, Any], room: str = "show") -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    whole = {"script": Markup(get_plotlyjs()), **context}
-    return environment.get_template(name).render(whole).strip() + "\n"
+    environment.globals["script"] = lambda: Markup(get_plotlyjs())
+    return environment.get_template(name).render(context).strip() + "\n"
 
 
 def figure_html(figure: go.Figure, name: str) -> Markup:

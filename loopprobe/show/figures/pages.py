@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -14,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import writing
+from loopprobe.show.page import figure_html, render
 from loopprobe.support.extras import require_extra
 from loopprobe.types import Progress
 
@@ -32,12 +31,8 @@ def write_html(figure: go.Figure, path: Path, *, alone: bool = True) -> None:
     Raises:
         LoopprobeError: the page cannot be written.
     """
-    drawn = figure.to_html(include_plotlyjs=True if alone else "directory", full_html=False, auto_play=False)
-    narrow = files("loopprobe.show").joinpath("templates/narrow.js").read_text(encoding="utf-8")
     title = re.sub("<[^>]*>", " ", figure.layout.title.text or path.stem)
-    head = f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    body = f"<body>{drawn}<script>\n{narrow}</script></body>"
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}</head>{body}</html>\n'
+    page = render("figure.html", {"title": title, "figure": figure_html(figure, path.stem), "alone": alone})
     with writing(path) as partial:
         partial.write_text(page, encoding="utf-8")
 

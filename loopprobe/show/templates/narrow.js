@@ -51,9 +51,9 @@
 
   function list(panel, room) {  // names along the vertical axis, in lines that leave room; returns the pixels of the longest
     const [y] = panel.ys, given = words(y.ticktext).length ? y.ticktext : [...new Set(panel.drawn.flatMap((trace) => words(trace.y)))];
-    const short = Array.from(given, (text) => longest([text]) * LETTER > room ? wrap(text, room) : text);
-    if (longest(given) * LETTER > room && !y.ticktext) Object.assign(y, {tickmode: "array", tickvals: given});
-    if (longest(given) * LETTER > room) y.ticktext = short;
+    const isLong = (texts) => longest(texts) * LETTER > room;
+    const short = Array.from(given, (text) => isLong([text]) ? wrap(text, room) : text);
+    if (isLong(given)) Object.assign(y, {tickmode: "array", tickvals: y.ticktext ? y.tickvals : given, ticktext: short});
     panel.least = short.reduce((pixels, text) => pixels + 15 * lines(text) + 6, 0);
     return LETTER * longest(short);
   }
@@ -70,7 +70,7 @@
       panel.begin = high + foot + LINE * lines(head?.text) + 6;
       high = panel.begin + Math.max(panel.least, Math.min(420, Math.max(230, before * (top - bottom))));
       panel.end = high;
-      const texts = words(x.ticktext ?? drawn.flatMap((trace) => words(trace.x)));
+      const texts = words(x.ticktext ?? drawn.flatMap((trace) => Array.from(trace.x ?? [])));
       const slanted = x.tickangle || longest(texts) * new Set(texts).size * LETTER > width - side;
       foot = 14 + Math.max(LINE, slanted ? LETTER * longest(texts) : 0) + LINE * lines(x.title?.text) + 14;
     }
@@ -91,18 +91,18 @@
       return layout.annotations?.find((note) => note.yref === "paper" && alike(note.y, y?.domain?.[1] ?? 1))?.text;
     };
     let room = foot + (layout.sliders?.length ? 70 + (layout.sliders[0].pad?.t ?? 20) : 0);
-    const flat = (bar, words) => {
-      const y = -room / high, title = {...bar?.title, side: "top", text: wrap(bar?.title?.text ?? words, width)};
+    const flat = (bar, fallback = "") => {
+      const y = -room / high, title = {...bar?.title, side: "top", text: wrap(bar?.title?.text ?? fallback, width)};
       room += 50 + LINE * lines(title.text);
       return {...bar, title, y, orientation: "h", x: 0.5, xanchor: "center", yanchor: "top", len: 0.95, lenmode: "fraction", thickness: 12};
     };
     const scales = named(layout, "coloraxis").filter((key) => coloured(key) && layout[key].showscale !== false);
-    for (const key of scales) layout[key].colorbar = flat(layout[key].colorbar, scales.length > 1 ? head(key) : "");
+    for (const key of scales) layout[key].colorbar = flat(layout[key].colorbar, scales.length > 1 ? head(key) : undefined);
     let shown = null;  // those that a menu shows instead stand in the same place
     for (const trace of data) {
       const part = trace.colorbar ? trace : trace.marker;
       if (!part?.colorbar || part.showscale === false) continue;
-      part.colorbar = shown && trace.visible === false ? {...shown, title: part.colorbar.title && shown.title} : (shown = flat(part.colorbar));
+      part.colorbar = shown && trace.visible === false ? shown : (shown = flat(part.colorbar));
     }
     const told = seen.filter((trace) => trace.name && (trace.showlegend ?? data.length > 1));
     for (const key of layout.showlegend === false ? [] : new Set(told.map((trace) => trace.legend ?? "legend"))) {
