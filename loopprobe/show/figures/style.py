@@ -218,31 +218,30 @@ def _tick_logs(figure: go.Figure) -> None:
     """
     axes = [axis for axis in (*figure.select_xaxes(), *figure.select_yaxes()) if axis.type == "log"]
     names = {axis.plotly_name.replace("axis", ""): axis for axis in axes}
-    drawn: dict[str, list[Any]] = {}
+    drawn: dict[str, list[np.ndarray]] = {}
     for trace in figure.data:
         for letter in "xy":
             name = getattr(trace, f"{letter}axis", None) or letter
             if name in names:
-                drawn.setdefault(names[name].matches or name, []).extend(_extent(trace, letter))
+                drawn.setdefault(names[name].matches or name, []).append(_extent(trace, letter))
     for name, axis in names.items():
         if axis.tickvals is None and axis.tickformat is None:
-            axis.update(_log_ticks(drawn.get(axis.matches or name, [])))
+            axis.update(_log_ticks(np.concatenate([*drawn.get(axis.matches or name, []), []])))
 
 
-def _extent(trace: Any, letter: str) -> list[Any]:
-    """Return what a trace draws along an axis, with the ends of its error bars."""
-    values, bars = getattr(trace, letter, None), getattr(trace, f"error_{letter}", None)
-    if values is None:
-        return []
+def _extent(trace: Any, letter: str) -> np.ndarray:
+    """Return what a trace draws along an axis, with the ends of its error bars; NaN where it has a gap."""
+    drawn, bars = getattr(trace, letter, None), getattr(trace, f"error_{letter}", None)
+    values = np.asarray([] if drawn is None else drawn, float)
     if bars is None or bars.array is None:
-        return list(values)
-    below = bars.array if bars.arrayminus is None else bars.arrayminus
-    return [*values, *np.add(values, bars.array), *np.subtract(values, below)]
+        return values
+    above = np.asarray(bars.array, float)
+    below = above if bars.arrayminus is None else np.asarray(bars.arrayminus, float)
+    return np.concatenate([values, values + above, values - below])
 
 
-def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    given = np.asarray(values, float)
-    logs = np.log10(given[np.isfinite(given) & (given > 0)])
+def _log_ticks(values: np.ndarray) -> dict[str, Any]:
+    logs = np.log10(values[np.isfinite(values) & (values > 0)])
     if not logs.size:
         return {"exponentformat": "power", "dtick": 1}
     low, high = math.floor(logs.min()), math.ceil(logs.max())
