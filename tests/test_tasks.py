@@ -1,5 +1,6 @@
 import hashlib
 import math
+import re
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_bad_requests():
         held_out(LINEAR, 0, 5, 3)
     with pytest.raises(LoopprobeError, match=r"seed \(-1\)"):
         held_out(LINEAR, 1, 5, 3, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "active", "words"),
+    [
+        ((2, 0, 3), None, "n_points (0) must be at least 1"),
+        ((2, 5, 0), None, "n_dims (0) must be at least 1"),
+        ((2, 5, -1), None, "n_dims (-1) must be at least 1"),
+        ((2, 5, 3), 0, "active_dims (0) must be from 1 to n_dims (3)"),
+        ((2, 5, 3), 4, "active_dims (4) must be from 1 to n_dims (3)"),
+    ],
+)
+def test_prompts_of_no_points_or_dimensions_are_refused(sizes, active, words):
+    with pytest.raises(LoopprobeError, match=re.escape(words)):
+        held_out(LINEAR, *sizes, active_dims=active)
+    with pytest.raises(LoopprobeError, match=re.escape(words)):
+        sample(LINEAR, *sizes, torch.Generator(), active_dims=active)
 
 
 SPARSE = TaskConfig(name="sparse_linear_regression", sparsity=2)

@@ -21,6 +21,8 @@ from loopprobe.config.schema import ModelConfig
 from loopprobe.model.hook_points import AttentionHooks, BlockHooks, MLPHooks, NormHooks, hooked
 
 Past = tuple[Float[Tensor, "batch past head d_head"], Float[Tensor, "batch past head d_head"]]  # keys and values
+Heads = tuple[Float[Tensor, "batch pos head d_head"], ...]  # queries, keys and values
+Only = slice | list[int] | None  # the tokens, among those at hand, whose residual stream goes on; None: all
 
 
 class GeluNew(torch.autograd.Function):
@@ -152,23 +154,30 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(cfg.d_model, 3 * cfg.n_heads * cfg.d_head)
         self.out = nn.Linear(cfg.n_heads * cfg.d_head, cfg.d_model)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: AttentionHooks, past: Past | None = None) -> Tensor:
-        """Attend to these tokens and, with ``past``, to the keys and values of the tokens before them."""
+    def heads(self, x: Float[Tensor, "batch pos d_model"], hooks: AttentionHooks) -> Heads:
+        """The queries, keys and values of tokens."""
         parts = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)
         points = hooks.hook_q, hooks.hook_k, hooks.hook_v
-        q, k, v = (point(part) for point, part in zip(points, parts, strict=True))
+        return tuple(point(part) for point, part in zip(points, parts, strict=True))
+
+    def forward(self, heads: Heads, hooks: AttentionHooks, past: Past | None = None, only: Only = None) -> Tensor:
+        """Attend to these tokens and, with ``past``, to the keys and values of the tokens before them."""
+        q, k, v = heads
         if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+            k, v = _after(past[0], k), _after(past[1], v)
         if self.rotary is not None:
             q = hooks.hook_rot_q(self.rotary(q, k.shape[1] - q.shape[1]))
             k = hooks.hook_rot_k(self.rotary(k))
-        short = x.device.type == "cpu" and k.shape[1] <= SHORT
-        if short or hooked(hooks.hook_attn_scores, hooks.hook_pattern):
-            z = _attend(q, k, v, hooks, self.causal)
+        short = k.device.type == "cpu" and k.shape[1] <= SHORT
+        written_out = short or hooked(hooks.hook_attn_scores, hooks.hook_pattern)
+        is_causal = self.causal and past is None and only is None and not written_out
+        unseen = _unseen(q, k) if self.causal and not is_causal else None
+        if only is not None:
+            q, unseen = q[:, only], None if unseen is None else unseen[only]
+        if written_out:
+            z = _attend(q, k, v, unseen, hooks)
         else:
-            unseen = None if past is None else _unseen(q, k)
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            is_causal = self.causal and past is None
             z = F.scaled_dot_product_attention(q, k, v, unseen, is_causal=is_causal).transpose(1, 2)
         z = hooks.hook_z(z)
         if hooked(hooks.hook_result):
@@ -195,14 +204,18 @@ class Attention(nn.Module):
         return rearrange(self.out.weight, "m (h d) -> h d m", h=self.n_heads)
 
 
+def _after(past: Tensor, now: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+    """Later tokens behind earlier ones, head after head in memory, as attention reads them."""
+    return torch.cat([past.transpose(1, 2), now.transpose(1, 2)], 2).transpose(1, 2)
+
+
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, hooks: AttentionHooks, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, unseen: Tensor | None, hooks: AttentionHooks
 ) -> Float[Tensor, "batch query head d_head"]:
     """Attention written out, heads as further batches."""
     batch, _, n_heads, d_head = q.shape
     q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-    unseen = _unseen(q, k) if causal else q.new_zeros(())
-    scores = torch.baddbmm(unseen, q, k.mT, alpha=1 / math.sqrt(d_head))
+    scores = torch.baddbmm(q.new_zeros(()) if unseen is None else unseen, q, k.mT, alpha=1 / math.sqrt(d_head))
     scores = hooks.hook_attn_scores(scores.unflatten(0, (batch, n_heads)))
     pattern = hooks.hook_pattern(scores.softmax(-1))
     return torch.bmm(pattern.flatten(0, 1), v).unflatten(0, (batch, n_heads)).transpose(1, 2)
@@ -255,5 +268,21 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks, past: Past | None = None) -> Tensor:
         x = hooks.hook_resid_pre(x)
-        x = hooks.hook_resid_mid(x + hooks.hook_attn_out(self.attn(self.ln1(x, hooks.ln1), hooks.attn, past)))
+        return self.add(x, self.heads(x, hooks), hooks, past)
+
+    def heads(self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks) -> Heads:
+        """The queries, keys and values of tokens, from their residual streams."""
+        return self.attn.heads(self.ln1(x, hooks.ln1), hooks.attn)
+
+    def add(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        heads: Heads,
+        hooks: BlockHooks,
+        past: Past | None = None,
+        only: Only = None,
+    ) -> Float[Tensor, "batch only d_model"]:
+        """Add attention and MLP to the residual streams of all tokens at hand, or of some of them."""
+        attended = hooks.hook_attn_out(self.attn(heads, hooks.attn, past, only))
+        x = hooks.hook_resid_mid((x if only is None else x[:, only]) + attended)
         return hooks.hook_resid_post(x + hooks.hook_mlp_out(self.mlp(self.ln2(x, hooks.ln2), hooks.mlp)))

@@ -11,7 +11,6 @@ after Yang, Lee, Nowak and Papailiopoulos, "Looped transformers are better at le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, get_args
@@ -26,6 +25,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.blocks import Block, Past, make_norm
 from loopprobe.model.hook_points import LoopHooks, OnceHooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
+from loopprobe.model.initial_weights import initialise
 from loopprobe.model.lens_options import refuse_options
 from loopprobe.model.protocol import Capability
 from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens, read_places
@@ -61,7 +61,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         if self.cfg.n_coda_layers:
             self.coda, self.ln_coda = self._layers(self.cfg.n_coda_layers), make_norm(self.cfg)
         self.read_out = self.reader.make_read_out()
-        self._initialise(generator)
+        initialise(self, generator)
         self.setup()
 
     def _layers(self, n: int) -> nn.ModuleList:
@@ -70,13 +70,14 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
     @property
     def supports(self) -> frozenset[Capability]:
         """The capabilities that it has besides the methods of ``LoopedModel``."""
+        is_hooked = self.hook_trees.is_hooked or hooked(*self.modules())  # by hooks that expect to see every token
         lost = {
             "causal": self.cfg.attention_dir != "causal",
-            "past": self.cfg.attention_dir != "causal" or self.cfg.n_coda_layers > 0,
+            "past": self.cfg.attention_dir != "causal" or self.cfg.n_coda_layers > 0 or is_hooked,
             "linear_readout": self.cfg.n_coda_layers > 0,
             "generate": True,
             "gate": True,
-            "threads": self.device.type != "cpu" or self.hook_trees.is_hooked or hooked(*self.modules()),
+            "threads": self.device.type != "cpu" or is_hooked,
         }
         return frozenset(name for name in get_args(Capability) if not lost.get(name))
 
@@ -84,29 +85,6 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
     def tokens_per_point(self) -> int:
         """The number of tokens of one example."""
         return int(self.cfg.tokens_per_point)
-
-    def _initialise(self, generator: torch.Generator | None) -> None:
-        """normal(0, initializer_range or 1/√fan_in), output projections divided by √(2 n_layers), biases 0.
-
-        Positions and loops have a standard deviation of 0.02 where none is given, and an embedding, which adds nothing
-        up, has 1.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                std = self.cfg.initializer_range or module.in_features**-0.5
-                nn.init.normal_(module.weight, std=std, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self.cfg.initializer_range or 1.0, generator=generator)
-        for name in ("W_pos", "W_loop"):
-            if hasattr(self, name):
-                nn.init.normal_(getattr(self, name), std=self.cfg.initializer_range or 0.02, generator=generator)
-        with torch.no_grad():
-            for layers in (self.blocks, getattr(self, "prelude", ()), getattr(self, "coda", ())):
-                for block in layers:
-                    for projection in (block.attn.out, block.mlp.fc_out):
-                        projection.weight /= math.sqrt(2 * len(layers))
 
     def forward(
         self,
@@ -251,20 +229,28 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
                 causal, so the earlier tokens do not depend on these and need not be computed again.
         """
         hooks: LoopHooks = self.points(loop)
+        x = self.enter(z, e, loop, 0 if past is None else past[0][0].shape[1])
+        for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
+            x = block(x, block_hooks, None if past is None else past[layer])
+        z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
+        return z_next
+
+    def enter(
+        self, z: Float[Tensor, "batch pos d_model"], e: Float[Tensor, "batch pos d_model"], loop: int, first: int = 0
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that enters the first layer: the state, the input, and the positions from ``first``."""
+        hooks: LoopHooks = self.points(loop)
         z = hooks.hook_z_pre(z)
-        x = hooks.hook_input(self.inject(z, e))
+        x: Tensor = hooks.hook_input(self.inject(z, e))
         if self.cfg.positional_embedding_type == "standard":
-            positions = self.positions(x, 0 if past is None else past[0][0].shape[1])
+            positions = self.positions(x, first)
             if hooked(hooks.hook_pos_embed):
                 positions = positions.clone()  # a hook must not be handed the parameter itself
             x = x + hooks.hook_pos_embed(positions)
         if self.cfg.loop_embedding:
             vector = self.loop_vector(x, loop)
             x = x + hooks.hook_loop_embed(vector.clone() if hooked(hooks.hook_loop_embed) else vector)
-        for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
-            x = block(x, block_hooks, None if past is None else past[layer])
-        z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
-        return z_next
+        return x
 
     def predict(
         self,

@@ -24,6 +24,8 @@ from loopprobe.model.blocks import Past
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
 from loopprobe.model.protocol import LoopedModel
+from loopprobe.model.reading import at_tokens
+from loopprobe.model.resets import Resets
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.measures import Function, Measure, find_measure
@@ -218,6 +220,7 @@ def _from_where_they_differ(
     for loop in range(n_loops):
         masks = at is None or loop == at
         value = replacement(fill, initial, loop).expand_as(initial) if masks else initial
+        resets = Resets(model, value, e, loop) if at is None and any(starts_kept) else None
         past, read = {}, {}
         for kept, z in whole.items():
             whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
@@ -225,12 +228,17 @@ def _from_where_they_differ(
         outputs = []
         for i, (start, kept) in enumerate(zip(first, starts_kept, strict=True)):
             outputs.append(read[kept])
-            if start < e.shape[1]:
+            if start == e.shape[1]:
+                continue
+            before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
+            if kept and resets is not None:
+                only = at_tokens(batch.read_at, start, e.shape[1] - start)
+                changed = model.predict(resets.step(start, before, only), loop=loop, read_at=slice(None))
+            else:
                 z = value[:, start:] if kept and masks else later[i]
-                before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
                 later[i] = model.step(z, e[:, start:], loop, before)
                 changed = model.predict(later[i], e[:, start:], loop, start, batch.read_at)
-                outputs[-1] = torch.cat([read[kept][:, : bisect_left(answers, start)], changed], dim=1)
+            outputs[-1] = torch.cat([read[kept][:, : bisect_left(answers, start)], changed], dim=1)
         yield outputs
 
 

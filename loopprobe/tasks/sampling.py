@@ -8,6 +8,7 @@ import torch
 
 from loopprobe.config.budget import require_prompts
 from loopprobe.config.schema import TaskConfig
+from loopprobe.errors import LoopprobeError
 from loopprobe.tasks.prompts import Prompts
 from loopprobe.tasks.seeds import SHIFTED, held_out_generator
 from loopprobe.tasks.shifts import Shift, find_shift
@@ -41,11 +42,11 @@ def sample(
         shift_generator: generator of the further numbers that the shift draws.
 
     Raises:
-        LoopprobeError: the prompts do not fit into the memory.
+        LoopprobeError: a number is below 1, or the prompts do not fit into the memory.
     """
-    require_prompts(task, n_prompts, n_points, n_dims)
+    active = _active(task, n_prompts, n_points, n_dims, active_dims)
     prompts: Prompts = task.rules.sample(
-        n_prompts, n_points, n_dims, generator, active_dims=active_dims or n_dims, shift=shift,
+        n_prompts, n_points, n_dims, generator, active_dims=active, shift=shift,
         shift_generator=shift_generator,
     )  # fmt: skip
     return dataclasses.replace(prompts, task=task)
@@ -79,9 +80,9 @@ def held_out(
         LoopprobeError: there is no such shift, a number is out of range, or the prompts do not fit into the memory.
     """
     generator = held_out_generator(n_prompts, seed)
-    require_prompts(task, n_prompts, n_points, n_dims)
+    active = _active(task, n_prompts, n_points, n_dims, active_dims)
     prompts: Prompts = task.rules.sample(
-        n_prompts, n_points, n_dims, generator, active_dims=active_dims or n_dims, held_out=True,
+        n_prompts, n_points, n_dims, generator, active_dims=active, held_out=True,
         shift=None if shift is None else find_shift(shift),
         shift_generator=torch.Generator().manual_seed(SHIFTED + seed),
     )  # fmt: skip
@@ -89,3 +90,14 @@ def held_out(
     origin = told | {"held_out_seed": seed, "n_prompts": n_prompts}
     origin |= {} if shift is None else {"shift": shift}
     return dataclasses.replace(prompts, origin=origin, task=task)
+
+
+def _active(task: TaskConfig, n_prompts: int, n_points: int, n_dims: int, active_dims: int | None) -> int:
+    """Return the number of active coordinates; raise LoopprobeError where such prompts cannot be drawn."""
+    for name, number in {"n_prompts": n_prompts, "n_points": n_points, "n_dims": n_dims}.items():
+        if number < 1:
+            raise LoopprobeError(f"{name} ({number}) must be at least 1: raise it")
+    if active_dims is not None and not 1 <= active_dims <= n_dims:
+        raise LoopprobeError(f"active_dims ({active_dims}) must be from 1 to n_dims ({n_dims}): choose another")
+    require_prompts(task, n_prompts, n_points, n_dims)
+    return n_dims if active_dims is None else active_dims
