@@ -307,6 +307,11 @@ def test_prompts_of_one_scale_alone_are_paired(checkpoint):
     assert float(abs(difference(one, same).difference).max()) == 0
     with pytest.raises(LoopprobeError, match=r"divided by 3 in one and by 3\.1 in the other"):
         difference(one, other)
+    answers = [
+        probe("mask", checkpoint, each, n=(3,), loops=2, measure="answer").assign_coords(model=name)
+        for each, name in zip(own[::2], "ac", strict=True)
+    ]
+    assert float(abs(difference(*answers).difference).max()) == 0
 
 
 def test_differences_of_other_prompts_are_refused_however_alike_their_record(checkpoint):

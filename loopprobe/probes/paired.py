@@ -96,7 +96,8 @@ def unpaired(datasets: Sequence[xr.Dataset], quantity: Quantity) -> str:
             names = [unit for _, unit in (measured[0], other)]
         return f"one measures {names[0]} and the other {names[1]}"
     scales = [data.attrs.get("error_scale", first.attrs.get("error_scale")) for data in datasets]
-    if other := next((one for one in scales[1:] if one != scales[0]), None):
+    other = next((one for one in scales[1:] if one != scales[0]), None)
+    if other and first.attrs.get("measure") != "answer":  # which is in the units of labels
         return f"errors are divided by {scales[0]:g} in one and by {other:g} in the other: give Prompts one scale"
     if not all(_share_prompts(first, other) for other in others):
         return "their prompts differ, so take the same number of them and one seed"
