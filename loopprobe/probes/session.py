@@ -22,10 +22,11 @@ def probe(name: str, checkpoint: Subject, prompts: PromptBatch | int = 256, **op
         checkpoint: from ``load_checkpoint`` or ``with_task``, or any other model with its task
             (``store.subject.Subject``).
         prompts: held-out prompts, or how many.
-        options: fields of the probe's configuration, such as ``loops``; ``positions`` may be negative or ``query``. For
-            align, decode and lens also ``training``, prompts to fit on; for patch ``corrupted``, the corrupted prompts;
-            for ablate, attribute, mask and patch ``measure``, a function of outputs and prompts (``probes.measures``);
-            for features ``dictionary``, the dataset of an earlier run.
+        options: fields of the probe's configuration, such as ``loops``, which ``help(PROBES[name].config)`` tells
+            (``from loopprobe.probes.registry import PROBES``); ``positions`` may be negative or ``query``. For align,
+            decode and lens also ``training``, prompts to fit on; for patch ``corrupted``, the corrupted prompts; for
+            ablate, attribute, mask and patch ``measure``, a function of outputs and prompts (``probes.measures``); for
+            features ``dictionary``, the dataset of an earlier run.
 
     Returns:
         The probe's dataset; ``figure(data)`` shows it.
