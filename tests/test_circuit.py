@@ -194,8 +194,9 @@ def test_the_carry_of_the_hand_built_adder_is_found(halves):
     np.testing.assert_allclose(kept.sel(edges=slice(12, None)), 1, atol=1e-6)
     assert (kept.sel(edges=slice(None, 11)) < 0.95).all()
     assert float(data.left.sel(set="ranked", edges=12)) == pytest.approx(0, abs=1e-6)
-    assert "too few" not in sentences.circuit(data)
-    assert sentences.circuit(data.assign(kept=data.kept + 0.5)).endswith("the prompts are too few: give more.")
+    assert "wide" not in sentences.circuit(data)
+    wide = data.assign(kept_low=data.kept - 0.3, kept_high=data.kept + 0.2)
+    assert sentences.circuit(wide).endswith("The interval of what they keep is wide: give more prompts.")
     assert float(data.kept.sel(set="random", edges=12)) == pytest.approx(0, abs=1e-6)
     assert set(np.flatnonzero(abs(data.by_lag).sum(("sender", "lag_receiver")).values > 0)) == {0, 1}
     if halves:

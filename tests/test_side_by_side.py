@@ -92,6 +92,7 @@ def test_no_difference_looks_like_a_dataset(n, checkpoint):
     assert len(paired) * n == len(plain) * (n - 1) > 0
     looks = [{(of[name].line.color, of[name].line.dash) for name in names} for names in (paired, plain)]
     assert not set.intersection(*looks)
+    assert [len(each) for each in looks] == [len(paired), len(plain)], "each its own look"
 
 
 def test_a_difference_is_that_of_every_prompt_and_is_drawn_by_itself(checkpoint):

@@ -161,7 +161,14 @@ class Attention(nn.Module):
         return tuple(point(part) for point, part in zip(points, parts, strict=True))
 
     def forward(self, heads: Heads, hooks: AttentionHooks, past: Past | None = None, only: Only = None) -> Tensor:
-        """Attend to these tokens and, with ``past``, to the keys and values of the tokens before them."""
+        """Attend to these tokens and, with ``past``, to the keys and values of the tokens before them.
+
+        Args:
+            heads: what ``heads`` returns of the tokens at hand.
+            hooks: the points that are passed.
+            past: keys and values of the tokens before.
+            only: the tokens at hand whose result is returned.
+        """
         q, k, v = heads
         if past is not None:
             k, v = _after(past[0], k), _after(past[1], v)

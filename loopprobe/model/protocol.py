@@ -18,7 +18,7 @@ from loopprobe.model.cache import LoopCache
 
 Capability = Literal[
     "causal",  # a token's state depends on no later token
-    "past",  # a LoopedTransformer without hooks: step(…, past=…) goes on behind tokens whose keys and values are known
+    "past",  # a LoopedTransformer, causal, without coda or hooks: step(…, past=…) goes on behind known keys and values
     "pattern",  # attn.hook_pattern exists
     "linear_readout",  # to_state and unembed exist: outputs are an affine map of the state of their token
     "forward_mode",  # step has a forward-mode derivative

@@ -82,8 +82,8 @@ def run(
 ) -> xr.Dataset:
     """Measure the error of the clean run and of every mask, after every loop.
 
-    Where attention is causal, the tokens before the first masked one are those of the clean run, and those before the
-    first kept one those of the run in which all are masked: each mask computes the tokens from there on alone.
+    Where the model supports ``causal`` and ``past``, each mask computes the tokens from the first that it changes on:
+    those before are of the clean run, or of the run in which all are masked.
 
     Returns:
         A dataset with dims ``n``, ``loop`` (iterations done, from 1), ``example`` (the prompt) and ``point``
@@ -213,30 +213,30 @@ def _from_where_they_differ(
     e = model.embed(*model.prepare(*batch.inputs))
     answers = answer_tokens(batch)
     initial = model.initial_state(e)
-    starts_kept = keep[:, 0].tolist()
     first = [int((row != row[0]).int().argmax()) or len(row) for row in keep]  # token from which it is the other way
-    whole = dict.fromkeys({True, *starts_kept}, initial)  # all tokens kept, or all masked
+    starts = list(zip(first, keep[:, 0].tolist(), strict=True))
+    whole = dict.fromkeys({True, *(kept for _, kept in starts)}, initial)  # all tokens kept, or all masked
     later = [initial[:, start:] for start in first]
+    resets_later = at is None and any(kept and start <= answers[-1] for start, kept in starts)
     for loop in range(n_loops):
         masks = at is None or loop == at
         value = replacement(fill, initial, loop).expand_as(initial) if masks else initial
-        resets = Resets(model, value, e, loop) if at is None and any(starts_kept) else None
+        resets = Resets(model, value, e, loop) if resets_later else None
         past, read = {}, {}
         for kept, z in whole.items():
             whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
             read[kept] = model.predict(whole[kept], e, loop, read_at=batch.read_at)
         outputs = []
-        for i, (start, kept) in enumerate(zip(first, starts_kept, strict=True)):
+        for i, (start, kept) in enumerate(starts):
             outputs.append(read[kept])
-            if start == e.shape[1]:
+            if start > answers[-1]:
                 continue
             before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
             if kept and resets is not None:
                 only = at_tokens(batch.read_at, start, e.shape[1] - start)
                 changed = model.predict(resets.step(start, before, only), loop=loop, read_at=slice(None))
             else:
-                z = value[:, start:] if kept and masks else later[i]
-                later[i] = model.step(z, e[:, start:], loop, before)
+                later[i] = model.step(value[:, start:] if kept and masks else later[i], e[:, start:], loop, before)
                 changed = model.predict(later[i], e[:, start:], loop, start, batch.read_at)
             outputs[-1] = torch.cat([read[kept][:, : bisect_left(answers, start)], changed], dim=1)
         yield outputs

@@ -32,6 +32,7 @@ def render(name: str, context: Mapping[str, Any], room: str = "show") -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    environment.globals["plot_config"] = PLOT
     environment.globals["script"] = lambda: Markup(get_plotlyjs())
     return environment.get_template(name).render(context).strip() + "\n"
 

@@ -8,7 +8,7 @@ import xarray as xr
 from loopprobe.show.arrange import edge_name, largest_edges
 from loopprobe.show.tables.common import whole_percent
 
-BEYOND = 0.2  # of shares of a behaviour, which more than a few prompts keep between 0 and 1
+WIDE = 0.4  # of an interval of a share
 ALIKE = 0.9  # cosine of the edges of two loops that do the same
 
 
@@ -27,10 +27,8 @@ def circuit(data: xr.Dataset) -> str:
     """Say how many edges keep the behaviour on other prompts, and from when on the loops do the same."""
     found, name = int(data.attrs["found"]), str(data.model.item())
     here, chance = (data.sel(set=kind, edges=found) for kind in ("ranked", "random"))
-    shares = [float(one) for one in (here.kept, here.left, chance.kept)]
-    few = "" if all(-BEYOND <= share <= 1 + BEYOND for share in shares) else (
-        " Shares this far beyond 0 to 100 % say that the prompts are too few: give more."
-    )  # fmt: skip
+    wide = float(here.kept_high - here.kept_low) > WIDE
+    few = " The interval of what they keep is wide: give more prompts." if wide else ""
     return (
         f"{name}: the best {found:,} of {data.attrs['possible']:,} edges keep {whole_percent(here, 'kept')} of the "
         f"{data.attrs['measure']} on prompts that did not choose them, as many at random "

@@ -64,12 +64,13 @@ def _models(named: Mapping[str, Stamp], shipped: Collection[str]) -> str:
 
 
 def _answered_before(models: Sequence[str]) -> str:
-    """Say whose weights do not ship."""
+    """Say whose weights do not ship, and in which order the models that ship were trained."""
     if not models:
         return ""
     return (
         f" The weights of {', '.join(models)} do not ship: their answers do, each with the digest of the weights, and "
-        "the grids of the study train such models again."
+        "the grids of the study train such models again. Of the seeds that the questions name, those that an undecided "
+        "claim takes were trained first."
     )
 
 
@@ -81,8 +82,7 @@ def _prompts(answers: Mapping[str, Answered]) -> str:
 def _missing(answers: Mapping[str, Answered]) -> str:
     kinds = Counter(map(without_seed, sorted({name for a in answers.values() for name in a.missing})))
     listed = ", ".join(kind if count == 1 else f"{kind} ({count} seeds)" for kind, count in kinds.items())
-    order = "Of the seeds that the questions name, those were trained first that an undecided claim takes."
-    named = f"Named by the questions and not trained yet: {listed}. {order} " if kinds else ""
+    named = f"Named by the questions and not trained yet: {listed}. " if kinds else ""
     return f"{named}Models of the reference's size (20 dimensions, width 256) and language models are in no claim."
 
 

@@ -42,7 +42,7 @@ def sample(
         shift_generator: generator of the further numbers that the shift draws.
 
     Raises:
-        LoopprobeError: a number is below 1, or the prompts do not fit into the memory.
+        LoopprobeError: a number is out of range, or the prompts do not fit into the memory.
     """
     active = _active(task, n_prompts, n_points, n_dims, active_dims)
     prompts: Prompts = task.rules.sample(

@@ -18,8 +18,8 @@ BASELINE_COLOURS = qualitative.Safe  # for things without order; colour-blind re
 SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross")
 SHOWN_TEXTS = 24  # of tokens, which can be read beside one axis
 FEWEST_POWERS, MOST_POWERS = 3, 10  # with a tick each
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-DASHES_OF_DIFFERENCES = ("longdashdot", "2px,3px,8px,3px", "12px,3px", "2px,2px,2px,6px")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "10px,4px,2px,4px,2px,4px")
+DASHES_OF_DIFFERENCES = ("longdashdot", "2px,3px,8px,3px", "12px,3px", "2px,2px,2px,6px", "1px,5px", "18px,3px,4px,3px")
 
 
 def colours(n: int) -> list[str]:
@@ -214,7 +214,8 @@ def finish(figure: go.Figure, title: str) -> go.Figure:
 def _tick_logs(figure: go.Figure) -> None:
     """Set ticks at powers of ten; at 1, 2, 3 and 5 times them where too few powers lie within what is drawn.
 
-    Axes that match one another have the ticks of all that is drawn along them.
+    Axes that match one another have the ticks of all that is drawn along them. Where a single tick would lie within,
+    plotly sets them.
     """
     axes = [axis for axis in (*figure.select_xaxes(), *figure.select_yaxes()) if axis.type == "log"]
     names = {axis.plotly_name.replace("axis", ""): axis for axis in axes}
@@ -224,6 +225,12 @@ def _tick_logs(figure: go.Figure) -> None:
             name = getattr(trace, f"{letter}axis", None) or letter
             if name in names:
                 drawn.setdefault(names[name].matches or name, []).append(_extent(trace, letter))
+    for shape in figure.layout.shapes:
+        for letter in "xy":
+            name = getattr(shape, f"{letter}ref") or letter
+            if name in names:
+                ends = np.array([getattr(shape, f"{letter}0"), getattr(shape, f"{letter}1")], float)
+                drawn.setdefault(names[name].matches or name, []).append(ends)
     for name, axis in names.items():
         if axis.tickvals is None and axis.tickformat is None:
             axis.update(_log_ticks(np.concatenate([*drawn.get(axis.matches or name, []), []])))
@@ -241,7 +248,7 @@ def _extent(trace: Any, letter: str) -> np.ndarray:
 
 
 def _log_ticks(values: np.ndarray) -> dict[str, Any]:
-    logs = np.log10(values[np.isfinite(values) & (values > 0)])
+    logs = np.log10(values[np.isfinite(values) & (values > 0)]).clip(-300, 300)  # powers that float64 holds
     if not logs.size:
         return {"exponentformat": "power", "dtick": 1}
     low, high = math.floor(logs.min()), math.ceil(logs.max())

@@ -125,28 +125,32 @@
   }
 
   function fit() {
-    let changed = false;
+    const fitted = [];
     for (const plot of near) {
       const frame = plot.parentElement, width = Math.min(frame.parentElement.clientWidth || innerWidth - 40, innerWidth);
       const before = wide.get(plot);
-      if (slim.matches ? before?.width === width : !before) continue;
+      if (slim.matches ? Math.abs(before?.width - width) < LETTER : !before) continue;
       let {data, layout} = before ?? plot;
+      const hidden = plot.data.map((trace) => trace.visible === "legendonly");
       wide.delete(plot);
       layout.height ??= plot._fullLayout.height;  // which plotly forgets when the window's size changes
       if (slim.matches) {
         wide.set(plot, {data, layout, width});
         layout = structuredClone(layout);
-        data = data.map((trace) => ({...trace, ...(trace.marker && {marker: {...trace.marker}})}));
-        narrow(data, layout, width);
       }
+      data = data.map((trace, i) => ({  // what the reader has hidden stays so
+        ...trace, ...(trace.marker && {marker: {...trace.marker}}),
+        visible: hidden[i] ? "legendonly" : trace.visible === "legendonly" ? true : trace.visible,
+      }));
+      if (slim.matches) narrow(data, layout, width);
       const own = layout.width && !slim.matches ? `${layout.width}px` : "100%";
       Object.assign(frame.style, {height: `${layout.height}px`, width: own, overflowX: "auto"});
       Object.assign(plot.style, {height: "100%", width: "100%"});
       // Not react, after which what stood beside the panels still takes its room.
-      Plotly.newPlot(plot, {data, layout, frames: plot._transitionData?._frames, config: {responsive: true, displaylogo: false}});
-      changed = true;
+      Plotly.newPlot(plot, {data, layout, frames: plot._transitionData?._frames, config: {{ plot_config | tojson }}});
+      fitted.push(plot);
     }
-    if (changed && typeof paint === "function") paint(dark.matches);  // in the colours of theme.js
+    if (typeof paint === "function") paint(dark.matches, fitted);  // in the colours of theme.js
   }
   const watch = new IntersectionObserver((entries) => {
     for (const {target, isIntersecting} of entries) if (isIntersecting) near.add(target); else near.delete(target);

@@ -12,9 +12,9 @@ function bright(colour, ink) {  // black becomes ink, and dark colours are mixed
 function theme(isDark) {
   return isDark ? {ink: "#e4e8ee", paper: "#14171b", grid: "#3a424c"} : {ink: "#2a3f5f", paper: "#ffffff", grid: "#EBF0F8"};
 }
-function paint(isDark) {  // figures that draw themselves in the colours of the theme are left alone
+function paint(isDark, plots = document.querySelectorAll(".js-plotly-plot:not(.themed)")) {  // others have the theme's colours
   const {ink, paper, grid} = theme(isDark);
-  for (const plot of document.querySelectorAll(".js-plotly-plot:not(.themed)")) {
+  for (const plot of plots) {
     const look = {paper_bgcolor: paper, plot_bgcolor: paper, "font.color": ink, "title.font.color": ink};
     for (const key of Object.keys(plot.layout)) {
       if (/^[xy]axis\d*$/.test(key)) { look[key + ".gridcolor"] = grid; look[key + ".linecolor"] = grid; look[key + ".zerolinecolor"] = grid; }

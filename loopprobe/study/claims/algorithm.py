@@ -32,6 +32,7 @@ from loopprobe.study.claims.evidence import (
 )
 from loopprobe.study.claims.thresholds import EQUAL, FOUND, LOWER, MORE, NO_LESS
 from loopprobe.study.estimates import Estimate, Group, estimate
+from loopprobe.tasks.prompts import FAILURE_LEVEL
 
 FEW = (4, 6, 8)  # fewer examples than dimensions, but enough to find a sparse function
 
@@ -65,12 +66,12 @@ def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
 
 
 def r8_finds_sparse(evidence: Evidence) -> Iterator[Estimate]:
-    """Tell whether what r8_sparse compares knows the task, which Lasso and the best predictor solve from so few."""
+    """Tell whether models of sparse regression know the task, which Lasso and the best predictor solve from so few."""
     sparse = [data for data in answers(evidence, R8_CLASSES) if _is_of(data, "sparse_linear_regression")]
     for kind, seeds in kinds(sparse).items():
-        name = f"ordinary (L {kind.layers})" if kind.loops == 1 else f"looped ({kind})"
+        name = f"ordinary ({kind.of_ordinary})" if kind.loops == 1 else f"looped ({kind})"
         right = 1 - failed(errors_at(seeds, point=FEW[-1]))
-        yield share(f"{name}: prompts with an error of at most 0.1 from {FEW[-1]} examples", right, FOUND)
+        yield share(f"{name}: prompts with an error of at most {FAILURE_LEVEL:g} from {FEW[-1]} examples", right, FOUND)
 
 
 def r8_equal(evidence: Evidence) -> Iterator[Estimate]:

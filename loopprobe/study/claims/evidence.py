@@ -73,10 +73,19 @@ class Kind:
         parts += [f"L {self.layers}"] if self.layers > 1 else []
         parts += ["b grown"] if self.grown else [f"b {self.loops}"]
         parts += [f"T {self.window}"]
-        parts += [f"{self.steps} steps"] if self.steps != TrainConfig.steps else []
+        return ", ".join(parts + self._trained)
+
+    @property
+    def of_ordinary(self) -> str:
+        """The kind of an ordinary transformer, which has layers in place of loops and a window."""
+        return ", ".join([f"L {self.layers}", *self._trained])
+
+    @property
+    def _trained(self) -> list[str]:
+        parts = [f"{self.steps} steps"] if self.steps != TrainConfig.steps else []
         parts += [f"{self.loss} loss"] if self.loss == "log" else []
         parts += [self.optimizer.capitalize()] if self.optimizer != TrainConfig.optimizer else []
-        return ", ".join(parts)
+        return parts
 
 
 def kinds(datasets: Sequence[xr.Dataset]) -> dict[Kind, list[xr.Dataset]]:
