@@ -42,6 +42,7 @@ def test_a_problem_is_that_of_each_prefix(problem):
     torch.testing.assert_close(problem.gradient(w)[0, 5], leaf.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "iterates",
     [

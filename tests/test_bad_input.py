@@ -199,6 +199,7 @@ def test_bad_input_is_refused(place, monkeypatch, capsys, case):
     check(capsys.readouterr().err, ended.value.code, before, contents(place))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["set train=1", "checkpoint nan"])
 def test_bad_input_is_refused_in_a_process_of_its_own(place, case):
     before = contents(place)

@@ -79,6 +79,7 @@ def test_no_page_is_left_out_of_the_site():
         assert f": {page.relative_to(ROOT / 'docs')}\n" in nav + "\n", page
 
 
+@pytest.mark.slow
 def test_what_the_site_writes_into_a_page_and_folds_away_is_markdown():
     hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
     page = hooks["on_page_markdown"]("# A\n\n<!-- run: loopprobe list --markdown -->\n")

@@ -92,6 +92,7 @@ def test_the_spectrum_of_a_loop_is_that_of_its_whole_jacobian_split_by_position(
     assert (by_position.diff(dim=-1) <= 1e-12).all()
 
 
+@pytest.mark.slow
 def test_lyapunov_exponents_of_known_maps():
     chaotic = logistic(torch.tensor([0.3, 0.31, 0.32], dtype=torch.float64)[:, None, None], r=4.0)
     exponents, _ = lyapunov_exponents(chaotic, chaotic.initial, 4000, k=1)

@@ -302,6 +302,7 @@ def test_the_weights_that_ship_read_text_that_they_never_saw_and_better_in_a_loo
     assert often == pytest.approx(thrice, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("modules_in_tmp_path")
 def test_the_perplexity_by_loops_that_the_documentation_shows_is_that_of_the_command():
     """One and four loops are measured again, in full; the other columns are those of the example's own page."""

@@ -44,6 +44,7 @@ def test_what_a_hook_keeps_in_its_point_stays(model, prompts):
     assert model.hook_dict["loops.1.hook_z"].ctx["mean"] == pytest.approx(cache[1, "z"].mean().item())
 
 
+@pytest.mark.slow
 def test_nothing_that_a_call_would_have_to_walk_through_stays_after_a_long_run():
     """What calls cost in seconds is in benchmarks/session.py."""
     model = make_model(torch.float32, n_layers=1)

@@ -26,6 +26,7 @@ def test_a_probe_says_its_tables_findings_and_files(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lr-b20-T10", "s5-b12-T12"])
 def test_show_gives_the_configuration_and_the_errors(name, tmp_path):
     from loopprobe import load_checkpoint

@@ -19,6 +19,7 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
+@pytest.mark.slow
 def test_asking_one_probe_imports_no_other_and_no_statistics_of_scipy():
     loaded = json.loads(run_script(ASK_MASK))
     assert {name for name in NAMES if f"loopprobe.probes.{name}" in loaded} == {"mask"}

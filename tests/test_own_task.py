@@ -258,6 +258,7 @@ def test_probes_of_a_token_task_that_is_read_in_the_middle(file, tmp_path, monke
         patch.check(checkpoint, patch.PatchConfig(corruption="token"), prompts)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_tasks_in_its_workers(file, tmp_path, monkeypatch):
     (tmp_path / "grid.toml").write_text(
         '[[grid]]\n"task.name" = "my_tasks.py:AbsLinear"\n"task.parameters.slope" = [1.0, 2.0]\n'
@@ -279,6 +280,7 @@ def test_a_sweep_trains_tasks_in_its_workers(file, tmp_path, monkeypatch):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_workers_of_a_question_draw_from_the_task(file, tmp_path, monkeypatch):
     for i in range(2):
         train(config(f"train.seed={i}"), tmp_path / f"run{i}")

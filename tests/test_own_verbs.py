@@ -71,6 +71,7 @@ def test_what_a_model_computes_is_part_of_its_identity(tmp_path):
     assert one["source"] != two["source"]
 
 
+@pytest.mark.slow
 def test_other_processes_make_the_same_model_or_say_that_they_cannot(tmp_path):
     names = (MADE, f"{FILE}:seeded")
     prepared = prepare(Question(probe="converge", checkpoints=names, options={"loops": 4, "states": 0}, prompts=4))

@@ -191,6 +191,7 @@ def holds(verb, examples):
     return one_line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [verb for verb in OPTIONS if verb != "fixed-points"])  # it takes the longest
 def test_every_allowed_command_line_gives_an_answer(verb, models, capsys):
     holds(verb, {"mask": 4, "patch": 3, "compare": 3}.get(verb, 1))(models=models, capsys=capsys)

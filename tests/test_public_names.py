@@ -4,6 +4,8 @@ import pickle
 import subprocess
 import sys
 
+import pytest
+
 import loopprobe
 
 SCRIPT = """
@@ -33,6 +35,7 @@ print("good")
 """
 
 
+@pytest.mark.slow
 def test_public_names_are_the_same_objects_in_every_order():
     running = [
         subprocess.Popen([sys.executable, "-c", SCRIPT, order, before], stdout=subprocess.PIPE, text=True)

@@ -67,6 +67,7 @@ def answers(questions, folder="data", **options):
     return answer_saved(saved_questions(questions), Path(folder), **options)
 
 
+@pytest.mark.slow
 def test_answers_ship_for_weights_that_do_not(questions, tmp_path, monkeypatch):
     monkeypatch.setattr("loopprobe.study.shipped.study_folder", lambda: tmp_path / "study")
     whole = answers(questions)["r2_converge"].datasets
@@ -136,6 +137,7 @@ def test_the_page_of_findings_has_every_claim():
     ]
 
 
+@pytest.mark.slow
 def test_answers_are_reused_until_something_changes(questions, monkeypatch):
     first = answers(questions)
     assert first["r2_converge"].missing == ("not-trained",)
@@ -158,6 +160,7 @@ def test_answers_are_reused_until_something_changes(questions, monkeypatch):
     assert answers(questions, quick=True)["r2_converge"].datasets[0].sizes["example"] == 5
 
 
+@pytest.mark.slow
 def test_what_two_questions_ask_of_a_model_is_answered_once(questions, monkeypatch):
     other = (questions / "r2_converge.toml").read_text().replace('"b2", ', "").replace("R2", "R6")
     (questions / "r6_converge.toml").write_text(other)
@@ -193,6 +196,7 @@ def test_what_the_study_asks_in_several_sections_it_asks_alike():
     assert of_layers not in asked.values()
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_answers(questions):
     path = questions / "r1_compare.toml"
     path.write_text(path.read_text().replace("[options]", '[options]\nbaselines = ["tree"]\nbaseline_prompts = 2'))
@@ -206,6 +210,7 @@ def test_processes_give_the_same_answers(questions):
             xr.testing.assert_allclose(one, other)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_ends_the_others(questions, tmp_path):
     (prepared,) = prepare(Question(probe="compare", checkpoints=("runs/b4",), prompts=5))
     broken = dataclasses.replace(prepared, probe="nope")

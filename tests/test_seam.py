@@ -74,6 +74,7 @@ def test_both_models_and_prompts_fill_the_protocols(subject):
     assert make_model().supports == MEANS.keys() - {"generate", "gate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_dataset_is_shown_in_its_own_units_and_survives_a_file(name, answers, tmp_path):
     data = answers[1][name]

@@ -66,6 +66,7 @@ models = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(models)
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 def test_every_model_stands_in_a_panel_whose_title_is_true_of_it(drawn):
@@ -261,6 +262,7 @@ def test_the_mask_figure_says_how_many_n_it_leaves_out():
     assert "6 of 16 n" in " ".join(note.text for note in mask_figure(data).layout.annotations)
 
 
+@pytest.mark.slow
 def test_loops_that_are_named_stand_in_tables_figures_and_files(command, tmp_path):
     one = saved("runs/one")
     for mode, drawn in (

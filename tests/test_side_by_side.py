@@ -232,6 +232,7 @@ def test_a_list_of_one_is_the_figure_and_table_of_the_dataset(name, checkpoint):
     assert lines_of(table([data])) == lines_of(table(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lens", "attention", "align", "decode", "recover", "steer", "exit", "shift", "edges"])
 def test_two_models_stand_in_one_figure_of_every_probe(name, checkpoint):
     options = {
@@ -358,6 +359,7 @@ def test_the_head_with_the_largest_effect_is_named(checkpoint):
     assert f"of all heads head {int(largest.layer)}.{int(largest['head'])} does most" in findings(patched)[0]
 
 
+@pytest.mark.slow
 def test_the_command_line_compares_modes_and_saved_results(command, checkpoint):
     other = other_checkpoint()
     for name, one in (("a", checkpoint), ("b", other)):

@@ -164,6 +164,7 @@ def test_names_tell_every_key_of_a_grid_that_makes_a_difference(tmp_path, comman
     assert all(name in shown for name in configs.values())
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_is_named(tmp_path):
     path = grid(tmp_path / "g.toml", '"model.n_loops" = 2', '"train.loop_window" = 2', '"train.steps" = 3')
     planned = plan(read_grid(path)[0], tmp_path / "out")

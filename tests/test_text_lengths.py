@@ -60,6 +60,7 @@ def same_as_alone(together, i, alone):
     return compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("probe", sorted(OPTIONS.keys() - {"patch"}))
 def test_each_text_is_answered_as_it_is_alone(probe, name, folders, load):

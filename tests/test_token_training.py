@@ -43,6 +43,7 @@ def rows(folder):
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
     [
@@ -148,6 +149,7 @@ def assert_trained_alike(cfgs, folder):
     return lengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=["rotary", "around", "loops told"])
 def test_a_stack_trains_as_each_alone(variant, tmp_path):
     assert_trained_alike([config(*COPY, *variant, f"train.seed={seed}") for seed in range(2)], tmp_path)

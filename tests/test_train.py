@@ -62,6 +62,7 @@ def test_a_run_leaves_a_complete_checkpoint(tmp_path):
     assert (rows(folder)[0]["dims"], rows(folder)[-1]["dims"]) == (2, 3)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error(tmp_path):
     easy = ["model.n_layers=1", "model.n_dims=1", "model.d_model=32", "train.dims=1", "train.points=6"]
     folder = train(

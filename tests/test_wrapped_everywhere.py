@@ -215,6 +215,7 @@ RUN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "name"), RUN)
 def test_every_probe_works_in_half_precision_or_says_that_it_does_not(asked, name, subjects):
     whole, half = subjects[name]
