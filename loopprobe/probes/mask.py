@@ -1,7 +1,6 @@
 """Ablation of the state: the first or last n points are left, the rest is replaced, and the error is measured.
 
-Before every application of the block the state outside the kept points is replaced; the injected input is not
-masked. The models were trained without the mask.
+Before every loop the state outside the kept points is replaced; the injected input stays. No mask was in training.
 """
 
 from __future__ import annotations
@@ -135,13 +134,14 @@ def _measured(
     Float[np.ndarray, "n loop example"], Float[np.ndarray, "n loop point"], Float[np.ndarray, "n example point"]
 ]:
     """Run every mask, and return the errors at the query, their means at every point, and all of the last loop."""
-    chunks = batches(model, prompts, len(counts))
+    causal = {"causal", "past"} <= model.supports
+    outputs_of, run_share = (_from_where_they_differ, 0.5) if causal else (_one_by_one, 1.0)
+    chunks = batches(model, prompts, len(counts), run_share=run_share)
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
     keep = kept_tokens(
         config.mode, counts, prompts.n_tokens, unit=config.unit, invert=config.invert,
         tokens_per_point=prompts.tokens_per_point,
     )  # fmt: skip
-    outputs_of = _from_where_they_differ if {"causal", "past"} <= model.supports else _one_by_one
     errors = np.empty((len(counts), config.loops, prompts.n_prompts), np.float32)
     by_point = np.zeros((len(counts), config.loops, prompts.n_answers))
     at_end = np.empty((len(counts), prompts.n_prompts, prompts.n_answers), np.float32)

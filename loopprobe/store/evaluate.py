@@ -30,7 +30,9 @@ def chunk_size(device: torch.device) -> int:
     return 32 if device.type == "cpu" else 4096
 
 
-def batches(model: LoopedModel, prompts: Any, loops_kept: int = 1, states: bool = False) -> list[Any]:
+def batches(
+    model: LoopedModel, prompts: Any, loops_kept: int = 1, states: bool = False, run_share: float = 1.0
+) -> list[Any]:
     """Split prompts (a ``PromptBatch``) into batches that the processor likes and the memory holds.
 
     Args:
@@ -38,8 +40,9 @@ def batches(model: LoopedModel, prompts: Any, loops_kept: int = 1, states: bool 
         prompts: the prompts.
         loops_kept: how many loops' answers are kept of each batch at once.
         states: whether the states of all these loops are kept too.
+        run_share: the share of the tokens of a prompt that most iterations run.
     """
-    size = chunk_size(model.device)
+    size = int(chunk_size(model.device) / run_share)
     size = min(size, size * TOKENS // max(prompts.n_tokens, TOKENS))
     numbers = prompts.n_answers * model.value_size + (prompts.n_tokens * model.sizes.d_model if states else 0)
     return list(prompts.split(max(1, min(size, NUMBERS // (loops_kept * numbers)))))
