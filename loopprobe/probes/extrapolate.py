@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from pydantic import Field, PositiveInt
 
 from loopprobe.config.schema import TaskConfig
@@ -152,7 +152,7 @@ def _measured(
     return exact, accuracy, error
 
 
-def _enough(task: TaskConfig, lengths: Sequence[int], n_layers: int) -> Float[np.ndarray, " length"]:
+def _enough(task: TaskConfig, lengths: Sequence[int], n_layers: int) -> Real[np.ndarray, " length"]:
     """The fewest loops of so many layers that are as deep as theory says to be enough; NaN where it gives no number."""
     depths = [task.rules.least_depth(length) for length in lengths]
     return np.array([np.nan if depth is None else math.ceil(depth / n_layers) for depth in depths])
