@@ -8,7 +8,6 @@ from test_token_model import TOKENS, VARIANTS, make
 
 from loopprobe.model import blocks
 from loopprobe.model.reading import at_tokens
-from loopprobe.model.resets import Resets
 from loopprobe.probes import mask as probe
 from loopprobe.tasks import held_out
 
@@ -26,7 +25,8 @@ def step_of_a_mask(model, inputs, start, only):
         state = torch.cat([z[:, :start], value[:, start:]], 1)
         whole = model.step(state, e, LOOP)[:, start:]
         read = at_tokens(only, start, e.shape[1] - start)
-        return Resets(model, value, e, LOOP).step(start, past, read), whole[:, read]
+        x, heads = model.enter(value, e, LOOP)
+        return model.leave(x[:, start:], tuple(part[:, start:] for part in heads), LOOP, past, read), whole[:, read]
 
 
 def test_most_variants_step_behind_known_keys():

@@ -274,12 +274,14 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks, past: Past | None = None) -> Tensor:
-        x = hooks.hook_resid_pre(x)
-        return self.add(x, self.heads(x, hooks), hooks, past)
+        return self.add(*self.enter(x, hooks), hooks, past)
 
-    def heads(self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks) -> Heads:
-        """The queries, keys and values of tokens, from their residual streams."""
-        return self.attn.heads(self.ln1(x, hooks.ln1), hooks.attn)
+    def enter(
+        self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Heads]:
+        """The residual streams of tokens, and the queries, keys and values that are made of them."""
+        x = hooks.hook_resid_pre(x)
+        return x, self.attn.heads(self.ln1(x, hooks.ln1), hooks.attn)
 
     def add(
         self,

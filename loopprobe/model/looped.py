@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from loopprobe.config.budget import require, require_model, run_bytes
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.blocks import Block, Past, make_norm
+from loopprobe.model.blocks import Block, Heads, Only, Past, make_norm
 from loopprobe.model.hook_points import LoopHooks, OnceHooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.initial_weights import initialise
@@ -228,20 +228,14 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             past: keys and values of the tokens before, one pair a layer, as they were in this loop: attention is
                 causal, so the earlier tokens do not depend on these and need not be computed again.
         """
-        hooks: LoopHooks = self.points(loop)
-        x = self.enter(z, e, loop, 0 if past is None else past[0][0].shape[1])
-        for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
-            x = block(x, block_hooks, None if past is None else past[layer])
-        z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
-        return z_next
+        return self.leave(*self.enter(z, e, loop, 0 if past is None else past[0][0].shape[1]), loop, past)
 
     def enter(
         self, z: Float[Tensor, "batch pos d_model"], e: Float[Tensor, "batch pos d_model"], loop: int, first: int = 0
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream that enters the first layer: the state, the input, and the positions from ``first``."""
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Heads]:
+        """The first half of ``step``: stream, queries, keys and values at the first layer; z begins at ``first``."""
         hooks: LoopHooks = self.points(loop)
-        z = hooks.hook_z_pre(z)
-        x: Tensor = hooks.hook_input(self.inject(z, e))
+        x = hooks.hook_input(self.inject(hooks.hook_z_pre(z), e))
         if self.cfg.positional_embedding_type == "standard":
             positions = self.positions(x, first)
             if hooked(hooks.hook_pos_embed):
@@ -250,7 +244,28 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         if self.cfg.loop_embedding:
             vector = self.loop_vector(x, loop)
             x = x + hooks.hook_loop_embed(vector.clone() if hooked(hooks.hook_loop_embed) else vector)
-        return x
+        entered: tuple[Tensor, Heads] = self.blocks[0].enter(x, hooks.blocks[0])
+        return entered
+
+    def leave(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        heads: Heads,
+        loop: int,
+        past: Sequence[Past] | None = None,
+        only: Only = None,
+    ) -> Float[Tensor, "batch only d_model"]:
+        """The second half of ``step``: the next states of the tokens that ``enter`` was given.
+
+        With ``only``, those of some of these tokens: the others stop at the keys and values of the last layer.
+        """
+        hooks: LoopHooks = self.points(loop)
+        for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
+            if layer:
+                x, heads = block.enter(x, block_hooks)
+            x = block.add(x, heads, block_hooks, past and past[layer], only if layer == len(self.blocks) - 1 else None)
+        z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
+        return z_next
 
     def predict(
         self,

@@ -24,7 +24,6 @@ from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
 from loopprobe.model.protocol import LoopedModel
 from loopprobe.model.reading import at_tokens
-from loopprobe.model.resets import Resets
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Quantity, Shown
 from loopprobe.probes.measures import Function, Measure, find_measure
@@ -207,9 +206,9 @@ def _one_by_one(
 
 
 def _from_where_they_differ(
-    model: LoopedModel, batch: PromptBatch, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
+    model: Any, batch: PromptBatch, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
 ) -> Iterator[list[Tensor]]:
-    """Yield the same for causal attention: each mask computes the tokens from the first that it changes on."""
+    """Yield the same of a LoopedTransformer: each mask computes the tokens from the first that it changes on."""
     e = model.embed(*model.prepare(*batch.inputs))
     answers = answer_tokens(batch)
     initial = model.initial_state(e)
@@ -221,7 +220,7 @@ def _from_where_they_differ(
     for loop in range(n_loops):
         masks = at is None or loop == at
         value = replacement(fill, initial, loop).expand_as(initial) if masks else initial
-        resets = Resets(model, value, e, loop) if resets_later else None
+        reset = model.enter(value, e, loop) if resets_later else None  # alike for all masks
         past, read = {}, {}
         for kept, z in whole.items():
             whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
@@ -232,9 +231,10 @@ def _from_where_they_differ(
             if start > answers[-1]:
                 continue
             before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
-            if kept and resets is not None:
-                only = at_tokens(batch.read_at, start, e.shape[1] - start)
-                changed = model.predict(resets.step(start, before, only), loop=loop, read_at=slice(None))
+            if kept and reset is not None:
+                x, heads = reset[0][:, start:], tuple(part[:, start:] for part in reset[1])
+                only = at_tokens(batch.read_at, start, x.shape[1])  # the others' states are reset, and never read
+                changed = model.predict(model.leave(x, heads, loop, before, only), loop=loop, read_at=slice(None))
             else:
                 later[i] = model.step(value[:, start:] if kept and masks else later[i], e[:, start:], loop, before)
                 changed = model.predict(later[i], e[:, start:], loop, start, batch.read_at)

@@ -220,25 +220,22 @@ def _tick_logs(figure: go.Figure) -> None:
     axes = [axis for axis in (*figure.select_xaxes(), *figure.select_yaxes()) if axis.type == "log"]
     names = {axis.plotly_name.replace("axis", ""): axis for axis in axes}
     drawn: dict[str, list[np.ndarray]] = {}
-    for trace in figure.data:
+    for part in (*figure.data, *figure.layout.shapes):
         for letter in "xy":
-            name = getattr(trace, f"{letter}axis", None) or letter
+            place = "ref" if isinstance(part, go.layout.Shape) else "axis"
+            name = getattr(part, f"{letter}{place}", None) or letter
             if name in names:
-                drawn.setdefault(names[name].matches or name, []).append(_extent(trace, letter))
-    for shape in figure.layout.shapes:
-        for letter in "xy":
-            name = getattr(shape, f"{letter}ref") or letter
-            if name in names:
-                ends = np.array([getattr(shape, f"{letter}0"), getattr(shape, f"{letter}1")], float)
-                drawn.setdefault(names[name].matches or name, []).append(ends)
+                drawn.setdefault(names[name].matches or name, []).append(_extent(part, letter))
     for name, axis in names.items():
         if axis.tickvals is None and axis.tickformat is None:
             axis.update(_log_ticks(np.concatenate([*drawn.get(axis.matches or name, []), []])))
 
 
-def _extent(trace: Any, letter: str) -> np.ndarray:
-    """Return what a trace draws along an axis, with the ends of its error bars; NaN where it has a gap."""
-    drawn, bars = getattr(trace, letter, None), getattr(trace, f"error_{letter}", None)
+def _extent(part: Any, letter: str) -> np.ndarray:
+    """Return what a trace or shape draws along an axis, with the ends of its error bars; NaN where it has a gap."""
+    if isinstance(part, go.layout.Shape):
+        return np.array([part[f"{letter}0"], part[f"{letter}1"]], float)
+    drawn, bars = getattr(part, letter, None), getattr(part, f"error_{letter}", None)
     values = np.asarray([] if drawn is None else drawn, float)
     if bars is None or bars.array is None:
         return values

@@ -12,7 +12,8 @@ function bright(colour, ink) {  // black becomes ink, and dark colours are mixed
 function theme(isDark) {
   return isDark ? {ink: "#e4e8ee", paper: "#14171b", grid: "#3a424c"} : {ink: "#2a3f5f", paper: "#ffffff", grid: "#EBF0F8"};
 }
-function paint(isDark, plots = document.querySelectorAll(".js-plotly-plot:not(.themed)")) {  // others have the theme's colours
+const unthemed = () => document.querySelectorAll(".js-plotly-plot:not(.themed)");  // others draw themselves in the theme's colours
+function paint(isDark, plots = unthemed()) {
   const {ink, paper, grid} = theme(isDark);
   for (const plot of plots) {
     const look = {paper_bgcolor: paper, plot_bgcolor: paper, "font.color": ink, "title.font.color": ink};
