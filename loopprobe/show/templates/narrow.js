@@ -118,8 +118,8 @@
     const r = 16 + LETTER * longest(beside.map((note) => note.text));
     const menus = layout.updatemenus?.length ? 48 : 0;  // between the title and the panels
     for (const menu of layout.updatemenus ?? []) Object.assign(menu, {x: 0, xanchor: "left", y: 1 + 14 / high, yanchor: "bottom", pad: {}});
-    const text = wrap(layout.title?.text, width - 30), top = 44 + 19 * lines(text) + menus;
-    layout.title = {...layout.title, text, font: {...layout.title?.font, size: 14}, pad: {...layout.title?.pad, t: 34}};  // below the buttons
+    const text = wrap(layout.title?.text, width - 30), top = 52 + 19 * lines(text) + menus;
+    layout.title = {...layout.title, text, font: {...layout.title?.font, size: 14}, pad: {...layout.title?.pad, t: 42}};  // below the buttons
     if (layout.width) layout.width = Math.max(width, layout.width - 90);  // a table of words, which is scrolled
     Object.assign(layout, {margin: {t: top, b: room + 10, l: 56, r}, height: top + high + room + 10});
   }
