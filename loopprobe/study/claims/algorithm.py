@@ -5,7 +5,7 @@ They test the findings of the reference (Yang et al., arXiv 2311.12424).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xarray as xr
@@ -17,6 +17,7 @@ from loopprobe.study.claims.evidence import (
     R8_CLASSES,
     R8_DECODE,
     R8_FOLDS,
+    R8_SPARSE,
     Claim,
     Evidence,
     Kind,
@@ -34,15 +35,16 @@ from loopprobe.study.claims.thresholds import EQUAL, FOUND, LOWER, MORE, NO_LESS
 from loopprobe.study.estimates import Estimate, Group, estimate
 from loopprobe.tasks.prompts import FAILURE_LEVEL
 
+SPARSE = "sparse_linear_regression"
 FEW = (4, 6, 8)  # fewer examples than dimensions, but enough to find a sparse function
 
 
-def _pairs(evidence: Evidence, task: str) -> Iterator[tuple[str, list[xr.Dataset], list[xr.Dataset]]]:
+def _pairs(models: Sequence[xr.Dataset], task: str) -> Iterator[tuple[str, list[xr.Dataset], list[xr.Dataset]]]:
     """Pair each looped model of a task with real labels with the ordinary model of as many training steps.
 
     A model that was trained on smaller prompts than it can read has no pair.
     """
-    real = [data for data in answers(evidence, R8_CLASSES) if _is_of(data, task)]
+    real = [data for data in models if _is_of(data, task)]
     by_kind = kinds(real)
     ordinary: dict[int, tuple[Kind, list[xr.Dataset]]] = {k.steps: (k, d) for k, d in by_kind.items() if k.loops == 1}
     for kind, data in by_kind.items():
@@ -59,7 +61,7 @@ def _is_of(data: xr.Dataset, task: str) -> bool:
 
 
 def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
-    for pair, looped, ordinary in _pairs(evidence, "sparse_linear_regression"):
+    for pair, looped, ordinary in _pairs(answers(evidence, R8_SPARSE), SPARSE):
         for k in FEW:
             a, b = (errors_at(seeds, point=k) for seeds in (looped, ordinary))
             yield ratio(f"error from {k} examples: {pair}", a, b, LOWER)
@@ -67,8 +69,7 @@ def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
 
 def r8_finds_sparse(evidence: Evidence) -> Iterator[Estimate]:
     """Tell whether models of sparse regression know the task, which Lasso and the best predictor solve from so few."""
-    sparse = [data for data in answers(evidence, R8_CLASSES) if _is_of(data, "sparse_linear_regression")]
-    for kind, seeds in kinds(sparse).items():
+    for kind, seeds in kinds(answers(evidence, R8_SPARSE)).items():
         name = f"ordinary ({kind.of_ordinary})" if kind.loops == 1 else f"looped ({kind})"
         right = 1 - failed(errors_at(seeds, point=FEW[-1]))
         yield share(f"{name}: prompts with an error of at most {FAILURE_LEVEL:g} from {FEW[-1]} examples", right, FOUND)
@@ -76,7 +77,7 @@ def r8_finds_sparse(evidence: Evidence) -> Iterator[Estimate]:
 
 def r8_equal(evidence: Evidence) -> Iterator[Estimate]:
     for task in ("linear_regression", "relu_network"):
-        for pair, looped, ordinary in _pairs(evidence, task):
+        for pair, looped, ordinary in _pairs(answers(evidence, R8_CLASSES), task):
             yield ratio(f"error at the query: {pair}", at_query(looped), at_query(ordinary), EQUAL)
 
 

@@ -22,8 +22,8 @@ Claim = tuple[str, str, Callable[[Evidence], Iterator[Estimate]]]
 # The saved questions that claims read, by the names of their files.
 R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge"
 R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
-R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE = "r8_classes", "r8_decode", "r8_folds", "r9_converge"
-R2_RECIPES = "r2_recipes"
+R8_CLASSES, R8_SPARSE, R8_DECODE, R8_FOLDS = "r8_classes", "r8_sparse", "r8_decode", "r8_folds"
+R2_RECIPES, R9_CONVERGE = "r2_recipes", "r9_converge"
 R10_LENGTH, R11_LOOPS, R12_RESULTS, R13_FAILURES = "r10_length", "r11_loops", "r12_results", "r13_failures"
 R14_REGRESSION, R14_TOKENS = "r14_regression", "r14_tokens"
 # The same questions of models that were trained by the study's own recipe.
@@ -34,7 +34,7 @@ CONTROLS = {
 QUESTIONS = (
     *CONTROLS.values(),
     R1_COMPARE, R2_CONVERGE, R2_RECIPES, R3_CONVERGE, R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES,
-    R8_CLASSES, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS, R13_FAILURES,
+    R8_CLASSES, R8_SPARSE, R8_DECODE, R8_FOLDS, R9_CONVERGE, R10_LENGTH, R11_LOOPS, R12_RESULTS, R13_FAILURES,
     R14_REGRESSION, R14_TOKENS,
 )  # fmt: skip
 Seeds = xr.DataArray  # [seed, example] or [seed, example, part], with the model of every seed as its coordinate
