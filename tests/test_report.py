@@ -94,6 +94,20 @@ def test_answers_ship_for_weights_that_do_not(questions, tmp_path, monkeypatch):
     assert (again().shipped, again().missing) == ((), ("not-trained",))  # a model that is here is asked itself
 
 
+def test_a_quick_question_asks_the_first_seeds_of_every_kind(questions):
+    path = questions / "r2_converge.toml"
+    models = '["b4-s1", "b2", "b4", "runs/b4-s3", "runs/b4-s2", "b4-s2", "b2-s10"]'
+    text = path.read_text().replace('["b2", "b4", "b4-s1", "not-trained"]', models)
+    path.write_text(f"{text}seeds = 2\n")
+    saved = read_saved(path)
+    assert saved.question().checkpoints == saved.checkpoints
+    assert saved.question(quick=True).checkpoints == ("b4-s1", "b2", "b4", "runs/b4-s3", "runs/b4-s2", "b2-s10")
+    for wrong in ("0", "-1", "1.5", '"2"', "true"):
+        path.write_text(f"{text}seeds = {wrong}\n")
+        with pytest.raises(LoopprobeError, match=r"seeds of a quick run .* must be a whole number from 1 on"):
+            read_saved(path).question(quick=True)
+
+
 def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     decided = write_report(answers(questions), tmp_path)
     assert [verdict.claim for verdict in decided] == [claim for _, claim, _ in CLAIMS]

@@ -19,7 +19,7 @@ import xarray as xr
 from pydantic import Field
 
 from loopprobe._version import __version__
-from loopprobe.config.schema import kind_of
+from loopprobe.config.schema import kind_of, without_seed
 from loopprobe.config.sources import read_toml
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
@@ -45,7 +45,8 @@ class Saved(Question):
         title, asks: the title and the question in words, for the reader.
         checkpoints: the checkpoints that the probe runs on.
         by: what makes a panel of its figure (``figures.panels``).
-        quick: the options and ``prompts`` that replace the others in a quick run.
+        quick: the options and ``prompts`` that replace the others in a quick run, and of how many ``seeds`` of every
+            kind of model it asks, the first ones by name.
     """
 
     section: str
@@ -56,11 +57,26 @@ class Saved(Question):
     quick: dict[str, Any] = Field(default_factory=dict)
 
     def question(self, quick: bool = False) -> Question:
-        """Return the question, or its quick form."""
+        """Return the question, or its quick form.
+
+        Raises:
+            LoopprobeError: an option of the quick form is unknown or no value of its kind.
+        """
         changed = dict(self.quick) if quick else {}
-        prompts = changed.pop("prompts", self.prompts)
+        prompts, checkpoints = changed.pop("prompts", self.prompts), self.checkpoints
+        if (seeds := changed.pop("seeds", None)) is not None:
+            checkpoints = _first_seeds(checkpoints, seeds)
         tree = {field.name: getattr(self, field.name) for field in dataclasses.fields(Question)}
-        return build(Question, tree | {"options": self.options | changed, "prompts": prompts})
+        changed = {"options": self.options | changed, "prompts": prompts, "checkpoints": checkpoints}
+        return build(Question, tree | changed)
+
+
+def _first_seeds(checkpoints: Sequence[str], seeds: int) -> tuple[str, ...]:
+    """Return the checkpoints of which fewer than so many before them differ in their seed alone."""
+    if type(seeds) is not int or seeds < 1:  # a boolean is none
+        raise LoopprobeError(f"seeds of a quick run ({seeds!r}) must be a whole number from 1 on")
+    kinds = [without_seed(name) for name in checkpoints]
+    return tuple(name for i, name in enumerate(checkpoints) if kinds[:i].count(kinds[i]) < seeds)
 
 
 def read_saved(path: Path) -> Saved:
