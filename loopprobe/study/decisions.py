@@ -115,6 +115,7 @@ def would_take(found: Parts) -> str:
     for parts_then, and_more in ((found, ""), (found.without_prompts(), " and more prompts")):
         for seeds in range(2, MOST_SEEDS + 1):
             if parts_then.with_seeds(seeds).outcome != "undecided":
-                needed = f"{seeds} seeds of every kind of model{and_more} would"
-                return f"{needed} decide it" if and_more else f"more prompts would not decide it, {needed}"
+                alone = " alone" if and_more else ""
+                needed = f"{seeds} seeds of every kind of model{and_more}"
+                return f"more prompts{alone} would not decide it, {needed} would"
     return f"neither more prompts nor {MOST_SEEDS} seeds would decide it: an estimate is too near the end of its range"
