@@ -38,6 +38,7 @@ KINDS = ("lr-b5-T5", "lr-b10-T10", "lr-b20-T10", "lr-b20-T20")
 FAR = 100
 SAMPLES = (64, 320, 1280)
 LOOKS = (5, 7)  # seeds
+TAILS = ("normal", "t3")  # of what seeds scatter by
 Population = Float[ndarray, "seed end example"]  # ends: the loops of training, and FAR
 
 
@@ -129,7 +130,7 @@ def truths(simulation: Simulation, generator: np.random.Generator) -> dict[str, 
 
 def of_claims(found: dict[str, Population], draws: int) -> Iterator[dict[str, Any]]:
     """Coverage of all intervals of a claim at once."""
-    for tails in ("normal", "t3"):
+    for tails in TAILS:
         simulation = Simulation(found, tails)
         generator = np.random.default_rng(1)
         true = truths(simulation, generator)
@@ -151,7 +152,7 @@ def of_claims(found: dict[str, Population], draws: int) -> Iterator[dict[str, An
 def of_looks(found: dict[str, Population], draws: int) -> Iterator[dict[str, Any]]:
     """How often the mean over findings is decided whose truth is the threshold, at one look and at either of two."""
     first, second = LOOKS
-    for tails in ("normal", "t3"):
+    for tails in TAILS:
         simulation = Simulation(found, tails)
         generator = np.random.default_rng(2)
         true = truths(simulation, generator)

@@ -642,13 +642,14 @@ def test_sparse_regression_is_decided_by_the_ratio_with_few_examples(level, stat
     sparse = "sparse_linear_regression"
     models = [compared("ordinary", sparse, 1, 1.0)]
     models += [compared("looped", sparse, 20, level)] if level else []
+    models += [compared("signs", sparse, 20, 0.1, labels="sign")]
     assert verdict_of("looped is better than ordinary on sparse", {"r8_sparse": models}).status == status
 
 
 @pytest.mark.parametrize(("level", "status"), [(0.01, "supported"), (0.1, "contradicted"), (0.04, "undecided")])
 def test_sparse_functions_are_found_where_nine_of_ten_prompts_do_not_fail(level, status):
     sparse = "sparse_linear_regression"  # of an exponential 1 - exp(-0.1 / level) is below a failure
-    models = [compared("looped", sparse, 20, level)]
+    models = [compared("looped", sparse, 20, level), compared("other", "linear_regression", 20, 1.0)]
     verdict = verdict_of("models find them from fewer examples", {"r8_sparse": flat(models)})
     assert verdict.status == status
     [finding] = verdict.findings

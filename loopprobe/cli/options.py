@@ -53,7 +53,7 @@ Ckpt = Annotated[
 ]
 Prompts = Annotated[int, typer.Option(help="Held-out prompts.")]
 Seed = Annotated[int, typer.Option(help="Seed of the held-out prompts.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Fewer prompts and options, as the questions say.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer prompts, seeds and options, as the questions say.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best that is here.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; by default a new one under results/.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Empty the output folder first if it exists.")]

@@ -21,9 +21,10 @@ support it (as all must, this takes no correction for their number) and no findi
 looked at by wider intervals that hold together with 95 %. A claim is mixed when something supports and something
 contradicts it, contradicted when something does and nothing supports it, and else undecided. What is claimed has
 thresholds, which are below with their reasons; the table of claims says which verdicts would be others if each were
-half or twice as far from no effect. Claims of R2, R8 and R14 that the planned seeds left undecided, five (in R8 three),
-were looked at once more with two more of every kind that decides them; of p-hop with one more, since the other has not
-learnt the task. A look is wrong on one side of a threshold with 2.5 %, so both together are with at most 5 %."""
+half or twice as far from no effect. Where the planned seeds, five or in R8 three, left a claim of R2, R8 or R14
+undecided, the full run looks at it once more, with up to two further seeds of every kind that decides it; of the two of
+p-hop one has not learnt the task and is left out. A look is wrong on one side of a threshold with 2.5 %, so both
+together are with at most 5 %."""
 
 
 def stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:

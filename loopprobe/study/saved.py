@@ -46,7 +46,7 @@ class Saved(Question):
         checkpoints: the checkpoints that the probe runs on.
         by: what makes a panel of its figure (``figures.panels``).
         quick: the options and ``prompts`` that replace the others in a quick run, and of how many ``seeds`` of every
-            kind of model it asks, the first ones by name.
+            kind of model it asks, the first of the list.
     """
 
     section: str
@@ -60,14 +60,13 @@ class Saved(Question):
         """Return the question, or its quick form.
 
         Raises:
-            LoopprobeError: an option of the quick form is unknown or no value of its kind.
+            LoopprobeError: the prompts or the seeds of the quick form are no whole number from 1 on.
         """
-        changed = dict(self.quick) if quick else {}
-        prompts, checkpoints = changed.pop("prompts", self.prompts), self.checkpoints
-        if (seeds := changed.pop("seeds", None)) is not None:
-            checkpoints = _first_seeds(checkpoints, seeds)
+        options = dict(self.quick) if quick else {}
+        prompts, seeds = options.pop("prompts", self.prompts), options.pop("seeds", None)
+        checkpoints = self.checkpoints if seeds is None else _first_seeds(self.checkpoints, seeds)
+        changed = {"options": self.options | options, "prompts": prompts, "checkpoints": checkpoints}
         tree = {field.name: getattr(self, field.name) for field in dataclasses.fields(Question)}
-        changed = {"options": self.options | changed, "prompts": prompts, "checkpoints": checkpoints}
         return build(Question, tree | changed)
 
 

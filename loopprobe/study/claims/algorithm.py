@@ -69,7 +69,8 @@ def r8_sparse(evidence: Evidence) -> Iterator[Estimate]:
 
 def r8_finds_sparse(evidence: Evidence) -> Iterator[Estimate]:
     """Tell whether models of sparse regression know the task, which Lasso and the best predictor solve from so few."""
-    for kind, seeds in kinds(answers(evidence, R8_SPARSE)).items():
+    sparse = [data for data in answers(evidence, R8_SPARSE) if _is_of(data, SPARSE)]
+    for kind, seeds in kinds(sparse).items():
         name = f"ordinary ({kind.of_ordinary})" if kind.loops == 1 else f"looped ({kind})"
         right = 1 - failed(errors_at(seeds, point=FEW[-1]))
         yield share(f"{name}: prompts with an error of at most {FAILURE_LEVEL:g} from {FEW[-1]} examples", right, FOUND)
