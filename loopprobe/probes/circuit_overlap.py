@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ class Found:
     circuit: Circuit
     half: int = 0
 
+    @functools.cached_property
     def resampled(self) -> Bool[ndarray, "resample from_loop sender to_loop receiver"]:
         """The best edges, as many as were found, on resampled prompts; exact effects move as their estimates do."""
         names = [("moved", "total", "exact"), ("other_moved", "measured_total", "other_exact")]
@@ -157,7 +159,7 @@ def _compared(one: Found, other: Found, matched: bool) -> tuple[str, str, float,
     value = jaccard(one.circuit, reordered(other.circuit, order))
     half = float("nan")
     if min(one.data.sizes["example"], other.data.sizes["example"]) > 1:
-        several = zip(one.resampled(), reordered(other.resampled(), order), strict=True)
+        several = zip(one.resampled, reordered(other.resampled, order), strict=True)
         half = SURE * float(np.std([jaccard(*pair) for pair in several]))
     possible, chance = np.flatnonzero(one.data.share.notnull().values), []
     for _ in range(DRAWS):

@@ -27,7 +27,7 @@ NUMBERS = 2**28  # of answers that are kept at once: 1 GB in float32
 
 def chunk_size(device: torch.device) -> int:
     """Return the number of prompts to run at once; on a CPU a larger batch leaves the cache and is slower."""
-    return 32 if device.type == "cpu" else 4096
+    return 24 if device.type == "cpu" else 4096
 
 
 def batches(
