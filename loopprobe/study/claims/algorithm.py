@@ -116,6 +116,8 @@ def r8_with_loops(evidence: Evidence) -> Iterator[Estimate]:
 
 def r8_peak(evidence: Evidence) -> Iterator[Estimate]:
     for data, network, target, squared, spread in _decoded(evidence, looped=False):
+        if len(squared) < 3:  # asked so, there is no layer between the first and the last
+            continue
         middle = squared[1:-1][np.argmin(squared[1:-1].sum(1))]
         for name, end in (("first", squared[0]), ("last", squared[-1])):
             what = f"{data.model.item()}, network {network}, R² of {target}: best middle layer minus {name}"
