@@ -33,6 +33,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "wrapped": {"cpu": []},
     "session": {"cpu": []},
     "sweep": {"cpu": []},
+    "report": {"cpu": []},
     "baselines": {"cpu": []},
     "intervals": {"cpu": []},
     "roofline": {"cpu": []},
