@@ -36,6 +36,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "report": {"cpu": []},
     "baselines": {"cpu": []},
     "intervals": {"cpu": []},
+    "layer": {"cpu": []},
     "roofline": {"cpu": []},
 }
 HEAD = """# Benchmarks

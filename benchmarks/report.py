@@ -2,8 +2,8 @@
 
     python benchmarks/report.py           # half an hour on two free cores
 
-The full report answers hundreds of questions in hours. So one answer is timed for every question, task, number of layers
-and recipe, two answers side by side as in a report, and counted for all models of its kind; an answer that several
+The full report answers hundreds of questions in hours. So one answer is timed for every question, task and number of
+layers, two answers side by side as in a report, and counted for all models of its kind; an answer that several
 questions share is counted once. What comes before the answers and after them (the claims, figures and the page) is not
 in it. The goal is two hours.
 """
