@@ -252,6 +252,22 @@ def test_what_a_hook_returns_must_stand_in_for_the_activation(value, message, mo
         model(*prompts)
 
 
+@pytest.mark.parametrize("name", ["run_loops", "step", "embed", "predict"])
+def test_a_model_with_one_compiled_method_sees_hooks_that_are_attached_later(name, prompts):
+    torch._dynamo.reset()
+    model = make_model(torch.float32, n_layers=2)
+    xs, ys = prompts.xs.float(), prompts.ys.float()
+    point = {"embed": "hook_embed", "predict": "hook_readout"}.get(name, "blocks.1.attn.hook_pattern")
+    hooks = {"fwd_hooks": [(point, lambda x, hook: 0.5 * x)]}
+    with torch.no_grad():
+        plain, changed = model(xs, ys, 2), model.run_with_hooks(xs, ys, 2, **hooks)
+        setattr(model, name, torch.compile(getattr(model, name), backend="eager"))
+        for _ in range(2):  # with hooks after a run without, and without after one with hooks
+            torch.testing.assert_close(model(xs, ys, 2), plain, atol=1e-5, rtol=0)
+            torch.testing.assert_close(model.run_with_hooks(xs, ys, 2, **hooks), changed, atol=1e-5, rtol=0)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+
+
 def test_a_compiled_model_sees_hooks_that_are_attached_later(prompts):
     torch._dynamo.reset()
     model = make_model(torch.float32, n_layers=1)

@@ -9,8 +9,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import lru_cache, wraps
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
 
 Direction = Literal["fwd", "bwd"]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _NAME = re.compile(r"(?:loops\.(?P<loop>\d+)\.)?(?P<local>(?:blocks\.(?P<layer>\d+)\.)?.*)")
 
@@ -169,6 +171,19 @@ def hooked(*points: nn.Module) -> bool:
         point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks
         for point in points
     )
+
+
+def eager_with_hooks(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Make a method of a model leave a compiled run while the model has hooks, which the compiled one would not see."""
+
+    @wraps(method)
+    def call(model: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        run = method
+        if model.hook_trees.busy and torch.compiler.is_compiling():
+            run = torch.compiler.disable(method)
+        return run(model, *args, **kwargs)
+
+    return call
 
 
 # What a layer and the model are handed: plain objects that hold points, so that a loop in which nobody hooks anything

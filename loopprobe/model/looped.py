@@ -23,7 +23,7 @@ from loopprobe.config.budget import require, require_model, run_bytes
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.blocks import Block, Heads, Only, Past, make_norm
-from loopprobe.model.hook_points import LoopHooks, OnceHooks, hooked
+from loopprobe.model.hook_points import LoopHooks, OnceHooks, eager_with_hooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.initial_weights import initialise
 from loopprobe.model.lens_options import refuse_options
@@ -126,11 +126,9 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             return self._state_before(inputs, stop_at_loop, n_loops)
         self.check_loops(n_loops, keep_loops, grad_loops)
         self.require_memory(inputs, n_loops if keep_loops is None else keep_loops)
-        run = self.run_loops
-        if self.hook_trees.busy and torch.compiler.is_compiling():
-            run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # a compiled run would not see the hooks
-        return run(*inputs, n_loops=n_loops, keep_loops=keep_loops, grad_loops=grad_loops, read_at=read_at)
+        return self.run_loops(*inputs, n_loops=n_loops, keep_loops=keep_loops, grad_loops=grad_loops, read_at=read_at)
 
+    @eager_with_hooks
     def run_loops(
         self,
         *inputs: Tensor,
@@ -178,6 +176,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
                 z = self.step(z, e, now)
         return z
 
+    @eager_with_hooks
     def embed(self, *inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """The injected input e: x and y tokens interleaved and read in, or tokens embedded, then the prelude."""
         hooks: OnceHooks = self.points(None)
@@ -212,6 +211,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         """The embedding of a loop at every token; loops beyond those of the training have that of the last."""
         return self.W_loop[min(loop, self.cfg.n_loops - 1)].expand_as(x)
 
+    @eager_with_hooks
     def step(
         self,
         z: Float[Tensor, "batch pos d_model"],
@@ -267,6 +267,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
         return z_next
 
+    @eager_with_hooks
     def predict(
         self,
         z: Float[Tensor, "batch pos d_model"],
