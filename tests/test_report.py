@@ -21,7 +21,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import read_dataset
 from loopprobe.probes.questions import Question, answer, as_answered, prepare
 from loopprobe.store.checkpoint import Checkpoint, load_checkpoint, save
-from loopprobe.study.claims import CLAIMS
+from loopprobe.study.claims import CLAIMS, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS
 from loopprobe.study.report import write_report
 from loopprobe.study.saved import answer_saved, read_saved, saved_questions
@@ -208,6 +208,22 @@ def test_what_the_study_asks_in_several_sections_it_asks_alike():
     of_layers = asked.pop(("R6", False))  # of fewer prompts: its models have up to four layers
     assert len(set(asked.values())) == 2
     assert of_layers not in asked.values()
+
+
+def test_answers_without_what_a_claim_reads_are_told_in_one_line(questions):
+    path = questions / "r4_last_n.toml"
+    text = path.read_text()
+    path.write_text(text.replace("loops = 8", "loops = 3"))  # fewer than b
+
+    def judged():
+        return verdicts({name: answered.datasets for name, answered in answers(questions).items()}, ["R4"])
+
+    with pytest.raises(
+        LoopprobeError, match=r"the claim '.*' \(R4\) cannot be judged .*: ask r4_last_n with the study"
+    ):
+        judged()
+    path.write_text(text.replace("[0, 2, 4, 6]", "[2]"))  # of one n there is no correlation
+    assert [len(verdict.findings) for verdict in judged()] == [0, 0]
 
 
 @pytest.mark.slow

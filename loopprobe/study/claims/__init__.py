@@ -67,12 +67,16 @@ def questions_of(sections: Collection[str]) -> set[str]:
     Raises:
         LoopprobeError: there is no such section.
     """
+    controls = [(claim, of_control) for claim in claims_of(sections) for of_control in (False, claim in CONTROLLED)]
+    return set().union(*(_read_by(claim, of_control) for claim, of_control in controls))
+
+
+def _read_by(claim: Claim, of_control: bool) -> list[str]:
+    """Return the names of the questions that a claim reads."""
     read: dict[str, tuple[()]] = {}
-    for claim in claims_of(sections):
-        for of_control in (False, True) if claim in CONTROLLED else (False,):
-            while (missing := _missing(claim, read, of_control)) is not None:
-                read[missing] = ()
-    return set(read)
+    while (missing := _missing(claim, read, of_control)) is not None:
+        read[missing] = ()
+    return list(read)
 
 
 def _missing(claim: Claim, evidence: Evidence, of_control: bool) -> str | None:
@@ -86,14 +90,19 @@ def _missing(claim: Claim, evidence: Evidence, of_control: bool) -> str | None:
 
 def _estimates(claim: Claim, evidence: Evidence, of_control: bool = False) -> list[Estimate]:
     """Return the estimates of one claim, of our models or of those of the study's own recipe."""
+    section, words, _ = claim
     try:
         return _decide(claim, evidence, of_control)
     except MissingQuestionError as error:
-        section, words, _ = claim
         raise LoopprobeError(
             f"the claim {words!r} ({section}) reads the question {error.args[0]!r}, which is not among "
             f"{', '.join(evidence)}: restore its file, give it this name again, or name the sections to judge"
         ) from None
+    except (AttributeError, LookupError, ValueError) as error:  # of options under which an answer has not what it reads
+        raise LoopprobeError(
+            f"the claim {words!r} ({section}) cannot be judged by these answers ({type(error).__name__}: {error}): "
+            f"ask {', '.join(_read_by(claim, of_control))} with the study's options, or name the sections to judge"
+        ) from error
 
 
 def _decide(claim: Claim, evidence: Evidence, of_control: bool) -> list[Estimate]:

@@ -161,6 +161,8 @@ def _masks(evidence: Evidence, name: str) -> dict[Kind, list[xr.Dataset]]:
 
 def _grows(evidence: Evidence, name: str) -> Iterator[Estimate]:
     for kind, data in _masks(evidence, name).items():
+        if data[0].sizes["n"] < 2:
+            continue
         errors = of_seeds(data, (d.error.sel(loop=kind.loops).transpose("example", "n") for d in data))
         ranks = data[0].n.values.argsort().argsort()
 
