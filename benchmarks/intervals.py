@@ -227,15 +227,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     errors = populations(args.prompts)
-    jobs = [("looks", args.draws, t) for t in TAILS] + [("claims", args.draws, t) for t in TAILS]
+    jobs = [("models", 5 * args.draws), *((what, args.draws, t) for what in ("looks", "claims") for t in TAILS)]
     found: dict[str, Any] = {
         "machine": provenance("cpu", torch.float32),
         "seeds": {kind: len(population) for kind, population in errors.items()},
     }
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = [
-            (what, pool.submit(measured, what, errors, *rest)) for what, *rest in [("models", 5 * args.draws), *jobs]
-        ]
+        parts = [(what, pool.submit(measured, what, errors, *rest)) for what, *rest in jobs]
         for what, rows in parts:
             found[what] = [*found.get(what, ()), *rows.result()]
     print(page(found))

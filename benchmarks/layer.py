@@ -25,10 +25,11 @@ from torch.utils.checkpoint import checkpoint
 
 from loopprobe import load_checkpoint
 from loopprobe.model.blocks import gelu_new
+from loopprobe.store.evaluate import chunk_size
 from loopprobe.support.provenance import provenance
 
 TURNS = 48
-PROMPTS = {False: 24, True: 64}  # with gradient or without
+PROMPTS = {False: chunk_size(torch.device("cpu")), True: 64}  # without gradient, as evaluation has them, and with
 Step = Callable[[Tensor, Tensor], Tensor]
 
 

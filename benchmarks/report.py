@@ -23,7 +23,6 @@ import torch
 from common import table, write
 
 from loopprobe import load_checkpoint
-from loopprobe.probes.dataset import asked
 from loopprobe.probes.questions import Prepared, prepare
 from loopprobe.probes.registry import PROBES
 from loopprobe.store.shipped import names
@@ -42,8 +41,7 @@ def kinds(quick: bool) -> dict[tuple[Any, ...], list[Prepared]]:
         question = saved.question(quick)
         here = tuple(model for model in question.checkpoints if model in shipped)
         for p in prepare(dataclasses.replace(question, checkpoints=here), "cpu", load):
-            once = json.dumps(asked(p.probe, p.checkpoint, p.prompts, p.config) | {"model": p.checkpoint.label})
-            if once not in seen:
+            if (once := json.dumps(p.asked)) not in seen:
                 seen.add(once)
                 model, task = p.checkpoint.config.model, p.checkpoint.config.task
                 found.setdefault((name, task.name, model.n_layers, model.n_loops > 1), []).append(p)

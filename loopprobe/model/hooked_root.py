@@ -61,7 +61,7 @@ class LoopedRootModule(ShownModel, HookedRootModule):
 
     def points(self, loop: int | None) -> Any:
         """Return the points that are passed in a loop (LoopHooks), or before the first (None: OnceHooks)."""
-        if torch.compiler.is_compiling():  # with hooks attached nothing is compiled, see ``forward``
+        if torch.compiler.is_compiling():  # with hooks attached nothing is compiled, see ``eager_with_hooks``
             return self.hook_trees.idle_once if loop is None else self.hook_trees.idle
         return self.hook_trees.at(loop)
 

@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt
 from loopprobe.config.budget import require
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import unique_labels
+from loopprobe.probes.dataset import asked, unique_labels
 from loopprobe.probes.declaration import Probe
 from loopprobe.probes.registry import PROBES, find_probe
 from loopprobe.store.checkpoint import DEFAULT, find, load_checkpoint
@@ -68,6 +68,11 @@ class Prepared:
     config: Any
     prompts: PromptBatch
     given: dict[str, Any] = dataclasses.field(default_factory=dict)  # keyword arguments of run, see ``Probe.given``
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What is asked of which model; where it is equal, one answer serves."""
+        return asked(self.probe, self.checkpoint, self.prompts, self.config) | {"model": self.checkpoint.label}
 
 
 def configured(name: str, options: dict[str, Any]) -> tuple[Probe, Any]:

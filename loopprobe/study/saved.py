@@ -23,7 +23,7 @@ from loopprobe.config.schema import kind_of, without_seed
 from loopprobe.config.sources import read_toml
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.probes.dataset import asked, read_dataset, read_stamp, write_dataset
+from loopprobe.probes.dataset import read_dataset, read_stamp, write_dataset
 from loopprobe.probes.questions import Prepared, Question, as_answered, prepare
 from loopprobe.probes.registry import PROBES
 from loopprobe.store.checkpoint import load_checkpoint
@@ -165,7 +165,7 @@ def answer_saved(
         asks: dict[Path, dict[str, str]] = {}
         places: dict[str, list[Path]] = {}  # of one answer, which several questions may ask for
         for path, p in progress("answers to reuse")(everything.items()):
-            asks[path] = asked(p.probe, p.checkpoint, p.prompts, p.config) | {"model": p.checkpoint.label}
+            asks[path] = p.asked
             places.setdefault(json.dumps(asks[path]), []).append(path)
             if (data := _reusable(path, asks[path])) is not None:
                 answers[path] = data

@@ -67,7 +67,7 @@ def questions_of(sections: Collection[str]) -> set[str]:
     Raises:
         LoopprobeError: there is no such section.
     """
-    controls = [(claim, of_control) for claim in claims_of(sections) for of_control in (False, claim in CONTROLLED)]
+    controls = [(claim, of_control) for claim in claims_of(sections) for of_control in {False, claim in CONTROLLED}]
     return set().union(*(_read_by(claim, of_control) for claim, of_control in controls))
 
 
