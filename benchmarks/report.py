@@ -77,7 +77,7 @@ def page(found: dict[str, Any]) -> str:
         rows = found[form]
         total = {name: sum(row[name] for row in rows) for name in ("answers", "timed", "seconds")}
         cells = [
-            (row["question"], row["answers"], row["timed"], f"{row['seconds'] / 60 / WORKERS:.1f}")
+            (row["question"], row["answers"], row["timed"], f"{row['seconds'] / 60 / WORKERS:.2f}")
             for row in [*rows, {"question": "all", **total}]
         ]
         parts.append(table((f"{form} report", "answers", "of them timed", "minutes on two cores"), cells))
