@@ -10,7 +10,7 @@ from conftest import stamped
 from loopprobe.errors import LoopprobeError
 from loopprobe.study.claims import CLAIMS, check_questions, questions_of, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS, kinds
-from loopprobe.study.claims.study import falls_at, flattens_at
+from loopprobe.study.claims.layers import falls_at, flattens_at
 from loopprobe.study.decisions import held, parts, would_take
 from loopprobe.study.estimates import (
     Estimate,
@@ -201,6 +201,9 @@ def test_one_seed_takes_no_variance_of_another_kind_of_number():
 def test_thresholds_that_are_moved_can_change_a_verdict():
     verdict = conclude("R0", "claim", [measured(np.log(1.15), rule=below(1.2))])
     assert (verdict.status, verdict.halved, verdict.doubled) == ("supported", "contradicted", "supported")
+    most = conclude("R0", "claim", [measured(0.9, rule=above(0.5), scale="share")])
+    assert (most.halved, most.doubled) == ("supported", None), "above 0 would be no threshold of a share"
+    assert [most.moved(one) for one in (most.halved, most.doubled, "mixed")] == ["same", "–", "mixed"]
     assert str(about_equal(1.25).scaled(2)) == "between 0.6 and 1.5"
     assert str(above(0.95).scaled(0.5)) == "above 0.975"
     assert str(above(-0.01, neutral=0).scaled(2)) == "above -0.02"
@@ -303,6 +306,27 @@ def test_one_seed_takes_the_variance_of_the_others_or_decides_nothing():
     assert conclude("R0", "claim", [measured(-np.inf)]).findings[0].reason == NO_NUMBER
 
 
+def test_a_variance_that_several_groups_take_is_one():
+    """Of two single seeds Student's interval, with the freedom of the seeds that tell how much seeds differ."""
+    from scipy.stats import t
+
+    names = [tuple(f"{kind}-s{seed}" for seed in range(5)) for kind in "ab"]
+    numbers = tuple(np.sqrt(0.04 / 2.5) * np.arange(-2, 3))
+    told = [Spread(0.04, 5, 4, models, numbers) for models in names]
+    alone = tuple(Spread(NAN, 1, 0, (kind,), (0.0,)) for kind in "cd")
+    both = Estimate("x", below(1), "ratio", -1.0, alone, 0.0)
+    others = [Estimate("x", below(1), "ratio", -1.0, (one,), 0.0) for one in [*told, *told]]  # each in two findings
+    half = t.ppf(0.975, 8) * np.sqrt(2 * 0.04)
+    ends = intervals(with_common([both, *others]), together=False)[0]
+    assert np.log(ends) == pytest.approx((-1 - half, -1 + half))
+    # in the mean of five findings single seeds are in one, the others in two
+    common, own = 2 * 0.04 / 5**2, [0.04 / 5 * (2 / 5) ** 2] * 2
+    total = common + sum(own)
+    half = t.ppf(0.975, total**2 / (common**2 / 8 + sum(one**2 for one in own) / 4)) * np.sqrt(total)
+    [ends] = intervals([on_average(with_common([both, *others]))], together=False)
+    assert np.log(ends) == pytest.approx((-1 - half, -1 + half))
+
+
 def test_few_failures_have_a_width():
     """As Agresti and Coull have it: two more prompts that fail, and two that do not."""
     whole = Group(np.ones((5, 400)), share_of)
@@ -374,7 +398,7 @@ def flat(answers):
 def test_nothing_is_decided_without_results():
     assert {verdict.status for verdict in verdicts({})} == {"undecided"}
     assert {verdict.status for verdict in verdicts(EMPTY)} == {"undecided"}
-    assert len(verdicts({})) == len(CLAIMS) == 45
+    assert len(verdicts({})) == len(CLAIMS) == 47
 
 
 def test_models_of_the_studys_recipe_have_verdicts_of_their_own_beside_ours():
@@ -387,18 +411,40 @@ def test_models_of_the_studys_recipe_have_verdicts_of_their_own_beside_ours():
     assert {one.section for one in verdicts(EMPTY) if one.control} == {"R1", "R2", "R3", "R4", "R5"}
 
 
+def test_a_verdict_says_whose_claim_it_is():
+    whose = {verdict.claim: verdict.by for verdict in verdicts(EMPTY)}
+    assert whose["larger b is better"] == whose["it is better by decimal places"] == "the study"
+    assert whose["a schedule gives lower error than the b that it ends with"] == "this project"
+    assert whose["XᵀY and w become more decodable with loops"] == "Yang et al. 2023"
+    others = {"Yang et al. 2023", "Saunshi et al. 2025", "Fan et al. 2024"}
+    assert set(whose.values()) == {"the study", "this project", *others}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [((), "these alone"), ((5,), "5"), ((7, 5), "7 and 5"), ((5, 5, 5), "5 each"), ((7, 5, 7), "5 to 7")],
+)
+def test_the_seeds_of_a_finding_in_words(seeds, words):
+    [finding] = conclude("R0", "claim", [measured(0.0)]).findings
+    assert dataclasses.replace(finding, seeds=seeds).of_seeds == words
+
+
 def test_r1():
     @seeds
     def data(level, **model):
         errors = np.outer(level * NOISE, np.ones(31))
-        return xr.Dataset({"error": (("example", "point"), errors)}, {}, meta(**model))
+        best = 0.5 * errors / level  # of any model
+        variables = {"error": (("example", "point"), best + errors), "optimum": (("example", "point"), best)}
+        return xr.Dataset(variables, {}, meta(**model))
 
     ordinary = data(1.0, layers=12, loops=1, window=1)
     better = [data(level, loops=loops) for level, loops in ((3, 5), (1.9, 10), (1, 20))]
     assert ended({"r1_compare": [ordinary, *better]}, "larger b gives lower loss") == "supported"
     assert ended({"r1_compare": [ordinary, *better]}, "12 times fewer") == "supported"
     assert ended({"r1_compare": [*better[::-1], data(4, loops=25)]}, "larger b gives lower loss") == "mixed"
-    assert ended({"r1_compare": [data(1, loops=5), data(2, loops=10)]}, "gives lower loss") == "contradicted"
+    worse = verdict_of("gives lower loss", {"r1_compare": [data(1, loops=5), data(2, loops=10)]})
+    assert worse.status == "contradicted"
+    assert worse.findings[0].estimate == pytest.approx(2), "of what is above the best predictor"
     assert ended({"r1_compare": [ordinary, data(3, loops=20)]}, "12 times fewer") == "contradicted"
 
 
@@ -443,6 +489,14 @@ def test_r3():
     assert ended(evidence, "for T = 20") == "supported"
     assert ended(evidence, "cannot be told apart") == "supported"
     assert ended(evidence, "spread much more") == "contradicted"
+    spread = verdict_of("spread much more", evidence)
+    assert [mean.estimate for mean in spread.means] == pytest.approx([0.5**0.5, 1]), (
+        "of errors, and of their logarithms"
+    )
+    last_b = [converged({20: 1, 500: level}, window=window) for level, window in ((1.0, 20), (2.0, 10))]
+    shorter = [data.isel(loop=[0]) for data in last_b[0]]
+    for others, status in ((last_b, "supported"), (last_b[:1], "supported"), ([shorter], "undecided")):
+        assert ended(evidence | {"r2_converge": others}, "the b that it ends with") == status
     other_steps = converged({500: 9.0}, window=20, grown=True, steps=1000)
     assert ended({"r3_converge": [*fixed, *grown, other_steps]}, "for T = 20") == "supported"
 
@@ -466,6 +520,8 @@ def test_r6():
 
     assert ended({"r6_converge": grid(1, 0.1, 0.01)}, "better fixed point") == "supported"
     assert ended({"r6_converge": grid(1, 0.1, 0.5)}, "better fixed point") == "mixed"
+    assert ended({"r6_converge": grid(1, 0.05, 0.002)}, "by decimal places") == "supported"
+    assert ended({"r6_converge": grid(1, 0.3, 0.1)}, "by decimal places") == "contradicted"
     assert ended({"r6_converge": grid(1, 0.1, 0.01)}, "every T and seed") == "supported"
     crossed = [
         *grid(1, 0.1, 0.01, seeds=2),
@@ -511,7 +567,7 @@ def test_r9():
         log = [converged({1: 9, 20: at_b, 500: at_end}, seed=seed, loss="log") for seed in range(3)]
         return {"r9_converge": [*seeds, *log]}
 
-    lower, lost = "better after b loops", "loses more"
+    lower, lost = "better after b loops", "error grows more"
     assert [ended(answers(0.5, 4), part) for part in (lower, lost)] == ["supported", "supported"]
     assert [ended(answers(2, 1), part) for part in (lower, lost)] == ["contradicted", "contradicted"]
     assert [ended(answers(1, 2), part) for part in (lower, lost)] == ["undecided", "undecided"]
@@ -538,7 +594,7 @@ def test_r13():
     def asked(**how):
         return {"r13_failures": [model(seed, **how) for seed in range(3)]}
 
-    again, announced, told = "right again later", "its state moves more", "can be told"
+    again, announced, told = "right again later", "its state moves more", "tells whether a prompt"
     assert [ended(asked(), part) for part in (again, announced, told)] == ["supported"] * 3
     others = asked(lasting=0.9, lead=1.0, apart=0.0)
     assert [ended(others, part) for part in (again, announced, told)] == ["contradicted"] * 3
@@ -587,17 +643,17 @@ def test_r14():
         return {name: [model(seed, task=task, **how) for seed in range(3)] for name, task in tasks.items()}
 
     kept = "a hundredth of the edges keeps", "a tenth", "without the best"
-    parts = [*kept, "those of other seeds", "than random ones", "the same thing every time"]
+    parts = [*kept, "the same in other seeds", "than random ones", "does what the last one does"]
     assert [ended(asked(), part) for part in parts] == ["supported"] * 6
     others = asked(kept=0.5, left=0.6, shared=0, alike=False)
     assert [ended(others, part) for part in parts] == ["contradicted"] * 6
-    of_seeds = verdict_of("those of other seeds", asked())
+    of_seeds = verdict_of("the same in other seeds", asked())
     assert [one.estimate for one in of_seeds.findings] == pytest.approx([12 / 14] * 2)
     assert verdict_of("a tenth", asked()).findings[0].estimate == pytest.approx(0.95, abs=0.005)
     assert verdict_of("without the best", asked()).findings[1].estimate == pytest.approx(0.02, abs=0.02)
-    assert verdict_of("the same thing", asked()).findings[0].estimate == pytest.approx(1)
+    assert verdict_of("does what the last", asked()).findings[0].estimate == pytest.approx(1)
     two = {name: datasets[:2] for name, datasets in asked().items()}
-    assert ended(two, "those of other seeds") == "undecided", "one pair does not tell how much pairs differ"
+    assert ended(two, "the same in other seeds") == "undecided", "one pair does not tell how much pairs differ"
 
 
 def test_r7():
@@ -738,14 +794,14 @@ def test_first_and_last_are_compared_on_the_seeds_that_have_both():
 def test_a_section_is_judged_by_the_questions_that_its_claims_read():
     assert questions_of(["R5"]) == {"r4_last_n", "r5_first_n", "r4_last_n_study", "r5_first_n_study"}
     assert questions_of(["R9"]) == {"r9_converge"}
-    assert questions_of({section for section, _, _ in CLAIMS}) == questions_of([]) == set(QUESTIONS)
+    assert questions_of({claim.section for claim in CLAIMS}) == questions_of([]) == set(QUESTIONS)
     check_questions(questions_of(["R5"]), ["R5"])
     with pytest.raises(LoopprobeError, match="'r4_last_n_study'"):
         check_questions(questions_of(["R5"]) - {"r4_last_n_study"}, ["R5"])
     with pytest.raises(LoopprobeError, match=r"'R99' has no claims: choose from R1, R2, .*R14"):
         questions_of(["R5", "R99"])
     judged = verdicts(dict.fromkeys(questions_of(["R5"]), ()), ["R5"])
-    assert [one.claim for one in judged] == [claim for section, claim, _ in CLAIMS if section == "R5"]
+    assert [one.claim for one in judged] == [claim.words for claim in CLAIMS if claim.section == "R5"]
     last, first = mask_data(lambda n, loop: 32 - n), mask_data(lambda n, loop: 32 - n)
     evidence = dict.fromkeys(questions_of(["R5"]), ()) | {"r4_last_n": last, "r5_first_n": first}
     assert {one.status for one in verdicts(evidence, ["R5"])} == {"supported"}

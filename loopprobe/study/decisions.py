@@ -79,7 +79,10 @@ class Parts:
         """Return the same from at least so many seeds of every kind of model."""
 
         def more(one: Estimate) -> Estimate:
-            spreads = (replace(s, seeds=max(s.seeds, seeds), freedom=max(s.freedom, seeds - 1)) for s in one.spreads)
+            spreads = (
+                replace(s, seeds=seeds, freedom=seeds - 1, is_common=False) if s.seeds < seeds else s
+                for s in one.spreads
+            )
             return replace(one, spreads=tuple(spreads))
 
         return self._each(more)

@@ -4,15 +4,16 @@ A claim is about models that are trained in some way, so the seed is its unit: a
 seeds of two groups are independent. Prompts are shared by all models, and a bootstrap over them (of all models at once)
 adds what the choice of prompts contributes. The interval is Student's, with Satterthwaite's degrees of freedom for the
 sum of variances (Welch 1947). A group of one seed takes the variance that the other groups of its claim have in common,
-in numbers of its kind. The mean over findings is a contrast of the same groups: models and prompts that findings share
-are counted once. Every interval holds with 95 %, or all intervals of a claim together do (Šidák 1967);
-``benchmarks/intervals.py`` measures how often.
+in numbers of its kind: one variance for all that take it. The mean over findings is a contrast of the same groups:
+models and prompts that findings share are counted once. Every interval holds with 95 %, or all intervals of a claim
+together do (Šidák 1967); ``benchmarks/intervals.py`` measures how often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -59,6 +60,18 @@ class Group:
         """The values with an axis of parts."""
         return self.values[..., None] if self.values.ndim == 2 else self.values
 
+    @cached_property
+    def per_seed(self) -> Float[ndarray, " seed"]:
+        """The number of every seed."""
+        return self.statistic(self.parts)
+
+    @cached_property
+    def drawn(self) -> Float[ndarray, " draw"]:
+        """What is said of the seeds for every resample of the prompts, the same for all groups of as many prompts."""
+        prompts = self.values.shape[1]
+        chosen = np.random.default_rng(0).integers(prompts, size=(RESAMPLES, prompts))
+        return self.over_seeds(np.stack([self.statistic(seed[chosen]) for seed in self.parts]))
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -69,6 +82,7 @@ class Spread:
         seeds: their number.
         freedom: the degrees of freedom of the variance.
         models, numbers: the model and the number of every seed, signed by how the estimate takes it.
+        is_common: whether the variance is that of other groups, of which several spreads take the same.
     """
 
     variance: float
@@ -76,6 +90,7 @@ class Spread:
     freedom: float
     models: tuple[str, ...] = ()
     numbers: tuple[float, ...] = ()
+    is_common: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,26 +123,23 @@ class Estimate:
 def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | None = None, part: str = "") -> Estimate:
     """Estimate the statistic of a group, or what it is above that of another group, as means over their seeds."""
     groups = [one] if other is None else [one, other]
-    signs = (1, -1)
-    per_seed = [group.statistic(group.parts) for group in groups]
     value, drawn, spreads = 0.0, np.zeros(RESAMPLES), []
-    chosen = np.random.default_rng(0).integers(one.values.shape[1], size=(RESAMPLES, one.values.shape[1]))
-    for sign, group, numbers in zip(signs, groups, per_seed, strict=False):
-        value += sign * float(group.over_seeds(numbers))
-        drawn += sign * group.over_seeds(np.stack([group.statistic(seed[chosen]) for seed in group.parts]))
+    for sign, group in zip((1, -1), groups, strict=False):
+        value += sign * float(group.over_seeds(group.per_seed))
+        drawn += sign * group.drawn
         if group.of_seeds == "all":
-            spreads.append(_spread(group.models, sign * numbers))
+            spreads.append(_spread(group.models, sign * group.per_seed))
     of_prompts = float(drawn.var(ddof=1))
     if scale in ("share", "difference"):
         of_prompts = max(of_prompts, sum(map(_least, groups)))
-    listed = tuple(tuple(map(float, numbers)) for numbers in per_seed)
+    listed = tuple(tuple(map(float, group.per_seed)) for group in groups)
     return Estimate(what, rule, scale, value, tuple(spreads), of_prompts, tuple(drawn), part, listed)
 
 
 def _spread(models: tuple[str, ...], numbers: Float[ndarray, " seed"]) -> Spread:
     n = len(numbers)
     variance = float(numbers.var(ddof=1)) if n > 1 else np.nan
-    return Spread(variance, n, n - 1, models, tuple(map(float, numbers)))
+    return Spread(variance, n, n - 1, models=models, numbers=tuple(map(float, numbers)))
 
 
 def on_average(estimates: Sequence[Estimate]) -> Estimate:
@@ -193,7 +205,7 @@ def intervals(estimates: Sequence[Estimate], *, together: bool) -> list[Interval
         if not (is_finite and np.isfinite(total)):
             made.append((np.nan, np.nan))
             continue
-        slack = sum((s.variance / s.seeds) ** 2 / s.freedom for s in one.spreads)
+        slack = _slack(one.spreads)
         freedom = min(total**2 / slack, FREEDOM) if slack else FREEDOM
         half = float(t.ppf(1 - error / 2, freedom)) * np.sqrt(total)
         ends = one.value - half, one.value + half
@@ -203,20 +215,34 @@ def intervals(estimates: Sequence[Estimate], *, together: bool) -> list[Interval
     return made
 
 
+def _slack(spreads: Sequence[Spread]) -> float:
+    """Return the variance of the summed variances, halved; those that are one and the same are one (Satterthwaite)."""
+    of_mean = [(s.variance / s.seeds, s) for s in spreads]
+    common = [(share, s.freedom) for share, s in of_mean if s.is_common]
+    own = sum(share**2 / s.freedom for share, s in of_mean if not s.is_common)
+    return own + (sum(share for share, _ in common) ** 2 / common[0][1] if common else 0.0)
+
+
 def with_common(estimates: Sequence[Estimate]) -> list[Estimate]:
     """Return the estimates with groups of one seed taking the variance that others of their kind of number have.
 
-    It stays NaN where no group has two seeds.
+    Models that are in several findings count once, by the mean of their variances. It stays NaN where no group has two
+    seeds.
     """
     common: dict[Scale, tuple[float, float]] = {}
     for scale in {one.scale for one in estimates}:
-        known = [s for one in estimates if one.scale == scale for s in one.spreads if s.seeds > 1]
-        freedom = sum(s.freedom for s in known)
-        common[scale] = (sum(s.freedom * s.variance for s in known) / freedom, freedom) if known else (np.nan, np.nan)
+        known: dict[tuple[str, ...], list[Spread]] = {}
+        for i, spread in enumerate(s for one in estimates if one.scale == scale for s in one.spreads if s.seeds > 1):
+            known.setdefault(spread.models or (f"group {i}",), []).append(spread)
+        freedom = sum(same[0].freedom for same in known.values())
+        summed = sum(same[0].freedom * float(np.mean([s.variance for s in same])) for same in known.values())
+        common[scale] = (summed / freedom, freedom) if known else (np.nan, np.nan)
 
     def filled(one: Estimate) -> Estimate:
         variance, freedom = common[one.scale]
-        spreads = (s if s.seeds > 1 else replace(s, variance=variance, freedom=freedom) for s in one.spreads)
+        spreads = (
+            s if s.seeds > 1 else replace(s, variance=variance, freedom=freedom, is_common=True) for s in one.spreads
+        )
         return replace(one, spreads=tuple(spreads))
 
     return [filled(one) for one in estimates]
@@ -243,3 +269,9 @@ def log_spread(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...
     """Return the logarithm of the distance from the tenth to the ninetieth percentile."""
     low, high = np.quantile(values[..., 0], [0.1, 0.9], axis=-1)
     return np.log(high - low)
+
+
+def log_spread_of_logs(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
+    """Return the logarithm of that distance of the logarithms of the values: by how many times they differ."""
+    with np.errstate(divide="ignore"):
+        return log_spread(np.log(values))

@@ -16,7 +16,7 @@ from loopprobe.probes.dataset import read_stamp, writing
 from loopprobe.show.page import figure_html, render, table_parts
 from loopprobe.show.present import figures_of, tables_of
 from loopprobe.study.claims import verdicts
-from loopprobe.study.claims.evidence import R2_CONVERGE
+from loopprobe.study.claims.evidence import R2_CONVERGE, STUDY
 from loopprobe.study.decisions import STATUSES, Outcome
 from loopprobe.study.forest import forest
 from loopprobe.study.methods import methods, stamps, thresholds
@@ -27,14 +27,14 @@ from loopprobe.types import Progress
 OUTCOMES = get_args(Outcome)
 GOES_ON = {  # what happens when the loop goes on: of each claim its effect with its interval
     "trained with b > 5 the error stays at its minimum when the loop goes on":
-        "After far more loops than the b > 5 of its training, a looped transformer's typical error is {0:.3g} times "
-        "what it was after b loops (95 %: {1:.3g} to {2:.3g})",
+        "When the loop goes on far beyond the b > 5 of its training, a looped transformer's typical error becomes "
+        "{0:.3g} times as large (95 %: {1:.3g} to {2:.3g}; {3} over kinds of models)",
     "it stays because the state has come to a fixed point":
-        "{0:.0%} of the tokens of these models come to a fixed point or approach one (95 %: {1:.0%} to {2:.0%})",
+        "Of the tokens of these models {0:.0%} come to a fixed point or approach one (95 %: {1:.0%} to {2:.0%})",
     "larger b is better":
-        "That error is multiplied by {0:.3g} where b is the next larger one (95 %: {1:.3g} to {2:.3g})",
+        "The next larger b multiplies that error by {0:.3g} (95 %: {1:.3g} to {2:.3g}; {3})",
     "more layers give a better fixed point":
-        "It is multiplied by {0:.3g} where the loop has twice the layers (95 %: {1:.3g} to {2:.3g})",
+        "Twice the layers multiply it by {0:.3g} (95 %: {1:.3g} to {2:.3g}; {3})",
 }  # fmt: skip
 
 
@@ -42,13 +42,21 @@ def summarise(decided: Sequence[Verdict]) -> str:
     """Return the report in a paragraph: what happens when the loop goes on, and how the claims ended."""
     effects = {verdict.claim: verdict for verdict in decided if verdict.findings}
     told = [
-        f"{words.format(*effects[claim].size)}: “{claim}” is {effects[claim].status}."
+        f"{words.format(*effects[claim].size, effects[claim].span)}: “{claim}” is {effects[claim].status}."
         for claim, words in GOES_ON.items()
         if claim in effects
     ]
+    own = [verdict for verdict in decided if verdict.by == STUDY]
+    return " ".join(
+        [*told, f"Of the study's {len(own)} claims {_ended(own)}; of all {len(decided)} {_ended(decided)}."]
+    )
+
+
+def _ended(decided: Sequence[Verdict]) -> str:
+    """Return how many claims ended in which way, in words."""
     counts = {name: sum(verdict.status == name for verdict in decided) for name in OUTCOMES}
-    ended = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return " ".join([*told, f"Of {len(decided)} claims: {ended}."])
+    *most, last = (f"{count} {'is' if count == 1 else 'are'} {name}" for name, count in counts.items())
+    return f"{', '.join(most)} and {last}"
 
 
 def write_report(

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from loopprobe.show.tables.common import titled
 from loopprobe.study.decisions import STATUSES, Outcome, Status, parts, statuses, would_take
-from loopprobe.study.estimates import Estimate, Interval, Scale, intervals
+from loopprobe.study.estimates import BOUNDS, Estimate, Interval, Scale, intervals
 
 ONE_SEED = "one seed does not tell how much seeds differ"
 NO_NUMBER = "it is no finite number"
@@ -55,6 +55,14 @@ class Finding:
     part: str = ""
     per_seed: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def of_seeds(self) -> str:
+        """The number of seeds of its groups in words; of findings about no other models, that they are alone."""
+        if len(self.seeds) <= 2:
+            return " and ".join(map(str, self.seeds)) or "these alone"
+        least, most = min(self.seeds), max(self.seeds)
+        return f"{least} each" if least == most else f"{least} to {most}"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -66,9 +74,11 @@ class Verdict:
         status: supported, mixed, contradicted or undecided.
         findings: the evidence.
         means: the means over the findings of each part of the claim that has several, unless every one must hold.
-        halved, doubled: the outcome if every threshold were half or twice as far from no effect.
+        halved, doubled: the outcome if every threshold were half or twice as far from no effect; None where one would
+            be at the end of what the number can be.
         takes: what would decide it; empty where it is decided.
         control: the verdict on the same claim for models of the study's own recipe; None where that is not asked.
+        by: whose claim it is; empty: nobody's.
     """
 
     section: str
@@ -76,10 +86,11 @@ class Verdict:
     status: Outcome
     findings: tuple[Finding, ...] = ()
     means: tuple[Finding, ...] = ()
-    halved: Outcome = "undecided"
-    doubled: Outcome = "undecided"
+    halved: Outcome | None = "undecided"
+    doubled: Outcome | None = "undecided"
     takes: str = ""
     control: Verdict | None = None
+    by: str = ""
 
     def count(self, status: Status) -> int:
         """Return the number of findings with a status."""
@@ -126,6 +137,10 @@ class Verdict:
         """The outcome for models of the study's own recipe; a dash where there are none."""
         return self.control.status if self.control and self.control.findings else "–"
 
+    def moved(self, outcome: Outcome | None) -> str:
+        """Return what follows from moved thresholds in words: the outcome, that it is the same, or a dash."""
+        return "–" if outcome is None else "same" if outcome == self.status else outcome
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         control = None if self.control is None else self.control.to_dict()
@@ -138,14 +153,20 @@ def conclude(section: str, claim: str, estimates: Iterable[Estimate]) -> Verdict
     found = parts(estimates)
     findings, primary = (_findings(of_kind) for of_kind in (found.findings, found.primary))
     means = tuple(finding for finding, one in zip(primary, found.primary, strict=True) if one in found.means)
-    halved, doubled = (parts([_scaled(one, factor) for one in estimates]).outcome for factor in (0.5, 2.0))
+    halved, doubled = (_if_moved(estimates, factor) for factor in (0.5, 2.0))
     reached = found.outcome
     takes = would_take(found) if reached == "undecided" else ""
     return Verdict(section, claim, reached, findings, means, halved, doubled, takes)
 
 
-def _scaled(one: Estimate, factor: float) -> Estimate:
-    return replace(one, rule=one.rule.scaled(factor))
+def _if_moved(estimates: Sequence[Estimate], factor: float) -> Outcome | None:
+    """Return the outcome if thresholds were ``factor`` times as far from no effect; None where one says nothing."""
+    moved = [replace(one, rule=one.rule.scaled(factor)) for one in estimates]
+    for one in moved:
+        least, most = BOUNDS[one.scale]
+        if any(np.isfinite(end) and not least < end < most for end in (one.rule.low, one.rule.high)):
+            return None
+    return parts(moved).outcome
 
 
 def _findings(estimates: Sequence[Estimate]) -> tuple[Finding, ...]:

@@ -8,14 +8,16 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.study.claims import algorithm, circuits, failures, loss, recipe, study, tokens
+from loopprobe.study.claims import algorithm, circuits, failures, layers, loss, recipe, study, tokens
 from loopprobe.study.claims.evidence import CONTROLS, QUESTIONS, Claim, Evidence, MissingQuestionError
 from loopprobe.study.estimates import Estimate
 from loopprobe.study.verdicts import Verdict, conclude
 
-_PARTS = (study, recipe, algorithm, loss, tokens, failures, circuits)
-CLAIMS = sorted((claim for part in _PARTS for claim in part.CLAIMS), key=lambda claim: int(claim[0].removeprefix("R")))
-CONTROLLED = [claim for claim in study.CLAIMS if claim[0] <= "R5"]  # what is asked of the study's own recipe too
+_PARTS = (study, recipe, layers, algorithm, loss, tokens, failures, circuits)
+CLAIMS = sorted(
+    (claim for part in _PARTS for claim in part.CLAIMS), key=lambda claim: int(claim.section.removeprefix("R"))
+)
+CONTROLLED = study.CLAIMS  # what is asked of the study's own recipe too
 
 
 def claims_of(sections: Collection[str] = ()) -> list[Claim]:
@@ -24,10 +26,10 @@ def claims_of(sections: Collection[str] = ()) -> list[Claim]:
     Raises:
         LoopprobeError: a section has no claims.
     """
-    known = dict.fromkeys(section for section, _, _ in CLAIMS)
+    known = dict.fromkeys(claim.section for claim in CLAIMS)
     if unknown := [section for section in sections if section not in known]:
         raise LoopprobeError(f"section {unknown[0]!r} has no claims: choose from {', '.join(known)}")
-    return [claim for claim in CLAIMS if not sections or claim[0] in sections]
+    return [claim for claim in CLAIMS if not sections or claim.section in sections]
 
 
 def verdicts(evidence: Evidence, sections: Collection[str] = ()) -> list[Verdict]:
@@ -44,11 +46,11 @@ def verdicts(evidence: Evidence, sections: Collection[str] = ()) -> list[Verdict
     asked = any(question in evidence for question in QUESTIONS)
     decided = []
     for claim in claims_of(sections):
-        verdict = conclude(claim[0], claim[1], _estimates(claim, evidence) if asked else ())
+        verdict = conclude(claim.section, claim.words, _estimates(claim, evidence) if asked else ())
         if claim in CONTROLLED:
             control = _estimates(claim, evidence, of_control=True) if asked else ()
-            verdict = replace(verdict, control=conclude(claim[0], claim[1], control))
-        decided.append(verdict)
+            verdict = replace(verdict, control=conclude(claim.section, claim.words, control))
+        decided.append(replace(verdict, by=claim.by))
     return decided
 
 
@@ -90,25 +92,27 @@ def _missing(claim: Claim, evidence: Evidence, of_control: bool) -> str | None:
 
 def _estimates(claim: Claim, evidence: Evidence, of_control: bool = False) -> list[Estimate]:
     """Return the estimates of one claim, of our models or of those of the study's own recipe."""
-    section, words, _ = claim
     try:
         return _decide(claim, evidence, of_control)
     except MissingQuestionError as error:
         raise LoopprobeError(
-            f"the claim {words!r} ({section}) reads the question {error.args[0]!r}, which is not among "
+            f"the claim {claim.words!r} ({claim.section}) reads the question {error.args[0]!r}, which is not among "
             f"{', '.join(evidence)}: restore its file, give it this name again, or name the sections to judge"
         ) from None
     except (AttributeError, LookupError, ValueError) as error:  # of options under which an answer has not what it reads
         raise LoopprobeError(
-            f"the claim {words!r} ({section}) cannot be judged by these answers ({type(error).__name__}: {error}): "
-            f"ask {', '.join(_read_by(claim, of_control))} with the study's options, or name the sections to judge"
+            f"the claim {claim.words!r} ({claim.section}) cannot be judged by these answers "
+            f"({type(error).__name__}: {error}): ask {', '.join(_read_by(claim, of_control))} with the study's "
+            "options, or name the sections to judge"
         ) from error
 
 
 def _decide(claim: Claim, evidence: Evidence, of_control: bool) -> list[Estimate]:
     if not of_control:
-        return list(claim[2](evidence))
+        return list(claim.estimates(evidence))
     try:
-        return list(claim[2]({name: evidence[control] for name, control in CONTROLS.items() if control in evidence}))
+        return list(
+            claim.estimates({name: evidence[control] for name, control in CONTROLS.items() if control in evidence})
+        )
     except MissingQuestionError as error:
         raise MissingQuestionError(CONTROLS[error.args[0]]) from None

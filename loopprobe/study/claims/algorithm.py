@@ -14,10 +14,12 @@ from numpy import ndarray
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import (
+    OURS,
     R8_CLASSES,
     R8_DECODE,
     R8_FOLDS,
     R8_SPARSE,
+    REFERENCE,
     Claim,
     Evidence,
     Kind,
@@ -31,8 +33,9 @@ from loopprobe.study.claims.evidence import (
     ratio,
     share,
 )
-from loopprobe.study.claims.thresholds import EQUAL, FOUND, LOWER, MORE, NO_LESS
+from loopprobe.study.claims.thresholds import EQUAL, FOUND, LOWER, MORE, MORE_EACH, NO_LESS
 from loopprobe.study.estimates import Estimate, Group, estimate
+from loopprobe.study.rules import Rule
 from loopprobe.tasks.prompts import FAILURE_LEVEL
 
 SPARSE = "sparse_linear_regression"
@@ -97,7 +100,7 @@ def _decoded(evidence: Evidence, looped: bool) -> Iterator[tuple[xr.Dataset, str
                 yield data, str(network), target, squared, data.network_spread.sel(of=target).isel(iteration=0).values
 
 
-def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray, part: str) -> Estimate:
+def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray, rule: Rule, part: str = "") -> Estimate:
     """Estimate by how much R² is above that before, of one model: [example] each."""
 
     def gain(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
@@ -105,23 +108,24 @@ def _gain(what: str, before: ndarray, after: ndarray, spread: ndarray, part: str
         return _r2(last, of_all) - _r2(first, of_all)
 
     parts = np.stack([before, after, spread], axis=-1)[None]
-    return estimate(what, MORE, "difference", Group(parts, gain, of_seeds="these"), part=part)
+    return estimate(what, rule, "difference", Group(parts, gain, of_seeds="these"), part=part)
 
 
 def r8_with_loops(evidence: Evidence) -> Iterator[Estimate]:
     for data, network, target, squared, spread in _decoded(evidence, looped=True):
         what = f"{data.model.item()}, network {network}, R² of {target}: last loop minus first"
-        yield _gain(what, squared[0], squared[-1], spread, target)
+        yield _gain(what, squared[0], squared[-1], spread, MORE, target)
 
 
 def r8_peak(evidence: Evidence) -> Iterator[Estimate]:
+    """Compare the middle layer that is best on half of the prompts with the first and the last on the other half."""
     for data, network, target, squared, spread in _decoded(evidence, looped=False):
         if len(squared) < 3:  # asked so, there is no layer between the first and the last
             continue
-        middle = squared[1:-1][np.argmin(squared[1:-1].sum(1))]
-        for name, end in (("first", squared[0]), ("last", squared[-1])):
+        best = 1 + np.argmin(squared[1:-1, ::2].sum(1))
+        for name, end in (("first", 0), ("last", -1)):
             what = f"{data.model.item()}, network {network}, R² of {target}: best middle layer minus {name}"
-            yield _gain(what, end, middle, spread, target)
+            yield _gain(what, squared[end, 1::2], squared[best, 1::2], spread[1::2], MORE_EACH)
 
 
 def r8_tables(evidence: Evidence) -> Iterator[Estimate]:
@@ -142,10 +146,17 @@ def r8_tables(evidence: Evidence) -> Iterator[Estimate]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    ("R8", "looped is better than ordinary on sparse regression with few examples", r8_sparse),
-    ("R8", "trained on sparse functions, models find them from fewer examples than dimensions", r8_finds_sparse),
-    ("R8", "looped and ordinary are about equal on linear regression and ReLU networks", r8_equal),
-    ("R8", "XᵀY and w become more decodable with loops", r8_with_loops),
-    ("R8", "in the ordinary transformer they are most decodable in the middle layers", r8_peak),
-    ("R8", "on a table of real data that it was not trained on, looped is no less accurate than ordinary", r8_tables),
+    Claim("R8", "looped is better than ordinary on sparse regression with few examples", r8_sparse, REFERENCE),
+    Claim(
+        "R8", "trained on sparse functions, models find them from fewer examples than dimensions", r8_finds_sparse, OURS
+    ),
+    Claim("R8", "looped and ordinary are about equal on linear regression and ReLU networks", r8_equal, REFERENCE),
+    Claim("R8", "XᵀY and w become more decodable with loops", r8_with_loops, REFERENCE),
+    Claim("R8", "in the ordinary transformer they are most decodable in the middle layers", r8_peak, REFERENCE),
+    Claim(
+        "R8",
+        "on a table of real data that it was not trained on, looped is no less accurate than ordinary",
+        r8_tables,
+        REFERENCE,
+    ),
 )

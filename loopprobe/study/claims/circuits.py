@@ -17,6 +17,7 @@ from numpy import ndarray
 from loopprobe.probes.circuit_overlap import overlaps
 from loopprobe.probes.edges import lags
 from loopprobe.study.claims.evidence import (
+    OURS,
     R14_REGRESSION,
     R14_TOKENS,
     Claim,
@@ -124,14 +125,15 @@ def _mean(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    (
+    Claim(
         "R14",
         "a hundredth of the edges keeps nine tenths of the behaviour",
         partial(r14_keeps, HUNDREDTH, "a hundredth"),
+        OURS,
     ),
-    ("R14", "a tenth of the edges keeps nine tenths of the behaviour", partial(r14_keeps, TENTH, "a tenth")),
-    ("R14", "without the best hundredth of the edges the behaviour is gone", r14_needed),
-    ("R14", "most of the best hundredth of the edges are those of other seeds", r14_seeds),
-    ("R14", "the best hundredths of seeds have more edges in common than random ones", r14_chance),
-    ("R14", "in the second half of the loops the loop does the same thing every time", r14_same),
+    Claim("R14", "a tenth of the edges keeps nine tenths of the behaviour", partial(r14_keeps, TENTH, "a tenth"), OURS),
+    Claim("R14", "without the best hundredth of the edges the behaviour is gone", r14_needed, OURS),
+    Claim("R14", "most of the best hundredth of the edges are the same in other seeds", r14_seeds, OURS),
+    Claim("R14", "the best hundredths of seeds have more edges in common than random ones", r14_chance, OURS),
+    Claim("R14", "in the second half of the loops each does what the last one does", r14_same, OURS),
 )

@@ -5,20 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from loopprobe.config.schema import TrainConfig
+from loopprobe.dynamics.limits import AT_REST
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.estimates import Estimate, Group, Statistic, estimate, log_median, share_of
 from loopprobe.study.rules import Rule
 from loopprobe.tasks.prompts import FAILURE_LEVEL
 
 Evidence = Mapping[str, Sequence[xr.Dataset]]
-# A claim has its section, its words, and the function that decides.
-Claim = tuple[str, str, Callable[[Evidence], Iterator[Estimate]]]
+# Whose claims they are
+STUDY, REFERENCE, OURS = "the study", "Yang et al. 2023", "this project"  # arXiv 2311.12424
+SAUNSHI, FAN = "Saunshi et al. 2025", "Fan et al. 2024"  # arXiv 2502.17416 and 2409.15647
+
+
+class Claim(NamedTuple):
+    """A claim: its section, its words, the function that estimates what it says, and whose it is."""
+
+    section: str
+    words: str
+    estimates: Callable[[Evidence], Iterator[Estimate]]
+    by: str = STUDY
+
+
 # The saved questions that claims read, by the names of their files.
 R1_COMPARE, R2_CONVERGE, R3_CONVERGE = "r1_compare", "r2_converge", "r3_converge"
 R4_LAST_N, R5_FIRST_N, R6_CONVERGE, R7_CURVES = "r4_last_n", "r5_first_n", "r6_converge", "r7_curves"
@@ -151,6 +164,11 @@ def share(what: str, values: Seeds, rule: Rule) -> Estimate:
 def failed(errors: Seeds) -> Seeds:
     """Return 1 where a prompt fails, else 0."""
     return (errors > FAILURE_LEVEL).astype(float)
+
+
+def at_rest(datasets: Sequence[xr.Dataset]) -> Seeds:
+    """Return the share of a prompt's tokens whose state comes to a fixed point, or approaches one."""
+    return of_seeds(datasets, (data.limit.isin(AT_REST).mean("position") for data in datasets))
 
 
 def errors_at(datasets: Sequence[xr.Dataset], variable: str = "error", **where: Any) -> Seeds:

@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from loopprobe.probes.failures import BEFORE, LASTING, RIGHT, leads
 from loopprobe.study.claims.evidence import (
+    OURS,
     R13_FAILURES,
     Claim,
     Evidence,
@@ -92,7 +93,9 @@ def _area(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    ("R13", "most prompts that fail beyond the training are right again later", r13_returns),
-    ("R13", "before a prompt fails its state moves more than those of others", r13_announced),
-    ("R13", "which prompts will fail can be told after the trained loops", r13_foreseen),
+    Claim("R13", "most prompts that fail beyond the training are right again later", r13_returns, OURS),
+    Claim("R13", "before a prompt fails its state moves more than those of others", r13_announced, OURS),
+    Claim(
+        "R13", "how far its state moves in the last trained loop tells whether a prompt will fail", r13_foreseen, OURS
+    ),
 )

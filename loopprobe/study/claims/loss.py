@@ -8,6 +8,7 @@ from dataclasses import replace
 import xarray as xr
 
 from loopprobe.study.claims.evidence import (
+    OURS,
     R9_CONVERGE,
     Claim,
     Evidence,
@@ -48,6 +49,6 @@ def r9_lost(evidence: Evidence) -> Iterator[Estimate]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    ("R9", "trained on the logarithms of its errors, a loop is better after b loops", r9_lower),
-    ("R9", "and loses more of it when the loop goes on", r9_lost),
+    Claim("R9", "trained on the logarithms of its errors, a loop is better after b loops", r9_lower, OURS),
+    Claim("R9", "and its error grows more when the loop goes on", r9_lost, OURS),
 )

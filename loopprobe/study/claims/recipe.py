@@ -11,11 +11,21 @@ import xarray as xr
 
 from loopprobe.config.schema import without_seed
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.study.claims.evidence import R2_RECIPES, Claim, Evidence, answers, failed, far, own_difference, own_ratio
+from loopprobe.study.claims.evidence import (
+    OURS,
+    R2_RECIPES,
+    Claim,
+    Evidence,
+    answers,
+    failed,
+    far,
+    own_difference,
+    own_ratio,
+)
 from loopprobe.study.claims.thresholds import NO_MORE, STAYS
 from loopprobe.study.estimates import Estimate
 
-OURS = "lr-b5-T5"  # what every recipe is a change of; other claims of R2 are about it
+PLAIN = "lr-b5-T5"  # what every recipe is a change of; other claims of R2 are about it
 
 
 def _kept(evidence: Evidence, beyond_window: bool) -> Iterator[Estimate]:
@@ -26,7 +36,7 @@ def _kept(evidence: Evidence, beyond_window: bool) -> Iterator[Estimate]:
     for recipe, seeds in by_recipe.items():
         config = read_stamp(seeds[0]).config
         loops, last = config["model"]["n_loops"], int(seeds[0].loop[-1])
-        if recipe != OURS and (loops > config["train"]["loop_window"]) == beyond_window:
+        if recipe != PLAIN and (loops > config["train"]["loop_window"]) == beyond_window:
             at_end, at_b = far(seeds), far(seeds, loops)
             yield own_ratio(f"{recipe}: error after {last} loops over that after {loops}", at_end, at_b, STAYS)
             what = f"{recipe}: share of failures after {last} loops minus that after {loops}"
@@ -42,6 +52,6 @@ def r2_by_window(evidence: Evidence) -> Iterator[Estimate]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    ("R2", "for T = b = 5 another recipe keeps the error at its minimum", r2_by_recipe),
-    ("R2", "for T = 5 loops beyond the window keep the error at its minimum", r2_by_window),
+    Claim("R2", "for T = b = 5 another recipe keeps the error at its minimum", r2_by_recipe, OURS),
+    Claim("R2", "for T = 5 loops beyond the window keep the error at its minimum", r2_by_window, OURS),
 )

@@ -1,4 +1,4 @@
-"""Claims of the study, sections R1 to R7."""
+"""Claims of the study, sections R1 to R5: loops and their number, and masks of the state."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from dataclasses import replace
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy import ndarray
 
-from loopprobe.dynamics.limits import AT_REST
-from loopprobe.dynamics.trajectory import for_good
 from loopprobe.study.claims.evidence import (
+    OURS,
     R1_COMPARE,
     R2_CONVERGE,
     R3_CONVERGE,
     R4_LAST_N,
     R5_FIRST_N,
-    R6_CONVERGE,
-    R7_CURVES,
     Claim,
     Evidence,
     Kind,
     Seeds,
     answers,
     at_query,
+    at_rest,
     by_loops,
     difference,
     errors_at,
@@ -45,8 +43,6 @@ from loopprobe.study.claims.thresholds import (
     GROWS,
     IN_ORDER,
     LOWER,
-    LOWER_EACH,
-    MORE,
     NO_BETTER,
     NO_MORE,
     RESTS,
@@ -54,8 +50,7 @@ from loopprobe.study.claims.thresholds import (
     WELL,
     WIDER,
 )
-from loopprobe.study.estimates import Estimate, estimate, log_median, log_spread
-from loopprobe.support.statistics import moving_mean
+from loopprobe.study.estimates import Estimate, estimate, log_spread, log_spread_of_logs
 
 COMPARED_N = (10, 15, 20, 25)  # values of n at which masks are compared
 
@@ -82,8 +77,13 @@ def successive(
 
 
 def r1_larger_b(evidence: Evidence) -> Iterator[Estimate]:
+    """Compare losses above that of the best predictor, which is most of any loss: no model can avoid it."""
+
+    def above_best(datasets: Sequence[xr.Dataset]) -> Seeds:
+        return of_seeds(datasets, ((data.error - data.optimum).mean("point") for data in datasets))
+
     by_kind = kinds(answers(evidence, R1_COMPARE))
-    for one, _, _ in successive(by_kind, lambda data: of_seeds(data, (d.error.mean("point") for d in data)), "loss"):
+    for one, _, _ in successive(by_kind, above_best, "loss above that of the best predictor"):
         yield one
 
 
@@ -107,11 +107,6 @@ def r2_stays(evidence: Evidence) -> Iterator[Estimate]:
             yield own_ratio(what, at_end, at_b, STAYS)
             what = f"{kind}: share of failures after {last} loops minus that after {kind.loops}"
             yield own_difference(what, failed(at_end), failed(at_b), NO_MORE)
-
-
-def at_rest(datasets: Sequence[xr.Dataset]) -> Seeds:
-    """Return the share of a prompt's tokens whose state comes to a fixed point, or approaches one."""
-    return of_seeds(datasets, (data.limit.isin(AT_REST).mean("position") for data in datasets))
 
 
 def r2_rests(evidence: Evidence) -> Iterator[Estimate]:
@@ -148,11 +143,23 @@ def r3_same_at_10(evidence: Evidence) -> Iterator[Estimate]:
         yield ratio(f"error after the last loop: {pair}", grown, fixed, EQUAL)
 
 
+def r3_last_b(evidence: Evidence) -> Iterator[Estimate]:
+    """Tell a schedule from the loops that it ends with: those of its kind that were fixed are among R2's models."""
+    by_kind, all_fixed = (kinds(answers(evidence, name)) for name in (R3_CONVERGE, R2_CONVERGE))
+    for grown in (kind for kind in by_kind if kind.grown):
+        fixed = replace(grown, grown=False)
+        both = [by_kind[grown], all_fixed.get(fixed, [])]
+        if all(both) and len({int(seeds[0].loop[-1]) for seeds in both}) == 1:
+            one, other = map(far, both)
+            yield ratio(f"error after the last loop: {grown} over {fixed}", one, other, LOWER)
+
+
 def r3_spread(evidence: Evidence) -> Iterator[Estimate]:
-    for window in (10, 20):
-        for pair, *both in _grown_over_fixed(evidence, window):
-            grown, fixed = (group(errors, log_spread) for errors in both)
-            yield estimate(f"10 % to 90 % of errors: {pair}", WIDER, "ratio", grown, fixed)
+    for part, statistic in (("errors", log_spread), ("logarithms of errors", log_spread_of_logs)):
+        for window in (10, 20):
+            for pair, *both in _grown_over_fixed(evidence, window):
+                grown, fixed = (group(errors, statistic) for errors in both)
+                yield estimate(f"10 % to 90 % of {part}: {pair}", WIDER, "ratio", grown, fixed, part=part)
 
 
 def _masks(evidence: Evidence, name: str) -> dict[Kind, list[xr.Dataset]]:
@@ -220,88 +227,20 @@ def r5_memory(evidence: Evidence) -> Iterator[Estimate]:
             yield own_ratio(what, alone, clean, GROWS)
 
 
-def _deeper(evidence: Evidence) -> Iterator[tuple[Kind, list[xr.Dataset], Kind, list[xr.Dataset]]]:
-    """Yield each model with twice the layers beside the model with fewer."""
-    by_kind = kinds(answers(evidence, R6_CONVERGE))
-    for kind in by_kind:
-        deeper = replace(kind, layers=2 * kind.layers)
-        if deeper in by_kind:
-            yield deeper, by_kind[deeper], kind, by_kind[kind]
-
-
-def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
-    for deeper, more, kind, fewer in _deeper(evidence):
-        pair = f"{deeper} over L {kind.layers}"
-        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), LOWER)
-        what = f"share of failures after the last loop: {deeper} minus L {kind.layers}"
-        yield difference(what, failed(far(more)), failed(far(fewer)), NO_MORE)
-
-
-def r6_rests(evidence: Evidence) -> Iterator[Estimate]:
-    for deeper, more, kind, fewer in _deeper(evidence):
-        followed = all("limit" in data for data in (*more, *fewer))
-        if followed and at_rest(fewer).mean() <= 1 - MORE.low:  # nearly all leave no room for more
-            what = f"share of tokens at or approaching a fixed point: {deeper} minus L {kind.layers}"
-            yield difference(what, at_rest(more), at_rest(fewer), MORE)
-
-
-def r6_every_seed(evidence: Evidence) -> Iterator[Estimate]:
-    for deeper, more, kind, fewer in _deeper(evidence):
-        worst = group(far(more), log_median, "most")
-        best = group(far(fewer), log_median, "least")
-        what = f"error after the last loop: the worst seed of {deeper} over the best of L {kind.layers}"
-        yield estimate(what, LOWER_EACH, "ratio", worst, best)
-
-
-def falls_at(data: xr.Dataset) -> float:
-    """Return the first step at which the smoothed query error is below 0.1 for good, or infinity."""
-    return _for_good(data, moving_mean(data["error"].values, data.step.values) < 0.1)
-
-
-def flattens_at(data: xr.Dataset) -> float:
-    """Return the first step from which the smoothed loss stays within a tenth of its last value."""
-    loss = moving_mean(data["loss"].values, data.step.values)
-    return _for_good(data, np.abs(loss / loss[-1] - 1) < 0.1)
-
-
-def _for_good(data: xr.Dataset, holds: Bool[ndarray, " step"]) -> float:
-    """Return the first step from which a condition holds to the end, or infinity."""
-    first = for_good(holds)
-    return np.inf if np.isnan(first) else float(data.step[int(first) - 1])
-
-
-def r7_earlier(evidence: Evidence) -> Iterator[Estimate]:
-    by_kind = kinds(answers(evidence, R7_CURVES))
-    for kind in (kind for kind in by_kind if kind.layers == 1):
-        for layers in (2, 4):
-            deeper = replace(kind, layers=layers)
-            if deeper not in by_kind:
-                continue
-            for what, measure in (("falls", falls_at), ("flattens", flattens_at)):
-                one, more = (
-                    group(of_seeds(by_kind[k], ([measure(d)] for d in by_kind[k])), log_median) for k in (kind, deeper)
-                )
-                words = f"step at which the loss {what}: {kind} over L {layers}"
-                yield estimate(words, LOWER, "ratio", one, more, part=what)
-
-
 CLAIMS: tuple[Claim, ...] = (
-    ("R1", "larger b gives lower loss", r1_larger_b),
-    ("R1", "with 12 times fewer parameters the looped model does well", r1_does_well),
-    ("R2", "trained with b > 5 the error stays at its minimum when the loop goes on", r2_stays),
-    ("R2", "it stays because the state has come to a fixed point", r2_rests),
-    ("R2", "larger b is better", r2_larger_b),
-    ("R3", "a schedule gives lower error at many iterations for T = 20", r3_lower_at_20),
-    ("R3", "for T = 10 the schedule cannot be told apart", r3_same_at_10),
-    ("R3", "the scheduled model's errors spread much more", r3_spread),
-    ("R4", "error grows as n shrinks (last n)", r4_grows),
-    ("R4", "for a given n, more loops do not help (last n)", r4_more_loops),
-    ("R5", "error grows as n shrinks (first n)", r5_grows),
-    ("R5", "for a given n, more loops do not help (first n)", r5_more_loops),
-    ("R5", "first and last points matter about equally", r5_first_and_last),
-    ("R5", "the state at the other tokens is used as memory between iterations", r5_memory),
-    ("R6", "more layers give a better fixed point", r6_more_layers),
-    ("R6", "with more layers more tokens come to a fixed point", r6_rests),
-    ("R6", "this holds for every T and seed", r6_every_seed),
-    ("R7", "at equal b, the loss of L = 1 falls and flattens earlier", r7_earlier),
+    Claim("R1", "larger b gives lower loss", r1_larger_b),
+    Claim("R1", "with 12 times fewer parameters the looped model does well", r1_does_well),
+    Claim("R2", "trained with b > 5 the error stays at its minimum when the loop goes on", r2_stays),
+    Claim("R2", "it stays because the state has come to a fixed point", r2_rests, OURS),
+    Claim("R2", "larger b is better", r2_larger_b),
+    Claim("R3", "a schedule gives lower error at many iterations for T = 20", r3_lower_at_20),
+    Claim("R3", "a schedule gives lower error than the b that it ends with", r3_last_b, OURS),
+    Claim("R3", "for T = 10 the schedule cannot be told apart", r3_same_at_10),
+    Claim("R3", "the scheduled model's errors spread much more", r3_spread),
+    Claim("R4", "error grows as n shrinks (last n)", r4_grows),
+    Claim("R4", "for a given n, more loops do not help (last n)", r4_more_loops),
+    Claim("R5", "error grows as n shrinks (first n)", r5_grows),
+    Claim("R5", "for a given n, more loops do not help (first n)", r5_more_loops),
+    Claim("R5", "first and last points matter about equally", r5_first_and_last),
+    Claim("R5", "the state at the other tokens is used as memory between iterations", r5_memory),
 )

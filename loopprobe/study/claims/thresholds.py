@@ -5,17 +5,19 @@ from dataclasses import replace
 from loopprobe.study.rules import about_equal, above, below
 
 # Of ratios
-LOWER = below(0.95, why="lower means lower by a twentieth at least, a smaller difference is none")
+LOWER = below(0.95, why="lower means lower by a twentieth at least: smaller differences are ignored")
+A_PLACE_LOWER = below(0.1, why="by decimal places means by one of them at least: a tenth of the error")
 LOWER_EACH = replace(LOWER, each=True)
-HIGHER = above(1 / 0.95, why="higher means higher by a twentieth at least, a smaller difference is none")
+HIGHER = above(1 / 0.95, why="higher means higher by a twentieth at least: smaller differences are ignored")
 EQUAL = about_equal(1.25, why="about equal means within a quarter, which is less than seeds of a kind differ by")
 STAYS = below(1.2, why="an error stays while it grows by less than a fifth, which is less than seeds differ by")
 GROWS = above(1.2, why="an error grows when it does so by a fifth at least")
-WELL = below(2.0, why="a model of a twelfth of the size does well when it errs at most twice as much")
+WELL = below(2.0, why="a model with a twelfth of the layers does well when it errs at most twice as much")
 NO_BETTER = above(0.9, why="more loops do not help while they lower the error by less than a tenth")
 WIDER = above(1.5, why="errors spread much more when their spread is half as large again")
 # Of shares, and of what one exceeds another by
 MORE = above(0.01, neutral=0, why="more means a hundredth more at least: of tokens, or of R²")
+MORE_EACH = replace(MORE, each=True)
 NO_MORE = below(0.01, neutral=0, why="no more failures means a share that is higher by less than a hundredth")
 NO_LESS = above(-0.01, neutral=0, why="no less accurate means an accuracy that is lower by less than a hundredth")
 RESTS = above(0.95, why="a model comes to rest when nineteen of twenty tokens do")
@@ -36,7 +38,7 @@ TOLD = above(
 )
 KEEPS = above(0.9, why="nine tenths of the behaviour are what the claim says")
 GONE = below(0.1, neutral=0, why="a behaviour is gone when less than a tenth of it is left")
-SAME = above(0.5, neutral=0, why="most edges are the same when more than half of those of either circuit are in both")
+SAME = above(0.5, neutral=0, why="most edges are the same when more than half of those in either circuit are in both")
 COMMON = above(0.05, neutral=0, why="more in common than by chance means a twentieth of the edges more at least")
 COMPUTED = above(0.1, neutral=0, why="a result is computed when it is read on a tenth more prompts than untrained")
 # Of correlations, the first of ranks

@@ -1,7 +1,7 @@
 """Claims about token tasks, sections R10 to R12: depth by looping, lengths beyond training, results loop by loop.
 
-R10 is of Saunshi et al. (arXiv 2502.17416), R11 of Fan et al. (arXiv 2409.15647), R12 asks what arXiv 2507.02199 asks
-of a language model: whether intermediate results follow one another.
+R10 is of Saunshi et al. (arXiv 2502.17416), R11 starts from Fan et al. (arXiv 2409.15647), R12 asks what arXiv
+2507.02199 asks of a language model: whether intermediate results follow one another.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import xarray as xr
 
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.study.claims.evidence import (
+    FAN,
+    OURS,
     R10_LENGTH,
     R11_LOOPS,
     R12_RESULTS,
+    SAUNSHI,
     Claim,
     Evidence,
     Seeds,
@@ -162,16 +165,12 @@ def r12_computed(evidence: Evidence) -> Iterator[Estimate]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    ("R10", "a layer looped L times does algorithmic tasks as well as L layers", r10_as_good),
-    ("R10", "and far better than one layer", r10_better),
-    ("R11", "with as many loops as the length, longer prompts than in training are solved", r11_longer),
-    ("R11", "a length needs more than half as many loops", r11_needed),
-    ("R11", "more loops than the length do no harm", r11_harmless),
-    ("R11", "as many layers as loops are worse on longer prompts", r11_deep),
-    ("R12", "the results of an algorithm stand in the state one after the other", r12_in_turn),
-    (
-        "R12",
-        "they are computed: an untrained model holds less, but for what stands in the tokens",
-        r12_computed,
-    ),
+    Claim("R10", "a layer looped L times does algorithmic tasks as well as L layers", r10_as_good, SAUNSHI),
+    Claim("R10", "and far better than one layer", r10_better, SAUNSHI),
+    Claim("R11", "with as many loops as the length, longer prompts than in training are solved", r11_longer, FAN),
+    Claim("R11", "a length needs more than half as many loops", r11_needed, OURS),
+    Claim("R11", "more loops than the length do no harm", r11_harmless, OURS),
+    Claim("R11", "as many layers as loops are worse on longer prompts", r11_deep, FAN),
+    Claim("R12", "the results of an algorithm stand in the state one after the other", r12_in_turn, OURS),
+    Claim("R12", "training computes them: a model that was never trained holds less of them", r12_computed, OURS),
 )
