@@ -1,6 +1,6 @@
 """All benchmarks, and the page that shows them.
 
-python benchmarks/all.py              # an hour on two free cores; --device cuda on a GPU
+python benchmarks/all.py              # more than two hours on two free cores; --device cuda on a GPU
 python benchmarks/all.py --only stack --only cache
 python benchmarks/all.py --page       # writes docs/benchmarks.md anew from what was measured
 """
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from common import out_path
+from goals import goals
 from speedrun import SHOWN
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 SPEEDRUN = [*(f"--recipe={recipe}" for recipe in SHOWN), "--to-the-end"]
 RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it runs on, and its arguments there
-    "counts": {"cpu": []},
+    "commands": {"cpu": []},
     "train_step": {"cpu": ["--budget", "300"], "cuda": ["--budget", "60"]},
     "token_step": {"cpu": [], "cuda": []},
     "stack": {"cpu": [], "cuda": []},
@@ -38,11 +39,13 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "intervals": {"cpu": []},
     "layer": {"cpu": []},
     "roofline": {"cpu": []},
+    "counts": {"cpu": []},
 }
 HEAD = """# Benchmarks
 
-Each compares its rows side by side in one run, in turn; what is compared are ratios. This page is written by
-`python benchmarks/all.py` from the JSON files in `benchmarks/`; a single benchmark has its own command.
+Where a benchmark compares ways to do one thing, it takes them in turn in one run, so that what it says are ratios. This
+page is written by `python benchmarks/all.py` from the JSON files in `benchmarks/`; a single benchmark has its own
+command, and `benchmarks/SPEEDRUN.md` tells what was tried to make training faster.
 """
 
 
@@ -66,12 +69,14 @@ def _machine(found: dict[str, Any]) -> str:
     if "torch" in found:
         return f"With torch {found['torch']}:"
     machine = found["machine"] if "machine" in found else next(iter(next(iter(found.values())).values()))["machine"]
-    return f"On {machine['device']}, {machine['threads']} threads, torch {machine['torch']}:"
+    parts = [machine["device"], machine.get("cpu", ""), f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"]
+    commit = machine["git_commit"].removesuffix("-dirty")
+    return f"On {', '.join(filter(None, parts))}, torch {machine['torch']}, at {commit}:"
 
 
 def page() -> str:
     """The whole page."""
-    return "\n\n".join([HEAD.strip(), *map(section, RUNS)]) + "\n"
+    return "\n\n".join([HEAD.strip(), "## Goals", goals(), *map(section, RUNS)]) + "\n"
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,9 +35,20 @@ def out_path(script: str, device: torch.device | str = "cpu") -> Path:
 
 def write(script: str, found: dict[str, Any], device: torch.device | str = "cpu") -> None:
     """Write what was measured, and say where."""
+    if "machine" in found:
+        found = {**found, "machine": found["machine"] | {"cpu": processor()}}
     path = out_path(script, device)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(path)
+
+
+def processor() -> str:
+    """The name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -9,11 +9,11 @@ normal and by Student's distribution with three degrees of freedom), and each se
 the truth takes every shipped one, at evenly spaced quantiles of these distributions. Counted are how often an interval
 holds its truth, how often all those of a claim that shall hold together do, and how often that of the mean over the
 claim's findings does. The goal is 93 to 97 %; above it an interval promises less than it holds. The third table is of
-claims that five seeds leave undecided, which are looked at once more with seven: how often is a claim decided, at the
-first look and at either, of which every finding has its threshold as its truth? All that decides a claim in the report
-counts, the mean over findings and every finding. The last table is of the seeds themselves: do seeds of two kinds that
-start from the same random numbers end with errors that are alike? In the tables of claims prompts are resampled 50
-times for the variance that they give an estimate, not 400 times as in the report.
+two looks at a claim, with five seeds and with these and two more: how often is it decided, where the truth of every
+finding is its threshold? All that decides a claim in the report counts, the mean over findings and every finding. The
+last table is of the seeds themselves: do seeds of two kinds that start from the same random numbers end with errors
+that are alike? In the tables of claims prompts are resampled 50 times for the variance that they give an estimate, not
+400 times as in the report.
 """
 
 from __future__ import annotations

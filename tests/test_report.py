@@ -23,8 +23,9 @@ from loopprobe.probes.questions import Question, answer, as_answered, prepare
 from loopprobe.store.checkpoint import Checkpoint, load_checkpoint, save
 from loopprobe.study.claims import CLAIMS, verdicts
 from loopprobe.study.claims.evidence import QUESTIONS
-from loopprobe.study.report import write_report
+from loopprobe.study.report import summarise, write_report
 from loopprobe.study.saved import answer_saved, read_saved, saved_questions
+from loopprobe.study.verdicts import conclude
 from loopprobe.support.cluster import Processes, threads_of
 
 PROBES = Path(__file__).parents[1] / "probes"
@@ -110,7 +111,7 @@ def test_a_quick_question_asks_the_first_seeds_of_every_kind(questions):
 
 def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     decided = write_report(answers(questions), tmp_path)
-    assert [verdict.claim for verdict in decided] == [claim for _, claim, _ in CLAIMS]
+    assert [verdict.claim for verdict in decided] == [claim.words for claim in CLAIMS]
     page = (tmp_path / "index.html").read_text()
     for part in ("figure-r1_compare", "figure-r2_converge", "figure-r4_last_n", "figure-r7_curves", "not-trained"):
         assert part in page
@@ -121,7 +122,7 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     assert "<script src" not in page
     assert '<link rel="stylesheet"' not in page
     record = json.loads((tmp_path / "report.json").read_text())
-    assert [verdict["claim"] for verdict in record["verdicts"]] == [claim for _, claim, _ in CLAIMS]
+    assert [verdict["claim"] for verdict in record["verdicts"]] == [claim.words for claim in CLAIMS]
     assert any(verdict["findings"] for verdict in record["verdicts"])
     assert record["models"] == {name: load_checkpoint(tmp_path / "runs" / name).digest() for name in MODELS}
     findings = [finding for verdict in record["verdicts"] for finding in verdict["findings"]]
@@ -130,7 +131,7 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
         value = np.exp(one - other) if finding["scale"] == "ratio" else one - other
         assert value == pytest.approx(finding["estimate"])
     text = (tmp_path / "findings.md").read_text()
-    assert "4 models of 3 kinds, 1 to 2 seeds a kind, of width 16, trained by Muon" in text
+    assert "4 models of 3 kinds, 1 to 2 seeds a kind, of width 16, on linear regression, trained: 4 by Muon for" in text
     assert "**Prompts.** 20 held-out prompts a model" in text
     assert "Named by the questions and not trained yet: not-trained." in text
     for finding in findings:
@@ -139,15 +140,24 @@ def test_a_report_holds_every_question_and_claim(questions, tmp_path):
     assert rows == [(verdict.claim, verdict.status) for verdict in decided]
 
 
+def test_the_summary_counts_the_claims_of_the_study_and_all():
+    ours = dataclasses.replace(conclude("R9", "a", ()), by="this project")
+    theirs = [dataclasses.replace(conclude("R1", name, ()), by="the study") for name in "bc"]
+    nothing = "0 are supported, 0 are mixed, 0 are contradicted and {} undecided"
+    both = f"Of the study's claims (2), {nothing.format('2 are')}; of all claims (3), {nothing.format('3 are')}."
+    assert summarise([ours, *theirs]) == both
+    assert summarise([ours]) == f"Of all claims (1), {nothing.format('1 is')}."
+
+
 def claims_in(page):
     """The rows of the first table of a page of findings."""
     table = page.read_text().split("\n\n")[4].splitlines()[2:]
-    return [tuple(row.split(" | ")[1:3]) for row in table]
+    return [tuple(row.split(" | ")[1:4:2]) for row in table]
 
 
 def test_the_page_of_findings_has_every_claim():
     assert [claim for claim, _ in claims_in(PROBES.parent / "docs" / "findings.md")] == [
-        claim for _, claim, _ in CLAIMS
+        claim.words for claim in CLAIMS
     ]
 
 
@@ -279,7 +289,7 @@ def test_bad_questions_get_one_line(questions, tmp_path):
 def test_the_questions_have_the_seven_sections_of_the_study_and_seven_of_their_own():
     saved = saved_questions(PROBES)
     assert list(dict.fromkeys(question.section for question in saved.values())) == [f"R{i}" for i in range(1, 15)]
-    assert {section for section, _, _ in CLAIMS} == {question.section for question in saved.values()}
+    assert {claim.section for claim in CLAIMS} == {question.section for question in saved.values()}
 
 
 @pytest.mark.browser
@@ -324,6 +334,6 @@ def test_a_report_of_one_section_asks_what_its_claims_read_and_judges_no_other(q
         "r4_last_n", "r4_last_n_study",
     ]  # fmt: skip
     rows = claims_in(tmp_path / "one" / "findings.md")
-    assert [claim for claim, _ in rows] == [claim for section, claim, _ in CLAIMS if section == "R4"]
+    assert [claim for claim, _ in rows] == [claim.words for claim in CLAIMS if claim.section == "R4"]
     code, _, err = command("report", *asked, "--section", "R44", "--out", tmp_path / "none")
     assert (code, "R44" in err, (tmp_path / "none").exists()) == (2, True, False)

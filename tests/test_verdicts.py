@@ -192,6 +192,23 @@ def test_a_claim_that_is_undecided_says_what_would_decide_it():
         assert bool(verdict.takes) == (verdict.status == "undecided")
 
 
+def test_one_seed_takes_no_variance_of_another_part_of_the_claim():
+    """A claim may be about errors and about their logarithms, whose seeds differ by other amounts."""
+    alone = [Estimate("x", below(1), "ratio", -1.0, (Spread(NAN, 1, 0),), 0.0, part=part) for part in "ab"]
+    known = [measured(-1.0, spread, part=part) for part, spread in zip("ab", (0.1, 0.7), strict=True)]
+    filled = with_common([*alone, *known])
+    assert [one.spreads[0].variance for one in filled[:2]] == pytest.approx([0.01, 0.49])
+
+
+def test_more_seeds_of_a_kind_have_a_variance_of_their_own():
+    """Two seeds take none from others: Student's interval of a group of eight has seven degrees of freedom."""
+    alone = Estimate("x", below(1), "ratio", 0.0, (Spread(NAN, 1, 0),), 0.0)
+    [filled, _] = parts([alone, measured(0.0, 0.1, seeds=20)]).with_seeds(8).findings
+    [spread] = filled.spreads
+    assert (spread.seeds, spread.freedom, spread.is_common) == (8, 7, False)
+    assert spread.variance == pytest.approx(0.01)
+
+
 def test_one_seed_takes_no_variance_of_another_kind_of_number():
     share_of_one = Estimate("x", below(0.5), "share", 0.1, (Spread(NAN, 1, 0),), 0.0)
     [_, finding] = conclude("R0", "claim", [measured(0.0, spread=2.0), share_of_one]).findings
@@ -497,6 +514,10 @@ def test_r3():
     shorter = [data.isel(loop=[0]) for data in last_b[0]]
     for others, status in ((last_b, "supported"), (last_b[:1], "supported"), ([shorter], "undecided")):
         assert ended(evidence | {"r2_converge": others}, "the b that it ends with") == status
+    found = verdict_of("the b that it ends with", evidence | {"r2_converge": last_b}).findings
+    assert {one.what.split(": ")[1]: one.estimate for one in found} == {
+        "b grown, T 10 over b 20, T 10": pytest.approx(0.5), "b grown, T 20 over b 20, T 20": pytest.approx(0.5)
+    }  # fmt: skip
     other_steps = converged({500: 9.0}, window=20, grown=True, steps=1000)
     assert ended({"r3_converge": [*fixed, *grown, other_steps]}, "for T = 20") == "supported"
 
@@ -746,6 +767,16 @@ def decoded(iteration, r2):
 )
 def test_decodability_is_decided_by_the_difference_of_r2(claim, iteration, r2, status):
     assert verdict_of(claim, {"r8_decode": [decoded(iteration, r2)]}).status == status
+
+
+def test_the_best_middle_layer_is_chosen_on_other_prompts_than_it_is_judged_by():
+    """One layer is right on every other prompt alone, and is chosen by these; on the rest it is worse than the ends."""
+    data = decoded("layer", [0.5, 0.5, 0.6, 0.5])
+    squared = data.network_squared.copy()
+    squared[..., 1, ::2], squared[..., 1, 1::2] = 0.1, 0.9
+    findings = verdict_of("in the middle layers", {"r8_decode": [data.assign(network_squared=squared)]}).findings
+    assert len(findings) == 8
+    assert [one.estimate for one in findings] == pytest.approx([-0.4] * 8, abs=0.02)
 
 
 @seeds

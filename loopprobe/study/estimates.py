@@ -226,20 +226,21 @@ def _slack(spreads: Sequence[Spread]) -> float:
 def with_common(estimates: Sequence[Estimate]) -> list[Estimate]:
     """Return the estimates with groups of one seed taking the variance that others of their kind of number have.
 
-    Models that are in several findings count once, by the mean of their variances. It stays NaN where no group has two
-    seeds.
+    Numbers of a kind have one scale and are in one part of the claim. Models in several findings count once, by the
+    mean of their variances. It stays NaN where no group has two seeds.
     """
-    common: dict[Scale, tuple[float, float]] = {}
-    for scale in {one.scale for one in estimates}:
+    common: dict[tuple[Scale, str], tuple[float, float]] = {}
+    for kind in {(one.scale, one.part) for one in estimates}:
+        of_kind = (s for one in estimates if (one.scale, one.part) == kind for s in one.spreads if s.seeds > 1)
         known: dict[tuple[str, ...], list[Spread]] = {}
-        for i, spread in enumerate(s for one in estimates if one.scale == scale for s in one.spreads if s.seeds > 1):
+        for i, spread in enumerate(of_kind):
             known.setdefault(spread.models or (f"group {i}",), []).append(spread)
         freedom = sum(same[0].freedom for same in known.values())
         summed = sum(same[0].freedom * float(np.mean([s.variance for s in same])) for same in known.values())
-        common[scale] = (summed / freedom, freedom) if known else (np.nan, np.nan)
+        common[kind] = (summed / freedom, freedom) if known else (np.nan, np.nan)
 
     def filled(one: Estimate) -> Estimate:
-        variance, freedom = common[one.scale]
+        variance, freedom = common[one.scale, one.part]
         spreads = (
             s if s.seeds > 1 else replace(s, variance=variance, freedom=freedom, is_common=True) for s in one.spreads
         )
@@ -253,7 +254,7 @@ def with_common(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 def log_median(values: Float[ndarray, "... example part"]) -> Float[ndarray, ...]:
     """Return the logarithm of the median; of more parts than one, by how much their first half is above the second."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.median(values, axis=-2))
     half = logs.shape[-1] // 2
     return logs[..., 0] if half == 0 else logs[..., :half].mean(-1) - logs[..., half:].mean(-1)

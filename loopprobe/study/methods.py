@@ -12,29 +12,31 @@ from loopprobe.study.saved import Answered
 from loopprobe.study.verdicts import Verdict
 
 STATISTICS = """\
-The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or the
-share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice of
-prompts adds. A kind of models with one seed takes the variance that seeds of the other kinds of its claim have. Of
-findings about “these alone” the models are those that are named, and the interval is over prompts. An interval supports
-a claim when the whole of it lies in the claimed range, contradicts it when the whole of it lies outside, and otherwise
-decides nothing. A claim is held first against the mean over its findings, each of a kind of models, or against every
-finding where opposite effects would cancel in a mean. It is supported when the 95 % intervals of these all support it
-(as all must, this takes no correction for their number) and no finding contradicts it. Single findings are looked at by
-wider intervals that hold together with 95 %. A claim is mixed when something supports and something contradicts it,
-contradicted when something does and nothing supports it, and else undecided. Thresholds are below with their reasons;
-the table of claims says which verdicts would be others if each were half or twice as far from no effect, for shares
-from all or none (–: there is no such threshold). Where the planned seeds, five or in R8 three, left a claim of R2, R8
-or R14 undecided, the full run looks at it once more, with up to two further seeds of every kind that decides it; of the
-two of p-hop one has not learnt the task and is left out. How often these intervals hold the truth, how often a claim is
-decided at either look whose truth is the threshold, and how alike seeds of different kinds are that start from the same
-random numbers is measured by `benchmarks/intervals.py`: of claims with three seeds (R6, R9 to R12) intervals that shall
-hold together do so less often than they say."""
+The unit of a claim is the seed: a number is computed for every seed, such as the median error over its prompts or
+the share of prompts that fail (an error above 0.1), and its interval is Student's over seeds, with what the choice
+of prompts adds. A kind of models with one seed takes the variance that seeds of the other kinds of its claim have.
+Of findings about “these alone” the models are those that are named, and the interval is over prompts. An interval
+supports a claim when the whole of it lies in the claimed range, contradicts it when the whole of it lies outside,
+and otherwise decides nothing. A claim is held first against the mean over its findings, each of a kind of models, or
+against every finding where opposite effects would cancel in a mean. It is supported when the 95 % intervals of these
+all support it (as all must, this takes no correction for their number) and no finding contradicts it. Single
+findings are looked at by wider intervals that hold together with 95 %. A claim is mixed when something supports and
+something contradicts it, contradicted when something does and nothing supports it, and else undecided. Thresholds
+are below with their reasons; the table of claims says which verdicts would change if each were half or twice as far
+from what it is measured from: no effect, chance, all or none (–: there is no such threshold). Where the planned
+seeds, five or in R8 three, left a claim of R2, R8 or R14 undecided, the full run looks at it once more, with up to
+two further seeds of every kind that decides it; of the two of p-hop one has not learnt the task and is left out.
+`benchmarks/intervals.py` measures how often these intervals hold the truth, how often a claim that is exactly at its
+threshold is decided at either look, and how alike seeds of different kinds are that start from the same random
+numbers. Where kinds have three seeds or fewer, intervals hold less often than they say."""
 
 LIMITS = """\
 R7 compares steps of trainings of one recipe, whose prompts grow over the first 0.4 of the steps and whose rates fall
-over the last half: that brings the steps of all kinds near to each other, whatever their layers. R13 leaves out kinds
-of models of which a seed has fewer than five prompts that fail. Decoding in R8 is of two models, one looped and one
-ordinary. Of the study's own recipe there are few models, so that its column is mostly empty."""
+over the last half: that brings the steps of all kinds near to each other, whatever their layers. R13 leaves out
+kinds of models of which a seed has fewer than five prompts that fail, R12 what an untrained model holds as well, for
+it stands in the tokens, and R6 models of which nearly all tokens rest, where it asks whether more do. Decoding in R8
+is of two models, one looped and one ordinary. Of the study's own recipe there are few models, so that its column is
+mostly empty."""
 
 
 def stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:
@@ -69,11 +71,14 @@ def _models(named: Mapping[str, Stamp], shipped: Collection[str]) -> str:
     trainings = [config["train"] for config in configs if config["train"]]
     tasks = sorted({config["task"]["name"].replace("_", " ") for config in configs})
     recipes = Counter((train["optimizer"].capitalize(), train["steps"]) for train in trainings).most_common()
-    trained = ", ".join(f"{count} by {optimizer} for {steps:,} steps" for (optimizer, steps), count in recipes)
+    trained = [f"{count} by {optimizer} for {steps:,} steps" for (optimizer, steps), count in recipes]
+    if trained and (others := len(configs) - len(trainings)):
+        trained.append(f"{others} elsewhere")
     return (
         f"{len(models)} models of {len(kinds)} kinds, {_span(kinds.values())} seeds a kind, of width "
-        f"{_span(config['model']['d_model'] for config in configs)}, trained on {', '.join(tasks)}: "
-        f"{trained}. This project's recipe is {TrainConfig.optimizer.capitalize()} for {TrainConfig.steps:,} steps, "
+        f"{_span(config['model']['d_model'] for config in configs)}, on {', '.join(tasks) or 'no task'}"
+        f"{', trained: ' * bool(trained)}{', '.join(trained)}. "
+        f"This project's recipe is {TrainConfig.optimizer.capitalize()} for {TrainConfig.steps:,} steps, "
         f"the study's Adam for 20,000.{_answered_before(sorted(shipped))}"
     )
 

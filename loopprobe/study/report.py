@@ -28,13 +28,13 @@ OUTCOMES = get_args(Outcome)
 GOES_ON = {  # what happens when the loop goes on: of each claim its effect with its interval
     "trained with b > 5 the error stays at its minimum when the loop goes on":
         "When the loop goes on far beyond the b > 5 of its training, a looped transformer's typical error becomes "
-        "{0:.3g} times as large (95 %: {1:.3g} to {2:.3g}; {3} over kinds of models)",
+        "{0:.3g} times as large (95 %: {1:.3g} to {2:.3g}; of kinds of models {3})",
     "it stays because the state has come to a fixed point":
         "Of the tokens of these models {0:.0%} come to a fixed point or approach one (95 %: {1:.0%} to {2:.0%})",
     "larger b is better":
-        "The next larger b multiplies that error by {0:.3g} (95 %: {1:.3g} to {2:.3g}; {3})",
+        "The next larger b multiplies the error after many loops by {0:.3g} (95 %: {1:.3g} to {2:.3g}; of kinds {3})",
     "more layers give a better fixed point":
-        "Twice the layers multiply it by {0:.3g} (95 %: {1:.3g} to {2:.3g}; {3})",
+        "Twice the layers multiply the error after many loops by {0:.3g} (95 %: {1:.3g} to {2:.3g}; of kinds {3})",
 }  # fmt: skip
 
 
@@ -46,10 +46,10 @@ def summarise(decided: Sequence[Verdict]) -> str:
         for claim, words in GOES_ON.items()
         if claim in effects
     ]
-    own = [verdict for verdict in decided if verdict.by == STUDY]
-    return " ".join(
-        [*told, f"Of the study's {len(own)} claims {_ended(own)}; of all {len(decided)} {_ended(decided)}."]
-    )
+    of_all = f"of all claims ({len(decided)}), {_ended(decided)}"
+    if own := [verdict for verdict in decided if verdict.by == STUDY]:
+        of_all = f"of the study's claims ({len(own)}), {_ended(own)}; {of_all}"
+    return " ".join([*told, f"{of_all[0].upper()}{of_all[1:]}."])
 
 
 def _ended(decided: Sequence[Verdict]) -> str:

@@ -74,8 +74,8 @@ class Verdict:
         status: supported, mixed, contradicted or undecided.
         findings: the evidence.
         means: the means over the findings of each part of the claim that has several, unless every one must hold.
-        halved, doubled: the outcome if every threshold were half or twice as far from no effect; None where one would
-            be at the end of what the number can be.
+        halved, doubled: the outcome if every threshold were half or twice as far from its neutral value; None where
+            one would be at the end of what the number can be.
         takes: what would decide it; empty where it is decided.
         control: the verdict on the same claim for models of the study's own recipe; None where that is not asked.
         by: whose claim it is; empty: nobody's.
@@ -139,7 +139,7 @@ class Verdict:
 
     def moved(self, outcome: Outcome | None) -> str:
         """Return what follows from moved thresholds in words: the outcome, that it is the same, or a dash."""
-        return "–" if outcome is None else "same" if outcome == self.status else outcome
+        return "–" if outcome is None or not self.findings else "same" if outcome == self.status else outcome
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -1,4 +1,4 @@
-"""Claims of the study, its reference and this project, each a predicate on the answers to saved questions.
+"""Claims of the study, of papers and of this project, each a predicate on the answers to saved questions.
 
 A claim reads the datasets of saved questions by name (``claims.evidence.QUESTIONS``) and returns estimates. If its
 models do not exist, it has none and is undecided.

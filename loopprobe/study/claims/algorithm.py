@@ -1,6 +1,6 @@
 """Claims on which algorithm the loop runs, section R8.
 
-They test the findings of the reference (Yang et al., arXiv 2311.12424).
+They test findings of the reference (Yang et al., arXiv 2311.12424).
 """
 
 from __future__ import annotations

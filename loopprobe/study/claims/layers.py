@@ -1,4 +1,4 @@
-"""Claims of the study, sections R6 and R7: loops of several layers, when the loop goes on and in training."""
+"""Claims about loops of several layers, sections R6 and R7: when the loop goes on, and in training."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from loopprobe.study.claims.evidence import (
 )
 from loopprobe.study.claims.thresholds import A_PLACE_LOWER, LOWER, LOWER_EACH, MORE, NO_MORE
 from loopprobe.study.estimates import Estimate, estimate, log_median
+from loopprobe.study.rules import Rule
 from loopprobe.support.statistics import moving_mean
 
 
@@ -42,18 +43,23 @@ def _deeper(evidence: Evidence) -> Iterator[tuple[Kind, list[xr.Dataset], Kind, 
             yield deeper, by_kind[deeper], kind, by_kind[kind]
 
 
-def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
+def _errors(evidence: Evidence, rule: Rule) -> Iterator[tuple[Estimate, Estimate]]:
+    """Estimate how errors and failures differ where the layers are twice as many."""
     for deeper, more, kind, fewer in _deeper(evidence):
-        pair = f"{deeper} over L {kind.layers}"
-        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), LOWER)
+        one, other = far(more), far(fewer)
+        of_errors = ratio(f"error after the last loop: {deeper} over L {kind.layers}", one, other, rule)
         what = f"share of failures after the last loop: {deeper} minus L {kind.layers}"
-        yield difference(what, failed(far(more)), failed(far(fewer)), NO_MORE)
+        yield of_errors, difference(what, failed(one), failed(other), NO_MORE)
+
+
+def r6_more_layers(evidence: Evidence) -> Iterator[Estimate]:
+    for both in _errors(evidence, LOWER):
+        yield from both
 
 
 def r6_decimal_places(evidence: Evidence) -> Iterator[Estimate]:
-    for deeper, more, kind, fewer in _deeper(evidence):
-        pair = f"{deeper} over L {kind.layers}"
-        yield ratio(f"error after the last loop: {pair}", far(more), far(fewer), A_PLACE_LOWER)
+    for of_errors, _ in _errors(evidence, A_PLACE_LOWER):
+        yield of_errors
 
 
 def r6_rests(evidence: Evidence) -> Iterator[Estimate]:
@@ -106,8 +112,8 @@ def r7_earlier(evidence: Evidence) -> Iterator[Estimate]:
 
 CLAIMS: tuple[Claim, ...] = (
     Claim("R6", "more layers give a better fixed point", r6_more_layers),
+    Claim("R6", "this holds for every T and seed", r6_every_seed),
     Claim("R6", "it is better by decimal places", r6_decimal_places),
     Claim("R6", "with more layers more tokens come to a fixed point", r6_rests, OURS),
-    Claim("R6", "this holds for every T and seed", r6_every_seed),
     Claim("R7", "at equal b, the loss of L = 1 falls and flattens earlier than that of L = 2 and 4", r7_earlier),
 )

@@ -1,4 +1,4 @@
-"""Claims of the study, sections R1 to R5: loops and their number, and masks of the state."""
+"""Claims about the number of loops and masks of the state, sections R1 to R5."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def successive(
 
 
 def r1_larger_b(evidence: Evidence) -> Iterator[Estimate]:
-    """Compare losses above that of the best predictor, which is most of any loss: no model can avoid it."""
+    """Compare what losses are above that of the best predictor: the rest, by far the most, no model can avoid."""
 
     def above_best(datasets: Sequence[xr.Dataset]) -> Seeds:
         return of_seeds(datasets, ((data.error - data.optimum).mean("point") for data in datasets))
 
     by_kind = kinds(answers(evidence, R1_COMPARE))
-    for one, _, _ in successive(by_kind, above_best, "loss above that of the best predictor"):
+    for one, _, _ in successive(by_kind, above_best, "typical loss above that of the best predictor"):
         yield one
 
 

@@ -172,5 +172,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("R11", "more loops than the length do no harm", r11_harmless, OURS),
     Claim("R11", "as many layers as loops are worse on longer prompts", r11_deep, FAN),
     Claim("R12", "the results of an algorithm stand in the state one after the other", r12_in_turn, OURS),
-    Claim("R12", "training computes them: a model that was never trained holds less of them", r12_computed, OURS),
+    Claim(
+        "R12", "they are learnt: an untrained model holds less, but for what stands in the tokens", r12_computed, OURS
+    ),
 )
