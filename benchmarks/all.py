@@ -54,6 +54,8 @@ def section(name: str) -> str:
     module = importlib.import_module(name)
     title, _, about = str(module.__doc__).strip().partition("\n\n")
     parts = [f"## {title.rstrip('.')}", about]
+    if any(RUNS[name].values()):
+        parts.append(f"The rows here are those of {_commands(name)}.")
     for kind in RUNS[name]:
         path = out_path(str(FOLDER / f"{name}.py"), kind)
         if path.exists():
@@ -63,6 +65,14 @@ def section(name: str) -> str:
             device = " --device cuda" if kind == "cuda" else ""
             parts.append(f"On {kind}: not measured. `python benchmarks/all.py --only {name}{device}` does it.")
     return "\n\n".join(parts)
+
+
+def _commands(name: str) -> str:
+    """The commands of a benchmark's rows in words, with the device where they differ by it."""
+    lines = {kind: f"`{' '.join([f'python benchmarks/{name}.py', *given])}`" for kind, given in RUNS[name].items()}
+    if len(set(lines.values())) == 1:
+        return next(iter(lines.values()))
+    return " and ".join(f"{line} ({kind})" for kind, line in lines.items())
 
 
 def _machine(found: dict[str, Any]) -> str:

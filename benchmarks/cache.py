@@ -4,7 +4,8 @@
 
 Part 1 keeps activations of 100 loops of the default checkpoint (16 prompts), by ``run_with_cache`` and by the obvious
 way with stock TransformerLens hooks: one ActivationCache-style dictionary a loop, in a list. Each row is a process of
-its own; peak is what its memory grew by beyond a warmed-up model, kept is the activations themselves. Part 2 writes
+its own; peak is what its memory grew by beyond a warmed-up model, which may reuse what the warm-up
+freed, so that it can be less than the activations that are held. Part 2 writes
 resid_post and pattern of 500 loops (64 prompts) to disk, the same computation once with ``stream_cache`` and once with
 an open numpy memory map, in turn.
 """
@@ -142,7 +143,7 @@ def page(found: dict[str, Any]) -> str:
     ]
     stream = found["stream"]
     return (
-        table(["activations of 100 loops, 16 prompts", "seconds", "peak MB", "of it activations"], rows)
+        table(["activations of 100 loops, 16 prompts", "seconds", "peak MB", "MB of activations"], rows)
         + f"\n\nStreamed to disk ({stream['MB'] / 1000:.1f} GB), the computation runs at "
         f"{stream['speed_of_memory_map']:.2f} of its speed with an open numpy memory map."
     )

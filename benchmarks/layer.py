@@ -2,8 +2,8 @@
 
     python benchmarks/layer.py             # two minutes on two free cores
 
-One iteration of the default model, 62 tokens wide 64, on random states: without gradient 24 prompts, as evaluation
-runs them, and with gradient 64 forwards and backwards, as training does. Every way is held to the same result first.
+One iteration of the default model, 62 tokens, width 64, on random states: 24 prompts without gradient, as evaluation
+runs them, and 64 prompts forward and backward, as training does. Every way is held to the same result first.
 All take turns, in an order that goes round; the ratios are medians over the turns, each to the layer as it is in that
 turn. What compiling takes, for which a C++ compiler must be there, stands beside it: once per process and shape, and
 less where torch finds what it compiled before.

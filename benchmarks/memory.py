@@ -3,7 +3,7 @@
     python benchmarks/memory.py            # a minute on two cores
 
 A forward pass of the default checkpoint, 20 loops, of so many prompts; each number is a process of its own, the two
-ways in turn, medians. See ``loopprobe/memory.py``. On Linux with glibc only.
+ways in turn, medians. See ``loopprobe/support/memory.py``. On Linux with glibc only.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/report.py           # half an hour on two free cores
 
-The full report answers hundreds of questions in hours. So one answer is timed for every question, task and number of
-layers, two answers side by side as in a report, and counted for all models of its kind; an answer that several
-questions share is counted once. What comes before the answers and after them (the claims, figures and the page) is not
+The full report answers hundreds of questions in hours. So one answer of every kind (question, task and number of
+layers) is timed, two side by side as in a report, and multiplied by how many there are; an answer that several
+questions share counts once. What comes before the answers and after them (the claims, figures and the page) is not
 in it. The goal is two hours.
 """
 

@@ -2,11 +2,12 @@
 
     python benchmarks/roofline.py          # a minute on two idle cores; --png draws docs/roofline.png
 
-Every operation of a step (default recipe, full curriculum) is timed while it runs, with the floating-point operations
-of its products by torch's formulas, and one of each number that another operation makes, and with the bytes that it
+Every operation of a step (default recipe, full curriculum) is timed while it runs. Floating-point operations are those
+of torch's formulas for products, and one for every number that another operation makes; bytes are what an operation
 reads and writes. The two roofs are measured in the same run: the rate of a product of two large matrices, and the
-bandwidth of a copy of arrays as large as those of the step, and of arrays far beyond every cache. No operation can be
-faster than its operations at the one rate and its bytes at the other (Williams, Waterman and Patterson 2009).
+bandwidth of a copy of arrays as large as those of the step, and of arrays far beyond every cache. They are what an
+operation is compared with (Williams, Waterman and Patterson 2009); one that only reads, or whose arrays are still in a
+cache, can be faster.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def page(found: dict[str, Any]) -> str:
         [label, *(f"{row[key]:.{n_digits}f}" for key, n_digits in digits.items())]
         for label, row in found["rows"].items()
     ]
-    return table(["a run of 8 loops", "median ms", "ratio to bare", "peak MB", "of it activations"], rows)
+    return table(["a run of 8 loops", "median ms", "ratio to bare", "peak MB", "MB of activations"], rows)
 
 
 def main() -> None:
