@@ -31,12 +31,13 @@ threshold is decided at either look, and how alike seeds of different kinds are 
 numbers. Where kinds have three seeds or fewer, intervals hold less often than they say."""
 
 LIMITS = """\
-R7 compares steps of trainings of one recipe, whose prompts grow over the first 0.4 of the steps and whose rates fall
-over the last half: that brings the steps of all kinds near to each other, whatever their layers. R13 leaves out
-kinds of models of which a seed has fewer than five prompts that fail, R12 what an untrained model holds as well, for
-it stands in the tokens, and R6 models of which nearly all tokens rest, where it asks whether more do. Decoding in R8
-is of two models, one looped and one ordinary. Of the study's own recipe there are few models, so that its column is
-mostly empty."""
+Schedules of R3 end with b = 20, which none of the study's fixed b (5, 10 and 15) has: what they gain may be that of
+a larger b. R7 compares steps of trainings of one recipe, whose prompts grow over the first 0.4 of the steps and
+whose rates fall over the last half: that brings the steps of all kinds near to each other, whatever their layers.
+R13 leaves out kinds of models of which a seed has fewer than five prompts that fail, R12 what an untrained model
+holds as well, for it stands in the tokens, and R6 models of which nearly all tokens rest, where it asks whether more
+do. Decoding in R8 is of two models, one looped and one ordinary. Of the study's own recipe there are few models, so
+that its column is mostly empty."""
 
 
 def stamps(answers: Mapping[str, Answered]) -> dict[str, Stamp]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -143,17 +142,6 @@ def r3_same_at_10(evidence: Evidence) -> Iterator[Estimate]:
         yield ratio(f"error after the last loop: {pair}", grown, fixed, EQUAL)
 
 
-def r3_last_b(evidence: Evidence) -> Iterator[Estimate]:
-    """Tell a schedule from the loops that it ends with: those of its kind that were fixed are among R2's models."""
-    by_kind, all_fixed = (kinds(answers(evidence, name)) for name in (R3_CONVERGE, R2_CONVERGE))
-    for grown in (kind for kind in by_kind if kind.grown):
-        fixed = replace(grown, grown=False)
-        both = [by_kind[grown], all_fixed.get(fixed, [])]
-        if all(both) and len({int(seeds[0].loop[-1]) for seeds in both}) == 1:
-            one, other = map(far, both)
-            yield ratio(f"error after the last loop: {grown} over {fixed}", one, other, LOWER)
-
-
 def r3_spread(evidence: Evidence) -> Iterator[Estimate]:
     for part, statistic in (("errors", log_spread), ("logarithms of errors", log_spread_of_logs)):
         for window in (10, 20):
@@ -234,7 +222,6 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("R2", "it stays because the state has come to a fixed point", r2_rests, OURS),
     Claim("R2", "larger b is better", r2_larger_b),
     Claim("R3", "a schedule gives lower error at many iterations for T = 20", r3_lower_at_20),
-    Claim("R3", "a schedule gives lower error than the b that it ends with", r3_last_b, OURS),
     Claim("R3", "for T = 10 the schedule cannot be told apart", r3_same_at_10),
     Claim("R3", "the scheduled model's errors spread much more", r3_spread),
     Claim("R4", "error grows as n shrinks (last n)", r4_grows),
