@@ -56,7 +56,7 @@ def test_hidden_tokens_are_those_whose_scores_are_minus_infinity(model, prompts)
 
 def test_a_change_is_the_edits_by_hand(checkpoint):
     prompts, model = checkpoint.held_out(8), checkpoint.model
-    change = {"reset": (3,), "hide": (0,), "heads": ((0, 1), (1, 0)), "mlps": (1,), "in_loops": (1, 2)}
+    change = {"reset": (3,), "hide": (0,), "heads": ((0, 1), (1, 0)), "mlps": (1,), "in_loops": (2, 3)}
     data = explored(checkpoint, prompts, prompt=5, **change)
     where = {"loops": [1, 2]}
     with (
@@ -137,7 +137,8 @@ def test_labels_and_inputs_are_named(checkpoint):
         ({"heads": ((0, 2),)}, "head 2 must be below 2"),
         ({"heads": ((2, 0),)}, "layer 2 must be below 2"),
         ({"mlps": (5,)}, "layer 5 must be below 2"),
-        ({"hide": (1,), "in_loops": (4,)}, "loop 4 must be below 4"),
+        ({"hide": (1,), "in_loops": (5,)}, "loop 5 must be from 1 and at most 4"),
+        ({"in_loops": (0,)}, "in_loops"),
         ({"in_loops": ()}, "in_loops is empty"),
         ({"heads": ((0,),)}, "heads"),
         ({"reset": (-1,)}, "reset"),

@@ -104,7 +104,7 @@ def circuit(
     *,
     common: Common,
 ) -> None:
-    """The smallest set of edges that keeps the behaviour."""
+    """A small set of edges that keeps the behaviour."""
     if not 0 < keep <= 1:
         raise LoopprobeError(f"keep ({keep:g}) must be above 0 and at most 1, the whole behaviour: change it")
     at_least(loops, 1, "loops")

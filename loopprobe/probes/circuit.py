@@ -1,4 +1,4 @@
-"""Circuits: the smallest set of edges that keeps a share of the behaviour, when all others are corrupted at once.
+"""Circuits: a small set of edges that keeps a share of the behaviour, when all others are corrupted at once.
 
 Edges are ranked by their direct effects on the first half of the prompts (``probes.edges``), and on this half the size
 of the circuit is found. What the best k edges keep, and what is left without them, is measured on the other half, and

@@ -60,7 +60,7 @@ class ExploreConfig:
         heads: pairs of a layer and a head that write nothing.
         attention: layers whose attention writes nothing.
         mlps: layers whose MLP writes nothing.
-        in_loops: the loops in which all this is changed, by their index from 0, as in hook names; None: all.
+        in_loops: the loops in which all this is changed, from 1; None: all.
     """
 
     loops: PositiveInt | None = None
@@ -70,7 +70,7 @@ class ExploreConfig:
     heads: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     attention: tuple[NonNegativeInt, ...] = ()
     mlps: tuple[NonNegativeInt, ...] = ()
-    in_loops: tuple[NonNegativeInt, ...] | None = None
+    in_loops: tuple[PositiveInt, ...] | None = None
 
     @property
     def changes(self) -> bool:
@@ -87,7 +87,7 @@ def changeable(model: Any) -> dict[str, bool]:
 @contextmanager
 def changed(model: Any, config: ExploreConfig) -> Iterator[None]:
     """Change a model as a configuration says, while a block lasts."""
-    where: dict[str, Any] = {"loops": config.in_loops}
+    where: dict[str, Any] = {"loops": config.in_loops and [loop - 1 for loop in config.in_loops]}
     with ExitStack() as stack:
         if config.reset:
             stack.enter_context(reset(model, config.reset, **where))
@@ -115,7 +115,7 @@ def describe(config: ExploreConfig) -> str:
     told = [part for part in parts if part]
     if not told:
         return "nothing changed"
-    loops = "every loop" if config.in_loops is None else f"loop {ranges(sorted(n + 1 for n in config.in_loops))}"
+    loops = "every loop" if config.in_loops is None else f"loop {ranges(sorted(config.in_loops))}"
     return f"{', '.join(told[:-1])}{' and ' if told[1:] else ''}{told[-1]}, in {loops}"
 
 
@@ -251,10 +251,10 @@ def check(subject: Subject, config: ExploreConfig, prompts: PromptBatch) -> None
         "position": (config.reset + config.hide, prompts.n_tokens),
         "layer": (config.attention + config.mlps + tuple(layer for layer, _ in config.heads), sizes.n_layers),
         "head": (tuple(head for _, head in config.heads), sizes.n_heads),
-        "loop": (config.in_loops or (), config.loops or subject.loops_of(prompts)),
     }
     for what, (chosen, size) in places.items():
         resolve(chosen or None, size, what)
+    resolve(config.in_loops or None, config.loops or subject.loops_of(prompts), "loop", first=1)
     if config.in_loops == ():
         raise LoopprobeError("in_loops is empty: name at least one loop, or leave it out for all")
 

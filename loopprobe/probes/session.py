@@ -23,10 +23,10 @@ def probe(name: str, checkpoint: Subject, prompts: PromptBatch | int = 256, **op
             (``store.subject.Subject``).
         prompts: held-out prompts, or how many.
         options: fields of the probe's configuration, such as ``loops``, which ``help(PROBES[name].config)`` tells
-            (``from loopprobe.probes.registry import PROBES``); ``positions`` may be negative or ``query``. For align,
-            decode and lens also ``training``, prompts to fit on; for patch ``corrupted``, the corrupted prompts; for
-            ablate, attribute, mask and patch ``measure``, a function of outputs and prompts (``probes.measures``); for
-            features ``dictionary``, the dataset of an earlier run.
+            (``from loopprobe.probes.registry import PROBES``); ``positions`` may be negative or ``query``. Some
+            probes also take things that are no options, named by their ``given``: ``training``, prompts to fit on;
+            ``corrupted``, the corrupted prompts; ``measure``, a function of outputs and prompts (``probes.measures``);
+            ``dictionary``, the dataset of an earlier run; ``direction`` and ``groups``, see ``probes.steer.run``.
 
     Returns:
         The probe's dataset; ``figure(data)`` shows it.

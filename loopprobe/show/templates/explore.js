@@ -301,7 +301,7 @@ function prompts() {  // what differs from the start, whose prompts are there al
 }
 function options() {
   const changed = Object.values(state.change).some((part) => part.length), where = $("where").value, last = number("loops") ?? view.loops.length;
-  const inLoops = where === "all" || !changed ? null : where === "this" ? [state.loop] : range(last).slice(state.loop);
+  const inLoops = where === "all" || !changed ? null : where === "this" ? [state.loop + 1] : range(last + 1).slice(state.loop + 1);
   return {prompt: Number($("prompt").value), loops: number("loops"), ...state.change, in_loops: inLoops};
 }
 async function post(path, body) {
