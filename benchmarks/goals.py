@@ -81,7 +81,7 @@ SECONDS, MINUTES, PERCENT, STEPS = "{:.1f} s", "{:.0f} min", "{:.1%}", "{:.1f} s
 MASK = "loopprobe mask --mode first --n"
 GOALS = (
     Goal(f"`{MASK} 10`", "commands", _command(f"{MASK} 10", "seconds"), high=12, unit=SECONDS),
-    Goal("its first line", "commands", _command(f"{MASK} 10", "first_s"), high=4, unit=SECONDS),
+    Goal("its first sign of life", "commands", _command(f"{MASK} 10", "first_s"), high=4, unit=SECONDS),
     Goal(f"`{MASK} 0:31`", "commands", _command(f"{MASK} 0:31", "seconds"), high=60, unit=SECONDS),
     Goal("answers of `loopprobe report --quick`", "report", _minutes("quick"), high=4, unit=MINUTES),
     Goal("answers of `loopprobe report`", "report", _minutes("full"), high=120, unit=MINUTES),
