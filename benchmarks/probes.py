@@ -67,7 +67,7 @@ ROWS: dict[str, Work] = {
     "converge": lambda c, p, n: converge.run(c, p, converge.ConvergeConfig(loops=n, states=0)),
     "mask, every n": every_n,
     "lens": lambda c, p, n: lens.run(c, p, lens.LensConfig(loops=n, train_prompts=len(p.ys))),
-    "attribute": lambda c, p, n: attribute.run(c, p, LoopsConfig(loops=n)),
+    "attribute": lambda c, p, n: attribute.run(c, p, attribute.AttributeConfig(loops=n)),
     "attention": lambda c, p, n: attention.run(c, p, LoopsConfig(loops=n)),
     "patch, state at every loop and token": lambda c, p, n: patch.run(c, p, patch.PatchConfig(loops=n, sites=("z",))),
     "attribution patching of the same": lambda c, p, n: patch.run(

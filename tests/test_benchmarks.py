@@ -53,6 +53,14 @@ def test_nothing_costs_more_operations_kernels_or_bytes_than_recorded(monkeypatc
             assert value >= 0.98 * recorded[name][unit], f"cheaper than before: {remedy} to keep it so"
 
 
+def test_every_row_of_the_probes_can_be_measured(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    from probes import ROWS, operations
+
+    for name, work in ROWS.items():
+        assert operations(work, loops=2, points=6, prompts=2, d_model=16) > 0, name
+
+
 def test_the_counter_counts_what_torch_says_a_product_costs(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     from counts import Counter
