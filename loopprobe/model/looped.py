@@ -252,12 +252,12 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         x: Float[Tensor, "batch pos d_model"],
         heads: Heads,
         loop: int,
-        past: Sequence[Past] | None = None,
+        past: Sequence[Past | None] | None = None,
         only: Only = None,
     ) -> Float[Tensor, "batch only d_model"]:
         """The second half of ``step``: the next states of the tokens that ``enter`` was given.
 
-        With ``only``, those of some of these tokens: the others stop at the keys and values of the last layer.
+        With ``only``, of some: the others stop at the last layer's keys and values. ``heads`` may hold the past.
         """
         hooks: LoopHooks = self.points(loop)
         for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):

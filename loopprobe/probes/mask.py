@@ -6,33 +6,27 @@ Before every loop the state outside the kept points is replaced; the injected in
 from __future__ import annotations
 
 import dataclasses
-from bisect import bisect_left
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor
 
 from loopprobe.config.strict import configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.blocks import Past
-from loopprobe.model.hook_points import LoopHookPoint
-from loopprobe.model.masks import Fill, kept_tokens, mean_states, replacement
+from loopprobe.model.masks import kept_tokens, mean_states
 from loopprobe.model.protocol import LoopedModel
-from loopprobe.model.reading import at_tokens
 from loopprobe.probes.dataset import error_summary, stamp, with_ends
 from loopprobe.probes.declaration import Probe, Quantity, Shown
+from loopprobe.probes.mask_runs import from_where_they_differ, one_by_one
 from loopprobe.probes.measures import Function, Measure, find_measure
 from loopprobe.store.evaluate import batches, over_batches
 from loopprobe.store.subject import Subject
 from loopprobe.support.statistics import median_interval, to_numpy
 from loopprobe.support.threads import go_on
 from loopprobe.tasks import PromptBatch
-from loopprobe.tasks.places import answer_tokens
 from loopprobe.types import Progress
 
 
@@ -134,7 +128,7 @@ def _measured(
 ]:
     """Run every mask, and return the errors at the query, their means at every point, and all of the last loop."""
     causal = {"causal", "past"} <= model.supports
-    outputs_of, run_share = (_from_where_they_differ, 0.5) if causal else (_one_by_one, 1.0)
+    outputs_of, run_share = (from_where_they_differ, 0.5) if causal else (one_by_one, 1.0)
     chunks = batches(model, prompts, len(counts), run_share=run_share)
     fill: Any = mean_states(model, chunks, config.loops) if config.fill == "mean" else config.fill
     keep = kept_tokens(
@@ -187,72 +181,6 @@ def _labelled(
     }
     coords = {"n": list(config.n), "loop": np.arange(1, config.loops + 1), "point": np.arange(by_point.shape[-1])}
     return xr.Dataset(variables, coords=coords)
-
-
-def _one_by_one(
-    model: LoopedModel, batch: PromptBatch, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
-) -> Iterator[list[Tensor]]:
-    """Yield the outputs under every mask, loop by loop, each from a run of its own."""
-    e = model.embed(*model.prepare(*batch.inputs))
-    initial = model.initial_state(e)
-    kept = keep.to(initial.device)[:, None, :, None]
-    states = [initial] * len(keep)
-    for loop in range(n_loops):
-        if at is None or loop == at:
-            value = replacement(fill, initial, loop)
-            states = [torch.where(mask, z, value) for mask, z in zip(kept, states, strict=True)]
-        states = [model.step(z, e, loop) for z in states]
-        yield [model.predict(z, e, loop, read_at=batch.read_at) for z in states]
-
-
-def _from_where_they_differ(
-    model: Any, batch: PromptBatch, keep: Bool[Tensor, "n pos"], fill: Fill, n_loops: int, at: int | None
-) -> Iterator[list[Tensor]]:
-    """Yield the same of a LoopedTransformer: each mask computes the tokens from the first that it changes on."""
-    e = model.embed(*model.prepare(*batch.inputs))
-    answers = answer_tokens(batch)
-    initial = model.initial_state(e)
-    first = [int((row != row[0]).int().argmax()) or len(row) for row in keep]  # token from which it is the other way
-    starts = list(zip(first, keep[:, 0].tolist(), strict=True))
-    whole = dict.fromkeys({True, *(kept for _, kept in starts)}, initial)  # all tokens kept, or all masked
-    later = [initial[:, start:] for start in first]
-    resets_later = at is None and any(kept and start <= answers[-1] for start, kept in starts)
-    for loop in range(n_loops):
-        masks = at is None or loop == at
-        value = replacement(fill, initial, loop).expand_as(initial) if masks else initial
-        reset = model.enter(value, e, loop) if resets_later else None  # alike for all masks
-        past, read = {}, {}
-        for kept, z in whole.items():
-            whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
-            read[kept] = model.predict(whole[kept], e, loop, read_at=batch.read_at)
-        outputs = []
-        for i, (start, kept) in enumerate(starts):
-            outputs.append(read[kept])
-            if start > answers[-1]:
-                continue
-            before = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
-            if kept and reset is not None:
-                x, heads = reset[0][:, start:], tuple(part[:, start:] for part in reset[1])
-                only = at_tokens(batch.read_at, start, x.shape[1])  # the others' states are reset, and never read
-                changed = model.predict(model.leave(x, heads, loop, before, only), loop=loop, read_at=slice(None))
-            else:
-                later[i] = model.step(value[:, start:] if kept and masks else later[i], e[:, start:], loop, before)
-                changed = model.predict(later[i], e[:, start:], loop, start, batch.read_at)
-            outputs[-1] = torch.cat([read[kept][:, : bisect_left(answers, start)], changed], dim=1)
-        yield outputs
-
-
-def _step_and_past(model: LoopedModel, z: Tensor, e: Tensor, loop: int) -> tuple[Tensor, list[Past]]:
-    """Run one iteration, and return the state with the keys and values of every layer."""
-    past: dict[str | None, Tensor] = {}
-
-    def note(x: Tensor, hook: LoopHookPoint) -> None:
-        past[hook.name] = x
-
-    names = [f"loops.{loop}.blocks.{layer}.attn.hook_{part}" for layer in range(model.sizes.n_layers) for part in "kv"]
-    with model.hooks(fwd_hooks=[(name, note) for name in names]):
-        z = model.step(z, e, loop)
-    return z, [(past[k], past[v]) for k, v in zip(names[::2], names[1::2], strict=True)]
 
 
 def check(
