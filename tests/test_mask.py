@@ -135,6 +135,16 @@ def test_the_figure_draws_the_numbers_of_the_dataset(checkpoint, batch, n, expec
     assert [path.name for path in tmp_path.iterdir()] == ["mask.html"]
 
 
+@pytest.mark.parametrize("mode", ["first", "last"])
+@pytest.mark.parametrize("invert", [False, True])
+def test_the_order_of_n_does_not_matter(checkpoint, batch, mode, invert):
+    """Masks of many n go through together, in an order of their own."""
+    data = probe.run(checkpoint, batch, probe.MaskConfig(mode=mode, n=(5, 0, 6, 1, 3), loops=4, invert=invert))
+    for n in (5, 0, 6, 1, 3):
+        alone = probe.run(checkpoint, batch, probe.MaskConfig(mode=mode, n=(n,), loops=4, invert=invert))
+        np.testing.assert_allclose(data.error.sel(n=n), alone.error.sel(n=n), atol=1e-6)
+
+
 def test_the_table_and_the_sentence_show_the_numbers_of_the_dataset(checkpoint, batch):
     data = probe.run(checkpoint, batch, probe.MaskConfig(n=(0, 3), loops=6))
     table = mask_table(data.assign_attrs(shown_loops=[1, 6]))
