@@ -39,6 +39,17 @@ def test_every_number_is_that_of_a_run_of_its_own(checkpoint, batch):
     assert (data["median"] <= data.median_high).all()
 
 
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("mode", ["first", "last"])
+def test_masks_are_the_same_by_torchs_attention(checkpoint, batch, monkeypatch, mode, invert):
+    """It runs on GPUs and for long prompts, and takes its causal mask to begin with the first key."""
+    config = probe.MaskConfig(mode=mode, n=(0, 1, 4, 6), loops=4, invert=invert)
+    assert checkpoint.model.cfg.n_layers > 1
+    written_out = probe.run(checkpoint, batch[:5], config)
+    monkeypatch.setattr("loopprobe.model.blocks.SHORT", 0)
+    np.testing.assert_allclose(probe.run(checkpoint, batch[:5], config).error, written_out.error, atol=1e-5)
+
+
 @pytest.mark.parametrize("fill", ["initial", "zero", "mean"])
 @pytest.mark.parametrize(("unit", "n"), [("point", (0, 1, 4, 6)), ("token", (0, 1, 2, 7, 11, 12))])
 @pytest.mark.parametrize("at", [None, 2])

@@ -177,7 +177,7 @@ class Attention(nn.Module):
             k = hooks.hook_rot_k(self.rotary(k))
         short = k.device.type == "cpu" and k.shape[1] <= SHORT
         written_out = short or hooked(hooks.hook_attn_scores, hooks.hook_pattern)
-        is_causal = self.causal and past is None and only is None and not written_out
+        is_causal = self.causal and q.shape[1] == k.shape[1] and only is None and not written_out
         unseen = _unseen(q, k) if self.causal and not is_causal else None
         if only is not None:
             q, unseen = q[:, only], None if unseen is None else unseen[only]
