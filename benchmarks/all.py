@@ -80,8 +80,7 @@ def _machine(found: dict[str, Any]) -> str:
         return f"With torch {found['torch']}:"
     machine = found["machine"] if "machine" in found else next(iter(next(iter(found.values())).values()))["machine"]
     parts = [machine["device"], machine.get("cpu", ""), f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"]
-    commit = machine["git_commit"].removesuffix("-dirty")
-    return f"On {', '.join(filter(None, parts))}, torch {machine['torch']}, at {commit}:"
+    return f"On {', '.join(filter(None, parts))}, torch {machine['torch']}, at {machine['git_commit']}:"
 
 
 def page() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import out_path, table
+from report import WORKERS
 
 FOLDER = Path(__file__).resolve().parent
 OURS = "loopprobe, default recipe"
@@ -70,7 +71,7 @@ def _claims(found: dict[str, Any]) -> list[float]:
 
 
 def _minutes(form: str) -> Callable[[dict[str, Any]], list[float]]:
-    return lambda found: [sum(row["seconds"] for row in found[form]) / 60 / 2]
+    return lambda found: [sum(row["seconds"] for row in found[form]) / 60 / WORKERS]
 
 
 def _command(name: str, part: str) -> Callable[[dict[str, Any]], list[float]]:

@@ -54,12 +54,11 @@ def from_where_they_differ(
     for loop in range(n_loops):
         masks = at is None or loop == at
         value = replacement(fill, initial, loop).expand_as(initial) if masks else initial
-        reset = model.enter(value, e, loop) if resets_later else None  # alike for all masks
         past, read = {}, {}
         for kept, z in whole.items():
             whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
             read[kept] = model.predict(whole[kept], e, loop, read_at=batch.read_at)
-        entered = None if reset is None else _Reset(reset[0], reset[1], past[True])
+        entered = _Reset(model.enter(value, e, loop), past[True]) if resets_later else None  # alike for all masks
         outputs = [read[kept] for _, kept in starts]
         for i in by_start:
             start, kept = starts[i]
@@ -84,11 +83,10 @@ class _Reset:
     which those of the clean run are copied as the token goes up.
     """
 
-    def __init__(self, x: Tensor, heads: Heads, past: list[Past]) -> None:
-        self.x, self.q, self.past, self.filled = x, heads[0], past, 0
-        self.keys = [
-            part.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2) for part in heads[1:]
-        ]
+    def __init__(self, entered: tuple[Tensor, Heads], past: list[Past]) -> None:
+        self.x, (self.q, *parts) = entered
+        self.past, self.filled = past, 0
+        self.keys = [p.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2) for p in parts]
 
     def at(self, start: int) -> tuple[Tensor, Heads, list[Past | None]]:
         """Streams, heads and pasts for ``model.leave``; tokens must not go down from call to call."""

@@ -139,7 +139,7 @@ def estimate(what: str, rule: Rule, scale: Scale, one: Group, other: Group | Non
 def _spread(models: tuple[str, ...], numbers: Float[ndarray, " seed"]) -> Spread:
     n = len(numbers)
     variance = float(numbers.var(ddof=1)) if n > 1 else np.nan
-    return Spread(variance, n, n - 1, models=models, numbers=tuple(map(float, numbers)))
+    return Spread(variance, n, n - 1, models, tuple(map(float, numbers)))
 
 
 def on_average(estimates: Sequence[Estimate]) -> Estimate:

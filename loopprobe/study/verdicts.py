@@ -160,7 +160,7 @@ def conclude(section: str, claim: str, estimates: Iterable[Estimate]) -> Verdict
 
 
 def _if_moved(estimates: Sequence[Estimate], factor: float) -> Outcome | None:
-    """Return the outcome if thresholds were ``factor`` times as far from no effect; None where one says nothing."""
+    """Return the outcome with thresholds ``factor`` times as far from their neutral values, see ``Verdict``."""
     moved = [replace(one, rule=one.rule.scaled(factor)) for one in estimates]
     for one in moved:
         least, most = BOUNDS[one.scale]
