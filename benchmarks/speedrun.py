@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,14 +35,15 @@ TARGETS = (0.1, 0.02, 0.01)
 SHOWN = ("default", "fast", "sprint")  # on every page, measured or not
 DECAY = 0.98  # of the averaged weights, a step
 GROWING = ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"]
-SPRINT = [
+OLD_SPRINT = [
     "train.steps=1400", "train.muon_lr=0.014", "train.adam_lr=0.005",
     "train.dims={kind='linear',start=3,hold=140,over=0.36}", "train.points={kind='linear',start=10,hold=140,over=0.36}",
 ]  # fmt: skip
 RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is changed in it
     "default": (None, []),
     "fast": ("fast", []),
-    "sprint": ("fast", SPRINT),
+    "sprint": ("sprint", []),
+    "sprint of version 0.2": ("fast", OLD_SPRINT),
     "fast, mean squared error": ("fast", ["train.loss=mse"]),
     "fast, batch 64": ("fast", ["train.batch_size=64"]),
     "fast, no hold": ("fast", GROWING),
@@ -55,8 +57,10 @@ class Averaged(Contestant):
         super().__post_init__()
         self.average = copy.deepcopy(self.model)
         self.means, self.weights = list(self.average.parameters()), list(self.model.parameters())
+        self.operations = [0.0]  # of the first steps
 
     def step(self, i: int, prompts: Prompts) -> None:
+        self.operations.append(self.operations[-1] + operations(self.cfg, self.sizes(i)))
         super().step(i, prompts)
         with torch.no_grad():
             torch._foreach_lerp_(self.means, self.weights, 1 - DECAY)
@@ -65,19 +69,16 @@ class Averaged(Contestant):
         n_loops = self.cfg.model.n_loops
         return min(query_error(model, prompts, n_loops)[-1].mean().item() for model in (self.model, self.average))
 
-
-def cost(cfg: Config, steps: int) -> float:
-    """Of the first steps of a training, in steps of the default recipe at its full size."""
-    unit = load_config()
-    full = unit.train.steps - 1
-    return sum(_operations(cfg, step) for step in range(steps)) / _operations(unit, full)
+    def cost(self, steps: int) -> float:
+        """Of its first steps, in steps of the default recipe at its full size."""
+        unit = load_config()
+        return self.operations[steps] / operations(unit, unit.train.sizes(unit.train.steps - 1))
 
 
-def _operations(cfg: Config, step: int) -> float:
-    """Of one step: the matrix products of every loop, three times as many where it carries gradient."""
+def operations(cfg: Config, sizes: Mapping[str, int]) -> float:
+    """Of a step of some sizes: the matrix products of every loop, three times as many where it carries gradient."""
     m, t = cfg.model, cfg.train
-    size = t.sizes(step)
-    loops, tokens = size["loops"], 2 * size["points"]
+    loops, tokens = sizes["loops"], 2 * sizes["points"]
     per_token = m.n_layers * (24 * m.d_model**2 + 4 * tokens * m.d_model)
     return t.batch_size * tokens * per_token * (loops + 2 * min(t.loop_window, loops))
 
@@ -133,8 +134,8 @@ def main() -> None:
         for recipe, c in zip(recipes, contestants, strict=True):
             at = {t: next((steps for steps, _, error in c.curve if error <= t), None) for t in TARGETS}
             row = {"reached_after_s": {str(t): c.reached.get(t) for t in TARGETS},
-                   "reached_at_cost": {str(t): steps and cost(c.cfg, steps) for t, steps in at.items()},
-                   "steps": c.steps, "cost": cost(c.cfg, c.steps), "seconds": c.seconds,
+                   "reached_at_cost": {str(t): steps and c.cost(steps) for t, steps in at.items()},
+                   "steps": c.steps, "cost": c.cost(c.steps), "seconds": c.seconds,
                    "error": c.curve[-1][2], "curve": c.curve, "machine": provenance(device, torch.float32)}  # fmt: skip
             found.setdefault(", ".join([recipe, *args.set]), {})[str(seed)] = row
     print(page(found))

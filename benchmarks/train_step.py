@@ -126,6 +126,8 @@ class Contestant:
         torch.manual_seed(self.cfg.train.seed)
         self.generator = torch.Generator().manual_seed(self.cfg.train.seed)
         m, t = self.cfg.model, self.cfg.train
+        self.mastered = t.mastery and t.mastery.start
+        self.measured: list[Tensor] = []  # since the mastery schedule was last asked
         if self.plain:
             self.model = PlainLooped(m.n_dims, m.n_points, m.d_model, m.n_heads, m.n_layers).to(self.device)
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=t.adam_lr, betas=t.betas)
@@ -140,10 +142,19 @@ class Contestant:
             plain_step(self.model, self.optimizer, prompts, t.sizes(i)["loops"], t.loop_window)
         else:
             with mock.patch.object(blocks, "SHORT", self.short):
-                train_step(self.model, self.optimizers, prompts, i, t, self.replay)
+                self.measured.append(train_step(self.model, self.optimizers, prompts, i, t, self.replay))
+        if len(self.measured) == t.log_every:  # as a training does at each row of metrics
+            if self.mastered is not None:
+                means = torch.stack(self.measured).mean(0).tolist()
+                self.mastered = t.next_mastered(self.mastered, dict(zip(prompts.measures, means, strict=True)))
+            self.measured.clear()
+
+    def sizes(self, i: int) -> dict[str, int]:
+        """The sizes of a step that comes next."""
+        return self.cfg.train.sizes(i, self.mastered)
 
     def draw(self, i: int) -> Prompts:
-        return draw(self.cfg, self.cfg.train.sizes(i), self.generator, self.device)
+        return draw(self.cfg, self.sizes(i), self.generator, self.device)
 
     def train(self, steps: int) -> None:
         started = time.perf_counter()

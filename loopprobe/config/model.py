@@ -53,6 +53,7 @@ class ModelConfig:
     loop_embedding: bool = False  # a learned vector for each loop, added to its input
     n_dims: OfVectors = None  # type: ignore[assignment]  # vectors: 10
     n_points: OfVectors = None  # type: ignore[assignment]  # vectors: 31
+    role_range: PositiveFloat | None = None  # vectors: std of a first vector of all x, and one of all y; None: neither
 
     attn_only: ClassVar[bool] = False  # asked for by TransformerLens's ActivationCache
 
@@ -76,6 +77,11 @@ class ModelConfig:
                 raise LoopprobeError(
                     f"rotary_dim ({self.rotary_dim}) must be even and at most d_head ({self.d_head}): change one"
                 )
+        if self.role_range is not None and self.positional_embedding_type != "standard":
+            raise LoopprobeError(
+                f"role_range ({self.role_range}) is of standard positions, and positional_embedding_type is "
+                f"{self.positional_embedding_type}: drop it"
+            )
         for name in ("rotary_dim", "rotary_base"):
             if getattr(self, name) is not None and self.positional_embedding_type != "rotary":
                 raise LoopprobeError(
@@ -100,7 +106,7 @@ class ModelConfig:
             )
 
     def _fill_tokens(self) -> None:
-        for name in ("n_dims", "n_points"):
+        for name in ("n_dims", "n_points", "role_range"):
             if getattr(self, name) is not None:
                 raise LoopprobeError(
                     f"{name} ({getattr(self, name)}) is of models that read vectors, and d_vocab ({self.d_vocab}) is "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -25,13 +26,16 @@ class Schedule:
     steps until ``end``. An ``end`` of None means the model's own number (n_dims, n_points or n_loops), or the task's
     length.
 
-    Of lengths alone, mastery: ``start``, raised by one at each row of metrics whose answers were right at a rate of at
-    least ``rate``. Of loops alone, drawn anew in every step: uniform: from ``start`` to ``end``. poisson: one more than
-    a Poisson number whose mean is log-normal, with a mean of ``end`` in all (Huginn, arXiv 2502.05171, section 3.3).
-    length: as many as the length of the prompts (Fan et al., arXiv 2409.15647).
+    mastery: of lengths and dimensions alone, ``start``, raised by one at each row of metrics whose answers were good
+    enough: right at a rate of at least ``rate`` (lengths), or with an error at the query of at most ``error``
+    (dimensions). dims: of points alone, as far between ``start`` and ``end`` as the dimensions are between theirs.
+
+    Of loops alone, drawn anew in every step: uniform: from ``start`` to ``end``. poisson: one more than a Poisson
+    number whose mean is log-normal, with a mean of ``end`` in all (Huginn, arXiv 2502.05171, section 3.3). length: as
+    many as the length of the prompts (Fan et al., arXiv 2409.15647).
     """
 
-    kind: Literal["constant", "linear", "step", "mastery", "uniform", "poisson", "length"] = "constant"
+    kind: Literal["constant", "linear", "step", "mastery", "dims", "uniform", "poisson", "length"] = "constant"
     start: PositiveInt | None = None
     end: PositiveInt | None = None
     over: float | None = Field(default=None, gt=0, le=1)
@@ -39,13 +43,16 @@ class Schedule:
     by: PositiveInt | None = None
     every: PositiveInt | None = None
     rate: float | None = Field(default=None, gt=0, le=1)
+    error: float | None = Field(default=None, gt=0)
 
     def __post_init__(self) -> None:
-        needs = set(_NEEDS[self.kind])
-        given = {name for name in ("start", "over", "by", "every", "rate") if getattr(self, name) is not None}
-        if needs != given:
+        needs = [set(names) for names in _NEEDS[self.kind]]
+        named = ("start", "over", "by", "every", "rate", "error")
+        given = {name for name in named if getattr(self, name) is not None}
+        if given not in needs:
+            words = ", or ".join(" and ".join(sorted(names)) or "only end" for names in needs)
             raise LoopprobeError(
-                f"a {self.kind} schedule takes {' and '.join(sorted(needs)) or 'only end'} "
+                f"a {self.kind} schedule takes {words} "
                 f"(given: {', '.join(sorted(given)) or 'none'}): change kind or these keys"
             )
         if self.hold is not None and self.kind != "linear":
@@ -60,7 +67,7 @@ class Schedule:
         return self.end
 
     def at(self, step: int, steps: int, mastered: int | None = None) -> int:
-        """The value at ``step`` (from 0) of ``steps``, or the largest where it is drawn.
+        """The value at ``step`` (from 0) of ``steps``, or the largest where it is drawn or follows the dimensions.
 
         Args:
             step, steps: of the training.
@@ -80,6 +87,12 @@ class Schedule:
             return min(self.last, self.start + self.by * (step // self.every))
         return self.last if self.kind != "mastery" or mastered is None else min(mastered, self.last)
 
+    def between(self, value: int, whole: Schedule) -> int:
+        """The value that is as far between ``start`` and ``end`` as ``value`` is between those of another schedule."""
+        first, start = whole.start or whole.last, self.start or self.last
+        fraction = (value - first) / (whole.last - first) if whole.last > first else 1.0
+        return start + int(fraction * (self.last - start) + 1e-9)
+
     def drawn(self, step: int, steps: int, length: int, chance: random.Random) -> int:
         """The loop count of a step: drawn where the schedule says so, else as ``at`` gives it."""
         if self.kind == "length":
@@ -93,13 +106,14 @@ class Schedule:
         return self.at(step, steps)
 
 
-_NEEDS = {
-    "constant": (), "linear": ("start", "over"), "step": ("start", "by", "every"), "mastery": ("start", "rate"),
-    "uniform": ("start",), "poisson": (), "length": (),
+_NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "constant": ((),), "linear": (("start", "over"),), "step": (("start", "by", "every"),),
+    "mastery": (("start", "rate"), ("start", "error")), "dims": (("start",),),
+    "uniform": (("start",),), "poisson": ((),), "length": ((),),
 }  # fmt: skip
 _DETERMINED = ("constant", "linear", "step")
 _KINDS = {
-    "dims": _DETERMINED, "points": _DETERMINED, "length": (*_DETERMINED, "mastery"),
+    "dims": (*_DETERMINED, "mastery"), "points": (*_DETERMINED, "dims"), "length": (*_DETERMINED, "mastery"),
     "loops": (*_DETERMINED, "uniform", "poisson", "length"),
 }  # fmt: skip
 
@@ -162,6 +176,11 @@ class TrainConfig:
                 raise LoopprobeError(
                     f"train.{name}.kind ({schedule.kind}) must be {', '.join(kinds[:-1])} or {kinds[-1]}: choose one"
                 )
+            measure = "rate" if name == "length" else "error"
+            if schedule is not None and schedule.kind == "mastery" and getattr(schedule, measure) is None:
+                raise LoopprobeError(
+                    f"train.{name} of kind mastery takes start and {measure}: set train.{name}.{measure}"
+                )
 
     def sizes(self, step: int, mastered: int | None = None) -> dict[str, int]:
         """The sizes of a step, counted from 0: dims and points, or the length, and loops.
@@ -181,4 +200,28 @@ class TrainConfig:
     def reached(self, step: int, mastered: int | None = None) -> dict[str, int]:
         """How far the schedules have come at a step: the largest where lengths or loops are drawn."""
         named = {"dims": self.dims, "points": self.points, "length": self.length, "loops": self.loops}
-        return {name: s.at(step, self.steps, mastered) for name, s in named.items() if s is not None}
+        sizes = {name: s.at(step, self.steps, mastered) for name, s in named.items() if s is not None}
+        if self.dims is not None and self.points is not None and self.points.kind == "dims":
+            sizes["points"] = self.points.between(sizes["dims"], self.dims)
+        return sizes
+
+    @property
+    def mastery(self) -> Schedule | None:
+        """The mastery schedule, if there is one."""
+        return next((s for s in (self.dims, self.length) if s is not None and s.kind == "mastery"), None)
+
+    def next_mastered(self, mastered: int | None, means: Mapping[str, float]) -> int | None:
+        """How far the mastery schedule comes after a row of metrics; None without one.
+
+        Args:
+            mastered: how far it has come before the row.
+            means: of the row: the error at the query, and the rate of right answers (``accuracy``).
+        """
+        if (schedule := self.mastery) is None or mastered is None:
+            return None
+        if schedule.error is not None:
+            is_good = means["error"] <= schedule.error
+        else:
+            assert schedule.rate is not None
+            is_good = means["accuracy"] >= schedule.rate
+        return min(schedule.last, mastered + is_good)

@@ -64,8 +64,8 @@ class Run:
         self.unread: list[Tensor] = []  # what was recorded of the last steps, still on the device
         self.measures = (TokenPrompts if cfg.task.reads_tokens else Prompts).measures
         self.pending = torch.empty(0, len(self.measures))  # … of the steps before them, since the last row
-        length = cfg.train.length
-        self.mastered = length.start if length is not None and length.kind == "mastery" else None
+        mastery = cfg.train.mastery
+        self.mastered = mastery.start if mastery else None  # how far it has come
         self.saved_at = 0
         self.claimed: Claimed | None = None
 
@@ -150,8 +150,7 @@ class Run:
         row: Row = {"step": self.step} | means
         row |= self.train.reached(self.step - 1, self.mastered) | {"seconds": round(self.elapsed(), 2)}
         self.pending = torch.empty(0, len(self.measures))
-        if (length := self.train.length) is not None and self.mastered is not None and length.rate is not None:
-            self.mastered = min(length.last, self.mastered + (means["accuracy"] >= length.rate))
+        self.mastered = self.train.next_mastered(self.mastered, means)
         with (self.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.report(row)
