@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loopprobe.config.sources import load_config
+from loopprobe.training.train import start, train_runs
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.tasks import held_out
 
@@ -78,15 +79,33 @@ def test_the_counter_counts_what_torch_says_a_product_costs(monkeypatch):
 
 def test_the_cost_of_the_speed_run_is_in_full_steps_of_the_default(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    from speedrun import cost
+    from speedrun import contestant, operations
 
-    cfg = load_config()
-    steps = cfg.train.steps
-    assert cost(cfg, steps) - cost(cfg, steps - 1) == pytest.approx(1)
-    half = load_config(overrides=["train.batch_size=32"])
-    assert cost(half, steps) == pytest.approx(cost(cfg, steps) / 2)
-    once = load_config(overrides=["model.n_loops=1", "train.loop_window=1"])  # 3 passes of one loop of 20 + 2 · 10
-    assert cost(once, steps) == pytest.approx(cost(cfg, steps) * 3 / 40)
+    cfg, full = load_config(), {"points": 31, "loops": 20}
+    unit = operations(cfg, full)
+    assert operations(load_config(overrides=["train.batch_size=32"]), full) == pytest.approx(unit / 2)
+    one_loop = {"points": 31, "loops": 1}  # 3 passes of one loop of 20 + 2 · 10
+    assert operations(load_config(overrides=["train.loop_window=1"]), one_loop) == pytest.approx(unit * 3 / 40)
+    small = ["model.n_loops=2", "train.loop_window=1", "train.batch_size=4", "train.dims=10", "train.points=31"]
+    trained = contestant("default", 0, small, torch.device("cpu"))
+    trained.train(3)
+    assert trained.cost(3) == pytest.approx(3 * 4 / 64 * (2 + 2) / 40)
+    assert trained.cost(0) == 0
+
+
+@pytest.mark.parametrize(("level", "last"), [(1e9, 5), (1e-9, 2)])
+def test_a_speed_run_adds_dimensions_as_a_training_does(monkeypatch, tmp_path, level, last):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    from speedrun import contestant
+
+    changed = ["model.n_loops=2", "train.loop_window=1", "train.batch_size=4", "train.log_every=2", "train.steps=6",
+               "train.loss_loops=1", "train.loops=2", "train.device=cpu",
+               f"train.dims={{kind='mastery',start=2,error={level}}}"]  # fmt: skip
+    raced = contestant("sprint", 0, changed, torch.device("cpu"))
+    raced.train(6)
+    run = start(raced.cfg, tmp_path / "run")
+    train_runs([run])
+    assert raced.mastered == run.mastered == last
 
 
 def test_the_page_shows_what_was_measured(monkeypatch):

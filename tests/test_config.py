@@ -50,6 +50,16 @@ def test_schedules():
     assert [held.at(step, 20) for step in (0, 5, 9, 10)] == [3, 3, 8, 10]  # half of the way is held at most
     step = Schedule(kind="step", start=5, end=8, by=2, every=10)
     assert [step.at(s, 100) for s in (0, 9, 10, 19, 20, 99)] == [5, 5, 7, 7, 8, 8]
+    grown = ["train.dims={kind='mastery',start=3,error=0.5}", "train.points={kind='dims',start=10}"]
+    train = load_config(overrides=grown).train
+    assert [train.reached(0, dims)["points"] for dims in (3, 4, 9, 10)] == [10, 13, 28, 31]
+    assert (train.sizes(0)["dims"], train.sizes(0)["points"]) == (10, 31)
+    assert [train.next_mastered(5, {"error": error}) for error in (0.51, 0.5)] == [5, 6]
+    assert train.next_mastered(10, {"error": 0.0}) == 10
+    assert load_config().train.next_mastered(None, {"error": 0.0}) is None
+    follows = load_config(overrides=["train.points={kind='dims',start=10}"]).train  # dimensions of any schedule
+    assert [follows.sizes(step)["points"] for step in (0, 115, 1999)] == [10, 13, 31]
+    assert load_config(overrides=["train.dims=10", "train.points={kind='dims',start=10}"]).train.sizes(0)["points"] == 31
     assert load_config(overrides=["train.points=20"]).train.points == Schedule(end=20)
 
 
@@ -67,6 +77,12 @@ def test_schedules():
         (["train.muon_lr=nan"], ["train.muon_lr", "nan"]),
         (["train.dims=11"], ["train.dims.end (11)", "n_dims (10)"]),
         (["train.dims.kind=step"], ["step schedule", "by"]),
+        (["train.dims={kind='mastery',start=3,rate=0.5}"], ["train.dims", "start and error"]),
+        (["train.dims={kind='mastery',start=3,error=0}"], ["train.dims.error", "greater than 0"]),
+        (["train.dims={kind='dims',start=3}"], ["train.dims.kind (dims)", "mastery"]),
+        (["train.points={kind='mastery',start=3,error=0.5}"], ["train.points.kind (mastery)"]),
+        (["train.points={kind='dims'}"], ["a dims schedule takes start"]),
+        (["model.role_range=0.3", "model.positional_embedding_type=none"], ["role_range (0.3)", "drop it"]),
         (["train.dims={kind='constant',hold=30}"], ["hold (30)", "linear schedules only", "drop it"]),
         (["steps"], ["steps", "section.key=value"]),
         (["task.name=parity", "train=5"], ["train (5)", "must be a table"]),

@@ -221,6 +221,18 @@ def test_initial_weights_have_the_promised_scale():
     assert gpt2.blocks[0].mlp.fc_out.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.02)
 
 
+def test_inputs_and_labels_start_from_a_vector_of_their_role_and_all_else_from_what_it_was():
+    plain = LoopedTransformer(ModelConfig(d_model=512, n_points=7), torch.Generator().manual_seed(0))
+    roles = LoopedTransformer(ModelConfig(d_model=512, n_points=7, role_range=0.5), torch.Generator().manual_seed(0))
+    added = (roles.W_pos - plain.W_pos).detach()
+    assert torch.allclose(added[0::2], added[0], atol=1e-6)
+    assert torch.allclose(added[1::2], added[1], atol=1e-6)
+    assert added[:2].std(1).tolist() == pytest.approx([0.5, 0.5], rel=0.1)
+    assert abs(torch.corrcoef(added[:2])[0, 1]) < 0.2  # not one vector twice
+    names = [name for name, value in plain.state_dict().items() if not torch.equal(value, roles.state_dict()[name])]
+    assert names == ["W_pos"]
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("xs", "ys", "match"),

@@ -102,12 +102,14 @@ CONFIG_RULES = [
     ([*PARITY, "train.loss_loops=5"], r"loss_loops \(5\)"),
     ([*PARITY, "model.n_loops=5"], r"model.n_loops \(5\) must be task.length \(4\)"),
     ([*PARITY, "train.loops={kind='mastery',start=1,rate=0.5}"], r"train.loops.kind \(mastery\)"),
+    ([*PARITY, "train.length={kind='mastery',start=1,error=0.5}"], "start and rate"),
+    ([*PARITY, "model.role_range=0.3"], r"role_range \(0.3\) is of models that read vectors"),
     ([*PARITY, "train.length={kind='poisson'}"], r"train.length.kind \(poisson\)"),
     ([*PARITY, "train.length={kind='length'}"], r"train.length.kind \(length\)"),
     (["train.points={kind='uniform',start=2}"], r"train.points.kind \(uniform\)"),
 ]  # fmt: skip
 SCHEDULE_RULES = [
-    ({"kind": "mastery", "start": 1}, "takes rate and start"), ({"kind": "uniform"}, "takes start"),
+    ({"kind": "mastery", "start": 1}, "takes rate and start, or error and start"), ({"kind": "uniform"}, "takes start"),
     ({"kind": "poisson", "start": 2}, "takes only end"), ({"rate": 0.5}, "takes only end"),
     ({"kind": "mastery", "start": 1, "rate": 1.5}, "rate"), ({"kind": "uniform", "start": 3, "end": 2}, r"start \(3\)"),
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from loopprobe.model.looped import LoopedTransformer
 from loopprobe.store.checkpoint import load_checkpoint
 from loopprobe.support.device import pick_device
 from loopprobe.tasks import sample
+from loopprobe.training.runs import Run
 from loopprobe.training.steps import make_optimizers, rate_factor, windowed_loss
 from loopprobe.training.train import train
 
@@ -50,6 +51,32 @@ def assert_same_weights(a, b):
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+def test_dimensions_are_added_as_they_are_mastered_over_a_kill_too(tmp_path, monkeypatch):
+    mastery = ["train.dims={kind='mastery',start=1,error=1.0}", "train.points={kind='dims',start=2}"]
+    cfg = config(*mastery)
+    train(cfg, tmp_path / "whole")
+    whole = measured(tmp_path / "whole")
+    assert [row["dims"] for row in whole] == [
+        min(cfg.model.n_dims, 1 + sum(row["error"] <= 1 for row in whole[:i])) for i in range(len(whole))
+    ]
+    assert 1 < whole[-1]["dims"]
+    assert {(row["dims"], row["points"]) for row in whole} <= {(1, 2), (2, 4), (3, 6)}
+    record = Run.record
+
+    def killed(run, errors):
+        record(run, errors)
+        if run.step == 23:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(cfg, tmp_path / "killed")
+    train(None, tmp_path / "killed", resume=True)
+    assert measured(tmp_path / "killed") == whole
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_a_run_leaves_a_complete_checkpoint(tmp_path):
