@@ -55,7 +55,8 @@ class Goal:
             found = self.read(json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, KeyError):
             return self.what, self.words, "not measured", "–"
-        ends = list(dict.fromkeys(self.unit.format(end) for end in (min(found), max(found))))
+        written = (self.unit.format(end) if end < float("inf") else "not reached" for end in (min(found), max(found)))
+        ends = list(dict.fromkeys(written))
         is_met = self.low <= min(found) and max(found) <= self.high
         return self.what, self.words, " to ".join(ends), "met" if is_met else "missed"
 

@@ -108,6 +108,19 @@ def test_a_speed_run_adds_dimensions_as_a_training_does(monkeypatch, tmp_path, l
     assert raced.mastered == run.mastered == last
 
 
+def test_a_goal_that_one_seed_does_not_reach_is_missed(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    from goals import Goal, slowest
+
+    def row(*after):
+        rows = {str(seed): {"reached_after_s": {"0.02": seconds}} for seed, seconds in enumerate(after)}
+        return Goal("", "speedrun", lambda _: slowest("sprint", "0.02")({"sprint": rows}), high=60).row()[2:]
+
+    assert row(50.0, 59.0) == ("59.00", "met")
+    assert row(50.0, 61.0) == ("61.00", "missed")
+    assert row(50.0, None) == ("not reached", "missed")
+
+
 def test_the_page_shows_what_was_measured(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     spec = importlib.util.spec_from_file_location("all_benchmarks", BENCHMARKS / "all.py")
