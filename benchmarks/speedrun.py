@@ -8,9 +8,9 @@ The model is the default one (4 heads, d_model 64, 1 layer, b 20, T 10, 10 dimen
 training and of making its prompts; those of evaluation (256 held-out prompts every 50 steps) do not count. Cost is in
 steps of the default recipe with all dimensions, points and loops, counted from the operations of the matrix products.
 The error is the better of those of the weights and of their exponential average. What was tried, and why, is in
-SPEEDRUN.md. Adds its rows to speedrun.json beside itself. On a CPU those of the sprint are of a run of its own
-(--recipe sprint --seeds 0,1,2,3,4), which ends where an error of 0.01 is reached; those of the sprint of version 0.2 were
-measured in turn with the default recipe and the fast one.
+SPEEDRUN.md. Adds its rows to speedrun.json beside itself. On a CPU those of the sprint are of runs of its own
+(--recipe sprint --seeds 0,1,2,3,4), which end where an error of 0.01 is reached; the old sprint took turns with the
+default recipe and the fast one.
 """
 
 from __future__ import annotations

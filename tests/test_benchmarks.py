@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from loopprobe.config.sources import load_config
-from loopprobe.training.train import start, train_runs
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.tasks import held_out
+from loopprobe.training.train import start, train_runs
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 RENAMED = [

@@ -59,7 +59,8 @@ def test_schedules():
     assert load_config().train.next_mastered(None, {"error": 0.0}) is None
     follows = load_config(overrides=["train.points={kind='dims',start=10}"]).train  # dimensions of any schedule
     assert [follows.sizes(step)["points"] for step in (0, 115, 1999)] == [10, 13, 31]
-    assert load_config(overrides=["train.dims=10", "train.points={kind='dims',start=10}"]).train.sizes(0)["points"] == 31
+    fixed = load_config(overrides=["train.dims=10", "train.points={kind='dims',start=10}"]).train
+    assert fixed.sizes(0)["points"] == 31
     assert load_config(overrides=["train.points=20"]).train.points == Schedule(end=20)
 
 
