@@ -27,7 +27,7 @@ RUNS: dict[str, dict[str, list[str]]] = {  # a benchmark, the devices that it ru
     "train_step": {"cpu": ["--budget", "300"], "cuda": ["--budget", "60"]},
     "token_step": {"cpu": [], "cuda": []},
     "stack": {"cpu": [], "cuda": []},
-    "speedrun": {"cpu": SPEEDRUN, "cuda": SPEEDRUN},
+    "speedrun": {"cpu": ["--recipe=sprint", "--seeds=0,1,2,3,4"], "cuda": SPEEDRUN},
     "probes": {"cpu": []},
     "memory": {"cpu": []},
     "cache": {"cpu": []},
@@ -78,9 +78,10 @@ def _commands(name: str) -> str:
 def _machine(found: dict[str, Any]) -> str:
     if "torch" in found:
         return f"With torch {found['torch']}:"
-    machine = found["machine"] if "machine" in found else next(iter(next(iter(found.values())).values()))["machine"]
+    rows = [found] if "machine" in found else [row for seeds in found.values() for row in seeds.values()]
+    machine, commits = rows[0]["machine"], dict.fromkeys(row["machine"]["git_commit"] for row in rows)
     parts = [machine["device"], machine.get("cpu", ""), f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"]
-    return f"On {', '.join(filter(None, parts))}, torch {machine['torch']}, at {machine['git_commit']}:"
+    return f"On {', '.join(filter(None, parts))}, torch {machine['torch']}, at {', '.join(commits)}:"
 
 
 def page() -> str:

@@ -8,9 +8,9 @@ The model is the default one (4 heads, d_model 64, 1 layer, b 20, T 10, 10 dimen
 training and of making its prompts; those of evaluation (256 held-out prompts every 50 steps) do not count. Cost is in
 steps of the default recipe with all dimensions, points and loops, counted from the operations of the matrix products.
 The error is the better of those of the weights and of their exponential average. What was tried, and why, is in
-SPEEDRUN.md. Adds its rows to speedrun.json beside itself. On a CPU those of the sprint are of runs of its own
-(--recipe sprint --seeds 0,1,2,3,4), which end where an error of 0.01 is reached; the old sprint took turns with the
-default recipe and the fast one.
+SPEEDRUN.md. Adds its rows to speedrun.json beside itself; a training ends where an error of 0.01 is reached, or at its
+last step with --to-the-end. The rows of the default recipe, the fast one and the sprint by steps are of three that took
+turns to the end; those of what is changed in a recipe by --set are of the command that their name is made of.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SPRINT = [
     "train.loops={kind='uniform',start=5,end=16}", "model.role_range=0.3",
     "train.dims={kind='mastery',start=3,error=0.6}", "train.points={kind='dims',start=10}",
 ]  # fmt: skip
-OLD_SPRINT = [
+BY_STEPS = [
     "train.steps=1400", "train.muon_lr=0.014", "train.adam_lr=0.005",
     "train.dims={kind='linear',start=3,hold=140,over=0.36}", "train.points={kind='linear',start=10,hold=140,over=0.36}",
 ]  # fmt: skip
@@ -50,7 +50,7 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is ch
     "default": (None, []),
     "fast": ("fast", []),
     "sprint": ("fast", SPRINT),
-    "sprint of version 0.2": ("fast", OLD_SPRINT),
+    "sprint by steps": ("fast", BY_STEPS),
     "fast, mean squared error": ("fast", ["train.loss=mse"]),
     "fast, batch 64": ("fast", ["train.batch_size=64"]),
     "fast, no hold": ("fast", GROWING),

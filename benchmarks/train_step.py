@@ -15,6 +15,7 @@ import argparse
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -142,11 +143,17 @@ class Contestant:
             plain_step(self.model, self.optimizer, prompts, t.sizes(i)["loops"], t.loop_window)
         else:
             with mock.patch.object(blocks, "SHORT", self.short):
-                self.measured.append(train_step(self.model, self.optimizers, prompts, i, t, self.replay))
-        if len(self.measured) == t.log_every:  # as a training does at each row of metrics
+                measured = train_step(self.model, self.optimizers, prompts, i, t, self.replay)
             if self.mastered is not None:
-                means = torch.stack(self.measured).mean(0).tolist()
-                self.mastered = t.next_mastered(self.mastered, dict(zip(prompts.measures, means, strict=True)))
+                self._master(measured, prompts.measures)
+
+    def _master(self, measured: Tensor, names: Sequence[str]) -> None:
+        """Go on with the mastery schedule where a training would write a row of metrics."""
+        t = self.cfg.train
+        self.measured.append(measured)
+        if len(self.measured) == t.log_every:
+            means = torch.stack(self.measured).mean(0).tolist()
+            self.mastered = t.next_mastered(self.mastered, dict(zip(names, means, strict=True)))
             self.measured.clear()
 
     def sizes(self, i: int) -> dict[str, int]:

@@ -77,15 +77,10 @@ class ModelConfig:
                 raise LoopprobeError(
                     f"rotary_dim ({self.rotary_dim}) must be even and at most d_head ({self.d_head}): change one"
                 )
-        if self.role_range is not None and self.positional_embedding_type != "standard":
-            raise LoopprobeError(
-                f"role_range ({self.role_range}) is of standard positions, and positional_embedding_type is "
-                f"{self.positional_embedding_type}: drop it"
-            )
-        for name in ("rotary_dim", "rotary_base"):
-            if getattr(self, name) is not None and self.positional_embedding_type != "rotary":
+        for name, kind in {"rotary_dim": "rotary", "rotary_base": "rotary", "role_range": "standard"}.items():
+            if getattr(self, name) is not None and self.positional_embedding_type != kind:
                 raise LoopprobeError(
-                    f"{name} ({getattr(self, name)}) is of rotary positions, and positional_embedding_type is "
+                    f"{name} ({getattr(self, name)}) is of {kind} positions, and positional_embedding_type is "
                     f"{self.positional_embedding_type}: drop it"
                 )
 

@@ -90,8 +90,9 @@ class Schedule:
     def between(self, value: int, whole: Schedule) -> int:
         """The value that is as far between ``start`` and ``end`` as ``value`` is between those of another schedule."""
         first, start = whole.start or whole.last, self.start or self.last
-        fraction = (value - first) / (whole.last - first) if whole.last > first else 1.0
-        return start + int(fraction * (self.last - start) + 1e-9)
+        if whole.last == first:
+            return self.last
+        return start + (value - first) * (self.last - start) // (whole.last - first)
 
     def drawn(self, step: int, steps: int, length: int, chance: random.Random) -> int:
         """The loop count of a step: drawn where the schedule says so, else as ``at`` gives it."""
