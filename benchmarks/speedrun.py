@@ -10,7 +10,7 @@ steps of the default recipe with all dimensions, points and loops, counted from 
 The error is the better of those of the weights and of their exponential average. What was tried, and why, is in
 SPEEDRUN.md. Adds its rows to speedrun.json beside itself; a training ends where an error of 0.01 is reached, or at its
 last step with --to-the-end. The rows of the default recipe, the fast one and the sprint by steps are of three that took
-turns to the end; those of what is changed in a recipe by --set are of the command that their name is made of.
+turns to the end; every other one is of a run of that recipe alone.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is ch
     "default": (None, []),
     "fast": ("fast", []),
     "sprint": ("fast", SPRINT),
+    "sprint, 5 to 12 loops": ("fast", [*SPRINT, "train.loops={kind='uniform',start=5,end=12}"]),
     "sprint by steps": ("fast", BY_STEPS),
     "fast, mean squared error": ("fast", ["train.loss=mse"]),
     "fast, batch 64": ("fast", ["train.batch_size=64"]),
