@@ -23,9 +23,9 @@ import torch
 from common import table, write
 from rich.console import Console
 
-from loopprobe.show.tables import checkpoint_table
-from loopprobe.store.checkpoint import find
-from loopprobe.store.checkpoint_file import read_json
+from loopprobe.show.tables.models import checkpoint_table
+from loopprobe.store.record import read_json
+from loopprobe.store.shipped import find
 from loopprobe.support.provenance import provenance
 from loopprobe.training.sweep import Planned, plan, read_grid, stacks
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from loopprobe import edited, figure, figures, load_checkpoint, probe, wrap
-from loopprobe.show.tables import diagram
+from loopprobe.show.tables.inspection import diagram
 from loopprobe.store.inspection import inspect
 from loopprobe.store.subject import PromptSpec
 

@@ -14,7 +14,7 @@ from loopprobe.reference import algorithms
 from loopprobe.reference.algorithms import Problem
 from loopprobe.reference.baselines.closed import least_squares, ridge
 from loopprobe.show.figures.align import align_figures
-from loopprobe.show.tables import align_table
+from loopprobe.show.tables.algorithms import align_table
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import Prompts, held_out
 

@@ -13,6 +13,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.store import checkpoint as cp
 from loopprobe.store.evaluate import query_error
 from loopprobe.store.foreign import read_model, to_transformer_lens, write_transformer_lens
+from loopprobe.store.shipped import find, names
 from loopprobe.support.statistics import bootstrap_mean, median_interval
 
 SHIPPED = sorted(path.parent.name for path in (Path(__file__).parents[1] / "checkpoints").glob("*/config.json"))
@@ -40,9 +41,9 @@ def test_a_round_trip_is_bit_exact(saved):
 
 
 def test_names_are_found_in_runs_and_among_the_shipped(saved):
-    assert cp.find("tiny").resolve() == saved.resolve()
-    assert cp.find(saved) == saved
-    assert cp.DEFAULT in cp.names()
+    assert find("tiny").resolve() == saved.resolve()
+    assert find(saved) == saved
+    assert cp.DEFAULT in names()
 
 
 # The default tests evaluate one looped model, one of the ordinary ones, and one of another task.
@@ -68,7 +69,7 @@ def test_shipped_checkpoints_are_as_good_as_they_say(name):
 
 def test_every_folder_of_checkpoints_is_found_by_its_name():
     assert set(SHIPPED) >= EVALUATED
-    assert set(SHIPPED) <= set(cp.names())
+    assert set(SHIPPED) <= set(names())
 
 
 def test_a_missing_name_is_answered_with_near_ones(saved):

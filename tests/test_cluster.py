@@ -20,7 +20,7 @@ from test_own_task import CODE
 from test_sweep import grid
 
 from loopprobe.errors import LoopprobeError
-from loopprobe.store.checkpoint_file import read_json
+from loopprobe.store.record import read_json
 from loopprobe.support.cluster import Keeper, RayPool
 from loopprobe.training.sweep import last_row, plan, read_grid, sweep
 from loopprobe.training.train import train

@@ -11,7 +11,7 @@ from loopprobe.probes.decoders import NETWORKS, targets_of, train_network, with_
 from loopprobe.probes.ridge import Ridge
 from loopprobe.reference.algorithms import Problem
 from loopprobe.show.figures.decode import decode_figures
-from loopprobe.show.tables import decode_table
+from loopprobe.show.tables.algorithms import decode_table
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 

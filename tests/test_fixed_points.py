@@ -7,7 +7,7 @@ from conftest import TINY_CFG, make_model
 from loopprobe.dynamics.maps import LoopMap
 from loopprobe.dynamics.solve import Status
 from loopprobe.probes import fixed_points as probe
-from loopprobe.show.tables import fixed_points_table
+from loopprobe.show.tables.inside import fixed_points_table
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 

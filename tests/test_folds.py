@@ -9,7 +9,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes import compare, folds
 from loopprobe.show.figures.folds import folds_figure
 from loopprobe.show.folds_rows import kind_of, rows_of
-from loopprobe.show.tables import folds_table
+from loopprobe.show.tables.study import folds_table
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 

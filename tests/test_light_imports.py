@@ -8,7 +8,8 @@ from conftest import run_script
 from scipy.stats import beta, binom
 
 from loopprobe.probes.registry import NAMES, PROBES, Registry
-from loopprobe.support.statistics import median_interval, share_interval
+from loopprobe.store.record import NUMBERS
+from loopprobe.support.statistics import median_interval, share_interval, summarise_errors
 
 ASK_MASK = """
 import json, sys
@@ -19,11 +20,32 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
+TELL = """
+import contextlib, io, json, sys
+from loopprobe.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+    main()
+print(json.dumps([said.getvalue(), sorted(sys.modules)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [["list"], ["show", "lr-b5-T5"]])
+def test_telling_of_models_imports_nothing_that_runs_them(verb):
+    said, loaded = json.loads(run_script(TELL, *verb))
+    assert "lr-b5-T5" in said
+    assert not {"transformer_lens", "transformers", "xarray", "plotly", "loopprobe.model.looped"} & set(loaded)
+
+
 @pytest.mark.slow
 def test_asking_one_probe_imports_no_other_and_no_statistics_of_scipy():
     loaded = json.loads(run_script(ASK_MASK))
     assert {name for name in NAMES if f"loopprobe.probes.{name}" in loaded} == {"mask"}
     assert not {"scipy.stats", "scipy.optimize", "scipy.sparse.linalg", "plotly", "sklearn"} & set(loaded)
+
+
+def test_what_a_checkpoint_records_is_read_by_the_names_it_is_written_with():
+    assert tuple(summarise_errors(np.ones((2, 8)), 0.1)) == NUMBERS
 
 
 def test_every_probe_is_found_by_its_name_and_lists_do_not_import():

@@ -14,7 +14,7 @@ from loopprobe.show import sentences
 from loopprobe.show.arrange import loops_to_show
 from loopprobe.show.figures.mask import mask_figure
 from loopprobe.show.figures.pages import write_html
-from loopprobe.show.tables import mask_table
+from loopprobe.show.tables.study import mask_table
 from loopprobe.tasks import held_out
 
 

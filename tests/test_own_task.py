@@ -20,7 +20,7 @@ from loopprobe.probes import compare, converge, extrapolate, mask, patch, shift
 from loopprobe.probes.questions import Question, answer, prepare
 from loopprobe.reference.baselines.optimal import UNKNOWN
 from loopprobe.store.checkpoint import load_checkpoint
-from loopprobe.store.checkpoint_file import read_json
+from loopprobe.store.record import read_json
 from loopprobe.support.cluster import Processes
 from loopprobe.tasks import FunctionTask, held_out, held_out_tokens, registry, sample
 from loopprobe.training.sweep import plan, read_grid, sweep

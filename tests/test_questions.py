@@ -15,7 +15,7 @@ from loopprobe.show.figures.compare import compare_figure
 from loopprobe.show.figures.converge import converge_figure
 from loopprobe.show.figures.panels import Line, draw, panels
 from loopprobe.show.figures.style import loop_colour
-from loopprobe.show.tables import compare_table, converge_table
+from loopprobe.show.tables.study import compare_table, converge_table
 from loopprobe.store.checkpoint import Checkpoint, save
 
 SHAPE = [f"model.{key}={value}" for key, value in TINY.items()] + ["train.dims=3", "train.points=6"]

@@ -24,9 +24,8 @@ from loopprobe.show.arrange import by_name
 from loopprobe.show.figures.mask import mask_figure, mask_models_figure
 from loopprobe.show.figures.panels import panels
 from loopprobe.show.present import figures, tables_for
-from loopprobe.show.tables import compare_table
-from loopprobe.show.tables.common import lines_of
-from loopprobe.show.tables.study import mask_models_table
+from loopprobe.show.tables.plain import lines_of
+from loopprobe.show.tables.study import compare_table, mask_models_table
 from loopprobe.store.checkpoint import Checkpoint, save
 from loopprobe.study.saved import answer_saved, saved_questions
 

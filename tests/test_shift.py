@@ -9,7 +9,7 @@ from loopprobe.config.sources import load_config
 from loopprobe.errors import LoopprobeError
 from loopprobe.probes import align, decode, lens, shift
 from loopprobe.show.figures.shift import shift_curves_figure, shift_figure
-from loopprobe.show.tables import shift_table
+from loopprobe.show.tables.study import shift_table
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 from loopprobe.tasks.shifts import SHIFTS

@@ -15,7 +15,7 @@ from loopprobe.probes.dataset import read_dataset, write_dataset
 from loopprobe.probes.labels import labels_of
 from loopprobe.show.group import grouped
 from loopprobe.show.present import figures, findings, tables_for
-from loopprobe.show.tables import lines_of
+from loopprobe.show.tables.plain import lines_of
 from loopprobe.store.checkpoint import Checkpoint, save
 from loopprobe.support.statistics import bootstrap_ratio, median_interval, share_difference_interval
 from loopprobe.tasks import Prompts

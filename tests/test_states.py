@@ -12,9 +12,8 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes import converge as probe
 from loopprobe.probes.states import follow_states
 from loopprobe.show import present
-from loopprobe.show.tables import limits_table
-from loopprobe.show.tables.common import lines_of
-from loopprobe.show.tables.inside import limits_models_table
+from loopprobe.show.tables.inside import limits_models_table, limits_table
+from loopprobe.show.tables.plain import lines_of
 from loopprobe.store.checkpoint import Checkpoint
 from loopprobe.tasks import held_out
 

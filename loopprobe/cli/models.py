@@ -99,8 +99,8 @@ def sweep(
     for option, value in (("workers", workers), ("stack", stack)):
         if value is not None and value < 1:
             raise LoopprobeError(f"{option} ({value}) must be at least 1: raise it")
-    from loopprobe.show.tables import checkpoint_table, plan_table
-    from loopprobe.store.checkpoint_file import read_json
+    from loopprobe.show.tables.models import checkpoint_table, plan_table
+    from loopprobe.store.record import read_json
     from loopprobe.support.progress import sweep_progress
     from loopprobe.training.sweep import plan, read_grid
     from loopprobe.training.sweep import sweep as run_sweep
@@ -127,9 +127,9 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table for a page in Markdown.")] = False,
 ) -> None:
     """List the checkpoints that can be given by name."""
-    from loopprobe.show.tables import checkpoint_tables
-    from loopprobe.show.tables import markdown as as_markdown
-    from loopprobe.store.checkpoint_file import read_json
+    from loopprobe.show.tables.models import checkpoint_tables
+    from loopprobe.show.tables.plain import markdown as as_markdown
+    from loopprobe.store.record import read_json
     from loopprobe.store.shipped import names
 
     tables = checkpoint_tables((name, *read_json(folder)) for name, folder in names().items())
@@ -141,9 +141,9 @@ def list_(
 
 def show_checkpoint(name: str) -> None:
     """Say all that is known of a checkpoint."""
-    from loopprobe.show.tables import checkpoint_summary
-    from loopprobe.store.checkpoint import find
-    from loopprobe.store.checkpoint_file import read_json
+    from loopprobe.show.tables.models import checkpoint_summary
+    from loopprobe.store.record import read_json
+    from loopprobe.store.shipped import find
 
     folder = find(name)
     cfg, tree = read_json(folder)
@@ -163,7 +163,7 @@ def inspect_(
 ) -> None:
     """Show what a model is made of: its loop, its hook points, and what probes can use."""
     at_least(tokens, 1, "tokens")
-    from loopprobe.show.tables import diagram, inspection_tables
+    from loopprobe.show.tables.inspection import diagram, inspection_tables
     from loopprobe.store.checkpoint import load_checkpoint
     from loopprobe.store.inspection import inspect
     from loopprobe.support.device import pick_device
@@ -238,8 +238,9 @@ def evaluate_(
     at_least(seed, 0, "seed")
     at_least(far, 0, "far")
     register(task)
-    from loopprobe.store.checkpoint import find, load_checkpoint, save
+    from loopprobe.store.checkpoint import load_checkpoint, save
     from loopprobe.store.evaluate import evaluate
+    from loopprobe.store.shipped import find
     from loopprobe.support.device import pick_device
     from loopprobe.support.progress import track
 

@@ -44,7 +44,7 @@ def say(tables: Iterable[Table] = (), sentences: Iterable[str] = (), files: Iter
     """
     record = _recorded.get()
     for table in tables:
-        from loopprobe.show.tables import lines_of, show_table  # imported here: much that is said has no table
+        from loopprobe.show.tables.plain import lines_of, show_table  # imported here: much that is said has no table
 
         if record is None:
             show_table(table)

@@ -18,9 +18,10 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import asked, unique_labels
 from loopprobe.probes.declaration import Probe
 from loopprobe.probes.registry import PROBES, find_probe
-from loopprobe.store.checkpoint import DEFAULT, find, load_checkpoint
+from loopprobe.store.checkpoint import DEFAULT, load_checkpoint
 from loopprobe.store.language import LanguageModel, source_of
 from loopprobe.store.own import is_own
+from loopprobe.store.shipped import find
 from loopprobe.store.subject import PromptSpec, Subject
 from loopprobe.support.cluster import Processes, RayPool
 from loopprobe.support.device import pick_device

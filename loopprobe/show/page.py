@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from rich.table import Table
 
-from loopprobe.show.tables import lines_of
+from loopprobe.show.tables.plain import lines_of
 
 PLOT = {"responsive": True, "displaylogo": False}
 

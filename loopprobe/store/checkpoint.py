@@ -5,9 +5,7 @@ A name is looked up as a path, then in ./runs, then among the checkpoints that s
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,12 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.reference.baselines.optimal import is_of, optimum
 from loopprobe.store import draw
-from loopprobe.store.checkpoint_file import (
-    CONFIG,
-    FORMAT,
-    WEIGHTS,
-    contiguous,
-    fit,
-    read_json,
-    read_tensors,
-    recorded_errors,
-)
 from loopprobe.store.language import load_language_model
 from loopprobe.store.own import is_own, load_own
-from loopprobe.store.shipped import names, whole_file
+from loopprobe.store.record import FORMAT, read_json, recorded_errors
+from loopprobe.store.shipped import CONFIG, find, whole_file
 from loopprobe.store.subject import PromptSpec
+from loopprobe.store.tensors import WEIGHTS, contiguous, fit, read_tensors
 from loopprobe.support.device_names import known_device
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import atomic, write_json
@@ -155,23 +145,6 @@ class Checkpoint:
     def optimum(self, prompts: PromptBatch) -> tuple[str, Outputs]:
         """Return name and outputs of the best predictor of the task, see ``reference.baselines.optimal``."""
         return optimum(prompts, self.config.task)
-
-
-def find(name: str | Path) -> Path:
-    """Find the folder of a checkpoint by its path or its name.
-
-    Raises:
-        LoopprobeError: there is none; the message gives the nearest names.
-    """
-    with suppress(OSError):  # a name may be too long for a path
-        if (path := Path(name)).is_dir():
-            return path
-    known = names()
-    if str(name) in known:
-        return known[str(name)]
-    near = difflib.get_close_matches(str(name), known, n=3) or list(known)
-    hint = f"did you mean {' or '.join(near)}?" if near else "there is none here: train one with `loopprobe train`"
-    raise LoopprobeError(f"no checkpoint is called {str(name)[:100]!r}: {hint}")
 
 
 def load(name: str | Path = DEFAULT, device: str | torch.device = "cpu", **options: Any) -> Any:

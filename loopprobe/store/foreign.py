@@ -23,7 +23,7 @@ from loopprobe.config.task import require_recorded
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.store.checkpoint_file import fit
+from loopprobe.store.tensors import fit
 from loopprobe.support.storage import atomic
 
 # How names begin in nanoGPT, in the reference's looped and ordinary models and in a GPT, and in this package.

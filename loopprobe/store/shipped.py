@@ -7,8 +7,10 @@ when they are asked for, from where LOOPPROBE_CHECKPOINTS says.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from loopprobe.errors import LoopprobeError
@@ -33,6 +35,23 @@ def names() -> dict[str, Path]:
         for path in sorted(folder.glob(f"*/{CONFIG}")):
             folders[path.parent.name] = path.parent
     return folders
+
+
+def find(name: str | Path) -> Path:
+    """Find the folder of a checkpoint by its path or its name.
+
+    Raises:
+        LoopprobeError: there is none; the message gives the nearest names.
+    """
+    with suppress(OSError):  # a name may be too long for a path
+        if (path := Path(name)).is_dir():
+            return path
+    known = names()
+    if str(name) in known:
+        return known[str(name)]
+    near = difflib.get_close_matches(str(name), known, n=3) or list(known)
+    hint = f"did you mean {' or '.join(near)}?" if near else "there is none here: train one with `loopprobe train`"
+    raise LoopprobeError(f"no checkpoint is called {str(name)[:100]!r}: {hint}")
 
 
 def shipped_language_models() -> dict[str, Path]:

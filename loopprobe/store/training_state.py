@@ -12,7 +12,8 @@ from torch import Tensor
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
-from loopprobe.store.checkpoint_file import CONFIG, STATE, contiguous, fit, read_tensors
+from loopprobe.store.shipped import CONFIG
+from loopprobe.store.tensors import STATE, contiguous, fit, read_tensors
 from loopprobe.support.storage import atomic
 
 

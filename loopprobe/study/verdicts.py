@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from loopprobe.show.tables.common import titled
+from loopprobe.show.tables.plain import titled
 from loopprobe.study.decisions import STATUSES, Outcome, Status, parts, statuses, would_take
 from loopprobe.study.estimates import BOUNDS, Estimate, Interval, Scale, intervals
 

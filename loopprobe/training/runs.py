@@ -22,8 +22,8 @@ from loopprobe.config.schema import Config
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.store.checkpoint import METRICS, Checkpoint, save
-from loopprobe.store.checkpoint_file import read_json
 from loopprobe.store.evaluate import evaluate, prompts_after_training
+from loopprobe.store.record import read_json
 from loopprobe.store.training_state import read_state, remove_state, save_state
 from loopprobe.support.provenance import provenance
 from loopprobe.support.storage import Claimed, atomic, claim, claim_new

@@ -28,7 +28,9 @@ from loopprobe.config.schema import Config, without_seed
 from loopprobe.config.sources import make_config, merge, nested, read_preset, read_toml
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.checkpoint import METRICS
-from loopprobe.store.checkpoint_file import CONFIG, STATE, read_json
+from loopprobe.store.record import read_json
+from loopprobe.store.shipped import CONFIG
+from loopprobe.store.tensors import STATE
 from loopprobe.support.cluster import FreshProcesses, RayPool, kept
 from loopprobe.support.device import pick_device
 from loopprobe.training.runs import Row

@@ -5,7 +5,8 @@ from __future__ import annotations
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.tables.common import titled, whole_percent, with_ends
+from loopprobe.show.tables.common import whole_percent, with_ends
+from loopprobe.show.tables.plain import titled
 
 
 def ablate_table(data: xr.Dataset) -> Table:

@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.tables.common import titled, with_ends
+from loopprobe.show.tables.common import with_ends
+from loopprobe.show.tables.plain import titled
 from loopprobe.show.tables.tokens import results_table
 
 

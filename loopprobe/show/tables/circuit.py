@@ -10,7 +10,8 @@ from rich.table import Table
 from loopprobe.probes.circuit_overlap import overlaps
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import circuit_edges
-from loopprobe.show.tables.common import interval, titled, two_digits, whole_percent, with_ends
+from loopprobe.show.tables.common import interval, two_digits, whole_percent, with_ends
+from loopprobe.show.tables.plain import titled
 
 LISTED = 16  # edges
 

@@ -7,7 +7,8 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.show.arrange import edge_name, estimates_that_fail, largest_edges
-from loopprobe.show.tables.common import interval, titled
+from loopprobe.show.tables.common import interval
+from loopprobe.show.tables.plain import titled
 
 
 def edges_table(data: xr.Dataset, most: int = 16) -> Table:

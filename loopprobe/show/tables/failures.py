@@ -9,7 +9,8 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.probes.failures import COURSES
-from loopprobe.show.tables.common import failing, percent, titled, with_ends
+from loopprobe.show.tables.common import failing, percent, with_ends
+from loopprobe.show.tables.plain import titled
 
 
 def failures_table(data: xr.Dataset) -> Table:

@@ -11,7 +11,8 @@ from rich.table import Table
 from loopprobe.config.selection import ranges
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.probes.feature_scores import FOUND
-from loopprobe.show.tables.common import titled, whole_percent, with_ends
+from loopprobe.show.tables.common import whole_percent, with_ends
+from loopprobe.show.tables.plain import titled
 
 LONGEST = 24  # characters of tokens that a caption lists
 

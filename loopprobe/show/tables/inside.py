@@ -12,7 +12,8 @@ from loopprobe.dynamics.limits import Limit
 from loopprobe.dynamics.solve import Status
 from loopprobe.probes.dataset import read_stamp
 from loopprobe.show.arrange import answer_of, loops_to_show
-from loopprobe.show.tables.common import errors_caption, failing, interval, percent, titled, with_ends
+from loopprobe.show.tables.common import errors_caption, failing, interval, percent, with_ends
+from loopprobe.show.tables.plain import titled
 from loopprobe.support.statistics import share_interval
 
 

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loopprobe.model.in_hand import megabytes
-from loopprobe.show.tables.common import titled
+from loopprobe.show.tables.plain import titled
 from loopprobe.store.inspection import Inspection
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from loopprobe.config.schema import AnyConfig, Config, TaskConfig
-from loopprobe.show.tables.common import titled
-from loopprobe.store.checkpoint_file import recorded_errors
-from loopprobe.training.sweep import Planned
+from loopprobe.show.tables.plain import titled
+from loopprobe.store.record import recorded_errors
+
+if TYPE_CHECKING:
+    from loopprobe.training.sweep import Planned
 
 TOKENS = "token tasks"
 Recorded = tuple[str, AnyConfig, dict[str, Any]]  # the name, the configuration, and the whole content of config.json

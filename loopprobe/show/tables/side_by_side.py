@@ -12,7 +12,8 @@ from rich.table import Table
 
 from loopprobe.show.arrange import evenly, loops_to_show
 from loopprobe.show.side_by_side import Place, Row, SideBySide, axis_words
-from loopprobe.show.tables.common import cell, interval, titled
+from loopprobe.show.tables.common import cell, interval
+from loopprobe.show.tables.plain import titled
 
 MOST_ROWS, MOST_GROUPS = 40, 3
 MOST_LINES = 240  # of datasets and differences below one another

@@ -5,7 +5,8 @@ from __future__ import annotations
 import xarray as xr
 from rich.table import Table
 
-from loopprobe.show.tables.common import titled, with_ends
+from loopprobe.show.tables.common import with_ends
+from loopprobe.show.tables.plain import titled
 
 UNITS = {"std": "standard deviations of the states along it", "norm": "mean norms of the states"}
 

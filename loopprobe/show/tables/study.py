@@ -17,9 +17,9 @@ from loopprobe.show.tables.common import (
     interval,
     loss_unit,
     percent,
-    titled,
     with_ends,
 )
+from loopprobe.show.tables.plain import titled
 from loopprobe.support.statistics import moving_mean
 
 

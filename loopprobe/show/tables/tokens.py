@@ -10,8 +10,8 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.tables.common import titled
 from loopprobe.show.tables.common import with_ends as cell_with_ends
+from loopprobe.show.tables.plain import titled
 
 
 @dataclass(frozen=True)

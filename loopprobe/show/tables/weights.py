@@ -6,7 +6,8 @@ import xarray as xr
 from rich.table import Table
 
 from loopprobe.probes.dataset import read_stamp
-from loopprobe.show.tables.common import interval, titled, with_ends
+from loopprobe.show.tables.common import interval, with_ends
+from loopprobe.show.tables.plain import titled
 from loopprobe.show.wording import largest
 
 LAGS = {0: "in the same loop", 1: "in the next loop"}

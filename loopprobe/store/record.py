@@ -1,30 +1,21 @@
-"""Reading the files of a checkpoint, with a clear message of one line where they are damaged."""
+"""What config.json of a checkpoint records; read without weights, so that verbs that list models answer soon."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
-from safetensors.torch import load_file
-from torch import Tensor
 
 from loopprobe.config.schema import AnyConfig, read_config
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.looped import LoopedTransformer
 from loopprobe.store.shipped import CONFIG
-from loopprobe.support.statistics import SUMMARY
 
 FORMAT = 1  # the version of config.json, raised when an older reader would misread it
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the dtypes that weights may have
-WEIGHTS, STATE = "model.safetensors", "state.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +52,9 @@ class RecordedErrors:
         return "–" if math.isnan(self.failures) else f"{self.failures:.2%}"
 
 
+NUMBERS = tuple(field.name for field in dataclasses.fields(RecordedErrors))[2:]
+
+
 def recorded_errors(evaluation: dict[str, Any] | None) -> list[RecordedErrors]:
     """Read what a checkpoint's evaluation says of its errors, one entry per number of loops."""
     recorded = evaluation or {}
@@ -68,9 +62,9 @@ def recorded_errors(evaluation: dict[str, Any] | None) -> list[RecordedErrors]:
     level = recorded.get("failure_level", math.nan)
     if "error" in recorded:  # of an earlier version, which measured means
         recorded = recorded | {"mean": recorded["error"]}
-    columns = [recorded.get(name) or [math.nan] * len(loops) for name in SUMMARY]
+    columns = [recorded.get(name) or [math.nan] * len(loops) for name in NUMBERS]
     return [
-        RecordedErrors(n, level, **dict(zip(SUMMARY, numbers, strict=True)))
+        RecordedErrors(n, level, **dict(zip(NUMBERS, numbers, strict=True)))
         for n, *numbers in zip(loops, *columns, strict=True)
     ]
 
@@ -89,7 +83,7 @@ class Record:
     def __post_init__(self) -> None:
         if not self.evaluation:
             return
-        parts = (*SUMMARY, "loops") if "median" in self.evaluation else ("loops", "error")
+        parts = (*NUMBERS, "loops") if "median" in self.evaluation else ("loops", "error")
         measured = [self.evaluation.get(part, []) for part in parts]
         numbers = all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in measured)
         if not numbers or len({len(values) for values in measured}) > 1:
@@ -118,42 +112,3 @@ def read_json(folder: Path) -> tuple[AnyConfig, dict[str, Any]]:
         raise LoopprobeError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError) as error:
         raise LoopprobeError(f"{path} is damaged ({error!r}): restore it or train the model again") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise LoopprobeError(f"{path} is missing: restore it or train the model again") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise LoopprobeError(f"{path} is damaged ({error}): restore it or train the model again") from None
-
-
-def fit(model: LoopedTransformer, tensors: dict[str, Tensor], path: Path, reason: str) -> None:
-    """Load weights that must match the model's names and shapes exactly."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
-            raise LoopprobeError(
-                f"{path} does not fit: {name} is {shapes.get(name, 'missing')} there and "
-                f"{expected.get(name, 'not expected')} in the model; {reason}"
-            )
-    for name, tensor in sorted(tensors.items()):
-        if tensor.dtype not in DTYPES:
-            raise LoopprobeError(
-                f"{path} does not fit: {name} holds {str(tensor.dtype).removeprefix('torch.')}, weights are float16, "
-                "bfloat16, float32 or float64; convert it"
-            )
-        if bad := int((~tensor.isfinite()).sum()):
-            raise LoopprobeError(
-                f"{path} is damaged: {bad} of the {tensor.numel()} values of {name} are NaN or infinite; restore it or "
-                "train the model again"
-            )
-    model.to(functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values())))
-    model.load_state_dict(tensors)
-
-
-def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of tensors on the CPU, as safetensors takes them."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
