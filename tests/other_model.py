@@ -127,7 +127,7 @@ class Triples:
 class BothWays(LoopedRootModule):
     """The model, on LoopedRootModule's hook points."""
 
-    supports = frozenset({"pattern", "linear_readout", "forward_mode", "map"})
+    supports = frozenset({"pattern", "linear_readout", "forward_mode", "map", "autonomous"})
     tokens_per_point = 3
 
     def __init__(self, n_layers=2, n_loops=4, seed=0):

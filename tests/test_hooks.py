@@ -34,6 +34,19 @@ def test_masking_is_the_replacement_of_the_state_before_every_loop(injection, mo
     assert model.list_hooks() == {}
 
 
+def test_hooks_of_torch_on_any_module_fire_once_a_loop(prompts):
+    model = make_model(n_prelude_layers=1, n_coda_layers=1)
+    calls = []
+    for name, module in model.named_modules():
+        if name and not isinstance(module, torch.nn.ModuleList):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad():
+        model(*prompts, 3)
+    once = {name for name in set(calls) if name.startswith("prelude") or name == "read_in"}
+    assert {"blocks.0", "blocks.1.mlp", "prelude.0", "coda.0", "ln_final"} <= set(calls)
+    assert {name: calls.count(name) for name in set(calls)} == {n: 1 if n in once else 3 for n in set(calls)}
+
+
 def test_keeping_all_points_masks_nothing_bit_for_bit(model, prompts):
     plain = model(prompts.xs, prompts.ys, 6)
     for mode in ("first", "last"):

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from conftest import make_model
+from conftest import TINY_CFG, make_model
 
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.interventions import add, edited, freeze, mean_activations, replace, resample, skipped, swap, zero
+from loopprobe.tasks import held_out
 
 
 def everything(model, prompts, n_loops=4, **choice):
@@ -81,6 +82,17 @@ def test_mean_ablation_puts_the_mean_over_prompts_of_every_loop(model, prompts):
     mean = clean[1, "attn_z", 0].mean(0, keepdim=True)
     torch.testing.assert_close(cache[1, "attn_z", 0][:, :, 0], mean[:, :, 0].expand(8, -1, -1))
     assert torch.equal(cache[1, "attn_z", 0][:, :, 1], clean[1, "attn_z", 0][:, :, 1])
+
+
+def test_means_of_half_precision_do_not_depend_on_the_batches(model):
+    model.to(torch.bfloat16)
+    many = held_out(TINY_CFG.task, 2000, 6, 3).to(torch.bfloat16)
+    _, clean = model.run_with_cache(*many.inputs, n_loops=2, names="z")
+    exact = clean[1, "z"].double().mean(0, keepdim=True)
+    for size in (7, 2000):
+        mean = mean_activations(model, many.split(size), 2, "z")[1, "z"]
+        assert mean.dtype == torch.bfloat16
+        torch.testing.assert_close(mean.double(), exact, rtol=2**-8, atol=2**-8)
 
 
 def test_adding_a_direction(model, prompts):

@@ -1,13 +1,15 @@
 import numpy as np
+import pytest
 import torch
-from conftest import TINY_CFG, make_model
+from conftest import TINY_CFG, make_model, make_token_model
 
 from loopprobe.probes import lens
+from loopprobe.probes.lens_reading import AT_ONCE, TUNED_MOST, Reading, read_sites
 from loopprobe.probes.ridge import Ridge
 from loopprobe.reference.baselines.closed import least_squares
 from loopprobe.show import present
 from loopprobe.store.checkpoint import Checkpoint
-from loopprobe.tasks import held_out
+from loopprobe.tasks import TextPrompts, held_out
 
 
 def test_the_last_site_with_the_final_norm_is_the_model_itself(checkpoint):
@@ -44,6 +46,24 @@ def test_every_site_is_read_where_it_stands(checkpoint):
             for which, answer in (("final norm", model.read_out(model.ln_final(x))), ("no norm", model.read_out(x))):
                 squared = (answer[:, ::2, 0] - batch.ys).square().mean(0) / 3
                 np.testing.assert_allclose(data.error.sel(lens=which, loop=2, site=site), squared, rtol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [TUNED_MOST, TUNED_MOST + 1])
+def test_a_vocabulary_of_any_size_is_read_at_every_site(vocabulary, monkeypatch):
+    model = make_token_model(d_vocab=vocabulary, d_vocab_out=vocabulary)
+    tokens = torch.randint(0, vocabulary, (2, 6), generator=torch.Generator().manual_seed(0))
+    prompts = TextPrompts(tokens, tokens[:, -1:])
+    with torch.no_grad():
+        final, cache = model.run_with_cache(*prompts.inputs, n_loops=3, read_at=prompts.read_at)
+        readings = []
+        for at_once in (AT_ONCE, 0):  # all loops in one go, and each by itself
+            monkeypatch.setattr("loopprobe.probes.lens_reading.AT_ONCE", at_once)
+            readings.append(Reading(prompts, final[-1], final[-1], 0))
+            read_sites(model, prompts, 3, None, readings[-1])
+        expected = prompts.errors(model.unembed(model.to_state(cache[1, "resid_mid", 0]))[:, prompts.read_at])
+    for reading in readings:
+        assert [measures[0].shape for measures in reading.measures] == [(2, 3, 2, 1)] * 3
+        torch.testing.assert_close(reading.measures[1][0][0, 1], expected)
 
 
 def test_the_tuned_lens_finds_an_answer_that_stands_there_linearly():

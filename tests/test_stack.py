@@ -46,6 +46,35 @@ def drawn(cfg, seed):
     return sample(cfg.task, 4, 6, 3, torch.Generator().manual_seed(seed))
 
 
+def test_runs_that_stand_at_different_steps_are_not_trained_together(tmp_path):
+    runs = [start(config(f"train.seed={seed}"), tmp_path / str(seed)) for seed in range(2)]
+    runs[1].step = 3
+    with pytest.raises(LoopprobeError, match=r"stand at steps 0, 3: train those of one step"):
+        train_runs(runs)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_weights_that_ran_without_gradient_have_one_in_half_precision(together):
+    cfg = config("model.n_loops=5", "train.loop_window=2")
+    gradients = []
+    for half in (False, True):
+        model, prompts = LoopedTransformer(cfg.model, torch.Generator().manual_seed(0)), drawn(cfg, 0)
+        stack = Stack([model])
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            if together:
+                [outputs] = stack.run_windows(prompts.inputs, [5], [2])
+                loss = prompts.training_loss(outputs, "mse")[0]
+            else:
+                loss = windowed_loss(model, prompts, 5, 2, "mse")[0]
+        loss.backward()
+        if together:
+            stack.pass_gradients_on()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, exact in gradients[0].items():
+        if exact is not None:
+            torch.testing.assert_close(gradients[1][name], exact, rtol=0.1, atol=0.02 * float(exact.abs().max()))
+
+
 @pytest.mark.parametrize("chosen", [range(5), [0, 3, 4], [2]])
 def test_predictions_and_gradients_are_those_of_each_model_alone(chosen):
     cfgs = [config(*DIFFERENT[i]) for i in chosen]

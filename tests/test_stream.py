@@ -5,10 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model
 
+from loopprobe import edited, masked, zero
 from loopprobe.errors import LoopprobeError
 from loopprobe.model.stream import CacheConfig, open_cache, stream_cache
 
@@ -97,6 +99,29 @@ def test_files_that_are_there_or_not_are_named(model, prompts, tmp_path):
     (tmp_path / "b.nc").write_text("no netCDF")
     with pytest.raises(LoopprobeError, match="no netCDF"):
         open_cache(tmp_path / "b.nc")
+
+
+@pytest.mark.parametrize("names", [None, ("prelude0_resid_post", "z"), ("prelude0_pattern", "coda0_resid_post")])
+def test_what_is_computed_once_is_written_once(names, prompts, tmp_path):
+    model = make_model(n_prelude_layers=1, n_coda_layers=1)
+    stream_cache(model, prompts, tmp_path / "cache.nc", CacheConfig(loops=(0, 3), names=names))
+    _, cache = model.run_with_cache(*prompts, 4, names=names, loops=(0, 3))
+    data = open_cache(tmp_path / "cache.nc")
+    expected = cache.to_xarray()
+    assert set(data.data_vars) == set(expected.data_vars)
+    for name, values in expected.items():  # a prelude without hooks rounds in another way
+        assert data[name].dims == values.dims
+        np.testing.assert_allclose(data[name], values, rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("loops", [[1], [-2], [0, 5]])
+def test_edits_act_at_the_loops_of_the_whole_run(loops, model, prompts, tmp_path):
+    with edited(model, "mlp_out", zero, loops=loops), masked(model, "first", 2, loops=loops):
+        stream_cache(model, prompts, tmp_path / "cache.nc", CacheConfig(loops=(0, 4, 5), names=("z",)))
+        _, cache = model.run_with_cache(*prompts, 6, names="z")
+    assert (open_cache(tmp_path / "cache.nc").z.values == cache.to_xarray().z.sel(loop=[0, 4, 5]).values).all()
+    with pytest.raises(LoopprobeError, match="loop 6 was never reached"), edited(model, "mlp_out", zero, loops=[6]):
+        stream_cache(model, prompts, tmp_path / "other.nc", CacheConfig(loops=(0, 5), names=("z",)))
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,14 @@ def test_bad_tables_are_named(tmp_path):
     (tmp_path / "broken.csv").write_text("")
     with pytest.raises(LoopprobeError, match="cannot be read"):
         load_table(str(tmp_path / "broken.csv"))
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    for value in (1.0, 2.5, 3.5):
+        path.write_text(f"a,y\n{value},0\n2,1\n")
+        assert load_table("t.csv").inputs[0, 0] == value
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "t.csv").write_text("a,y\n7,0\n2,1\n")
+    monkeypatch.chdir(tmp_path / "other")
+    assert load_table("t.csv").inputs[0, 0] == 7

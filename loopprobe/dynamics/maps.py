@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopprobe.model.protocol import LoopedModel
+from loopprobe.model.loop_numbers import as_map
+from loopprobe.model.protocol import LoopedModel, require
 from loopprobe.support.statistics import float64_device
 from loopprobe.tasks import PromptBatch
 
@@ -39,7 +40,7 @@ class Map(Protocol):
 
 @dataclass(frozen=True)
 class LoopMap:
-    """One loop of a model on its prompts, with their input injected.
+    """One loop of a model on its prompts, with their input injected. Hooks act on it as on loop 0.
 
     Attributes:
         model: the model.
@@ -60,7 +61,11 @@ class LoopMap:
             prompts: the prompts; they are converted to the precision and the device of the map.
             dtype: the precision of the map; None: the model's. In float64 it is on the CPU where the model's device
                 has no float64.
+
+        Raises:
+            LoopprobeError: the model's loop reads its own number, so that it is no map of its state alone.
         """
+        require(model, frozenset({"map", "autonomous"}), "the model", "a LoopMap")
         if dtype is not None and dtype != model.dtype:
             device = float64_device(model.device) if dtype == torch.float64 else model.device
             model = copy.deepcopy(model).to(device).to(dtype)
@@ -75,11 +80,12 @@ class LoopMap:
 
     def step(self, z: State) -> State:
         """Return the state after one iteration."""
-        return self.model.step(z, self.e)
+        with as_map():
+            return self.model.step(z, self.e)
 
     def read(self, z: State) -> Float[Tensor, "batch answer ..."]:
         """Read the model's outputs from a state, without gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), as_map():
             return self.model.predict(z, self.e, read_at=self.read_at)
 
     def at(self, prompts: slice | Tensor) -> LoopMap:

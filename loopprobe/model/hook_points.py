@@ -18,6 +18,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
+from loopprobe.model.loop_numbers import require_numbers
 
 Direction = Literal["fwd", "bwd"]
 P = ParamSpec("P")
@@ -119,7 +120,12 @@ class LoopHookPoint(HookPoint):
             handles[:] = [other for other in handles if other is not handle]
 
     def loop(self) -> int:
-        """The iteration that this point belongs to, from 0."""
+        """The iteration that this point belongs to, from 0.
+
+        Raises:
+            LoopprobeError: the loop is followed as a map of its state.
+        """
+        require_numbers(self.name)
         loop, _, _ = split_name(self._name())
         if loop is None:
             raise ValueError(f"{self.name} belongs to no loop")

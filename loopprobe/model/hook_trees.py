@@ -9,62 +9,17 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformer_lens.hook_points import HookPoint, LensHandle
 
 from loopprobe.errors import LoopprobeError
+from loopprobe.model.attached import Attached, Runs
 from loopprobe.model.hook_points import Direction, HookLayout, LoopHookPoint, LoopHooks, full_name, split_name
 
 KEPT_LOOPS = 1000  # at most so many loops keep the points that were made for them
-_order = itertools.count()
-
-
-@dataclass(eq=False)
-class Attached:
-    """A hook and the points that it is meant for.
-
-    Attributes:
-        label: what the user gave, for messages.
-        matches: whether a point, given by its loop (None for points outside the loop) and its name within the loop,
-            is meant.
-        hook, dir, is_permanent, level, prepend: as in TransformerLens.
-        order: hooks act in the order in which they were attached.
-        reached: whether a run has passed a point that is meant.
-    """
-
-    label: str
-    matches: Callable[[int | None, str], bool]
-    hook: Callable[..., Any]
-    dir: Direction = "fwd"
-    is_permanent: bool = False
-    level: int | None = None
-    prepend: bool = False
-    order: int = field(default_factory=lambda: next(_order))
-    reached: bool = False
-
-
-@dataclass(eq=False)
-class Runs:
-    """The runs of a thread while a block lasts.
-
-    Attributes:
-        longest: loops of the longest; 0 where there was none.
-    """
-
-    longest: int = 0
-
-    def require_reached(self, attached: Iterable[Attached]) -> None:
-        """Raise LoopprobeError where runs have passed none of the points that a hook is meant for."""
-        for a in attached:
-            if self.longest and not a.reached:
-                raise LoopprobeError(
-                    f"the hook on {a.label} was never reached: no run passed such a point (the longest had loops 0 to "
-                    f"{self.longest - 1}); name a loop of the run, or give the run more n_loops"
-                )
 
 
 class _Tree:
@@ -107,6 +62,19 @@ class _Tree:
     def is_idle(self) -> bool:
         """Tell whether nobody would miss this tree."""
         return not (self.handed_out or self.attached or any(p.ctx or p.has_hooks() for p in self.points.values()))
+
+    @property
+    def by_hand(self) -> list[Attached]:
+        """The hooks that were added to points themselves, as hooks that can be attached to a copy."""
+        known = {id(handle) for pairs in self.attached.values() for _, handle in pairs}
+        found = []
+        for local, point in self.points.items():
+            sides: list[tuple[Direction, Any]] = [("fwd", point.fwd_hooks), ("bwd", point.bwd_hooks)]
+            for direction, handle in ((side, handle) for side, handles in sides for handle in handles):
+                if id(handle) not in known:
+                    matches = lambda *at, here=(self.loop, local): at == here  # noqa: E731
+                    found.append(Attached(str(point.name), matches, handle.user_hook, direction, handle.is_permanent))
+        return found
 
     def detach(self, a: Attached) -> None:
         """Take a hook off its points."""
@@ -279,11 +247,7 @@ class HookTrees(Mapping[str, HookPoint]):
         copied = HookTrees(self.layout)
         everything = [*self.shared, *self.thread.attached]
         for tree in self.thread.trees.values():
-            known = {id(handle) for pairs in tree.attached.values() for _, handle in pairs}
-            for local, point in tree.points.items():
-                for direction, handles in (("fwd", point.fwd_hooks), ("bwd", point.bwd_hooks)):
-                    by_hand = [handle for handle in handles if id(handle) not in known]
-                    everything += [_by_hand(tree.loop, local, direction, handle) for handle in by_hand]
+            everything += tree.by_hand
         copied.shared = tuple(sorted(everything, key=lambda a: a.order))
         copied.busy = len(copied.shared)
         return copied
@@ -297,13 +261,6 @@ class HookTrees(Mapping[str, HookPoint]):
 
     def __setstate__(self, state: dict[str, HookLayout]) -> None:
         self.__init__(**state)  # type: ignore[misc]
-
-
-def _by_hand(loop: int | None, local: str, direction: Any, handle: LensHandle) -> Attached:
-    """Return a function that attaches to a copy the hook that was added to a point itself."""
-    assert handle.user_hook is not None
-    matches = lambda at, name: (at, name) == (loop, local)  # noqa: E731
-    return Attached(full_name(loop, local), matches, handle.user_hook, direction, handle.is_permanent)
 
 
 class Loops(Sequence[LoopHooks]):

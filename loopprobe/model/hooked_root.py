@@ -21,9 +21,10 @@ from loopprobe.config.budget import require
 from loopprobe.config.schema import ModelConfig
 from loopprobe.config.selection import Numbers
 from loopprobe.errors import LoopprobeError
+from loopprobe.model.attached import Attached
 from loopprobe.model.cache import LoopCache
-from loopprobe.model.hook_points import ConfigLayout, Direction, HookLayout, LoopHookPoint, full_name, split_name
-from loopprobe.model.hook_trees import Attached, HookTrees, Loops
+from loopprobe.model.hook_points import ConfigLayout, Direction, LoopHookPoint, full_name, split_name
+from loopprobe.model.hook_trees import HookTrees, Loops
 from loopprobe.model.in_hand import ShownModel
 from loopprobe.model.lens_options import one_of, refuse_options
 from loopprobe.model.protocol import Sizes
@@ -41,13 +42,7 @@ class LoopedRootModule(ShownModel, HookedRootModule):
     def setup(self) -> None:
         """Give the modules their names, and the model its hook points."""
         super().setup()
-        self.hook_trees = HookTrees(self.layout)
-        self.hook_dict = self.hook_trees
-
-    @property
-    def layout(self) -> HookLayout:
-        """Which hook points it has."""
-        return ConfigLayout(self.cfg)
+        self.hook_trees = self.hook_dict = HookTrees(ConfigLayout(self.cfg))
 
     @property
     def loops(self) -> Loops:

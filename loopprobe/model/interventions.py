@@ -25,6 +25,7 @@ from loopprobe.model.hook_points import LoopHookPoint, dims, full_name, split_na
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.protocol import LoopedModel, require
 from loopprobe.model.selection import LoopChoice, Names, selector
+from loopprobe.support.statistics import double
 from loopprobe.tasks import PromptBatch
 from loopprobe.tasks.places import named_tokens
 
@@ -71,8 +72,7 @@ def edited(
     parts_of(positions, "position")
 
     def apply(x: Tensor, hook: LoopHookPoint) -> Tensor | None:
-        loop = split_name(str(hook.name))[0]
-        if loop is not None and not choice.has(loop, model.hook_trees.running):
+        if not choice.meant_at(hook, model.hook_trees.running):
             return None
         value = edit(x, hook)
         where = places(str(hook.name), x, heads, positions)
@@ -162,6 +162,7 @@ def replace(cache: LoopCache, loops: Mapping[int, int] | None = None) -> Edit:
 
     def edit(x: Tensor, hook: LoopHookPoint) -> Tensor:
         loop, _, local = split_name(str(hook.name))
+        loop = loop if loop is None else hook.loop()
         if loop is None or loops is None:
             return _fitted(cache[str(hook.name)], x, hook)
         return _fitted(cache[full_name(loops[loop], local)], x, hook) if loop in loops else x
@@ -185,7 +186,7 @@ def freeze(loop: int) -> Edit:
 
     def edit(x: Tensor, hook: LoopHookPoint) -> Tensor:
         now, _, local = split_name(str(hook.name))
-        if now is None or now < loop:
+        if now is None or hook.loop() < loop:
             return x
         if now == loop:
             held[local] = x
@@ -227,7 +228,7 @@ def skipped(model: LoopedRootModule, loops: Numbers) -> Iterator[LoopedRootModul
         entered[:] = [z]
 
     def leave(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
-        return entered[0] if choice.has(hook.loop(), model.hook_trees.running) else None
+        return entered[0] if choice.meant_at(hook, model.hook_trees.running) else None
 
     pairs = [(selector(name, choice.known, None, model), hook) for name, hook in (("z_pre", note), ("z", leave))]
     with model.hooks(fwd_hooks=pairs), model.hook_trees.watch() as runs:
@@ -245,10 +246,13 @@ def mean_activations(model: LoopedModel, batches: Iterable[PromptBatch], n_loops
         names: as in ``run_with_cache``.
     """
     means = LoopCache.choose(model, n_loops, names, None, None, None, n_pos=model.sizes.n_ctx)
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}  # in float64, so that they do not depend on the batches
+    dtypes: dict[str, torch.dtype] = {}
 
     def sum_up(x: Tensor, hook: LoopHookPoint) -> None:
-        sums[str(hook.name)] = sums.get(str(hook.name), 0) + x.sum(0, keepdim=True)
+        name = str(hook.name)
+        dtypes[name] = x.dtype
+        sums[name] = sums.get(name, 0) + double(x).sum(0, keepdim=True)
 
     n_prompts = 0
     with torch.no_grad(), model.hooks(fwd_hooks=[(means.holds, sum_up)]):
@@ -256,7 +260,7 @@ def mean_activations(model: LoopedModel, batches: Iterable[PromptBatch], n_loops
             model(*batch.inputs, n_loops=n_loops, keep_loops=1)
             n_prompts += batch.n_prompts
     for name, total in sums.items():
-        means.keep(name, total / n_prompts)
+        means.keep(name, (total / n_prompts).to(model.device, dtypes[name]))
     return means
 
 

@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from loopprobe.config.budget import require, require_model, run_bytes
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.blocks import Block, Heads, Only, Past, make_norm
+from loopprobe.model.blocks import Block, Past, make_norm
 from loopprobe.model.hook_points import LoopHooks, OnceHooks, eager_with_hooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.initial_weights import initialise
 from loopprobe.model.lens_options import refuse_options
+from loopprobe.model.loop_numbers import are_alike
 from loopprobe.model.protocol import Capability
 from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens, read_places
 from loopprobe.model.weight_views import WeightViews
+from loopprobe.support.autocast import forget_casts
 from loopprobe.support.threads import go_on
 
 
@@ -75,6 +77,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             "causal": self.cfg.attention_dir != "causal",
             "past": self.cfg.attention_dir != "causal" or self.cfg.n_coda_layers > 0 or is_hooked,
             "linear_readout": self.cfg.n_coda_layers > 0,
+            "autonomous": self.cfg.loop_embedding or not are_alike(self.hook_trees),
             "generate": True,
             "gate": True,
             "threads": self.device.type != "cpu" or is_hooked,
@@ -148,6 +151,8 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             for loop in range(n_loops):
                 if not torch.compiler.is_compiling():
                     go_on()
+                    if with_grad and loop == n_loops - grad_loops:
+                        forget_casts(z.device)
                 with torch.set_grad_enabled(with_grad and loop >= n_loops - grad_loops):
                     z = self.step(z, e, loop)
                     if loop < n_loops - keep_loops:
@@ -228,14 +233,19 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             past: keys and values of the tokens before, one pair a layer, as they were in this loop: attention is
                 causal, so the earlier tokens do not depend on these and need not be computed again.
         """
-        return self.leave(*self.enter(z, e, loop, 0 if past is None else past[0][0].shape[1]), loop, past)
-
-    def enter(
-        self, z: Float[Tensor, "batch pos d_model"], e: Float[Tensor, "batch pos d_model"], loop: int, first: int = 0
-    ) -> tuple[Float[Tensor, "batch pos d_model"], Heads]:
-        """The first half of ``step``: stream, queries, keys and values at the first layer; z begins at ``first``."""
         hooks: LoopHooks = self.points(loop)
-        x = hooks.hook_input(self.inject(hooks.hook_z_pre(z), e))
+        x = self.stream(z, e, loop, 0 if past is None else past[0][0].shape[1])
+        for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
+            x = block(x, block_hooks, past and past[layer])
+        z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
+        return z_next
+
+    def stream(
+        self, z: Float[Tensor, "batch pos d_model"], e: Float[Tensor, "batch pos d_model"], loop: int, first: int = 0
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that enters a loop's first layer; z begins with the token ``first``."""
+        hooks: LoopHooks = self.points(loop)
+        x: Tensor = hooks.hook_input(self.inject(hooks.hook_z_pre(z), e))
         if self.cfg.positional_embedding_type == "standard":
             positions = self.positions(x, first)
             if hooked(hooks.hook_pos_embed):
@@ -244,28 +254,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
         if self.cfg.loop_embedding:
             vector = self.loop_vector(x, loop)
             x = x + hooks.hook_loop_embed(vector.clone() if hooked(hooks.hook_loop_embed) else vector)
-        entered: tuple[Tensor, Heads] = self.blocks[0].enter(x, hooks.blocks[0])
-        return entered
-
-    def leave(
-        self,
-        x: Float[Tensor, "batch pos d_model"],
-        heads: Heads,
-        loop: int,
-        past: Sequence[Past | None] | None = None,
-        only: Only = None,
-    ) -> Float[Tensor, "batch only d_model"]:
-        """The second half of ``step``: the next states of the tokens that ``enter`` was given.
-
-        With ``only``, of some: the others stop at the last layer's keys and values. ``heads`` may hold the past.
-        """
-        hooks: LoopHooks = self.points(loop)
-        for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
-            if layer:
-                x, heads = block.enter(x, block_hooks)
-            x = block.add(x, heads, block_hooks, past and past[layer], only if layer == len(self.blocks) - 1 else None)
-        z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
-        return z_next
+        return x
 
     @eager_with_hooks
     def predict(

@@ -150,7 +150,7 @@ def _masking(
         initial[:] = [model.initial_state(e)]
 
     def mask(z: Tensor, hook: LoopHookPoint) -> Tensor | None:
-        if not choice.has(hook.loop(), model.hook_trees.running):
+        if not choice.meant_at(hook, model.hook_trees.running):
             return None
         keep = kept(z.shape[1]).to(z.device)
         if len(z) % len(keep):
@@ -158,7 +158,8 @@ def _masking(
                 f"the batch ({len(z)}) must divide into {len(keep)} equal blocks, one for each n: repeat the prompts"
             )
         keep = keep.repeat_interleave(len(z) // len(keep), dim=0)
-        return torch.where(keep[..., None], z, replacement(fill, initial[0], hook.loop()).to(z))
+        loop = hook.loop() if isinstance(fill, Tensor) and fill.ndim == 3 else 0
+        return torch.where(keep[..., None], z, replacement(fill, initial[0], loop).to(z))
 
     at_loops = selector("z_pre", choice.known, None, model)
     with model.hooks(fwd_hooks=[("hook_embed", note_initial), (at_loops, mask)]), model.hook_trees.watch() as runs:

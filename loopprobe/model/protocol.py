@@ -23,6 +23,7 @@ Capability = Literal[
     "linear_readout",  # to_state and unembed exist: outputs are an affine map of the state of their token
     "forward_mode",  # step has a forward-mode derivative
     "map",  # step takes a state, which is all that goes from loop to loop
+    "autonomous",  # step is the same map in every loop, so that it has fixed points
     "generate",  # the module generates text
     "gate",  # hook_gate exists: the logit, in every loop and at every token, that it stops there
     "threads",  # several threads can run it at once, each some prompts
@@ -36,6 +37,7 @@ MEANS: dict[str, str] = {
     "linear_readout": "a read-out of the residual stream",
     "forward_mode": "forward-mode derivatives of its loop",
     "map": "a state that is all that goes from loop to loop",
+    "autonomous": "a loop that does the same every time (no loop embedding, and no hook in some loops alone)",
     "generate": "generation of text",
     "gate": "a gate that tells when to stop",
     "threads": "runs in several threads at once",
@@ -145,7 +147,9 @@ class LoopedModel(Protocol):
         """The outputs [..., *value] of states [..., d_model] at the tokens where answers stand."""
 
 
-def require(model: LoopedModel, needs: frozenset[str], label: str, what: str) -> None:
+def require(
+    model: LoopedModel, needs: frozenset[str], label: str, what: str, remedy: str = "choose another probe or model"
+) -> None:
     """Raise LoopprobeError where a model lacks what a probe needs.
 
     Args:
@@ -153,7 +157,8 @@ def require(model: LoopedModel, needs: frozenset[str], label: str, what: str) ->
         needs: capabilities.
         label: what the model is called.
         what: what the probe is called.
+        remedy: what can be done about it.
     """
     if missing := sorted(needs - model.supports):
         lacks = " and ".join(MEANS.get(one, one) for one in missing)
-        raise LoopprobeError(f"{what} needs {lacks}, which {label} has not: choose another probe or model")
+        raise LoopprobeError(f"{what} needs {lacks}, which {label} has not: {remedy}")

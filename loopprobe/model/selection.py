@@ -9,7 +9,7 @@ from transformer_lens.utilities import get_act_name
 
 from loopprobe.config.selection import Numbers, Part, absolute, listed, parts_of, ranges, resolve
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.hook_points import short_name, split_name
+from loopprobe.model.hook_points import LoopHookPoint, short_name, split_name
 
 Names = str | Collection[str] | Callable[[str], bool] | None  # of activations; None for all
 
@@ -29,7 +29,7 @@ class LoopChoice:
     """
 
     def __init__(self, loops: Numbers) -> None:
-        self.loops = listed(loops)
+        self.loops = None if loops == slice(None) else listed(loops)
         self.given: list[Part] | None = parts_of(self.loops, "loop")
         self._resolved: dict[int, Collection[int]] = {}
         if self.given == []:
@@ -51,6 +51,11 @@ class LoopChoice:
                 )
             return loop in self._of_run(n_loops)
         return loop in (self.known or ())
+
+    def meant_at(self, hook: LoopHookPoint, n_loops: int | None) -> bool:
+        """Tell whether a point is meant in a run of ``n_loops``; points outside the loop always are."""
+        loop = split_name(str(hook.name))[0]
+        return loop is None or self.has(loop, n_loops)
 
     def _of_run(self, n_loops: int) -> Collection[int]:
         """The loops of a run of so many."""

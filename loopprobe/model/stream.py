@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import h5netcdf
 import h5py  # type: ignore[import-untyped]
@@ -25,7 +24,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.model.cache import LoopCache
 from loopprobe.model.hook_points import LoopHookPoint, short_name, split_name
 from loopprobe.model.hooked_root import LoopedRootModule
-from loopprobe.model.labels import at_positions, to_numpy
+from loopprobe.model.labels import Positions, at_positions, to_numpy
 from loopprobe.model.selection import selector
 from loopprobe.support.storage import atomic
 from loopprobe.tasks import PromptBatch
@@ -82,11 +81,8 @@ def stream_cache(
         LoopprobeError: something that the model does not have, or the file exists.
     """
     kept, inputs = sorted(set(config.loops)), model.prepare(*prompts.inputs)
-    choice: dict[str, Any] = {"names": config.names, "layers": config.layers, "positions": config.positions}
-    _, first = model.run_with_cache(*inputs, n_loops=1, **choice)
-    template = first.to_xarray()
-    in_loops = {split_name(name)[2] for name in first if split_name(name)[0] == 0}
-    template = template.isel(loop=0, drop=True) if in_loops else template.drop_vars("loop")
+    n_loops = kept[-1] + 1
+    template, in_loops, positions = _first_loop(model, inputs, n_loops, config)
     _lay_out(path, template, in_loops, kept, attrs or {})
     wanted = selector(config.names, kept, config.layers, model)
     row_of = {loop: row for row, loop in enumerate(kept)}
@@ -96,21 +92,39 @@ def stream_cache(
 
         def write(x: Tensor, hook: LoopHookPoint) -> None:
             loop, layer, _ = split_name(str(hook.name))
-            assert loop is not None, "the embedding was written with the layout"
-            values = to_numpy(at_positions(str(hook.name), x, first.positions))
+            assert loop is not None, "what is computed once was written with the layout"
+            values = to_numpy(at_positions(str(hook.name), x, positions))
             place = (row_of[loop],) if layer is None else (row_of[loop], layers.index(layer))
             variables[short_name(str(hook.name))][place] = values
 
-        with torch.no_grad(), model.hooks(fwd_hooks=[(lambda name: name != "hook_embed" and wanted(name), write)]):
+        def in_loop(name: str) -> bool:
+            return split_name(name)[0] is not None and wanted(name)
+
+        with torch.no_grad(), model.hook_trees.run(n_loops), model.hooks(fwd_hooks=[(in_loop, write)]):
             e = model.embed(*inputs)
             z = model.initial_state(e)
-            for loop in progress(range(kept[-1] + 1)):
+            for loop in progress(range(n_loops)):
                 z = model.step(z, e, loop)
                 model.predict(z, e, loop)
                 if loop in row_of:
                     file.flush()
                     file[WRITTEN][row_of[loop]] = 1
                     file.flush()
+
+
+def _first_loop(
+    model: LoopedRootModule, inputs: tuple[Tensor, ...], n_loops: int, config: CacheConfig
+) -> tuple[xr.Dataset, set[str], Positions]:
+    """Return what is kept of the first of ``n_loops``, which of it every loop has, and its positions."""
+    first = LoopCache.choose(
+        model, 1, config.names, None, config.layers, config.positions, n_pos=model.n_tokens(*inputs)
+    )
+    with torch.no_grad(), model.hook_trees.run(n_loops), model.hooks(fwd_hooks=[(first.holds, first.record)]):
+        e = model.embed(*inputs)
+        model.predict(model.step(model.initial_state(e), e, 0), e, 0)
+    in_loops = {split_name(name)[2] for name in first if split_name(name)[0] == 0}
+    template = first.to_xarray()
+    return (template.isel(loop=0, drop=True) if in_loops else template.drop_vars("loop")), in_loops, first.positions
 
 
 def open_cache(path: Path | str) -> xr.Dataset:

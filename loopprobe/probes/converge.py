@@ -138,7 +138,9 @@ def check(subject: Subject, config: ConvergeConfig, prompts: PromptBatch) -> Non
     """Raise LoopprobeError where the loop count of the model cannot vary, or limits of its states cannot be told."""
     require_looped(subject)
     if config.states:
-        require(subject.model, frozenset({"map"}), subject.label, "converge with states")
+        require(
+            subject.model, frozenset({"map", "autonomous"}), subject.label, "converge with states", "set states to 0"
+        )
         require_calibrated(subject.model.dtype)
 
 

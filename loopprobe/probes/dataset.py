@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def stamp(
     """Write into the attributes which probe made a dataset, of which model, on which prompts, how, and with what.
 
     ``trained_loops`` are the loops that the training gives such prompts, or would. ``prompts_digest`` tells these
-    prompts from others of the same origin; datasets that share it can be compared prompt by prompt. ``error_scale`` is
+    prompts from others of the same origin; datasets that share it can be compared prompt by prompt. ``files`` are the
+    SHA-256 of those that options name. ``error_scale`` is
     what errors of prompts of numbers are divided by. Where something else than the error is measured, ``measure`` says
     what: its name, its name with the unit, and the source of a user's function.
 
@@ -84,7 +85,6 @@ def stamp(
     attributes, for datasets that are joined along an axis: xarray keeps those of the first alone.
     """
     data.attrs |= attributes(probe, subject, prompts, config) | {"trained_loops": subject.loops_of(prompts)}
-    data.attrs["prompts_digest"] = _digest(prompts)
     units = [prompts.unit, prompts.query_unit, prompts.step_unit, _in_turn(prompts.roles)]
     if measure is None:
         data.attrs["failure_level"] = prompts.failure_level
@@ -199,13 +199,29 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def asked(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> dict[str, str]:
-    """Return what is asked of whom; where it is equal, question and model are the same."""
-    return {
+    """Return what is asked of whom; where it is equal, question and model are the same, and so are all files."""
+    options = dataclasses.asdict(config)
+    what = {
         "probe": probe,
-        "config": json.dumps(dataclasses.asdict(config)),
+        "config": json.dumps(options),
         "checkpoint": json.dumps(subject.identity()),
         "prompts": json.dumps(prompts.origin),
+        "prompts_digest": _digest(prompts),
     }
+    return what | ({"files": json.dumps(files)} if (files := _files(options.values())) else {})
+
+
+def _files(options: Iterable[Any]) -> dict[str, str]:
+    """Return the SHA-256 of the files that options name; ``PATH.nc:3`` names a part of one."""
+    found = {}
+    for option in options:
+        for name in option if isinstance(option, list | tuple) else [option]:
+            if isinstance(name, str | Path):
+                for path in (Path(name), Path(str(name).rpartition(":")[0])):
+                    with suppress(OSError, ValueError):  # some names no file can have
+                        if path.is_file():
+                            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def attributes(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> dict[str, str]:

@@ -276,5 +276,5 @@ PROBE = Probe(
         "failures:failures_models_table",
         quantities=(Quantity("failures", unit="share of prompts that fail"),),
     ),
-    needs=frozenset({"map"}),
+    needs=frozenset({"map", "autonomous"}),
 )

@@ -185,5 +185,5 @@ PROBE = Probe(
     run,
     check,
     Shown("longrun:fixed_points_figures", "inside:fixed_points_table"),
-    needs=frozenset({"map", "forward_mode"}),
+    needs=frozenset({"map", "autonomous", "forward_mode"}),
 )

@@ -159,7 +159,7 @@ def read_sites(model: LoopedModel, batch: PromptBatch, n_loops: int, maps: Tenso
         groups = [slice(i, i + several) for i in range(0, len(sites), several)]
         read = (_linear(model, sites[some], None if maps is None else maps[loop, some]) for some in groups)
         if size <= AT_ONCE:
-            waiting.extend(read)
+            waiting.append(torch.cat(list(read), 1))
         else:
             reading.loop(read)
 

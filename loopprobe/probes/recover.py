@@ -138,5 +138,5 @@ PROBE = Probe(
         "inside:recover_table",
         quantities=(Quantity("prediction_moved", along=("after",), unit="prediction moved ({step_unit})", log=True),),
     ),
-    needs=frozenset({"map"}),
+    needs=frozenset({"map", "autonomous"}),
 )

@@ -99,7 +99,6 @@ class Table:
         return np.pad(values, ((0, 0), (0, n_dims - filled))), labels, filled
 
 
-@functools.lru_cache(maxsize=32)
 def load_table(name: str, target: str | None = None) -> Table:
     """Load a bundled table by its name, or a table file by its path, see ``tasks.files``.
 
@@ -112,6 +111,20 @@ def load_table(name: str, target: str | None = None) -> Table:
         LoopprobeError: there is no such table or column, the inputs hold text or lack values, or the package that
             reads the table is not installed.
     """
+    return _loaded(name, target, _version(name))
+
+
+def _version(name: str) -> tuple[str | int, ...]:
+    """What changes where a file of this name becomes another one."""
+    try:
+        state = (path := Path(name)).stat()
+        return str(path.resolve()), state.st_ino, state.st_mtime_ns, state.st_size
+    except (OSError, ValueError):  # a bundled table; or reading tells what is wrong
+        return ()
+
+
+@functools.lru_cache(maxsize=32)
+def _loaded(name: str, target: str | None, version: tuple[str | int, ...]) -> Table:
     frame, classes = _bundled(name) if name in BUNDLED else (read_file(Path(name)), False)
     columns = [str(column) for column in frame.columns]
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):

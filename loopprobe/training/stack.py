@@ -22,6 +22,7 @@ from loopprobe.model.blocks import LayerNorm, RMSNorm
 from loopprobe.model.hook_points import NormHooks
 from loopprobe.model.looped import LoopedTransformer
 from loopprobe.model.reading import ReadAt
+from loopprobe.support.autocast import forget_casts
 
 
 def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
@@ -147,6 +148,8 @@ class Stack(LoopedTransformer):
         z = start = self.initial_state(e)
         outputs = []
         for loop in range(total):
+            if loop == total - longest_window:
+                forget_casts(z.device)
             with torch.set_grad_enabled(loop >= total - longest_window):
                 if loop:
                     z = _where([loop == total - window for window in windows], z.detach(), z)

@@ -96,10 +96,13 @@ def train_runs(runs: Sequence[Run], together: bool | None = True) -> None:
             that a trial in their first steps finds faster.
 
     Raises:
-        LoopprobeError: the loss of a run is no longer finite; the others were trained first.
+        LoopprobeError: the runs stand at different steps; or the loss of one is no longer finite, and the others were
+            trained first.
         KeyboardInterrupt: at Ctrl-C, after the states of the last whole step were saved.
     """
     try:
+        if len(steps := sorted({run.step for run in runs})) > 1:
+            raise LoopprobeError(f"the runs stand at steps {', '.join(map(str, steps))}: train those of one step")
         _train_to_the_end(runs, together)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -33,7 +33,7 @@ def checked(model: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...], *, m
             if isinstance(anatomy.n_loops, bool) or not isinstance(anatomy.n_loops, int) or anatomy.n_loops < 1:
                 raise LoopprobeError(f"n_loops ({anatomy.n_loops!r}) must be a whole number and at least 1: change it")
             _require_shapes(wiring.widths, anatomy)
-            able: frozenset[Capability] = frozenset({"map"} if anatomy.state else ())
+            able: frozenset[Capability] = frozenset({"map", "autonomous"} if anatomy.state else ())
             wrapped = WrappedModel(model, anatomy, wiring, inputs, able)
             if anatomy.attention is not None and not _attention_passes(wrapped, inputs):
                 anatomy = dataclasses.replace(anatomy, attention=None)
@@ -204,7 +204,7 @@ def _supports(wrapped: WrappedModel, inputs: tuple[Tensor, ...]) -> frozenset[Ca
         supports.add("generate")
     if not anatomy.state:
         return frozenset(supports)
-    supports.add("map")
+    supports |= {"map", "autonomous"}  # a loop that reads its own number has been refused
     with torch.no_grad():
         e = wrapped.embed(*wrapped.prepare(*inputs))
         z = wrapped.initial_state(e)

@@ -15,6 +15,7 @@ from loopprobe.model.hook_points import hooked
 from loopprobe.model.hook_trees import HookTrees
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
+from loopprobe.model.loop_numbers import are_alike
 from loopprobe.model.protocol import Capability, Sizes
 from loopprobe.model.protocol import require as require_support
 from loopprobe.model.reading import ReadAt, at_tokens, read_places
@@ -25,7 +26,7 @@ from loopprobe.wrapped.head_weights import read_heads
 from loopprobe.wrapped.inputs import like, prepared, require_answers
 from loopprobe.wrapped.passes import Pass
 from loopprobe.wrapped.plan import Plan
-from loopprobe.wrapped.points import WrappedLayout, layout_of
+from loopprobe.wrapped.points import layout_of
 from loopprobe.wrapped.precision import as_precise_as
 from loopprobe.wrapped.wiring import Wiring, tensor_of
 
@@ -40,7 +41,7 @@ class WrappedModel(LoopedRootModule):
         anatomy: where its parts stand.
         wiring: the order of their calls.
         example: inputs of a call, of which other inputs are checked to be like.
-        supports: the capabilities that were found.
+        found: the capabilities that were found.
 
     Attributes:
         start_seed: the seed of the state that the loop starts from, where it starts at random.
@@ -56,27 +57,26 @@ class WrappedModel(LoopedRootModule):
         anatomy: Anatomy,
         wiring: Wiring,
         example: Sequence[Tensor],
-        supports: frozenset[Capability] = frozenset(),
+        found: frozenset[Capability] = frozenset(),
     ) -> None:
         super().__init__()
         self.module, self.anatomy, self.wiring = module, anatomy, wiring
         self.example = tuple(part[:1] for part in example)
-        self.supports = supports
+        self.found = found
         self.start_seed = START_SEED
         self.has_cache: bool | None = None
         self.setup()
         self.train(module.training)
 
+    @property
+    def supports(self) -> frozenset[Capability]:
+        """The capabilities that were found, under the hooks that are attached now."""
+        return self.found if are_alike(self.hook_trees) else self.found - {"autonomous"}
+
     def setup(self) -> None:
         """Make the hook points; the module's own parts get no names, which a bridge's points have."""
         self.mod_dict = {name: part for name, part in self.named_modules() if name}
-        self.hook_trees = HookTrees(self.layout)
-        self.hook_dict = self.hook_trees
-
-    @property
-    def layout(self) -> WrappedLayout:
-        """Which hook points it has."""
-        return layout_of(self.anatomy, self.wiring, self.value_size)
+        self.hook_trees = self.hook_dict = HookTrees(layout_of(self.anatomy, self.wiring, self.value_size))
 
     @property
     def n_loops(self) -> int:
@@ -148,7 +148,7 @@ class WrappedModel(LoopedRootModule):
     ) -> Iterator[Tensor]:
         """Yield the answers after each of the last loops."""
         first = n_loops - keep_loops
-        if "map" not in self.supports:
+        if "map" not in self.found:
             if grad_loops < n_loops:
                 self._require_map("grad_loops")
             for loop in range(first, n_loops):
@@ -306,7 +306,8 @@ class WrappedModel(LoopedRootModule):
 
     def _require_map(self, what: str) -> None:
         """Raise LoopprobeError where no tensor is all that goes from loop to loop."""
-        require_support(self, frozenset({"map"}), type(self.module).__name__, what)
+        if "map" not in self.found:
+            require_support(self, frozenset({"map"}), type(self.module).__name__, what)
 
     def prepare(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Inputs as the module takes them, on its device and in its precision.
