@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +66,18 @@ def test_the_slowest_token_up_to_a_token_sets_its_rate(batch):
     np.testing.assert_allclose(data.rate.values[known], slowest[known.values], atol=0.12)
 
 
+def at(point):
+    """The points of a name in every loop."""
+    return re.compile(rf"loops\.\d+\.hook_{point}").fullmatch
+
+
 def test_a_loop_that_is_slowed_down_approaches_its_fixed_point(batch):
     checkpoint = settled_checkpoint()
     before = [torch.zeros(5, 12, 16)]
     note = lambda z, hook: before.__setitem__(0, z.detach())  # noqa: E731
     slow = lambda z, hook: before[0] + 0.005 * (z - before[0])  # noqa: E731  a damped iteration, of factor about 0.995
     few = type(batch)(batch.xs[:5], batch.ys[:5], batch.origin)
-    with checkpoint.model.hooks(fwd_hooks=[("loops.0.hook_z_pre", note), ("loops.0.hook_z", slow)]):
+    with checkpoint.model.hooks(fwd_hooks=[(at("z_pre"), note), (at("z"), slow)]):
         data = probe.run(checkpoint, few, probe.ConvergeConfig(loops=20, states=5, far=600))
     assert (data.limit == Limit.APPROACHING).all()
     np.testing.assert_allclose(data.approach_factor, 0.995, atol=1e-3)
@@ -87,7 +93,7 @@ def test_a_loop_that_diverges_is_reported(batch):
     grow = lambda z, hook: z + 1.2 * before[0]  # noqa: E731  the norm of a loop bounds its state: grown from outside
     checkpoint = Checkpoint(TINY_CFG, model, name="runs/growing")
     few = type(batch)(batch.xs[:5], batch.ys[:5], batch.origin)
-    with model.hooks(fwd_hooks=[("loops.0.hook_z_pre", note), ("loops.0.hook_z", grow)]):
+    with model.hooks(fwd_hooks=[(at("z_pre"), note), (at("z"), grow)]):
         data = follow_states(checkpoint, few, loops=20, far=200, tolerance=1e-3)
     assert (data.limit == Limit.DIVERGED).all()
     assert data.rate.isnull().all()

@@ -159,7 +159,8 @@ def read_sites(model: LoopedModel, batch: PromptBatch, n_loops: int, maps: Tenso
         groups = [slice(i, i + several) for i in range(0, len(sites), several)]
         read = (_linear(model, sites[some], None if maps is None else maps[loop, some]) for some in groups)
         if size <= AT_ONCE:
-            waiting.append(torch.cat(list(read), 1))
+            parts = list(read)
+            waiting.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         else:
             reading.loop(read)
 
