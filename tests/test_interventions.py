@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_CFG, make_model
@@ -162,3 +163,11 @@ def test_places_that_are_not_there_are_named(choice, message, model, prompts):
     with pytest.raises(LoopprobeError, match=message), edited(model, edit=zero, **choice):
         model(*prompts)
     assert model.list_hooks() == {}
+
+
+@pytest.mark.parametrize("loops", [np.array([1, 3]), torch.tensor([1, 3]), (1, 3), slice(1, 4, 2)])
+def test_loops_are_named_in_any_way(loops, model, prompts):
+    with edited(model, "mlp_out", zero, loops=loops):
+        _, cache = everything(model, prompts)
+    is_zero = [bool((cache[loop, "mlp_out", 0] == 0).all()) for loop in range(4)]
+    assert is_zero == [False, True, False, True]

@@ -29,7 +29,7 @@ class LoopChoice:
     """
 
     def __init__(self, loops: Numbers) -> None:
-        self.loops = None if loops == slice(None) else listed(loops)
+        self.loops = None if isinstance(loops, slice) and loops == slice(None) else listed(loops)
         self.given: list[Part] | None = parts_of(self.loops, "loop")
         self._resolved: dict[int, Collection[int]] = {}
         if self.given == []:

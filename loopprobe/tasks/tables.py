@@ -10,6 +10,7 @@ a class, a prompt chooses two classes at random and labels them +1 and -1.
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ class Table:
         n_classes: the number of classes; 0 where the labels are numbers.
         columns: the names of the inputs.
         target: the name of the label.
+        sha256: of the file; empty: it is bundled.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Table:
     n_classes: int
     columns: tuple[str, ...]
     target: str
+    sha256: str = ""
     _made: dict[int, tuple[ndarray, ndarray, int]] = field(default_factory=dict, repr=False)
 
     def half(self, part: str) -> Int[ndarray, " row"]:
@@ -125,7 +128,9 @@ def _version(name: str) -> tuple[str | int, ...]:
 
 @functools.lru_cache(maxsize=32)
 def _loaded(name: str, target: str | None, version: tuple[str | int, ...]) -> Table:
-    frame, classes = _bundled(name) if name in BUNDLED else (read_file(Path(name)), False)
+    is_file, path = name not in BUNDLED, Path(name)
+    frame, classes = (read_file(path), False) if is_file else _bundled(name)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if is_file else ""
     columns = [str(column) for column in frame.columns]
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         raise LoopprobeError(f"{name}: several columns are called {repeated[0]!r}: rename or drop all but one")
@@ -151,7 +156,7 @@ def _loaded(name: str, target: str | None, version: tuple[str | int, ...]) -> Ta
     n_classes = int(labels.max()) + 1 if classes else 0
     if classes and n_classes < 2:
         raise LoopprobeError(f"{name}: the label {chosen!r} has one class only: name another")
-    return Table(Path(name).stem, inputs.to_numpy(float), labels, n_classes, tuple(inputs.columns), chosen)
+    return Table(path.stem, inputs.to_numpy(float), labels, n_classes, tuple(inputs.columns), chosen, sha256)
 
 
 def from_tables(
@@ -204,6 +209,7 @@ def from_tables(
         "part": part,
         "labels": "sign" if all(table.n_classes for table in tables) else "real",
     }
+    origin |= {"sha256": files} if any(files := [table.sha256 for table in tables]) else {}
     return Prompts(torch.from_numpy(xs).float(), torch.from_numpy(ys * scale**0.5).float(), origin, scale=scale)
 
 
