@@ -63,8 +63,8 @@ class LoopMap:
                 has no float64.
 
         Raises:
-            LoopprobeError: the model's loop reads its own number, or has hooks in some loops alone, so that it is no map
-                of its state.
+            LoopprobeError: the model's loop reads its own number, or has hooks in some loops alone: it is no map of its
+                state.
         """
         require(model, frozenset({"map", "autonomous"}), "the model", "a LoopMap")
         if dtype is not None and dtype != model.dtype:
