@@ -66,6 +66,11 @@ def stamped(config, **attributes):
     return {"probe": "converge", "config": "{}", "checkpoint": model, "prompts": "{}", "provenance": "{}"} | attributes
 
 
+def pytest_collection_modifyitems(items):
+    """The storms, which take minutes, begin first, so that no worker waits for another's at the end."""
+    items.sort(key=lambda item: "test_storm" not in item.nodeid)
+
+
 needs_peak = pytest.mark.skipif(not PEAK.exists(), reason="reads the peak memory from /proc")
 
 

@@ -56,7 +56,7 @@ EVALUATED = {"lr-b5-T5", "lr-L12", "relu-b12-T5"}
 def test_shipped_checkpoints_are_as_good_as_they_say(name):
     loaded = cp.load_checkpoint(name)
     recorded = loaded.evaluation
-    errors = query_error(loaded.model, loaded.held_out(640, recorded["seed"] + 1))[-1:].numpy()
+    errors = query_error(loaded.model, loaded.held_out(160, recorded["seed"] + 1))[-1:].numpy()
     if "median" in recorded:
         median, low, high = (value.item() for value in median_interval(errors, level=0.999))
         assert low <= recorded["median_high"][0], f"{median} against {recorded['median'][0]}"
