@@ -1,7 +1,8 @@
 """Saved questions: TOML files under probes/ with a title, a probe, checkpoints and options each.
 
 The answer to a question is a folder of datasets, one per model. It is reused until the question, the model, what the
-prompts and files hold that it names, or the version of loopprobe changes. Of models whose weights do not ship some answers do (probes/answers).
+prompts and files hold that it names, or the version of loopprobe changes. Of models whose weights do not ship some
+answers do (probes/answers).
 """
 
 from __future__ import annotations
