@@ -21,7 +21,8 @@ from loopprobe.config.schema import ModelConfig
 from loopprobe.model.hook_points import AttentionHooks, BlockHooks, MLPHooks, NormHooks, hooked
 
 Past = tuple[Float[Tensor, "batch past head d_head"], Float[Tensor, "batch past head d_head"]]  # keys and values
-Heads = tuple[Float[Tensor, "batch pos head d_head"], ...]  # queries, keys and values
+Keys = Float[Tensor, "batch key head d_head"]
+Heads = tuple[Float[Tensor, "batch pos head d_head"], Keys, Keys]  # queries, keys and values; keys may hold the past
 Only = slice | list[int] | None  # the tokens, among those at hand, whose residual stream goes on; None: all
 
 

@@ -95,7 +95,8 @@ class _Reset:
             keys[:, self.filled : start] = clean[:, self.filled : start]
         self.filled = start
         later = [(k[:, :start], v[:, :start]) for k, v in self.past[1:]]
-        return self.x[:, start:], (self.q[:, start:], *self.keys), [None, *later]
+        k, v = self.keys
+        return self.x[:, start:], (self.q[:, start:], k, v), [None, *later]
 
 
 def _step_and_past(model: LoopedModel, z: Tensor, e: Tensor, loop: int) -> tuple[Tensor, list[Past]]:
