@@ -166,7 +166,7 @@ def test_places_that_are_not_there_are_named(choice, message, model, prompts):
 
 
 @pytest.mark.parametrize("loops", [np.array([1, 3]), torch.tensor([1, 3]), (1, 3), slice(1, 4, 2)])
-def test_loops_are_named_in_any_way(loops, model, prompts):
+def test_loops_are_named_in_any_way(loops, model, prompts, unchecked):
     with edited(model, "mlp_out", zero, loops=loops):
         _, cache = everything(model, prompts)
     is_zero = [bool((cache[loop, "mlp_out", 0] == 0).all()) for loop in range(4)]
