@@ -7,9 +7,9 @@ from conftest import make_model
 from test_token_model import TOKENS, VARIANTS, make
 
 from loopprobe.model import blocks
-from loopprobe.model.halves import enter, leave
 from loopprobe.model.reading import at_tokens
 from loopprobe.probes import mask as probe
+from loopprobe.probes.mask_runs import entering
 from loopprobe.tasks import held_out
 
 LOOP = 1
@@ -26,8 +26,10 @@ def step_of_a_mask(model, inputs, start, only):
         state = torch.cat([z[:, :start], value[:, start:]], 1)
         whole = model.step(state, e, LOOP)[:, start:]
         read = at_tokens(only, start, e.shape[1] - start)
-        x, heads = enter(model, value, e, LOOP)
-        return leave(model, x[:, start:], tuple(part[:, start:] for part in heads), LOOP, past, read), whole[:, read]
+        x, heads = entering(model, value, e, LOOP)
+        return model.run_layers(x[:, start:], LOOP, past, tuple(part[:, start:] for part in heads), read), whole[
+            :, read
+        ]
 
 
 def test_most_variants_step_behind_known_keys():

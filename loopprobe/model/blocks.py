@@ -274,8 +274,21 @@ class Block(nn.Module):
         self.ln2 = make_norm(cfg)
         self.mlp = MLP(cfg)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks, past: Past | None = None) -> Tensor:
-        return self.add(*self.enter(x, hooks), hooks, past)
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        hooks: BlockHooks,
+        past: Past | None = None,
+        heads: Heads | None = None,
+        only: Only = None,
+    ) -> Float[Tensor, "batch only d_model"]:
+        """The residual streams behind the layer, of all tokens at hand or of ``only`` some.
+
+        ``heads`` are those of ``enter`` where it was called before; its keys and values may hold the past.
+        """
+        if heads is None:
+            x, heads = self.enter(x, hooks)
+        return self.add(x, heads, hooks, past, only)
 
     def enter(
         self, x: Float[Tensor, "batch pos d_model"], hooks: BlockHooks

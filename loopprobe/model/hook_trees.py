@@ -8,6 +8,7 @@ are kept for the loops of the training, and made anew in each run for loops beyo
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -239,6 +240,21 @@ class HookTrees(Mapping[str, HookPoint]):
     def is_hooked(self) -> bool:
         """Tell whether a hook is attached that acts in this thread."""
         return bool(self.shared or self.thread.attached) or any(point.has_hooks() for point in self.made)
+
+    @property
+    def are_alike(self) -> bool:
+        """Tell whether the hooks that act in this thread are on the same points in every loop."""
+        attached = [*self.shared, *self.thread.attached]
+        attached += [a for tree in self.thread.trees.values() for a in tree.by_hand]
+        loops = [*range(min(self.n_loops, KEPT_LOOPS)), self.n_loops, sys.maxsize]
+        for a in attached:
+            found = {tuple(a.matches(loop, local) for local in self.local_names) for loop in loops}
+            if len(found) > 1:
+                return False
+            is_anywhere = any(next(iter(found))) or any(a.matches(None, name) for name in self.once_names)
+            if not is_anywhere:  # in a loop beyond those of the training
+                return False
+        return True
 
     # Copies
 

@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from loopprobe.config.budget import require, require_model, run_bytes
 from loopprobe.config.schema import ModelConfig
 from loopprobe.errors import LoopprobeError
-from loopprobe.model.blocks import Block, Past, make_norm
+from loopprobe.model.blocks import Block, Heads, Only, Past, make_norm
 from loopprobe.model.hook_points import LoopHooks, OnceHooks, eager_with_hooks, hooked
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.initial_weights import initialise
 from loopprobe.model.lens_options import refuse_options
-from loopprobe.model.loop_numbers import are_alike
 from loopprobe.model.protocol import Capability
 from loopprobe.model.reading import ReadAt, Tokens, Vectors, at_tokens, read_places
 from loopprobe.model.weight_views import WeightViews
@@ -77,7 +76,7 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             "causal": self.cfg.attention_dir != "causal",
             "past": self.cfg.attention_dir != "causal" or self.cfg.n_coda_layers > 0 or is_hooked,
             "linear_readout": self.cfg.n_coda_layers > 0,
-            "autonomous": self.cfg.loop_embedding or not are_alike(self.hook_trees),
+            "autonomous": self.cfg.loop_embedding or not self.hook_trees.are_alike,
             "generate": True,
             "gate": True,
             "threads": self.device.type != "cpu" or is_hooked,
@@ -233,10 +232,21 @@ class LoopedTransformer(WeightViews, LoopedRootModule):
             past: keys and values of the tokens before, one pair a layer, as they were in this loop: attention is
                 causal, so the earlier tokens do not depend on these and need not be computed again.
         """
+        return self.run_layers(self.stream(z, e, loop, 0 if past is None else past[0][0].shape[1]), loop, past)
+
+    def run_layers(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        loop: int,
+        past: Sequence[Past | None] | None = None,
+        heads: Heads | None = None,
+        only: Only = None,
+    ) -> Float[Tensor, "batch only d_model"]:
+        """The rest of ``step`` behind ``stream``; ``heads`` and ``only`` as at the first and last layer's ``Block``."""
         hooks: LoopHooks = self.points(loop)
-        x = self.stream(z, e, loop, 0 if past is None else past[0][0].shape[1])
         for layer, (block, block_hooks) in enumerate(zip(self.blocks, hooks.blocks, strict=True)):
-            x = block(x, block_hooks, past and past[layer])
+            is_last = layer == len(self.blocks) - 1
+            x = block(x, block_hooks, past and past[layer], None if layer else heads, only if is_last else None)
         z_next: Tensor = hooks.hook_z(self.ln_final(x, hooks.ln_final))
         return z_next
 

@@ -213,14 +213,14 @@ def asked(probe: str, subject: Subject, prompts: PromptBatch, config: Any) -> di
 
 def _files(options: Iterable[Any]) -> dict[str, str]:
     """Return the SHA-256 of the files that options name; ``PATH.nc:3`` names a part of one."""
+    parts = [part for option in options for part in (option if isinstance(option, list | tuple) else [option])]
+    named = [str(part) for part in parts if isinstance(part, str | Path)]
+    places = [(name, Path(path)) for name in named for path in (name, name.rpartition(":")[0])]
     found = {}
-    for option in options:
-        for name in option if isinstance(option, list | tuple) else [option]:
-            if isinstance(name, str | Path):
-                for path in (Path(name), Path(str(name).rpartition(":")[0])):
-                    with suppress(OSError, ValueError):  # some names no file can have
-                        if path.is_file():
-                            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, path in places:
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if path.is_file():
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from loopprobe.model.blocks import Heads, Past
-from loopprobe.model.halves import enter, leave
 from loopprobe.model.hook_points import LoopHookPoint
 from loopprobe.model.masks import Fill, replacement
 from loopprobe.model.protocol import LoopedModel
@@ -59,7 +58,7 @@ def from_where_they_differ(
         for kept, z in whole.items():
             whole[kept], past[kept] = _step_and_past(model, z if kept or not masks else value, e, loop)
             read[kept] = model.predict(whole[kept], e, loop, read_at=batch.read_at)
-        entered = _Reset(enter(model, value, e, loop), past[True]) if resets_later else None  # alike for all masks
+        entered = _Reset(entering(model, value, e, loop), past[True]) if resets_later else None  # alike for all masks
         outputs = [read[kept] for _, kept in starts]
         for i in by_start:
             start, kept = starts[i]
@@ -68,13 +67,19 @@ def from_where_they_differ(
             if kept and entered is not None:
                 only = at_tokens(batch.read_at, start, initial.shape[1] - start)  # others are reset, and never read
                 x, heads, before = entered.at(start)
-                changed = model.predict(leave(model, x, heads, loop, before, only), loop=loop, read_at=slice(None))
+                changed = model.predict(model.run_layers(x, loop, before, heads, only), loop=loop, read_at=slice(None))
             else:
                 earlier = [(k[:, :start], v[:, :start]) for k, v in past[kept]]
                 later[i] = model.step(value[:, start:] if kept and masks else later[i], e[:, start:], loop, earlier)
                 changed = model.predict(later[i], e[:, start:], loop, start, batch.read_at)
             outputs[i] = torch.cat([outputs[i][:, : bisect_left(answers, start)], changed], dim=1)
         yield outputs
+
+
+def entering(model: Any, z: Tensor, e: Tensor, loop: int) -> tuple[Tensor, Heads]:
+    """The streams at the first layer of a LoopedTransformer, and the queries, keys and values that are made of them."""
+    entered: tuple[Tensor, Heads] = model.blocks[0].enter(model.stream(z, e, loop), model.points(loop).blocks[0])
+    return entered
 
 
 class _Reset:
@@ -90,7 +95,7 @@ class _Reset:
         self.keys = [p.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2) for p in parts]
 
     def at(self, start: int) -> tuple[Tensor, Heads, list[Past | None]]:
-        """Streams, heads and pasts for ``leave``; tokens must not go down from call to call."""
+        """Streams, heads and pasts for ``run_layers``; tokens must not go down from call to call."""
         for keys, clean in zip(self.keys, self.past[0], strict=True):
             keys[:, self.filled : start] = clean[:, self.filled : start]
         self.filled = start

@@ -14,6 +14,7 @@ from loopprobe.config.schema import AnyConfig, read_config
 from loopprobe.config.strict import build, configuration
 from loopprobe.errors import LoopprobeError
 from loopprobe.store.shipped import CONFIG
+from loopprobe.support.statistics import SUMMARY
 
 FORMAT = 1  # the version of config.json, raised when an older reader would misread it
 
@@ -52,9 +53,6 @@ class RecordedErrors:
         return "–" if math.isnan(self.failures) else f"{self.failures:.2%}"
 
 
-NUMBERS = tuple(field.name for field in dataclasses.fields(RecordedErrors))[2:]
-
-
 def recorded_errors(evaluation: dict[str, Any] | None) -> list[RecordedErrors]:
     """Read what a checkpoint's evaluation says of its errors, one entry per number of loops."""
     recorded = evaluation or {}
@@ -62,9 +60,9 @@ def recorded_errors(evaluation: dict[str, Any] | None) -> list[RecordedErrors]:
     level = recorded.get("failure_level", math.nan)
     if "error" in recorded:  # of an earlier version, which measured means
         recorded = recorded | {"mean": recorded["error"]}
-    columns = [recorded.get(name) or [math.nan] * len(loops) for name in NUMBERS]
+    columns = [recorded.get(name) or [math.nan] * len(loops) for name in SUMMARY]
     return [
-        RecordedErrors(n, level, **dict(zip(NUMBERS, numbers, strict=True)))
+        RecordedErrors(n, level, **dict(zip(SUMMARY, numbers, strict=True)))
         for n, *numbers in zip(loops, *columns, strict=True)
     ]
 
@@ -83,7 +81,7 @@ class Record:
     def __post_init__(self) -> None:
         if not self.evaluation:
             return
-        parts = (*NUMBERS, "loops") if "median" in self.evaluation else ("loops", "error")
+        parts = (*SUMMARY, "loops") if "median" in self.evaluation else ("loops", "error")
         measured = [self.evaluation.get(part, []) for part in parts]
         numbers = all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in measured)
         if not numbers or len({len(values) for values in measured}) > 1:

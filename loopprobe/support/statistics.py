@@ -17,6 +17,7 @@ from numpy import ndarray
 from scipy.special import bdtr, bdtrik, betaincinv, ndtr, ndtri, stdtrit  # scipy.stats, half a second to import, has it
 from torch import Tensor
 
+SUMMARY = ("median", "median_low", "median_high", "failures", "failures_low", "failures_high", "mean")  # of errors
 TINY = 1e-9  # a share below it is none
 HALF = (torch.float16, torch.bfloat16)  # precisions of models that no statistic is computed in
 
@@ -144,11 +145,8 @@ def summarise_errors(errors: Float[ndarray, "... sample"], level: float) -> dict
         with heavy tails does not determine one. Where an error is NaN, so are they all.
     """
     failed = np.where(np.isnan(errors), np.nan, errors > level)  # what is not known has neither failed nor succeeded
-    parts = {"median": median_interval(errors), "failures": share_interval(failed)}
-    ends = {
-        f"{name}{end}": part for name, of in parts.items() for end, part in zip(("", "_low", "_high"), of, strict=True)
-    }
-    return ends | {"mean": errors.mean(-1, dtype=np.float64)}
+    numbers = *median_interval(errors), *share_interval(failed), errors.mean(-1, dtype=np.float64)
+    return dict(zip(SUMMARY, numbers, strict=True))
 
 
 def bootstrap_mean(

@@ -15,7 +15,6 @@ from loopprobe.model.hook_points import hooked
 from loopprobe.model.hook_trees import HookTrees
 from loopprobe.model.hooked_root import LoopedRootModule
 from loopprobe.model.lens_options import refuse_options
-from loopprobe.model.loop_numbers import are_alike
 from loopprobe.model.protocol import Capability, Sizes
 from loopprobe.model.protocol import require as require_support
 from loopprobe.model.reading import ReadAt, at_tokens, read_places
@@ -71,7 +70,7 @@ class WrappedModel(LoopedRootModule):
     @property
     def supports(self) -> frozenset[Capability]:
         """The capabilities that were found, under the hooks that are attached now."""
-        return self.found if are_alike(self.hook_trees) else self.found - {"autonomous"}
+        return self.found if self.hook_trees.are_alike else self.found - {"autonomous"}
 
     def setup(self) -> None:
         """Make the hook points; the module's own parts get no names, which a bridge's points have."""
