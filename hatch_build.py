@@ -1,7 +1,7 @@
 """What goes into the wheel and the sdist beside the code: models, and the study's questions and grids.
 
-Of every model go its configuration and history. Weights are heavy: those of the models named in pyproject.toml go too,
-the others are listed in a registry with their SHA-256, by which an installed loopprobe fetches them.
+Of every model goes its configuration. Weights and histories are heavy: those of the models named in pyproject.toml go
+too, the others are listed in a registry with their SHA-256, by which an installed loopprobe fetches them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Shipped(BuildHookInterface):
             if name.as_posix() == "registry.json":  # of the sdist that this wheel is built from
                 left_out |= json.loads(path.read_text(encoding="utf-8"))
                 continue
-            missing = name.parent.as_posix() not in kept and (name.suffix == ".safetensors" or name.parts[0] == "hub")
+            heavy = name.suffix in {".safetensors", ".jsonl"} or name.parts[0] == "hub"
+            missing = heavy and name.parent.as_posix() not in kept
             if missing:
                 left_out[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
             if not missing or (name.parts[0] == "hub" and name.name == "config.json"):  # by which the model is listed

@@ -14,6 +14,7 @@ import pytest
 
 from loopprobe.config.model import ModelConfig
 from loopprobe.errors import LoopprobeError
+from loopprobe.probes import curves
 from loopprobe.store import checkpoint as cp
 from loopprobe.store import language, shipped
 
@@ -23,12 +24,13 @@ NAME = "lr-b5-T5"
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package with the configurations of two models and without their weights; its registry."""
+    """A package with the configurations of two models and without their weights and histories; its registry."""
     folder, registry = tmp_path / "site" / "_checkpoints", {}
     for path in [f"{NAME}/config.json", "hub/raven-docs/config.json"]:
         (folder / path).parent.mkdir(parents=True)
         shutil.copy(ROOT / "checkpoints" / path, folder / path)
-    left_out = [Path(NAME, "model.safetensors"), *(Path("hub/raven-docs", one) for one in ("config.json", "README.md"))]
+    left_out = [Path(NAME, "model.safetensors"), Path(NAME, "metrics.jsonl")]
+    left_out += [Path("hub/raven-docs", one) for one in ("config.json", "README.md")]
     for path in left_out:
         registry[path.as_posix()] = hashlib.sha256((ROOT / "checkpoints" / path).read_bytes()).hexdigest()
     registry["hub/raven-docs/model.safetensors"] = "0" * 64
@@ -84,6 +86,18 @@ def test_weights_are_fetched_once_and_then_found(package, served, monkeypatch, t
     assert (tmp_path / "cache" / NAME / "model.safetensors").is_file()
     monkeypatch.delenv("LOOPPROBE_CHECKPOINTS")
     assert cp.load_checkpoint(NAME).digest() == digest_of_the_clone()
+
+
+def test_a_history_is_fetched_as_the_weights_are(package, monkeypatch):
+    known = [json.loads(line) for line in (ROOT / "checkpoints" / NAME / "metrics.jsonl").read_text().splitlines()]
+    monkeypatch.setenv("LOOPPROBE_CHECKPOINTS", str(ROOT / "checkpoints"))
+    checkpoint = cp.load_checkpoint(NAME)
+    prompts = checkpoint.model.sample_prompts(1)
+    data = curves.run(checkpoint, prompts, curves.CurvesConfig())
+    assert data["loss"].values.tolist() == [row["loss"] for row in known]
+    monkeypatch.delenv("LOOPPROBE_CHECKPOINTS")
+    with pytest.raises(LoopprobeError, match=rf"^{NAME}/metrics.jsonl is not in this package.*LOOPPROBE_CHECKPOINTS"):
+        curves.check(checkpoint, curves.CurvesConfig(), prompts)
 
 
 @pytest.mark.parametrize("how", ["folder", "address", "cache"])
@@ -142,7 +156,7 @@ def test_an_installed_package_has_its_models_and_questions(tmp_path, monkeypatch
     monkeypatch.delenv("LOOPPROBE_CHECKPOINTS", raising=False)
     run(sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT))  # the wheel is built from the sdist
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
-    assert wheel.stat().st_size < 5e6
+    assert wheel.stat().st_size < 4.5e6
     assert sdist.stat().st_size < 8e6
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
     place, loops = python("import loopprobe as l; print(l.__file__, l.load().cfg.n_loops)").split()

@@ -13,6 +13,7 @@ from loopprobe.errors import LoopprobeError
 from loopprobe.probes.dataset import stamp
 from loopprobe.probes.declaration import Probe, Shown
 from loopprobe.store.checkpoint import METRICS, Checkpoint
+from loopprobe.store.shipped import whole_file
 from loopprobe.tasks import PromptBatch
 from loopprobe.types import Progress
 
@@ -50,7 +51,7 @@ def check(checkpoint: Checkpoint, config: CurvesConfig, prompts: PromptBatch) ->
 
 
 def _rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    path = checkpoint.folder and checkpoint.folder / METRICS
+    path = checkpoint.folder and whole_file(checkpoint.folder / METRICS)
     lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
     if not lines:
         raise LoopprobeError(f"{checkpoint.label} has no {METRICS}: its training is not known; give another checkpoint")

@@ -1,8 +1,8 @@
 """Checkpoints by name: those in ./runs and those that ship; imports no torch.
 
-A clone has all files of the models that ship, an installed package the configuration and the history of each, and the
-weights that are used most. Those that it leaves out stand in its ``registry.json`` with their SHA-256 and are fetched
-when they are asked for, from where LOOPPROBE_CHECKPOINTS says.
+A clone has all files of the models that ship, an installed package the configuration of each, and the weights and
+histories that are used most. The files that it leaves out stand in its ``registry.json`` with their SHA-256 and are
+fetched when they are asked for, from where LOOPPROBE_CHECKPOINTS says.
 """
 
 from __future__ import annotations
