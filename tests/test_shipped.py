@@ -88,11 +88,10 @@ def test_weights_are_fetched_once_and_then_found(package, served, monkeypatch, t
     assert cp.load_checkpoint(NAME).digest() == digest_of_the_clone()
 
 
-def test_a_history_is_fetched_as_the_weights_are(package, monkeypatch):
+def test_a_history_is_fetched_as_the_weights_are(package, monkeypatch, prompts):
     known = [json.loads(line) for line in (ROOT / "checkpoints" / NAME / "metrics.jsonl").read_text().splitlines()]
     monkeypatch.setenv("LOOPPROBE_CHECKPOINTS", str(ROOT / "checkpoints"))
     checkpoint = cp.load_checkpoint(NAME)
-    prompts = checkpoint.model.sample_prompts(1)
     data = curves.run(checkpoint, prompts, curves.CurvesConfig())
     assert data["loss"].values.tolist() == [row["loss"] for row in known]
     monkeypatch.delenv("LOOPPROBE_CHECKPOINTS")
