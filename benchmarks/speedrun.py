@@ -39,7 +39,7 @@ DECAY = 0.98  # of the averaged weights, a step
 GROWING = ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"]
 SPRINT = [
     "train.steps=1400", "train.muon_lr=0.014", "train.adam_lr=0.005", "train.loss_loops=4", "train.log_every=20",
-    "train.loops={kind='uniform',start=5,end=16}", "model.role_range=0.3",
+    "train.loops={kind='uniform',start=5,end=16}", "model.copy_head=true",
     "train.dims={kind='mastery',start=3,error=0.6}", "train.points={kind='dims',start=10}",
 ]  # fmt: skip
 BY_STEPS = [

@@ -221,16 +221,32 @@ def test_initial_weights_have_the_promised_scale():
     assert gpt2.blocks[0].mlp.fc_out.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.02)
 
 
-def test_inputs_and_labels_start_from_a_vector_of_their_role_and_all_else_from_what_it_was():
-    plain = LoopedTransformer(ModelConfig(d_model=512, n_points=7), torch.Generator().manual_seed(0))
-    roles = LoopedTransformer(ModelConfig(d_model=512, n_points=7, role_range=0.5), torch.Generator().manual_seed(0))
-    added = (roles.W_pos - plain.W_pos).detach()
-    assert torch.allclose(added[0::2], added[0], atol=1e-6)
-    assert torch.allclose(added[1::2], added[1], atol=1e-6)
-    assert added[:2].std(1).tolist() == pytest.approx([0.5, 0.5], rel=0.1)
-    assert abs(torch.corrcoef(added[:2])[0, 1]) < 0.2  # not one vector twice
-    names = [name for name, value in plain.state_dict().items() if not torch.equal(value, roles.state_dict()[name])]
-    assert names == ["W_pos"]
+@pytest.mark.parametrize(
+    "sizes", [{}, {"n_dims": 20, "n_points": 41, "d_model": 256, "n_heads": 8}, {"n_dims": 30}, {"n_points": 9}]
+)
+def test_a_copy_head_attends_to_the_inputs_of_points_and_moves_them_to_their_labels(sizes):
+    model = LoopedTransformer(ModelConfig(**sizes, copy_head=True), torch.Generator().manual_seed(0)).eval()
+    xs = torch.randn(16, model.cfg.n_points, model.cfg.n_dims, generator=torch.Generator().manual_seed(1))
+    cache = model.run_with_cache(xs, xs.sum(-1), n_loops=1)[1]
+    pattern = cache["pattern", 0][0].mean(0).detach()  # [head, query, key]
+    tokens = torch.arange(2 * model.cfg.n_points)
+    to_inputs = pattern[:, tokens, tokens // 2 * 2].mean(1)
+    assert to_inputs[0] > 0.4
+    assert to_inputs[1:].max() < 0.2
+    # what it writes at a label tells the input, to a linear map
+    written = (cache["attn_z", 0][0, ..., 0, :] @ model.W_O[0, 0]).detach()[:, 1::2].flatten(0, 1)
+    inputs = xs[..., : model.cfg.d_head].flatten(0, 1)
+    left = inputs - written @ torch.linalg.lstsq(written, inputs).solution
+    assert left.square().mean() < 0.7 * inputs.square().mean()
+
+
+def test_a_copy_head_leaves_all_other_weights_as_they_were():
+    plain = LoopedTransformer(ModelConfig(n_layers=2), torch.Generator().manual_seed(0)).state_dict()
+    copying = LoopedTransformer(ModelConfig(n_layers=2, copy_head=True), torch.Generator().manual_seed(0)).state_dict()
+    changed = {name for name, value in plain.items() if not torch.equal(value, copying[name])}
+    assert changed == {"W_pos", *(f"blocks.0.attn.{name}" for name in ("qkv.weight", "qkv.bias", "out.weight"))}
+    for part in range(3):  # the queries, keys and values of the other heads
+        assert torch.equal(*(t["blocks.0.attn.qkv.weight"].chunk(3)[part][16:] for t in (plain, copying)))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -103,7 +103,7 @@ CONFIG_RULES = [
     ([*PARITY, "model.n_loops=5"], r"model.n_loops \(5\) must be task.length \(4\)"),
     ([*PARITY, "train.loops={kind='mastery',start=1,rate=0.5}"], r"train.loops.kind \(mastery\)"),
     ([*PARITY, "train.length={kind='mastery',start=1,error=0.5}"], "start and rate"),
-    ([*PARITY, "model.role_range=0.3"], r"role_range \(0.3\) is of models that read vectors"),
+    ([*PARITY, "model.copy_head=true"], r"copy_head \(True\) is of models that read vectors"),
     ([*PARITY, "train.length={kind='poisson'}"], r"train.length.kind \(poisson\)"),
     ([*PARITY, "train.length={kind='length'}"], r"train.length.kind \(length\)"),
     (["train.points={kind='uniform',start=2}"], r"train.points.kind \(uniform\)"),

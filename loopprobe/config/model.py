@@ -53,7 +53,7 @@ class ModelConfig:
     loop_embedding: bool = False  # a learned vector for each loop, added to its input
     n_dims: OfVectors = None  # type: ignore[assignment]  # vectors: 10
     n_points: OfVectors = None  # type: ignore[assignment]  # vectors: 31
-    role_range: PositiveFloat | None = None  # vectors: std of a first vector of all x, and one of all y; None: neither
+    copy_head: bool = False  # vectors: start with a head that copies the x of every point to its y
 
     attn_only: ClassVar[bool] = False  # asked for by TransformerLens's ActivationCache
 
@@ -77,8 +77,8 @@ class ModelConfig:
                 raise LoopprobeError(
                     f"rotary_dim ({self.rotary_dim}) must be even and at most d_head ({self.d_head}): change one"
                 )
-        for name, kind in {"rotary_dim": "rotary", "rotary_base": "rotary", "role_range": "standard"}.items():
-            if getattr(self, name) is not None and self.positional_embedding_type != kind:
+        for name, kind in {"rotary_dim": "rotary", "rotary_base": "rotary", "copy_head": "standard"}.items():
+            if getattr(self, name) and self.positional_embedding_type != kind:
                 raise LoopprobeError(
                     f"{name} ({getattr(self, name)}) is of {kind} positions, and positional_embedding_type is "
                     f"{self.positional_embedding_type}: drop it"
@@ -99,10 +99,16 @@ class ModelConfig:
                 f"n_ctx ({self.n_ctx}) must be at least 2 * n_points ({TOKENS_PER_POINT * self.n_points}): "
                 "every point is two tokens; raise n_ctx or lower n_points"
             )
+        needed = self.n_dims + self.d_head + min(self.n_dims, self.d_head)
+        if self.copy_head and (self.d_head < 2 or self.d_model < needed):
+            raise LoopprobeError(
+                f"copy_head needs a d_head of at least 2 (not {self.d_head}) and a d_model of at least {needed} (not "
+                f"{self.d_model}), for it has directions of its own: drop it or raise them"
+            )
 
     def _fill_tokens(self) -> None:
-        for name in ("n_dims", "n_points", "role_range"):
-            if getattr(self, name) is not None:
+        for name in ("n_dims", "n_points", "copy_head"):
+            if getattr(self, name):
                 raise LoopprobeError(
                     f"{name} ({getattr(self, name)}) is of models that read vectors, and d_vocab ({self.d_vocab}) is "
                     "set: drop one of them"

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
@@ -16,8 +17,7 @@ def initialise(model: LoopedTransformer, generator: torch.Generator | None) -> N
     """normal(0, initializer_range or 1/√fan_in), output projections divided by √(2 n_layers), biases 0.
 
     Positions and loops have a standard deviation of 0.02 where none is given, and an embedding, which adds nothing
-    up, has 1. With role_range the positions of all x start from one more vector, drawn with that standard deviation,
-    and those of all y from another, so that attention can tell inputs from labels before it has learnt to.
+    up, has 1. With copy_head one head is made by hand, see ``_make_copy_head``.
     """
     given = model.cfg.initializer_range
     for module in model.modules():
@@ -31,12 +31,32 @@ def initialise(model: LoopedTransformer, generator: torch.Generator | None) -> N
         if hasattr(model, name):
             nn.init.normal_(getattr(model, name), std=given or 0.02, generator=generator)
     with torch.no_grad():
-        if model.cfg.role_range is not None:
-            roles = torch.empty(model.tokens_per_point, model.cfg.d_model)
-            nn.init.normal_(roles, std=model.cfg.role_range, generator=generator)
-            for i, role in enumerate(roles):
-                model.W_pos[i :: model.tokens_per_point] += role
         for layers in (model.blocks, getattr(model, "prelude", ()), getattr(model, "coda", ())):
             for block in layers:
                 for projection in (block.attn.out, block.mlp.fc_out):
                     projection.weight /= math.sqrt(2 * len(layers))
+        if model.cfg.copy_head:
+            _make_copy_head(model, generator)
+
+
+def _make_copy_head(model: LoopedTransformer, generator: torch.Generator | None) -> None:
+    """Let the first head attend from both tokens of a point to its x, and copy x into directions of its own.
+
+    This is the first layer of the construction by von Oswald et al. (arXiv 2212.07677): behind it the token of a label
+    holds the input, too. It uses orthogonal directions of the residual stream: those that vectors are read into; those
+    of a vector that the two tokens of a point share; those that are copied to; and one that tells x from y. Sizes are
+    such that the tokens sought have scores about 4 above those of others.
+    """
+    cfg, attn = model.cfg, model.blocks[0].attn
+    copied, length = min(cfg.n_dims, cfg.d_head), math.sqrt(cfg.d_model) / 4  # a quarter of what a vector is read into
+    drawn = nn.init.normal_(torch.empty(cfg.d_model, cfg.d_model - cfg.n_dims), generator=generator)
+    basis = torch.linalg.qr(torch.cat([model.read_in.weight, drawn], 1))[0].T
+    read, place, target, kind = basis[: sum(sizes := [cfg.n_dims, cfg.d_head - 1, copied, 1])].split(sizes)
+    points = nn.init.normal_(torch.empty(-(-cfg.n_ctx // 2), cfg.d_head - 1), generator=generator)
+    tokens = torch.arange(cfg.n_ctx)
+    model.W_pos.add_(length * (F.normalize(points)[tokens // 2] @ place + (2 * (tokens % 2) - 1)[:, None] * kind))
+    q, k, v = (weight[: cfg.d_head] for weight in attn.qkv.weight.chunk(3))
+    q[:-1] = k[:-1] = 2 / length * cfg.d_head**0.25 * place
+    q[-1], k[-1] = 0, -4 * (cfg.d_head / cfg.d_model) ** 0.25 * kind
+    attn.qkv.bias[cfg.d_head - 1] = 4 * (cfg.d_head / cfg.d_model) ** 0.25
+    v[:copied], attn.out.weight[:, :copied] = read[:copied], target.T
