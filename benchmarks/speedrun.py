@@ -39,7 +39,7 @@ DECAY = 0.98  # of the averaged weights, a step
 GROWING = ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"]
 SPRINT = [
     "train.steps=1400", "train.muon_lr=0.014", "train.adam_lr=0.005", "train.loss_loops=4", "train.log_every=20",
-    "train.loops={kind='uniform',start=5,end=16}", "model.copy_head=true",
+    "train.loops={kind='uniform',start=5,end=12}", "model.copy_head=true",
     "train.dims={kind='mastery',start=3,error=0.6}", "train.points={kind='dims',start=10}",
 ]  # fmt: skip
 BY_STEPS = [
@@ -50,7 +50,6 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is ch
     "default": (None, []),
     "fast": ("fast", []),
     "sprint": ("fast", SPRINT),
-    "sprint, 5 to 12 loops": ("fast", [*SPRINT, "train.loops={kind='uniform',start=5,end=12}"]),
     "sprint by steps": ("fast", BY_STEPS),
     "fast, mean squared error": ("fast", ["train.loss=mse"]),
     "fast, batch 64": ("fast", ["train.batch_size=64"]),
