@@ -16,7 +16,8 @@ from loopprobe.show.figures.style import BASELINE_COLOURS, GREY, SYMBOLS, colour
 
 DRAWN, PAIRS, LAGS = 30, 14, 4  # edges in the graph; pairs in the heat map; curves of lags
 BLUE, RED = "#2166ac", "#b2182b"
-KEY = "red: as the corrupted run, blue: against it; letters: query, key or value"
+SIDES = {"q": -0.12, "k": 0.0, "v": 0.12}  # how far beside a head edges to its queries, keys and values end
+KEY = "red: as the corrupted run, blue: against it; letters: as query, key or value"
 
 
 def edges_figures(data: xr.Dataset) -> dict[str, go.Figure]:
@@ -50,28 +51,36 @@ def edge_graph(data: xr.Dataset, edges: Sequence[dict[str, Any]], title: str) ->
     n_loops = int(data.to_loop[-1])
     figure = go.Figure()
     most = max((abs(edge["effect"]) for edge in edges), default=0.0) or 1.0
+    read: dict[tuple[float, float], str] = {}  # the letters of what heads read, where edges end
     for edge in reversed(edges):
         start = columns.index(edge["sender"]), edge["from_loop"]
-        part = edge["receiver"].removesuffix(" q").removesuffix(" k").removesuffix(" v")
+        part, _, letter = edge["receiver"].rpartition(" ")
+        if letter not in SIDES:
+            part, letter = edge["receiver"], ""
         end = (len(columns) / 2, n_loops + 1) if part == READ_OUT else (columns.index(part), edge["to_loop"])
         across, down = abs(end[0] - start[0]), end[1] - start[1]
         sideways = 0.35 if across == 0 and down > 1 else 0.0
         upwards = 0.2 + 0.05 * across if down == 0 else 0.0  # so that edges within a loop do not cover one another
-        beside = {"q": -0.12, "k": 0.0, "v": 0.12}.get(edge["receiver"].rpartition(" ")[2], 0.0)
-        middle = (start[0] + end[0]) / 2 + sideways + beside, (start[1] + end[1]) / 2 - upwards + beside
+        if letter:
+            end = end[0] + SIDES[letter], end[1]
+            read[end] = letter
+        middle = (start[0] + end[0]) / 2 + sideways, (start[1] + end[1]) / 2 - upwards
         figure.add_scatter(
             x=[start[0], middle[0], end[0]], y=[start[1], middle[1], end[1]], mode="lines", showlegend=False,
             line={"width": 0.6 + 6 * abs(edge["effect"]) / most, "shape": "spline",
                   "color": RED if edge["effect"] > 0 else BLUE},
             opacity=0.55, hoverinfo="skip",
         )  # fmt: skip
-        word = edge["receiver"].rpartition(" ")[2] if edge["receiver"].startswith("head") else ""
         figure.add_scatter(
-            x=[middle[0]], y=[middle[1]], mode="markers+text", text=[word], showlegend=False,
-            textfont={"size": 10}, marker={"size": 5, "color": "white", "opacity": 0.01},
+            x=[middle[0]], y=[middle[1]], mode="markers", showlegend=False,
+            marker={"size": 5, "color": "white", "opacity": 0.01},
             hovertemplate=f"{edge['sender']} of loop {edge['from_loop']} → {edge['receiver']} of loop "
                           f"{edge['to_loop']}: {edge['effect']:.3g}<extra></extra>",
         )  # fmt: skip
+    figure.add_scatter(
+        x=[x for x, _ in read], y=[y + 0.06 for _, y in read], mode="text", text=list(read.values()), showlegend=False,
+        textposition="bottom center", textfont={"size": 11}, hoverinfo="skip",
+    )  # fmt: skip
     loops = sorted({edge["from_loop"] for edge in edges} | {edge["to_loop"] for edge in edges}) or [n_loops]
     places = [(col, loop) for loop in range(loops[0], loops[-1] + 1) for col in range(len(columns))]
     figure.add_scatter(
