@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import needs_peak, run_script
 
+from loopprobe.dynamics import limits
 from loopprobe.dynamics.calibration import (
     RECORD,
     calibrate,
@@ -297,3 +298,11 @@ def test_a_run_as_short_as_the_window_takes_no_start_for_a_drift():
         longer = torch.cat([series, series[-1] + (series[-1] - series[-2]) * (1 + steps)])
         found = [int(classify(features(Trail.of(one)), calibrate(torch.float64))[0]) for one in (series, longer)]
         assert found == [short, long]
+
+
+@pytest.mark.parametrize("cached", [1, 300, 10**6])
+def test_movements_are_the_same_in_parts_of_any_size(cached, monkeypatch):
+    monkeypatch.setattr(limits, "CACHED", cached)
+    x = torch.randn(20, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = [((x[k:] - x[:-k]) ** 2).sum(-1).mean(0) ** 0.5 for k in range(1, 8)]
+    torch.testing.assert_close(limits._moved(x, 7), torch.stack(expected), rtol=1e-12, atol=0)
