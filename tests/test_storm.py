@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 PATIENCE = 10  # seconds to the end; two where nothing else runs
-KILLS = int(os.environ.get("LOOPPROBE_STORM", "30"))
+KILLS = int(os.environ.get("LOOPPROBE_STORM", "15"))
 
 HEAD = r"""
 import json, os, random, shutil, signal, sys, time
