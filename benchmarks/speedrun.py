@@ -37,11 +37,6 @@ TARGETS = (0.1, 0.02, 0.01)
 SHOWN = ("default", "fast", "sprint")  # on every page, measured or not
 DECAY = 0.98  # of the averaged weights, a step
 GROWING = ["train.dims={kind='linear',start=3,over=0.4}", "train.points={kind='linear',start=10,over=0.4}"]
-SPRINT = [
-    "train.steps=1400", "train.muon_lr=0.014", "train.adam_lr=0.005", "train.loss_loops=4", "train.log_every=20",
-    "train.loops={kind='uniform',start=5,end=12}", "model.copy_head=true",
-    "train.dims={kind='mastery',start=3,error=0.6}", "train.points={kind='dims',start=10}",
-]  # fmt: skip
 BY_STEPS = [
     "train.steps=1400", "train.muon_lr=0.014", "train.adam_lr=0.005",
     "train.dims={kind='linear',start=3,hold=140,over=0.36}", "train.points={kind='linear',start=10,hold=140,over=0.36}",
@@ -49,7 +44,7 @@ BY_STEPS = [
 RECIPES: dict[str, tuple[str | None, list[str]]] = {  # a preset, and what is changed in it
     "default": (None, []),
     "fast": ("fast", []),
-    "sprint": ("fast", SPRINT),
+    "sprint": ("sprint", []),
     "sprint by steps": ("fast", BY_STEPS),
     "fast, mean squared error": ("fast", ["train.loss=mse"]),
     "fast, batch 64": ("fast", ["train.batch_size=64"]),
