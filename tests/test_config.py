@@ -84,10 +84,7 @@ def test_schedules():
         (["train.points={kind='mastery',start=3,error=0.5}"], ["train.points.kind (mastery)"]),
         (["train.points={kind='dims'}"], ["a dims schedule takes start"]),
         (["model.copy_head=true", "model.positional_embedding_type=none"], ["copy_head (True)", "drop it"]),
-        (
-            ["model.copy_head=true", "model.n_heads=1"],
-            ["copy_head needs", "d_model of at least 84 (not 64)"],
-        ),
+        (["model.copy_head=true", "model.n_heads=1"], ["copy_head needs", "d_model of at least 84 (not 64)"]),
         (["model.copy_head=true", "model.n_heads=64"], ["copy_head needs", "d_head of at least 2 (not 1)"]),
         (["train.dims={kind='constant',hold=30}"], ["hold (30)", "linear schedules only", "drop it"]),
         (["steps"], ["steps", "section.key=value"]),

@@ -99,7 +99,7 @@ class ModelConfig:
                 f"n_ctx ({self.n_ctx}) must be at least 2 * n_points ({TOKENS_PER_POINT * self.n_points}): "
                 "every point is two tokens; raise n_ctx or lower n_points"
             )
-        needed = self.n_dims + self.d_head + min(self.n_dims, self.d_head)
+        needed = sum(self.copy_head_directions)
         if self.copy_head and (self.d_head < 2 or self.d_model < needed):
             raise LoopprobeError(
                 f"copy_head needs a d_head of at least 2 (not {self.d_head}) and a d_model of at least {needed} (not "
@@ -125,6 +125,11 @@ class ModelConfig:
     def tokens_per_point(self) -> int:
         """The number of tokens of one example: two for a labelled vector, one for a token."""
         return 1 if self.reads_tokens else TOKENS_PER_POINT
+
+    @property
+    def copy_head_directions(self) -> list[int]:
+        """How many directions ``copy_head`` needs: read into, of a point's place, copied to, and of x or y."""
+        return [self.n_dims, self.d_head - 1, min(self.n_dims, self.d_head), 1]
 
     @classmethod
     def from_transformer_lens(cls, cfg: Any, **loop_fields: Any) -> ModelConfig:

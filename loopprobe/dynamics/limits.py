@@ -45,7 +45,7 @@ from loopprobe.support.statistics import double
 LONGEST = 64  # the longest period that is searched for in the last values alone
 AS_GOOD = 2.0  # how much worse than with a floor a fall to zero may explain a movement, and is yet the simpler answer
 REPEATED = 16  # the least number of values over which a period must be seen again
-CACHED = 131_072  # numbers of series of which movements are measured at once: a megabyte
+CACHED = 131_072  # numbers of series of which movements are measured at once on a CPU: a megabyte
 TINY = 1e-300  # stands for zero in a denominator
 
 
@@ -165,11 +165,13 @@ def features(trail: Trail, size: Tensor | float | None = None) -> Features:
 
 
 def _moved(x: Float[Tensor, "time batch place width"], longest: int) -> Float[Tensor, "lag batch place"]:
-    """The root mean square of the movement over lags from 1 to the longest, part by part, as the cache holds it."""
+    """The root mean square of the movement over lags from 1 to the longest, on a CPU by parts that its cache holds."""
     lags, (time, *places, width) = range(1, longest + 1), x.shape
+    series = x.flatten(1, -2)
+    at_once = CACHED // (time * width) if x.device.type == "cpu" else series.shape[1]  # a GPU waits for small ones
     parts = [
         torch.stack([(part[k:] - part[:-k]).square_().sum(-1).mean(0).sqrt() for k in lags])
-        for part in map(torch.Tensor.contiguous, x.flatten(1, -2).split(max(1, CACHED // (time * width)), dim=1))
+        for part in map(torch.Tensor.contiguous, series.split(max(1, at_once), dim=1))
     ]
     return torch.cat(parts, dim=1).unflatten(1, places)
 

@@ -48,10 +48,10 @@ def _make_copy_head(model: LoopedTransformer, generator: torch.Generator | None)
     such that the tokens sought have scores about 4 above those of others.
     """
     cfg, attn = model.cfg, model.blocks[0].attn
-    copied, length = min(cfg.n_dims, cfg.d_head), math.sqrt(cfg.d_model) / 4  # a quarter of what a vector is read into
+    sizes, length = cfg.copy_head_directions, math.sqrt(cfg.d_model) / 4  # a quarter of what a vector is read into
     drawn = nn.init.normal_(torch.empty(cfg.d_model, cfg.d_model - cfg.n_dims), generator=generator)
     basis = torch.linalg.qr(torch.cat([model.read_in.weight, drawn], 1))[0].T
-    read, place, target, kind = basis[: sum(sizes := [cfg.n_dims, cfg.d_head - 1, copied, 1])].split(sizes)
+    read, place, target, kind = basis[: sum(sizes)].split(sizes)
     points = nn.init.normal_(torch.empty(-(-cfg.n_ctx // 2), cfg.d_head - 1), generator=generator)
     tokens = torch.arange(cfg.n_ctx)
     model.W_pos.add_(length * (F.normalize(points)[tokens // 2] @ place + (2 * (tokens % 2) - 1)[:, None] * kind))
@@ -59,4 +59,5 @@ def _make_copy_head(model: LoopedTransformer, generator: torch.Generator | None)
     q[:-1] = k[:-1] = 2 / length * cfg.d_head**0.25 * place
     q[-1], k[-1] = 0, -4 * (cfg.d_head / cfg.d_model) ** 0.25 * kind
     attn.qkv.bias[cfg.d_head - 1] = 4 * (cfg.d_head / cfg.d_model) ** 0.25
-    v[:copied], attn.out.weight[:, :copied] = read[:copied], target.T
+    copied = slice(len(target))
+    v[copied], attn.out.weight[:, copied] = read[copied], target.T
